@@ -1,0 +1,277 @@
+"""Parameters of one experiment: a frozen model per stage, read from YAML with dotted overrides.
+
+Defaults live here and nowhere else. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from beliefedit.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+Connective = Literal["or", "and", "not"]
+
+MODEL_SIZES = {  # SPEC 7: hidden size, layers
+    "83m": (512, 12), "162m": (768, 12), "334m": (1024, 16), "1b": (1520, 24),
+    "tiny": (64, 2), "small": (128, 4), "medium": (256, 4),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 1e-3 as a number (YAML 1.1 wants 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+class Config(BaseModel):
+    """Base of all parameter groups: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GraphConfig(Config):
+    """Which knowledge graph, and which part of it (SPEC 2)."""
+
+    source: str = Field("demo", description="'demo' (built in) or a folder in Wikidata5m's layout")
+    demo_subjects: Positive = Field(4000, description="people in the built-in graph")
+    demo_seed: NonNegative = 0
+    read_n_facts: Positive | None = Field(None, description="read only this many lines of the triple file")
+    n_relations: Annotated[int, Field(ge=2)] = 10
+    min_relations: Positive = Field(2, description="a kept subject has at least this many chosen relations")
+    min_cooccurrence: Positive = Field(1000, description="subjects that must share two relations")
+    max_object_tokens: NonNegative = Field(4, description="longer object labels are cut; 0 leaves them whole")
+    exclude_relations: tuple[str, ...] = ("P735", "P131")
+    exclude_entities: tuple[str, ...] = ("Q16521", "Q5")
+
+
+class WorldConfig(Config):
+    """The generative model (SPEC 3)."""
+
+    min_truth: Annotated[float, Field(gt=0.5, le=1)] = Field(0.6, description="least probability of a true object")
+
+
+class CorpusConfig(Config):
+    """Sentences, documents and evidence (SPEC 4)."""
+
+    n_facts: Positive = Field(1000, description="subjects are taken in order until they cover this many facts")
+    n_samples: Positive = Field(10, description="noisy draws per (subject, relation)")
+    atomic: bool = Field(True, description="write the drawn 's r o' sentences")
+    true_false: bool = Field(True, description="write judged sentences")
+    connectives: tuple[Connective, ...] = Field(("or", "and", "not"), description="compound sentences to write")
+    n_complex: NonNegative = Field(20, description="compound sentences per subject, shared over the connectives")
+    judge_all_samples: bool = Field(True, description="judge every draw; else one true and one false per fact")
+    true_object_most_frequent: bool = Field(True, description="redraw until the true object has the majority")
+    use_distractors: bool = Field(True, description="a false independent fact uses its distractor")
+    sentences_per_doc: Positive = 10
+    n_orders: Positive = Field(5, description="passes over each subject's sentences, shuffled afresh")
+    n_mixed_orders: NonNegative = Field(0, description="further passes mixed across subjects")
+
+    @model_validator(mode="after")
+    def _judged_forms_need_true_false(self) -> CorpusConfig:
+        if self.connectives and not self.true_false:
+            raise ValueError("compound sentences are judged true or false: set true_false: true or connectives: []")
+        if len(set(self.connectives)) != len(self.connectives):
+            raise ValueError(f"a connective is named twice: {list(self.connectives)}")
+        if not self.atomic and not self.true_false:
+            raise ValueError("nothing to write: atomic and true_false are both off")
+        return self
+
+
+class ModelConfig(Config):
+    """Tokenizer and language model (SPEC 7)."""
+
+    init: str | None = Field(None, description="start from this Hugging Face model or folder, not from random weights")
+    tokenizer: str = Field("bpe", description="'bpe' trains one on the corpus; else a Hugging Face name or folder")
+    vocab_size: Annotated[int, Field(ge=300)] = 2000
+    size: str | None = Field("small", description=f"one of {', '.join(MODEL_SIZES)}; null: the dimensions below")
+    hidden_size: Positive | None = None
+    n_layers: Positive | None = None
+    n_heads: Positive = 8
+    mlp_ratio: PositiveFloat = 4.0
+
+    @model_validator(mode="after")
+    def _dimensions_are_known(self) -> ModelConfig:
+        if self.size is not None and self.size not in MODEL_SIZES:
+            raise ValueError(f"unknown size '{self.size}': choose one of {', '.join(MODEL_SIZES)}, or size: null")
+        if self.size is None and (self.hidden_size is None or self.n_layers is None):
+            raise ValueError("size is null, so hidden_size and n_layers are needed")
+        if self.size is not None and (self.hidden_size or self.n_layers):
+            raise ValueError("give either size or hidden_size and n_layers, not both (size: null to use your own)")
+        if self.dimensions[0] % self.n_heads:
+            raise ValueError(f"hidden size {self.dimensions[0]} is not a multiple of n_heads {self.n_heads}")
+        return self
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(hidden size, layers)."""
+        return MODEL_SIZES[self.size] if self.size else (self.hidden_size, self.n_layers)
+
+
+class PretrainingConfig(Config):
+    """The training loop."""
+
+    n_tokens: Positive = Field(5_000_000, description="budget in tokens")
+    lr: PositiveFloat = 3e-3
+
+
+class LoraConfig(Config):
+    """LoRA on every MLP output projection (SPEC 7); defaults are the published ones."""
+
+    rank: Positive = 1
+    alpha: PositiveFloat = 8.0
+    lr: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    steps: Positive = 40
+    clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
+
+
+class EditorsConfig(Config):
+    """Editors to run, by name; an editor that is not named does not run."""
+
+    lora: LoraConfig | None = None
+
+    def chosen(self) -> dict[str, Config]:
+        """Named editors in the order of this class, with their hyper-parameters."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+class EditConfig(Config):
+    """Evaluation cases, edit requests (SPEC 6) and the editors that carry them out."""
+
+    n_cases: Positive = 5000
+    target_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="belief the evidence must bring")
+    p_downstream: Probability = Field(0.8, description="share of requests meant to change the downstream answer")
+    p_reinforce: Probability = Field(0.6, description="share of true requests where no downstream fact exists")
+    as_published: bool = Field(False, description="draw and update with the published code's slips (SPEC 9)")
+    editors: EditorsConfig = EditorsConfig(lora=LoraConfig())
+    n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
+    batch_size: Positive = Field(64, description="edits carried out at once")
+    n_trajectories: NonNegative = Field(8, description="edits scored at every step, for the trajectory figures")
+
+
+class AnalysisConfig(Config):
+    """Tables and intervals (SPEC 8)."""
+
+    n_resamples: Annotated[int, Field(ge=100)] = 2000
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Experiment(Config):
+    """One run: a section per stage, one seed, one device."""
+
+    name: str = "experiment"
+    seed: NonNegative = 0
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    graph: GraphConfig = GraphConfig()
+    world: WorldConfig = WorldConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    model: ModelConfig = ModelConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
+    edit: EditConfig = EditConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that name this configuration."""
+        return digest(self.model_dump(mode="json"))[:12]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value in canonical form, 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Read an experiment from YAML and apply dotted overrides.
+
+    Args:
+        path: YAML file with a section per stage; what it does not say keeps its default.
+        overrides: dotted key to value, e.g. ``{"edit.n_cases": 50}``.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key, wrong type, impossible value.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"no such parameter file: {path}", remedy="choose one of params/*.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError("expected sections such as 'corpus:' with keys below them", where=str(path))
+    values = values or {}
+    for key, value in (overrides or {}).items():
+        _set_dotted(values, key, value)
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error), where=str(path) + (" with overrides" if overrides else ""),
+                          remedy="correct the keys above; README lists every key") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """('edit.n_cases', 50) from 'edit.n_cases=50'; the value is read as YAML.
+
+    Raises:
+        ConfigError: no '=' or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"cannot read --set '{text}'", remedy="write it as section.key=value")
+    try:
+        return key.strip(), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of --set '{text}' is not valid YAML", remedy="quote the value") from None
+
+
+def _set_dotted(values: dict, key: str, value: Any) -> None:
+    """Put value at a.b.c, making sections on the way."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ConfigError(f"'{key}' goes below '{section}', which is a value, not a section", where=key)
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Each problem on a line: key, what is wrong, the value given, and close names for a typing error."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'])}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+            lines.append(f"{key}: {message}{given}")
+    return "\n".join(lines)
+
+
+def _suggestion(location: tuple) -> str:
+    group: Any = Experiment
+    for part in location[:-1]:
+        annotation = group.model_fields[part].annotation
+        group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Config)))
+    close = get_close_matches(str(location[-1]), group.model_fields, n=1)
+    return f", did you mean '{close[0]}'?" if close else f"; known here: {', '.join(group.model_fields)}"

@@ -1,0 +1,52 @@
+"""Every error a user of the kit can cause: what is wrong, where, and what to do about it."""
+
+
+class BeliefEditError(Exception):
+    """Base of all user errors.
+
+    Args:
+        problem: what is wrong, with the offending value.
+        where: file and line, config key or stage; empty when there is none.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, problem: str, *, where: str = "", remedy: str = "") -> None:
+        self.problem, self.where, self.remedy = problem, where, remedy
+        lines = [problem]
+        if where:
+            lines.append(f"  where: {where}")
+        if remedy:
+            lines.append(f"  to fix: {remedy}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(BeliefEditError):
+    """A parameter is unknown, of the wrong type, or impossible."""
+
+
+class GraphError(BeliefEditError):
+    """The knowledge graph's files are missing, damaged, or hold too little for the request."""
+
+
+class EvidenceError(BeliefEditError):
+    """Evidence, relation pairs or a query the Bayesian agent cannot take."""
+
+
+class LanguageError(BeliefEditError):
+    """A sentence that is not in the corpus's grammar."""
+
+
+class StoreError(BeliefEditError):
+    """A run folder or artifact that cannot be used as asked."""
+
+
+class TrainingError(BeliefEditError):
+    """Pretraining cannot go on."""
+
+
+class EditError(BeliefEditError):
+    """An edit request that cannot be carried out."""
+
+
+class ReportError(BeliefEditError):
+    """A notebook that failed or cannot be exported."""
