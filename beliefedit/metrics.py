@@ -1,0 +1,177 @@
+"""What is measured, and how sure one can be: accuracy, coherence errors, intervals (SPEC 8).
+
+The coherence errors are plain arithmetic, so they take numpy arrays, floats and polars expressions alike.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike, NDArray
+
+Values = TypeVar("Values", float, np.ndarray, pl.Expr)
+
+_WEIGHTS_AT_ONCE = 2**21  # resamples x clusters held in memory: 16 MiB of float64
+
+
+def exact(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
+    """Whether the decoded answer equals the target after lowercasing and stripping (SPEC 8, the main figure)."""
+    return _plain(answer) == _plain(target)
+
+
+def contains(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
+    """Whether the target is a substring of the decoded answer (SPEC 8, the published measure: "male" in "female")."""
+    return _plain(answer).str.contains(_plain(target), literal=True)
+
+
+def _plain(text: pl.Expr) -> pl.Expr:
+    return text.str.to_lowercase().str.strip_chars()
+
+
+def probability_error(p_lm: Values, p_agent: Values) -> Values:
+    """|p_LM(target) - p_agent(target)|, the probabilistic coherence error (SPEC 8)."""
+    return abs(p_lm - p_agent)
+
+
+def true_false_error(p_stated: Values, p_a: Values) -> Values:
+    """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true (SPEC 8)."""
+    return abs(p_stated - p_a)
+
+
+def negation_error(p_a: Values, p_not_a: Values) -> Values:
+    """|p(A) - (1 - p(not A))| (SPEC 8)."""
+    return abs(p_a - (1 - p_not_a))
+
+
+def conjunction_error(p_a: Values, p_b: Values, p_a_and_b: Values) -> Values:
+    """|p(A and B) - p(A) p(B)| (SPEC 8)."""
+    return abs(p_a_and_b - p_a * p_b)
+
+
+def disjunction_error(p_a: Values, p_b: Values, p_a_or_b: Values) -> Values:
+    """|p(A or B) - (p(A) + p(B) - p(A) p(B))| (SPEC 8)."""
+    return abs(p_a_or_b - (p_a + p_b - p_a * p_b))
+
+
+def commutation_error(p_a_and_b: Values, p_b_and_a: Values) -> Values:
+    """|p(A and B) - p(B and A)| (SPEC 8)."""
+    return abs(p_a_and_b - p_b_and_a)
+
+
+def total_variation(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
+    """Half the summed absolute difference of two distributions, 0 to 1 (SPEC 8).
+
+    Args:
+        p, q: [..., objects], each row summing to 1.
+    """
+    return 0.5 * np.abs(np.asarray(p, dtype=np.float64) - np.asarray(q, dtype=np.float64)).sum(axis=-1)
+
+
+def divergence(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence KL(p || q) in nats, p being the agent's distribution (SPEC 8).
+
+    A term with p = 0 counts nothing; one with p > 0 and q = 0 makes the result infinite.
+
+    Args:
+        p, q: [..., objects], each row summing to 1.
+    """
+    p, q = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64))
+    terms = np.zeros(p.shape)
+    some = p > 0
+    with np.errstate(divide="ignore"):
+        terms[some] = p[some] * (np.log(p[some]) - np.log(q[some]))
+    return terms.sum(axis=-1)
+
+
+def calibration_bins(p_predicted: ArrayLike, observed: ArrayLike, n_bins: int) -> pl.DataFrame:
+    """The reliability line: mean of one quantity within equal-width bins of a probability.
+
+    Args:
+        p_predicted: [n], the probability that is binned, 0 to 1.
+        observed: [n], what is averaged (0/1 outcomes or another probability).
+        n_bins: bins over 0 to 1; empty ones are left out.
+
+    Returns:
+        One row per bin: low, high (its edges), n, mean_predicted, mean_observed.
+    """
+    p_predicted = np.asarray(p_predicted, dtype=np.float64)
+    place = np.clip((p_predicted * n_bins).astype(int), 0, n_bins - 1)
+    frame = pl.DataFrame({"place": place, "predicted": p_predicted, "observed": np.asarray(observed, dtype=np.float64)})
+    return frame.group_by("place").agg(
+        n=pl.len(), mean_predicted=pl.col("predicted").mean(), mean_observed=pl.col("observed").mean(),
+    ).sort("place").select(
+        low=pl.col("place") / n_bins, high=(pl.col("place") + 1) / n_bins,
+        n="n", mean_predicted="mean_predicted", mean_observed="mean_observed")
+
+
+class Intervals(NamedTuple):
+    """Means of k columns with their intervals; every field is an array [k]."""
+
+    n: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.random.Generator, *,
+                       n_resamples: int, level: float) -> Intervals:
+    """Mean of every column with a percentile interval from a bootstrap over clusters (SPEC 8).
+
+    Whole clusters (subjects) are drawn with replacement, as many as there are; a resample's mean is the sum of its
+    values over their number. All columns share the resamples. The interval of a paired difference is that of the
+    column of differences.
+
+    Args:
+        values: [n, k]; NaN is a missing value and is left out of its column.
+        clusters: [n], any sortable ids.
+        generator: source of the resamples.
+        n_resamples: how many.
+        level: 0.95 for a 95 % interval.
+
+    Returns:
+        n counts a column's values. No value: mean NaN. Values in fewer than two clusters: low and high NaN,
+        since one cluster says nothing of how clusters vary.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    present = ~np.isnan(values)
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = _sum_by_cluster(np.where(present, values, 0.0), place, len(names))
+    counts = _sum_by_cluster(present.astype(np.float64), place, len(names))
+    n = present.sum(axis=0)
+    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    several = (counts > 0).sum(axis=0) >= 2
+    if several.any():
+        means = _resampled_means(sums[:, several], counts[:, several], generator, n_resamples)
+        low[several], high[several] = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    with np.errstate(invalid="ignore"):
+        return Intervals(n, sums.sum(axis=0) / n, low, high)
+
+
+def cluster_weights(generator: np.random.Generator, n_clusters: int, n_resamples: int) -> NDArray[np.float64]:
+    """How often each cluster is drawn in each resample: [n_resamples, n_clusters], rows summing to n_clusters."""
+    draws = generator.integers(n_clusters, size=(n_resamples, n_clusters))
+    draws += np.arange(n_resamples)[:, None] * n_clusters
+    weights = np.bincount(draws.ravel(), minlength=n_resamples * n_clusters)
+    return weights.reshape(n_resamples, n_clusters).astype(np.float64)
+
+
+def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Generator, n_resamples: int) -> NDArray:
+    """[n_resamples, k], NaN where a resample holds no value of a column; weights come in chunks to bound memory."""
+    n_clusters = len(sums)
+    chunk = max(1, _WEIGHTS_AT_ONCE // n_clusters)
+    both = np.hstack([sums, counts])
+    means = []
+    for start in range(0, n_resamples, chunk):
+        weighted = cluster_weights(generator, n_clusters, min(chunk, n_resamples - start)) @ both
+        with np.errstate(invalid="ignore"):
+            means.append(weighted[:, :sums.shape[1]] / weighted[:, sums.shape[1]:])
+    return np.concatenate(means)
+
+
+def _sum_by_cluster(values: NDArray, place: NDArray, n_clusters: int) -> NDArray[np.float64]:
+    """[clusters, k] sums of the rows [n, k] of each cluster."""
+    sums = np.zeros((n_clusters, values.shape[1]))
+    np.add.at(sums, place, values)
+    return sums
