@@ -1,0 +1,288 @@
+"""The language model: building, saving, scoring targets and generating answers (SPEC 7).
+
+`score` and `generate` ask one model, or several versions of one at once: with ``versions`` given, the model is called
+with a keyword ``versions`` (int64 [rows], the version that answers each row) besides what `transformers` models take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from beliefedit.config import ModelConfig
+from beliefedit.errors import ConfigError, LanguageError, StoreError
+from beliefedit.language import SEPARATOR
+from beliefedit.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Model = PreTrainedModel | Callable
+"""A `transformers` causal LM, or anything with its ``device`` that is called as one."""
+
+_N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto' (a GPU when there is one), 'cpu', 'cuda' or 'cuda:N' as a device.
+
+    Raises:
+        ConfigError: unknown name, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'", where="device", remedy="use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"no such GPU: '{name}' ({torch.cuda.device_count()} found)", where="device",
+                          remedy="use auto or cpu")
+    return device
+
+
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator,
+                max_length: int = 2048) -> PreTrainedModel:
+    """A Mistral decoder with random weights, or the existing model that ``config.init`` names (SPEC 7).
+
+    Args:
+        config: size, or where to start from.
+        tokenizer: gives the vocabulary.
+        generator: decides the random weights; the global random state is left as it was.
+        max_length: longest sequence the model says it takes, tokens.
+
+    Returns:
+        The model in float32 on the CPU.
+
+    Raises:
+        ConfigError: ``config.init`` is not found, or has fewer embeddings than the tokenizer has tokens.
+    """
+    if config.init is not None:
+        return _existing(config.init, tokenizer)
+    hidden_size, n_layers = config.dimensions
+    architecture = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=round(hidden_size * config.mlp_ratio),
+        num_hidden_layers=n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
+        head_dim=hidden_size // config.n_heads, max_position_embeddings=max_length, sliding_window=None,
+        tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return MistralForCausalLM(architecture).eval()
+
+
+def _existing(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model at '{name}': {str(error).splitlines()[0]}", where="model.init",
+                          remedy="give a folder with config.json and safetensors, or a Hugging Face name (needs a "
+                                 "network the first time), or null for random weights") from error
+    n_embeddings = model.get_input_embeddings().num_embeddings
+    if n_embeddings < len(tokenizer):
+        raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer {len(tokenizer)} tokens",
+                          where="model.tokenizer", remedy="use the tokenizer that belongs to the model")
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write safetensors, config.json and the tokenizer; `AutoModelForCausalLM` and `AutoTokenizer` load them."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model of a folder in float32, ready to be asked, and its tokenizer.
+
+    Raises:
+        StoreError: the folder holds no model.
+    """
+    if not (Path(folder) / "config.json").exists():
+        raise StoreError(f"no model in {folder}", remedy="run the pretraining notebook, or run_all.py")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.to(device).eval(), load_tokenizer(str(folder))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Prompts and targets as tokens, padded on the right.
+
+    Attributes:
+        ids: int64 [n, length].
+        lengths: int64 [n], tokens of prompt and target together.
+        starts: int64 [n], place of the first target token; the target reaches to the end.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def is_target(self) -> np.ndarray:
+        """bool [n, length]: this token belongs to the target."""
+        place = np.arange(self.ids.shape[1])
+        return (place >= self.starts[:, None]) & (place < self.lengths[:, None])
+
+    @property
+    def attention_mask(self) -> np.ndarray:
+        """int64 [n, length]: 1 for tokens, 0 for padding."""
+        return (np.arange(self.ids.shape[1]) < self.lengths[:, None]).astype(np.int64)
+
+
+def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str]) -> Pairs:
+    """One joint tokenization of each ``prompt + " " + target`` (SPEC 7).
+
+    A token belongs to the target if its characters begin there.
+
+    Raises:
+        LanguageError: a target without a token of its own.
+    """
+    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
+    encoded = tokenizer(texts, return_offsets_mapping=True) if texts else {"input_ids": [], "offset_mapping": []}
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+    ids = np.full((len(lengths), max(lengths, default=0)), tokenizer.pad_token_id, dtype=np.int64)
+    starts = np.empty_like(lengths)
+    for row, (tokens, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+        ids[row, :len(tokens)] = tokens
+        border = len(prompts[row])
+        starts[row] = sum(first < border or first == last == 0 for first, last in offsets)
+        if starts[row] == len(tokens) or not targets[row]:
+            raise LanguageError(f"the target {targets[row]!r} has no token of its own after {prompts[row]!r}",
+                                remedy="give a target that is not empty")
+    return Pairs(ids, lengths, starts)
+
+
+@torch.no_grad()
+def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str], *,
+          versions: Sequence[int] | None = None, batch_tokens: int = 16384) -> np.ndarray:
+    """Log-probability of each target after its prompt: the sum over the target's tokens (SPEC 7).
+
+    Sequences that begin alike are run once, by rising length, with logits from the first needed position on. Padding
+    is on the right, where a causal model never looks, so no mask is needed.
+
+    Args:
+        model: a causal LM; see the module's text for ``versions``.
+        tokenizer: the model's.
+        prompts, targets: n pairs.
+        versions: which version answers each pair, n integers.
+        batch_tokens: most tokens run at once, padding included.
+
+    Returns:
+        float64 [n], nats.
+    """
+    pairs = encode_pairs(tokenizer, prompts, targets)
+    asked = np.zeros(len(pairs.lengths), dtype=np.int64) if versions is None else np.asarray(versions, dtype=np.int64)
+    rows, row_of = _shared_rows(pairs, asked)
+    log_p = np.zeros(len(pairs.lengths))
+    for batch in _batches(pairs.lengths[rows] - 1, batch_tokens):
+        members = np.flatnonzero(np.isin(row_of, batch))
+        first, length = int(pairs.starts[members].min()) - 1, int(pairs.lengths[rows[batch]].max()) - 1
+        inputs = {"input_ids": torch.from_numpy(pairs.ids[rows[batch], :length]).to(model.device)}
+        if versions is not None:
+            inputs["versions"] = torch.from_numpy(asked[rows[batch]]).to(model.device)
+        logits = model(**inputs, use_cache=False, logits_to_keep=length - first).logits
+        row_in_batch = np.empty(len(rows), dtype=np.int64)
+        row_in_batch[batch] = np.arange(len(batch))
+        pair, place = np.nonzero(pairs.is_target[members])
+        needed = logits[row_in_batch[row_of[members[pair]]], place - 1 - first].float()
+        token = torch.from_numpy(pairs.ids[members[pair], place]).to(model.device)
+        found = needed.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        np.add.at(log_p, members[pair], found.double().cpu().numpy())
+    return log_p
+
+
+def _shared_rows(pairs: Pairs, versions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs to run, int64 [rows], and the row that holds each pair's input, int64 [n].
+
+    A pair's last token is predicted, not read; so every pair whose input begins another's shares its row.
+    """
+    inputs = [(int(version), *ids[:length - 1].tolist())
+              for version, ids, length in zip(versions, pairs.ids, pairs.lengths, strict=True)]
+    rows: list[int] = []
+    row_of = np.empty(len(inputs), dtype=np.int64)
+    for pair in sorted(range(len(inputs)), key=inputs.__getitem__, reverse=True):  # the longer one comes first
+        if not rows or inputs[rows[-1]][:len(inputs[pair])] != inputs[pair]:
+            rows.append(pair)
+        row_of[pair] = len(rows) - 1
+    return np.array(rows, dtype=np.int64), row_of
+
+
+def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices by rising length, cut so that rows x longest stays within ``batch_tokens``."""
+    order = np.argsort(lengths, kind="stable")
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - begin) * lengths[order[end]] > batch_tokens:
+            yield order[begin:end]
+            begin = end
+
+
+@torch.no_grad()
+def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], max_new_tokens: int, *,
+             labels: Collection[str] = (), versions: Sequence[int] | None = None,
+             batch_tokens: int = 16384) -> list[str]:
+    """Greedy answers of up to ``max_new_tokens`` tokens (SPEC 8), stripped.
+
+    An answer ends at the end token or at the separator of sentences.
+
+    Args:
+        model: a causal LM; see the module's text for ``versions``.
+        tokenizer: the model's.
+        prompts: n prompts; equal ones are run once.
+        max_new_tokens: longest answer.
+        labels: known answers; only these may hold the separator themselves ("st. louis").
+        versions: which version answers each prompt, n integers.
+        batch_tokens: most prompt tokens run at once, padding included.
+    """
+    asked = list(zip([0] * len(prompts) if versions is None else map(int, versions), prompts, strict=True))
+    distinct = list(dict.fromkeys(asked))
+    encoded = [tokenizer(prompt)["input_ids"] for _, prompt in distinct]
+    special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
+    answers: dict[tuple[int, str], str] = {}
+    for batch in _batches(np.array([len(ids) for ids in encoded], dtype=np.int64), batch_tokens):
+        extra = {}
+        if versions is not None:
+            extra["versions"] = torch.tensor([distinct[row][0] for row in batch], device=model.device)
+        new = _continue(model, tokenizer, [encoded[row] for row in batch], max_new_tokens + _N_EXTRA, extra)
+        for row, ids in zip(batch, new, strict=True):
+            answers[distinct[row]] = _answer(tokenizer, ids, max_new_tokens, special)
+    return [answers[key] for key in asked]
+
+
+def _continue(model: Model, tokenizer: PreTrainedTokenizerFast, encoded: list[list[int]], n_new: int,
+              extra: dict[str, torch.Tensor]) -> list[list[int]]:
+    """Greedy continuation of each prompt up to the end token; padding on the left, keys and values cached."""
+    width = max(map(len, encoded))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in encoded], device=model.device)
+    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=model.device)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    ended = torch.zeros(len(encoded), dtype=torch.bool, device=model.device)
+    new, cache = [], None
+    for _ in range(n_new):
+        output = model(input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache,
+                       use_cache=True, logits_to_keep=1, **extra)
+        ids, cache = output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
+        new.append(ids)
+        ended |= ids[:, 0] == tokenizer.eos_token_id
+        if ended.all():
+            break
+        attention = torch.cat([attention, torch.ones_like(ids)], dim=1)
+        positions = positions[:, -1:] + 1
+    return [row[:row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row
+            for row in torch.cat(new, dim=1).tolist()]
+
+
+def _answer(tokenizer: PreTrainedTokenizerFast, ids: list[int], max_new_tokens: int, special: list[str]) -> str:
+    """The part of a continuation that is the answer."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    for label in special:
+        if text.strip() == label or text.lstrip().startswith(label + SEPARATOR):
+            return label
+    longest = tokenizer.decode(ids[:max_new_tokens], skip_special_tokens=True)
+    return min(text.split(SEPARATOR)[0], longest, key=len).strip()

@@ -1,0 +1,106 @@
+"""Tokenizers: byte-level BPE trained on a corpus's sentences, or one from Hugging Face.
+
+Any Unicode text encodes and decodes to itself. A space belongs to the word after it, so that a prompt and its target,
+``"s r"`` and ``" o"``, never share a token; a quotation mark is always a token of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from beliefedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; the same texts give the same tokenizer.
+
+    Args:
+        texts: sentences in the corpus's grammar.
+        vocab_size: largest vocabulary, the 256 bytes and 3 special tokens included.
+
+    Returns:
+        A tokenizer that puts ``<s>`` in front of what it encodes; ``</s>`` ends a document.
+
+    Raises:
+        ConfigError: ``vocab_size`` below 259.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < 259:
+        raise ConfigError(f"a vocabulary of {vocab_size} cannot hold the 256 bytes and 3 special tokens",
+                          where="model.vocab_size", remedy="give at least 300")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex('"'), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, BOS, EOS], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
+        clean_up_tokenization_spaces=False, split_special_tokens=True)  # a label may spell "<s>"
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
+    """A Hugging Face tokenizer by name or from a folder; padding falls back to the end token.
+
+    Raises:
+        ConfigError: not found here and not to be downloaded, not a fast tokenizer, or without an end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer at '{name_or_path}': {str(error).splitlines()[0]}", where="model.tokenizer",
+                          remedy="give a folder that holds tokenizer.json, a Hugging Face name (needs a network "
+                                 "the first time), or 'bpe' to train one") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(f"the tokenizer '{name_or_path}' has no fast version, which character offsets need",
+                          where="model.tokenizer", remedy="choose a model with a tokenizer.json")
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"the tokenizer '{name_or_path}' has no end token, which ends a document",
+                          where="model.tokenizer", remedy="set its eos_token and save it in a folder")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def shorten_labels(tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], max_tokens: int) -> list[str]:
+    """Labels cut to their first tokens (SPEC 2); warns with the share that was cut.
+
+    Args:
+        tokenizer: decides what a token is.
+        labels: object labels; each is read as it stands in a sentence, after a space.
+        max_tokens: most tokens of a label; 0 leaves all whole.
+    """
+    if not max_tokens or not labels:
+        return list(labels)
+    encoded = tokenizer([f" {label}" for label in labels], add_special_tokens=False)["input_ids"]
+    cut = [label if len(ids) <= max_tokens else _prefix(tokenizer, label, ids[:max_tokens])
+           for label, ids in zip(labels, encoded, strict=True)]
+    n_cut = sum(a != b for a, b in zip(cut, labels, strict=True))
+    if n_cut:
+        log.warning("%d of %d object labels (%.1f %%) were cut to %d tokens (graph.max_object_tokens; 0 leaves them "
+                    "whole)", n_cut, len(labels), 100 * n_cut / len(labels), max_tokens)
+    return cut
+
+
+def _prefix(tokenizer: PreTrainedTokenizerFast, label: str, ids: list[int]) -> str:
+    """Text of a label's first tokens; bytes of a character that the cut breaks are dropped."""
+    text = tokenizer.decode(ids).removeprefix(" ")
+    while text and not label.startswith(text):
+        text = text[:-1]
+    return text.rstrip() or label[:1]
