@@ -1,0 +1,227 @@
+"""From measures to the numbers of the report: tables with intervals, worst cases, runs compared (SPEC 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from beliefedit import metrics
+from beliefedit.config import AnalysisConfig
+from beliefedit.errors import StoreError
+from beliefedit.measures import EDIT, MEASURES, STATES, beliefs, last_step, measures
+from beliefedit.store import MANIFEST, read_json
+
+_CHANGED = ~metrics.exact(pl.col("says_before"), pl.col("request"))
+_WRONG = ~metrics.exact(pl.col("says_before"), pl.col("object"))
+_FIXING, _BREAKING = _WRONG & pl.col("reinforces"), ~_WRONG & ~pl.col("reinforces")
+_CHANGES, _HAS_DOWNSTREAM = pl.col("downstream_changes"), pl.col("other_is_downstream")
+
+GROUPS: dict[str, dict[str, pl.Expr]] = {
+    "all": {"all": pl.lit(True)},
+    "updating": {"updating": _CHANGED},
+    "downstream": {"downstream": _CHANGES},
+    "fixing": {"fixing": _FIXING},
+    "downstream_or_not": {"no downstream fact": ~_HAS_DOWNSTREAM, "downstream fact": _HAS_DOWNSTREAM},
+    "breaking_or_fixing": {"breaking": _BREAKING, "fixing": _FIXING},
+    "generalisation": {"downstream answer stays": ~_CHANGES, "downstream answer changes": _CHANGES},
+}
+"""Table -> group -> which rows of `measures` belong to it (SPEC 8).
+
+all: every edit. updating: the request differs from what the model says before the edit. downstream: the request
+changes the downstream answer. fixing: the model is wrong before, the request is true. breaking: the model is right
+before, the request is false. downstream fact: the probe's other relation is downstream of the edited one.
+"""
+
+
+def tables(measures: pl.DataFrame, config: AnalysisConfig, generator: np.random.Generator) -> pl.DataFrame:
+    """The tables of SPEC 8, each mean with its interval from a bootstrap clustered by subject.
+
+    Args:
+        measures: from `measures`.
+        config: resamples and level of the intervals.
+        generator: source of the resamples.
+
+    Returns:
+        Long: table, editor, seed (null: all seeds pooled; single seeds follow when there are several), group,
+        measure, state (before, after, difference: paired), n (edits with a value), mean, low, high (null: no value,
+        or fewer than two subjects).
+    """
+    parts = []
+    for table, groups in GROUPS.items():
+        for editor in measures["editor"].unique(maintain_order=True):
+            of_editor = measures.filter(editor=editor)
+            seeds = of_editor["seed"].unique().sort().to_list()
+            for seed in [None, *seeds] if len(seeds) > 1 else [None]:
+                of_seed = of_editor if seed is None else of_editor.filter(seed=seed)
+                for group, members in groups.items():
+                    head = {"table": table, "editor": editor, "seed": seed, "group": group}
+                    parts.append(_means(of_seed.filter(members), config, generator).select(
+                        *(pl.lit(value, dtype=_HEAD[name]).alias(name) for name, value in head.items()), pl.all()))
+    return pl.concat(parts) if parts else pl.DataFrame(schema={**_HEAD, **_MEANS})
+
+
+_HEAD = {"table": pl.String, "editor": pl.String, "seed": pl.UInt32, "group": pl.String}
+_MEANS = {"measure": pl.String, "state": pl.String, "n": pl.UInt32, "mean": pl.Float64, "low": pl.Float64,
+          "high": pl.Float64}
+
+
+def summary(tables: pl.DataFrame) -> dict[str, Any]:
+    """The pooled tables as nested values for summary.json.
+
+    Returns:
+        {editor: {table: {measure: {before, after, difference, difference_low, difference_high, n}}}}; a table of two
+        groups appears as "table/group". Numbers without a value are None; n counts the paired edits.
+    """
+    found: dict[str, Any] = {}
+    for row in tables.filter(pl.col("seed").is_null()).iter_rows(named=True):
+        name = row["table"] if len(GROUPS[row["table"]]) == 1 else f"{row['table']}/{row['group']}"
+        cell = found.setdefault(row["editor"], {}).setdefault(name, {}).setdefault(row["measure"], {})
+        cell[row["state"]] = row["mean"]
+        if row["state"] == "difference":
+            cell.update(difference_low=row["low"], difference_high=row["high"], n=row["n"])
+    return found
+
+
+def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame, n: int = 10) -> pl.DataFrame:
+    """Where edited models and the rational agent part ways most: each edit's worst probe, the worst edits first.
+
+    Args:
+        cases, queries, after: as for `measures`.
+        n: rows per editor.
+
+    Returns:
+        editor, seed, case, probe, request (the sentence told), statement, p_lm, p_agent, error, sentence (plain
+        text, to be escaped where it is shown).
+    """
+    told = cases.select(pl.col("case").cast(pl.UInt32), request=pl.format(
+        "{} {} {}", "subject", "relation", "request"))
+    worst = beliefs(queries, last_step(after), "after").join(told, on="case", maintain_order="left").with_columns(
+        error=metrics.probability_error(pl.col("p_lm"), pl.col("p_agent")), statement="sentence",
+    ).sort("error", *EDIT, "probe", descending=[True, False, False, False, False]).unique(
+        EDIT, keep="first", maintain_order=True).group_by("editor", maintain_order=True).head(n)
+    sentences = [
+        f"Told “{row['request']}”, {row['editor']} believes “{row['statement']}” with {row['p_lm']:.2f}, the rational "
+        f"agent with {row['p_agent']:.2f}. Asked “{row['prompt']}”, the model says “{row['decoded']}”."
+        for row in worst.iter_rows(named=True)]
+    return worst.select(*EDIT, "probe", "request", "statement", "p_lm", "p_agent", "error",
+                        sentence=pl.Series(sentences, dtype=pl.String))
+
+
+def run_measures(run_folder: str | Path) -> pl.DataFrame:
+    """`measures` of a finished run.
+
+    Raises:
+        StoreError: the run folder lacks a frame.
+    """
+    folder = Path(run_folder)
+    paths = [folder / name for name in ("cases/cases.parquet", "cases/queries.parquet", "model/scores.parquet",
+                                        "edits/scores.parquet")]
+    for path in paths:
+        if not path.exists():
+            raise StoreError(f"no such file: {path}", where=str(folder),
+                             remedy="run run_all.py on this folder up to 03_editing")
+    return measures(*map(pl.read_parquet, paths))
+
+
+def compare(run_folders: Sequence[str | Path], config: AnalysisConfig, generator: np.random.Generator, *,
+            table: str = "all", group: str | None = None) -> pl.DataFrame:
+    """Several runs in one table: editors x seeds x parameters, paired by case where cases match.
+
+    The reference is the first run's first editor. A case matches when subject, relation, object and request are the
+    same; several seeds of an edit are averaged before they are paired.
+
+    Args:
+        run_folders: finished runs.
+        config, generator: as for `tables`.
+        table, group: which edits count, from `GROUPS` (group: by default the table's last).
+
+    Returns:
+        run (folder name), params (what differs between the runs, "key=value; …"), editor, seed (null: pooled),
+        measure, state, n, mean, low, high; on pooled rows also n_paired, paired, paired_low, paired_high: the mean
+        difference to the reference over the matching cases.
+
+    Raises:
+        StoreError: no run, or a run that is not finished.
+    """
+    folders = [Path(folder) for folder in run_folders]
+    if not folders:
+        raise StoreError("no run to compare", remedy="give at least one run folder")
+    short = len({folder.name for folder in folders}) == len(folders)
+    members = GROUPS[table][group or list(GROUPS[table])[-1]]
+    reference, parts = None, []
+    for folder, params in zip(folders, _differing([_run_params(folder) for folder in folders]), strict=True):
+        chosen = run_measures(folder).filter(members)
+        for editor in chosen["editor"].unique(maintain_order=True):
+            of_editor = chosen.filter(editor=editor)
+            reference = of_editor if reference is None else reference
+            head = {"run": folder.name if short else str(folder), "params": params, "editor": editor}
+            parts.append(_by_seed(of_editor, reference, config, generator).select(
+                *(pl.lit(value).alias(name) for name, value in head.items()), pl.all()))
+    return pl.concat(parts) if parts else pl.DataFrame(schema={
+        "run": pl.String, "params": pl.String, "editor": pl.String, "seed": pl.UInt32, **_MEANS, **_PAIRED})
+
+
+_PAIRED = {"n_paired": pl.UInt32, "paired": pl.Float64, "paired_low": pl.Float64, "paired_high": pl.Float64}
+
+
+def _by_seed(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfig,
+             generator: np.random.Generator) -> pl.DataFrame:
+    """Means of all seeds pooled, paired with the reference, then of each seed where there are several."""
+    paired = pl.DataFrame(schema={"measure": pl.String, "state": pl.String, **_PAIRED})
+    if chosen is not reference:
+        key = ["subject", "relation", "object", "request"]
+        ours, theirs = (frame.group_by(key, maintain_order=True).agg(pl.col(_columns()).mean())
+                        for frame in (chosen, reference))
+        both = ours.join(theirs, on=key, suffix="_reference", maintain_order="left")
+        differences = both.select(*key, *(pl.col(name) - pl.col(f"{name}_reference") for name in _columns()))
+        paired = _means(differences, config, generator).rename(
+            {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
+    parts = [_means(chosen, config, generator).with_columns(seed=pl.lit(None, pl.UInt32)).join(
+        paired, on=["measure", "state"], how="left", maintain_order="left")]
+    seeds = chosen["seed"].unique().sort().to_list()
+    for seed in seeds if len(seeds) > 1 else []:
+        parts.append(_means(chosen.filter(seed=seed), config, generator).with_columns(seed=pl.lit(seed, pl.UInt32)))
+    return pl.concat(parts, how="diagonal").select("seed", *_MEANS, *_PAIRED)
+
+
+def _run_params(folder: Path) -> dict[str, str]:
+    """Dotted parameter to value, from the manifests of a run's stages."""
+    found: dict[str, str] = {}
+
+    def flatten(key: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                flatten(f"{key}.{name}", inner)
+        else:
+            found[key] = str(value)
+
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        flatten(path.parent.name, read_json(path).get("config"))
+    return found
+
+
+def _differing(runs: Sequence[dict[str, str]]) -> list[str]:
+    """Per run "key=value; …" of the parameters that are not the same in all runs."""
+    keys = sorted({key for run in runs for key in run if len({other.get(key) for other in runs}) > 1})
+    return ["; ".join(f"{key}={run.get(key, 'not set')}" for key in keys) for run in runs]
+
+
+def _columns() -> list[str]:
+    return [f"{measure}_{state}" for measure in MEASURES for state in STATES[:2]]
+
+
+def _means(chosen: pl.DataFrame, config: AnalysisConfig, generator: np.random.Generator) -> pl.DataFrame:
+    """measure, state, n, mean, low, high over the rows of `measures`; the difference only over pairs."""
+    values = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
+        len(MEASURES), 2, len(chosen))
+    values = np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1).reshape(-1, len(chosen)).T
+    found = metrics.bootstrap_interval(values, chosen["subject"].to_numpy(), generator,
+                                       n_resamples=config.n_resamples, level=config.level)
+    names = [(measure, state) for measure in MEASURES for state in STATES]
+    return pl.DataFrame({
+        "measure": [measure for measure, _ in names], "state": [state for _, state in names], **found._asdict(),
+    }, nan_to_null=True).cast(_MEANS)

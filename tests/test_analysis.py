@@ -1,0 +1,300 @@
+"""Measures, tables, comparison and verdict against values worked out by hand (SPEC 8)."""
+
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+
+from beliefedit import analysis, tables, verdict
+from beliefedit.analysis import MEASURES
+from beliefedit.config import AnalysisConfig
+from beliefedit.errors import StoreError
+from beliefedit.measures import PROBES, measures
+from beliefedit.store import write_json
+
+CONFIG = AnalysisConfig(n_resamples=200)
+JUDGED = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
+
+# Three cases. 0: the model is right, the request is false and changes the downstream answer.
+# 1: the model is wrong, the request is true. 2: the model already says what is requested (which is false).
+CASES = pl.DataFrame({
+    "case": [0, 1, 2], "subject": ["Ann", "Ann", "Bob"], "relation": ["home", "job", "home"],
+    "object": ["Rome", "cook", "Oslo"], "request": ["Paris", "cook", "Bern"], "weight": [5.0, 1.0, 5.0],
+    "reinforces": [False, True, False], "downstream_changes": [True, False, False],
+    "is_downstream": [False] * 3, "other_is_downstream": [True, False, True],
+    "all_independent": [False] * 3, "other_has_both": [True] * 3, "relation_downstream": ["speech", None, "speech"],
+}, schema_overrides={"case": pl.UInt32})
+SAYS_BEFORE, SAYS_AFTER = ["Rome", "maid", "Bern"], ["paris ", "cook", "Bernhard"]
+
+
+def make_queries():
+    rows = []
+    for case in range(3):
+        original, request = CASES["object"][case], CASES["request"][case]
+        for probe in PROBES:
+            first = probe == PROBES[0]
+            objects = {"original": original if first else "old", "requested": request, "modal": request if first
+                       else "new"}
+            for kind, target in objects.items():
+                rows.append({"case": case, "probe": probe, "kind": kind, "prompt": f"{case} {probe}",
+                             "target": target, "label": objects["original"], "p_before_predictive": 0.7,
+                             "p_after_direct": 0.95, "p_after_predictive": 0.6})
+        rows += [{"case": case, "probe": probe, "kind": "true", "prompt": f'"{probe}" is', "target": "true",
+                  "label": "true"} for probe in JUDGED]
+        rows.append({"case": case, "probe": "atomic_a", "kind": "stated", "prompt": "A", "target": "a", "label": "a"})
+    return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
+
+
+def score(queries, answers, p, p_true):
+    """Scores with the same probabilities in every case: p by kind, p_true by judged probe."""
+    rows = []
+    for query in queries.iter_rows(named=True):
+        probe, kind = query["probe"], query["kind"]
+        decoded = answers[query["case"]] if probe == PROBES[0] else "NEW" if probe == PROBES[1] else "old thing"
+        value = p_true[probe] if kind in ("true", "stated") else p[kind]
+        rows.append({"case": query["case"], "probe": probe, "kind": kind, "log_p": math.log(value),
+                     "decoded": decoded})
+    return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
+
+
+QUERIES = make_queries()
+BEFORE = score(QUERIES, SAYS_BEFORE, {"original": 0.8, "requested": 0.1, "modal": 0.05}, {
+    "judged_a": 0.9, "judged_b": 0.5, "judged_and": 0.4, "judged_and_swapped": 0.6, "judged_or": 0.8,
+    "judged_not": 0.3, "atomic_a": 0.6})
+EDITED = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.99, "modal": 0.1}, {
+    "judged_a": 0.5, "judged_b": 0.5, "judged_and": 0.5, "judged_and_swapped": 0.5, "judged_or": 0.5,
+    "judged_not": 0.5, "atomic_a": 0.5})
+EARLIER = score(QUERIES, ["?"] * 3, {"original": 0.5, "requested": 0.5, "modal": 0.5}, dict.fromkeys(
+    (*JUDGED, "atomic_a"), 0.5))
+
+
+def edited(scores, editor="lora", seed=0, step=40):
+    return scores.select(pl.lit(editor).alias("editor"), pl.lit(seed, pl.UInt32).alias("seed"),
+                         pl.lit(step, pl.UInt32).alias("step"), pl.all())
+
+
+AFTER = pl.concat([edited(EARLIER, step=20), edited(EDITED)])
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return measures(CASES, QUERIES, BEFORE, AFTER)
+
+
+@pytest.fixture(scope="module")
+def result(frame):
+    return analysis.tables(frame, CONFIG, np.random.default_rng(0))
+
+
+def test_measures_by_hand(frame):
+    assert frame["case"].to_list() == [0, 1, 2]
+    assert frame["says_before"].to_list() == SAYS_BEFORE and frame["says_after"].to_list() == SAYS_AFTER
+    expected = {  # measure: values before, values after
+        "p_request": ([0.1] * 3, [0.99] * 3),
+        "accuracy_same_subject_same_relation": ([1, 0, 0], [1, 1, 0]),
+        "contains_same_subject_same_relation": ([1, 0, 0], [1, 1, 1]),
+        "accuracy_same_subject_other_relation": ([0] * 3, [1] * 3),
+        "accuracy_other_subject_same_relation": ([0] * 3, [0] * 3),
+        "contains_other_subject_same_relation": ([1] * 3, [0] * 3),
+        "coherence_same_subject_same_relation": ([0.1] * 3, [0.04] * 3),   # 0.8-0.7; 0.99-0.95
+        "coherence_same_subject_other_relation": ([0.1] * 3, [0.5] * 3),   # 0.8-0.7; 0.1-0.6
+        "coherence_other_subject_other_relation": ([0.1] * 3, [0.5] * 3),
+        "true_false": ([0.3] * 3, [0] * 3),                                # 0.6-0.9
+        "negation": ([0.2] * 3, [0] * 3),                                  # 0.9-(1-0.3)
+        "conjunction": ([0.05] * 3, [0.25] * 3),                           # 0.4-0.45; 0.5-0.25
+        "disjunction": ([0.15] * 3, [0.25] * 3),                           # 0.8-0.95; 0.5-0.75
+        "commutation": ([0.2] * 3, [0] * 3),
+    }
+    for measure, (before, after) in expected.items():
+        assert frame[f"{measure}_before"].to_list() == pytest.approx(before), measure
+        assert frame[f"{measure}_after"].to_list() == pytest.approx(after), measure
+    assert {f"{m}_{s}" for m in MEASURES for s in ("before", "after")} <= set(frame.columns)
+
+
+def test_a_prompt_that_was_not_scored_is_missing_not_zero():
+    without = AFTER.filter(pl.col("probe") != "judged_not")
+    frame = measures(CASES, QUERIES, BEFORE, without)
+    assert frame["negation_after"].null_count() == 3 and frame["negation_before"].null_count() == 0
+    row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
+        table="all", measure="negation").select("state", "n", "mean").rows()
+    assert row == [("before", 3, pytest.approx(0.2)), ("after", 0, None), ("difference", 0, None)]
+
+
+def test_frames_of_another_shape_are_named_errors():
+    with pytest.raises(StoreError, match="the edits' scores lack the columns step"):
+        measures(CASES, QUERIES, BEFORE, AFTER.drop("step"))
+
+
+@pytest.mark.parametrize(("table", "group", "members"), [
+    ("all", "all", [0, 1, 2]), ("updating", "updating", [0, 1]), ("downstream", "downstream", [0]),
+    ("fixing", "fixing", [1]), ("downstream_or_not", "downstream fact", [0, 2]),
+    ("downstream_or_not", "no downstream fact", [1]), ("breaking_or_fixing", "breaking", [0]),
+    ("breaking_or_fixing", "fixing", [1]), ("generalisation", "downstream answer changes", [0]),
+    ("generalisation", "downstream answer stays", [1, 2]),
+])
+def test_which_edits_each_table_counts(frame, result, table, group, members):
+    assert frame.filter(analysis.GROUPS[table][group])["case"].to_list() == members
+    counts = result.filter(table=table, group=group, measure="p_request")["n"].to_list()
+    assert counts == [len(members)] * 3
+
+
+def test_table_values_by_hand(result):
+    def cell(measure, state):
+        return result.filter(table="all", measure=measure, state=state).select("n", "mean", "low", "high").row(0)
+
+    # accuracy on the edited fact after: Ann 1 and 1, Bob 0; resamples of two subjects give 0, 2/3 or 1
+    assert cell("accuracy_same_subject_same_relation", "after") == (3, pytest.approx(2 / 3), 0.0, 1.0)
+    assert cell("p_request", "difference") == (3, *[pytest.approx(0.89)] * 3)
+    assert cell("conjunction", "difference") == (3, *[pytest.approx(0.2)] * 3)
+    # one subject only: a mean without an interval
+    one = result.filter(table="updating", measure="p_request", state="after").row(0, named=True)
+    assert (one["n"], one["mean"], one["low"], one["high"]) == (2, pytest.approx(0.99), None, None)
+
+
+def test_seeds_are_pooled_and_shown():
+    worse = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.59, "modal": 0.1}, dict.fromkeys(
+        (*JUDGED, "atomic_a"), 0.5))
+    frame = measures(CASES, QUERIES, BEFORE, pl.concat([edited(EDITED, seed=0), edited(worse, seed=1)]))
+    result = analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    rows = result.filter(table="all", measure="p_request", state="after").select("seed", "n", "mean").rows()
+    assert rows == [(None, 6, pytest.approx(0.79)), (0, 3, pytest.approx(0.99)), (1, 3, pytest.approx(0.59))]
+    page = tables.styled(result.filter(table="all"))
+    assert "lora, 2 seeds pooled" in page and "lora, seed 1" in page
+
+
+def test_no_edits_give_empty_tables_and_say_so():
+    frame = measures(CASES, QUERIES, BEFORE, AFTER.clear())
+    result = analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    assert result.is_empty() and analysis.summary(result) == {} and tables.styled(result) == ""
+    assert verdict.verdict(result) == ["No edits were made, so nothing can be said of editors."]
+
+
+def test_summary_and_wide_and_csv(result, tmp_path):
+    found = analysis.summary(result)["lora"]
+    assert found["updating"]["p_request"] == {
+        "before": pytest.approx(0.1), "after": pytest.approx(0.99), "difference": pytest.approx(0.89),
+        "difference_low": None, "difference_high": None, "n": 2}
+    assert found["breaking_or_fixing/breaking"]["p_request"]["n"] == 1
+    wide = tables.to_wide(result.filter(table="all"))
+    assert wide["state"].to_list() == ["before", "after", "difference"] and wide["n"].to_list() == [3, 3, 3]
+    assert wide["p_request"].to_list() == pytest.approx([0.1, 0.99, 0.89])
+    paths = tables.write_tables(result, tmp_path)
+    assert [path.stem for path in paths] == list(analysis.GROUPS)
+    assert pl.read_csv(paths[0]).equals(result.filter(table="all").with_columns(
+        pl.col("seed").cast(pl.String), pl.col("n").cast(pl.Int64)))
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.tags = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def test_html_holds_the_numbers_and_no_markup_from_data(result):
+    hostile = result.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">'))
+    for page in (tables.styled(hostile), tables.styled_editors(hostile.filter(table="all"), "after")):
+        cells = Cells()
+        cells.feed(page)
+        assert cells.tags <= {"h4", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "br", "small"}
+        assert "http" not in page
+    page = Cells()
+    page.feed(tables.styled(result.filter(table="all")))
+    assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
+    assert page.rows[1] == ["p(request)", "0.100[0.100, 0.100]", "0.990[0.990, 0.990]", "0.890[0.890, 0.890]", "3"]
+    grouped = Cells()
+    grouped.feed(tables.styled(result.filter(table="generalisation")))
+    assert grouped.rows[0] == ["measure", "downstream answer stays", "downstream answer changes"]
+    assert all(len(row) == 9 for row in grouped.rows[2:])
+
+
+def rows_for(table, measure, state, n, mean, low, high):
+    return {"table": table, "editor": "lora", "seed": None, "group": table, "measure": measure, "state": state,
+            "n": n, "mean": mean, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(("low", "high", "holds", "words"), [
+    (0.6, 0.9, True, "lora adopts the request"), (0.1, 0.4, False, "lora does not adopt the request"),
+    (0.4, 0.6, None, "lora may or may not adopt the request")])
+def test_verdict_follows_the_interval(low, high, holds, words):
+    mean = (low + high) / 2
+    frame = pl.DataFrame([rows_for("updating", "p_request", "before", 412, 0.01, 0.0, 0.02),
+                          rows_for("updating", "p_request", "after", 412, mean, low, high)])
+    claim = {claim.name: claim for claim in verdict.claims(frame)}["adopts"]
+    assert claim.holds is holds
+    assert claim.sentence == (f"{words}: p(request) after the edit, where the model said otherwise, is {mean:.2f} "
+                              f"[{low:.2f}, {high:.2f}] (0.01 before), n = 412.")
+
+
+@pytest.mark.parametrize(("measure", "low", "high", "name", "holds"), [
+    ("accuracy_other_subject_same_relation", -0.04, 0.01, "others", True),
+    ("accuracy_other_subject_same_relation", -0.3, -0.1, "others", False),
+    ("accuracy_other_subject_same_relation", -0.1, 0.0, "others", None),
+    ("coherence_same_subject_same_relation", -0.2, -0.1, "coherence the edited fact", True),
+    ("coherence_same_subject_same_relation", 0.1, 0.2, "coherence the edited fact", False),
+    ("negation", -0.2, 0.04, "logic negation", True), ("negation", 0.06, 0.2, "logic negation", False)])
+def test_verdict_on_changes(measure, low, high, name, holds):
+    frame = pl.DataFrame([rows_for("updating", measure, "before", 9, 0.5, 0.4, 0.6),
+                          rows_for("updating", measure, "difference", 9, (low + high) / 2, low, high)])
+    claim = {claim.name: claim for claim in verdict.claims(frame)}[name]
+    assert claim.holds is holds
+    assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−") in claim.sentence
+
+
+def test_verdict_without_an_interval_claims_nothing(result):
+    claims = {claim.name: claim for claim in verdict.claims(result)}
+    assert claims["adopts"].holds is None
+    assert claims["adopts"].sentence == (
+        "Whether lora adopts the request cannot be said: edits of one subject only, so no interval.")
+    assert verdict.verdict(result) == [claim.sentence for claim in verdict.claims(result)]
+
+
+def test_worst_cases_are_readable_and_sorted():
+    worst = analysis.worst_cases(CASES, QUERIES, AFTER, n=2)
+    assert worst["case"].to_list() == [0, 1] and worst["error"].to_list() == pytest.approx([0.5, 0.5])
+    assert worst["sentence"][0] == (
+        "Told “Ann home Paris”, lora believes “0 other_subject_other_relation new” with 0.10, the rational agent with "
+        "0.60. Asked “0 other_subject_other_relation”, the model says “old thing”.")
+
+
+def write_run(folder, after, lr):
+    for name, frame in {"cases/cases": CASES, "cases/queries": QUERIES, "model/scores": BEFORE,
+                        "edits/scores": after}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(folder / f"{name}.parquet")
+    write_json(folder / "edits/manifest.json", {"config": {"editors": {"lora": {"lr": lr, "steps": 40}}}})
+    return folder
+
+
+def test_compare_pairs_matching_cases(tmp_path):
+    weaker = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.79, "modal": 0.1}, dict.fromkeys(
+        (*JUDGED, "atomic_a"), 0.5))
+    first = write_run(tmp_path / "first", AFTER, 0.001)
+    second = write_run(tmp_path / "second", edited(weaker.filter(pl.col("case") != 1)), 0.0001)
+    found = analysis.compare([first, second], CONFIG, np.random.default_rng(0)).filter(
+        measure="p_request", state="after")
+    assert found["params"].to_list() == ["edits.editors.lora.lr=0.001", "edits.editors.lora.lr=0.0001"]
+    assert found["run"].to_list() == ["first", "second"] and found["n"].to_list() == [3, 2]
+    assert found["mean"].to_list() == pytest.approx([0.99, 0.79])
+    assert found["n_paired"].to_list() == [None, 2] and found["paired"].to_list() == [None, pytest.approx(-0.2)]
+    assert found["paired_low"][1] == pytest.approx(-0.2)
+
+
+def test_compare_names_what_is_missing(tmp_path):
+    with pytest.raises(StoreError, match="no run to compare"):
+        analysis.compare([], CONFIG, np.random.default_rng(0))
+    (tmp_path / "half").mkdir()
+    with pytest.raises(StoreError, match="cases.parquet"):
+        analysis.compare([tmp_path / "half"], CONFIG, np.random.default_rng(0))
