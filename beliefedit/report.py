@@ -1,0 +1,207 @@
+"""Executed notebook -> one self-contained HTML page; the index of a run; the comparison of several (REPORTS.md).
+
+A page opens from disk without a network: style, scripts and figures are inside, and its content security
+policy forbids every outside address and every script but its own, so text from data stays text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+import nbformat
+from markupsafe import Markup
+
+from beliefedit.errors import BeliefEditError, ReportError
+from beliefedit.report_cells import Page, render
+from beliefedit.store import read_json, write_text
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).with_name("report_template")
+
+
+def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = None) -> Path:
+    """Write an executed notebook as one self-contained HTML file.
+
+    Args:
+        notebook: .ipynb with its outputs.
+        target: HTML file to write, whole or not at all.
+        head: what was run. ``rows`` maps labels to text, ``versions`` packages to versions; ``learned`` says
+            whether the model learned its corpus (None: no model yet) and ``judgement`` on what grounds.
+
+    Returns:
+        target.
+
+    Raises:
+        ReportError: the notebook is missing or not a notebook.
+    """
+    notebook, target = Path(notebook), Path(target)
+    page = render(_read(notebook))
+    page.title = page.title or notebook.stem
+    write_text(target, _html("report.html.j2", page=page, head=head or {}, name=notebook.stem,
+                             plotly=_plotly() if page.n_figures else ""))
+    log.info("%s: %d figures, %.1f MB", target, page.n_figures, target.stat().st_size / 1e6)
+    return target
+
+
+def write_index(run_folder: Path) -> Path:
+    """Write index.html of a run: its head, key figures and links to its reports.
+
+    Reads summary.json and run.json of the folder; what is not there yet is left out.
+
+    Raises:
+        ReportError: no run.json, so the folder holds no run.
+    """
+    run_folder = Path(run_folder)
+    if not (run_folder / "run.json").exists():
+        raise ReportError("no run.json: not the folder of a run", where=str(run_folder),
+                          remedy="run_all.py makes run folders")
+    run, summary = read_json(run_folder / "run.json"), _summary(run_folder)
+    reports = [{"name": name, **record, "exists": (run_folder / record.get("report", "-")).exists()}
+               for name, record in run["notebooks"].items()]
+    page = Page(title=f"Run {run['name']}")
+    target = run_folder / "index.html"
+    write_text(target, _html("index.html.j2", page=page, head=summary.get("head", {}), reports=reports,
+                             figures=_key_figures(summary), editing=_editing_tables([("", summary)])))
+    return target
+
+
+def write_comparison(folder: Path) -> Path:
+    """Write index.html over the runs in the sub-folders of a folder: one table over all of them.
+
+    Raises:
+        ReportError: no sub-folder holds a run.
+    """
+    folder = Path(folder)
+    runs = [(path.parent.name, read_json(path), _summary(path.parent)) for path in sorted(folder.glob("*/run.json"))]
+    if not runs:
+        raise ReportError("no runs to compare", where=str(folder), remedy="give the folder of a sweep")
+    keys = list(dict.fromkeys(key for _, run, _ in runs for key in run.get("point", {})))
+    rows = [{"folder": name, "point": [run.get("point", {}).get(key) for key in keys],
+             "status": _status(run), "summary": summary, "figures": dict(_key_figures(summary))}
+            for name, run, summary in runs]
+    columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
+    target = folder / "index.html"
+    write_text(target, _html("comparison.html.j2", page=Page(title=f"{len(runs)} runs compared"), keys=keys, rows=rows,
+                             head={}, columns=columns, editing=_editing_tables([(name, s) for name, _, s in runs])))
+    return target
+
+
+def _status(run: Mapping[str, Any]) -> str:
+    states = [record["status"] for record in run["notebooks"].values()]
+    return "failed" if "failed" in states else "done" if states and set(states) == {"done"} else "unfinished"
+
+
+def _summary(run_folder: Path) -> dict[str, Any]:
+    path = run_folder / "summary.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _key_figures(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(label, value) of pretraining and speed, in the order of reading; absent ones are left out."""
+    pretraining = summary.get("pretraining", {})
+    names = {"atomic": "Facts recalled", "true_false": "True/false judged", "not": "“not” judged",
+             "and": "“and” judged", "or": "“or” judged"}
+    accuracy = pretraining.get("accuracy", {})
+    figures = [(label, accuracy.get(name)) for name, label in names.items()]
+    figures += [("Distance from the agent", pretraining.get("coherence")),
+                ("Tokens per second", summary.get("tokens_per_second"))]
+    figures += [(f"Edits per second, {name}", editor.get("edits_per_second"))
+                for name, editor in summary.get("editing", {}).items()]
+    return [(label, value) for label, value in figures if value is not None]
+
+
+def _editing_tables(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A table for each of updating, downstream and fixing: a row per run and editor, a column per figure."""
+    tables = []
+    for name in ("updating", "downstream", "fixing"):
+        rows = [(run, editor, _leaves(blocks[name])) for run, summary in runs
+                for editor, blocks in summary.get("editing", {}).items() if blocks.get(name)]
+        columns = list(dict.fromkeys(column for _, _, leaves in rows for column in leaves))
+        if rows:
+            tables.append({"name": name, "rows": rows, "columns": columns})
+    return tables
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'p request, before': value}; an interval {mean, low, high} stays one value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        label = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping) and not {"mean", "low", "high"} <= set(value):
+            found |= _leaves(value, f"{label}, ")
+        else:
+            found[label] = value
+    return found
+
+
+def _number(value: Any) -> str:
+    """A figure for a table: three significant digits, intervals in brackets, a dash for what is not known."""
+    if isinstance(value, Mapping):
+        return f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
+    if isinstance(value, list) and len(value) == 3:
+        return f"{_number(value[0])} [{_number(value[1])}, {_number(value[2])}]"
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return "–"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3f}".replace("-", "−") if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}"
+    return str(value)
+
+
+def _duration(seconds: float | None) -> str:
+    """'48 s', '3 min 05 s', '2 h 10 min'."""
+    if seconds is None:
+        return "–"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _read(notebook: Path) -> Mapping[str, Any]:
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except FileNotFoundError:
+        raise ReportError(f"no such notebook: {notebook}") from None
+    except (nbformat.reader.NotJSONError, UnicodeDecodeError, AttributeError, KeyError) as error:
+        raise ReportError(f"not a Jupyter notebook: {' '.join(str(error).split())[:200]}", where=str(notebook),
+                          remedy="give an executed .ipynb file") from None
+
+
+def _plotly() -> Markup:
+    from plotly.offline import get_plotlyjs  # kept out of the import of this module: plotly is slow to load
+
+    return Markup(get_plotlyjs().replace("</script", "<\\/script"))
+
+
+def _html(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"number": _number, "duration": _duration}
+    assets = {name: Markup((TEMPLATES / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    return environment.get_template(template).render(
+        values | assets, nonce=hashlib.sha256(repr(values).encode()).hexdigest()[:32])
+
+
+@click.command()
+@click.argument("notebook", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write [beside the notebook]")
+def main(notebook: Path, output: Path | None) -> None:
+    """Write an executed NOTEBOOK as one HTML file that opens anywhere."""
+    try:
+        click.echo(export(notebook, output or notebook.with_suffix(".html")))
+    except BeliefEditError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

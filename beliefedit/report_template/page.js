@@ -1,0 +1,171 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 560px)");
+
+  /* Figures: drawn in the page's own colours and width, whatever template they were made with. */
+  const figures = all("figure.plot").map((box) => ({
+    drawing: box.querySelector(".drawing"), source: box.querySelector("script").textContent,
+    titled: box.querySelector("figcaption") !== null,
+  }));
+
+  function colours() {
+    const style = getComputedStyle(document.documentElement);
+    const value = (name) => style.getPropertyValue(name).trim();
+    return { ink: value("--ink"), soft: value("--soft"), grid: value("--grid"), paper: value("--paper") };
+  }
+
+  function dress(layout, paint) {
+    const clear = "rgba(0,0,0,0)";
+    const axis = { gridcolor: paint.grid, linecolor: paint.soft, zerolinecolor: paint.grid, tickcolor: paint.soft };
+    const outer = layout.template?.layout ?? {};
+    for (const level of [layout, outer]) {
+      for (const key of Object.keys(level).filter((name) => /^[xy]axis\d*$/.test(name))) Object.assign(level[key], axis);
+      Object.assign(level, { paper_bgcolor: clear, plot_bgcolor: clear });
+      if (level.legend) Object.assign(level.legend, { bgcolor: clear, font: { ...level.legend.font, color: paint.ink } });
+    }
+    layout.font = {
+      size: 13, ...outer.font, ...layout.font, color: paint.ink, family: getComputedStyle(document.body).fontFamily,
+    };
+    for (const note of layout.annotations ?? []) if (note.yref === "paper") note.font = { ...note.font, size: 13 };
+    for (const key of Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
+      const title = layout[key].title;
+      if (title?.text) title.font = { size: 13, ...title.font };
+    }
+    layout.hoverlabel = {
+      align: "left", ...layout.hoverlabel, bgcolor: paint.paper, bordercolor: paint.soft,
+      font: { ...layout.font, size: 12.5, ...layout.hoverlabel?.font, color: paint.ink },
+    };
+  }
+
+  function fit(layout, data, titled) {
+    delete layout.width;
+    layout.autosize = true;
+    const margin = { l: 60, r: 16, b: 50, ...layout.template?.layout?.margin, ...layout.margin };
+    const lettered = (layout.annotations ?? []).some((note) => note.yref === "paper" && note.y >= 0.99);
+    margin.t = Math.min(margin.t ?? 100, lettered ? 36 : layout.legend?.y >= 1 ? 48 : 16);
+    layout.height = Math.max((layout.height ?? 450) - (titled ? 50 : 0), 200);
+    if (narrow.matches) {
+      Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
+      layout.font = { ...layout.font, size: 11.5 };
+      const entries = data.filter((trace) => trace.name && trace.showlegend !== false).length;
+      if (layout.showlegend !== false && entries > 1) {
+        const inner = layout.height - margin.t - margin.b;
+        layout.legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -58 / inner, yanchor: "top" };
+        layout.height += 22 * Math.ceil(entries / 2);
+      }
+    }
+    layout.margin = margin;
+  }
+
+  function columns(layout) {
+    const axes = Object.keys(layout).filter((name) => /^xaxis\d*$/.test(name));
+    return new Set(axes.map((name) => (layout[name].domain?.[0] ?? 0).toFixed(2))).size;
+  }
+
+  function draw({ drawing, source, titled }) {
+    const { data, layout, frames } = JSON.parse(source);
+    dress(layout, colours());
+    fit(layout, data, titled);
+    drawing.style.minWidth = columns(layout) > 1 ? `${columns(layout) * 220}px` : "";
+    const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+    Plotly.react(drawing, { data, layout, config, frames });
+    drawing.style.minHeight = "";
+  }
+
+  figures.forEach(draw);
+  for (const change of [dark, narrow]) change.addEventListener("change", () => figures.forEach(draw));
+
+  /* Tables: numbers to the right, long text wrapped, a click on a column's name sorts by it. */
+  const NUMBER = /^[+−-]?(\d[\d,]*\.?\d*|\.\d+)(e[+−-]?\d+)?\s*(%|s|ms|\[.*\]|\(.*\)|±.*)?$/i;
+  const EMPTY = new Set(["", "–", "—", "null", "nan", "NaN", "None"]);
+
+  function amount(text) {
+    return EMPTY.has(text) ? null : parseFloat(text.replace(/−/g, "-").replace(/,/g, ""));
+  }
+
+  function heads(table) {
+    const rows = table.tHead ? [...table.tHead.rows] : [];
+    const taken = rows.map(() => []);
+    const found = [];
+    rows.forEach((row, r) => {
+      let column = 0;
+      for (const cell of row.cells) {
+        while (taken[r][column]) column += 1;
+        for (let y = r; y < Math.min(r + cell.rowSpan, rows.length); y += 1)
+          for (let x = column; x < column + cell.colSpan; x += 1) taken[y][x] = true;
+        if (cell.colSpan === 1 && cell.tagName === "TH" && cell.textContent.trim()) found.push([cell, column]);
+        column += cell.colSpan;
+      }
+    });
+    return found;
+  }
+
+  function sort(body, column, numeric, direction) {
+    const key = (row) => row.cells[column].textContent.trim();
+    const rows = [...body.rows].sort((left, right) => {
+      const [a, b] = [key(left), key(right)];
+      if (EMPTY.has(a) || EMPTY.has(b)) return EMPTY.has(a) - EMPTY.has(b);
+      return direction * (numeric ? amount(a) - amount(b) : a.localeCompare(b, undefined, { numeric: true }));
+    });
+    body.append(...rows);
+  }
+
+  /* "0.52 [0.48, 0.57]": the interval steps back behind the value. */
+  function soften(cell) {
+    const parts = cell.children.length === 0 && cell.textContent.match(/^(\s*\S+\s*)(\[.*\]\s*)$/);
+    if (!parts) return;
+    const interval = Object.assign(document.createElement("span"), { className: "interval", textContent: parts[2] });
+    cell.replaceChildren(parts[1], interval);
+  }
+
+  function prepare(table) {
+    const bodies = [...table.tBodies];
+    const rows = bodies.flatMap((body) => [...body.rows]);
+    const width = rows[0]?.cells.length ?? 0;
+    const regular = rows.every((row) => row.cells.length === width && [...row.cells].every((c) => c.rowSpan === 1));
+    if (!regular) return;
+    for (const cell of rows.flatMap((row) => [...row.cells])) {
+      if (cell.textContent.length > 48) cell.classList.add("prose-cell");
+      soften(cell);
+    }
+    for (const [head, column] of heads(table)) {
+      const texts = rows.map((row) => row.cells[column]?.textContent.trim() ?? "");
+      const numeric = texts.some((text) => !EMPTY.has(text)) && texts.every((text) => EMPTY.has(text) || NUMBER.test(text));
+      if (numeric) for (const cell of [head, ...rows.map((row) => row.cells[column])]) cell.classList.add("number");
+      if (rows.length < 3) continue;
+      Object.assign(head, { tabIndex: 0, title: "Sort by this column" });
+      head.classList.add("sortable");
+      const click = () => {
+        const before = head.getAttribute("aria-sort");
+        const direction = before ? (before === "ascending" ? -1 : 1) : numeric ? -1 : 1;
+        for (const [other] of heads(table)) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+        bodies.forEach((body) => sort(body, column, numeric, direction));
+      };
+      head.addEventListener("click", click);
+      head.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); click(); }
+      });
+    }
+  }
+  all("main table").forEach(prepare);
+
+  /* Code: all open or all closed. */
+  const button = document.getElementById("all-code");
+  button?.addEventListener("click", () => {
+    const open = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", open);
+    button.textContent = open ? "Hide all code" : "Show all code";
+    for (const code of all("details.code")) code.open = open;
+  });
+
+  /* Contents: the section being read. */
+  const links = new Map(all(".contents a").map((link) => [decodeURIComponent(link.hash.slice(1)), link]));
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries.filter((item) => item.isIntersecting))
+      for (const [anchor, link] of links) link.classList.toggle("here", anchor === entry.target.id);
+  }, { rootMargin: "0px 0px -70% 0px" });
+  for (const anchor of links.keys()) watcher.observe(document.getElementById(anchor));
+})();
