@@ -117,17 +117,26 @@ class BayesAgent:
             belief += weight * self._conditional(r, x, frequency)
         return belief
 
+    def beliefs(self, subject: object, relation: object, objects: Sequence, view: View = "predictive",
+                frequency: bool = False) -> np.ndarray:
+        """`probability` of several objects of one (subject, relation), float64 [n]."""
+        s, r = self._ids(subject, relation)
+        return self._at(s, r, np.array([self._fitted.objects.id(o) for o in objects]), view, frequency)
+
+    def beliefs_given(self, relation: object, upstream_object: object, objects: Sequence,
+                      frequency: bool = False) -> np.ndarray:
+        """q(o | r, x) of several objects, float64 [n]; arguments as in `conditional`."""
+        r, x = self._downstream_id(relation), self._fitted.objects.id(upstream_object)
+        o = np.array([self._fitted.objects.id(o) for o in objects])
+        return self._conditional_at(r, np.array([x]), o, frequency)[0]
+
     def conditional(self, relation: object, upstream_object: object, frequency: bool = False) -> np.ndarray:
         """q(o | r, x): belief over objects of a downstream relation given the upstream object, [n_objects].
 
         Raises:
             EvidenceError: the relation is not downstream of another, or a name is unknown.
         """
-        r = self._fitted.relations.id(relation)
-        if r not in self._fitted.upstream:
-            raise EvidenceError(f"{relation!r} has no upstream relation",
-                                remedy=f"choose one of {[self._fitted.relations.names[d] for d in self._fitted.upstream]}")
-        return self._conditional(r, self._fitted.objects.id(upstream_object), frequency)
+        return self._conditional(self._downstream_id(relation), self._fitted.objects.id(upstream_object), frequency)
 
     def after(self, subject: object, relation: object, object: object, weight: float = 1.0,
               as_published: bool = False) -> BayesAgent:
@@ -184,9 +193,11 @@ class BayesAgent:
             p[at] = self._at(int(s[at]), int(r[at]), o[at:at + 1], view, frequency)[0]
         return p
 
-    def observed_upstream(self, relation: object) -> np.ndarray:
-        """Ids of the objects seen upstream of a downstream relation, rising."""
-        return self._fitted.conditionals[self._fitted.relations.id(relation)].observed()
+    def expected_downstream(self, relation: object) -> dict:
+        """Observed upstream object to the object expected downstream of it, argmax q(· | r, x); ties: the first."""
+        r, names = self._downstream_id(relation), self._fitted.objects.names
+        return {names[x]: names[int(self._conditional(r, x, False).argmax())]
+                for x in self._fitted.conditionals[r].observed().tolist()}
 
     @property
     def n_objects(self) -> int:
@@ -195,6 +206,13 @@ class BayesAgent:
 
     def _ids(self, subject: object, relation: object) -> tuple[int, int]:
         return self._fitted.subjects.id(subject), self._fitted.relations.id(relation)
+
+    def _downstream_id(self, relation: object) -> int:
+        r = self._fitted.relations.id(relation)
+        if r not in self._fitted.upstream:
+            names = [self._fitted.relations.names[d] for d in self._fitted.upstream]
+            raise EvidenceError(f"{relation!r} has no upstream relation", remedy=f"choose one of {names}")
+        return r
 
     def _linked(self, r: int) -> list[int]:
         """The other relation of r's pair, if it has one."""

@@ -29,12 +29,14 @@ class Corpus:
     """What was sampled.
 
     Attributes:
+        config: the parameters it was sampled with.
         facts: the known facts, rows of ``world.facts``.
         evidence: subject, relation, object (enumerations of the world's labels), weight float64, count uint32.
         statistics: facts, subjects, objects, documents, sentences in all, by kind and unique.
         documents: folder of Parquet files with doc, text, n_sentences; None when evidence alone was sampled.
     """
 
+    config: CorpusConfig
     facts: pl.DataFrame
     evidence: pl.DataFrame
     statistics: dict[str, int]
@@ -75,7 +77,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0, documents: 
     passes = config.n_orders + config.n_mixed_orders
     counted = _total(pl.concat(evidence), passes)
     statistics = _statistics(sampler, everything, counted, passes)
-    return Corpus(sampler.facts, _labelled(counted, world, sampler.facts), statistics, folder)
+    return Corpus(config, sampler.facts, _labelled(counted, world, sampler.facts), statistics, folder)
 
 
 def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
@@ -198,11 +200,13 @@ def save(corpus: Corpus, folder: Path) -> None:
     corpus.facts.write_parquet(folder / "facts.parquet")
     corpus.evidence.with_columns(pl.col(pl.Enum).to_physical()).write_parquet(folder / "evidence.parquet")
     write_json(folder / "statistics.json", corpus.statistics)
+    write_json(folder / "config.json", corpus.config.model_dump(mode="json"))
 
 
 def load(folder: Path, world: World) -> Corpus:
     """Read what `save` wrote; ``folder / "documents"`` holds the documents if they were sampled."""
     documents = folder / "documents"
-    return Corpus(pl.read_parquet(folder / "facts.parquet"),
+    return Corpus(CorpusConfig(**read_json(folder / "config.json")), pl.read_parquet(folder / "facts.parquet"),
                   with_labels(pl.read_parquet(folder / "evidence.parquet"), world),
-                  read_json(folder / "statistics.json"), documents if documents.exists() else None)
+                  read_json(folder / "statistics.json"), documents 
+                  if documents.exists() else None)

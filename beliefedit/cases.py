@@ -1,0 +1,182 @@
+"""Evaluation and edit cases: what is asked of the model, and what a rational agent would answer (SPEC 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tqdm.auto import tqdm
+
+from beliefedit.agent import BayesAgent
+from beliefedit.config import EditConfig
+from beliefedit.corpus import Corpus
+from beliefedit.language import Atom, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.sentences import Sampler
+from beliefedit.targets import PROBES, Edit, edit_targets
+from beliefedit.world import World
+
+_STREAM = 4
+"""Keeps this module's draws apart from those of other stages under the same seed."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Cases and the prompts they put to a language model.
+
+    Attributes:
+        cases: one row per case: case, subject, relation, object (true), request, weight, downstream_relation
+            (null: the subject has none) and the flags of SPEC 6.
+        queries: case, probe, kind, prompt, target, label, and the agent's targets p_*. Probes are the four of SPEC 6
+            (kinds original, requested, modal) and the logic prompts judged_* (kind true) and atomic_a (kind stated).
+    """
+
+    cases: pl.DataFrame
+    queries: pl.DataFrame
+
+
+def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig, seed: int = 0) -> Cases:
+    """Draw cases among the known facts and ask the agent for every target (SPEC 6).
+
+    Args:
+        agent: fitted to ``corpus.evidence``.
+        config: number of cases and kinds of requests; fewer known facts than ``n_cases`` give fewer cases.
+    """
+    rng = np.random.default_rng([seed, _STREAM])
+    known = _Known(world, corpus, agent, config)
+    chosen = known.choose(rng)
+    requests = [known.edit(fact, rng) for fact in chosen]
+    targets = [edit_targets(agent, edit, config) for edit in tqdm(requests, desc="cases", unit="case")]
+    cases = pl.DataFrame([{"case": number} | case for number, (case, _) in enumerate(targets)],
+                         schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
+    probes = pl.DataFrame([{"case": number} | query for number, (_, queries) in enumerate(targets)
+                           for query in queries], infer_schema_length=None)
+    p_generative = world.probabilities(_ids(probes, world))
+    probes = probes.with_columns(pl.Series("p_generative", p_generative), pl.col("case").cast(pl.UInt32))
+    queries = pl.concat([probes.drop("subject", "relation"), known.logic(chosen, rng)], how="diagonal")
+    return Cases(cases, queries.sort("case", maintain_order=True).with_columns(pl.col(pl.Float64).fill_nan(None)))
+
+
+class _Known:
+    """The known facts, by row and by (subject, relation), ready to draw requests and probes from."""
+
+    def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig) -> None:
+        self.world, self.agent, self.config = world, agent, config
+        self.sampler = Sampler(world, corpus.config, corpus.facts)
+        self.facts = corpus.facts
+        self.subject = self.sampler.subject - self.sampler.subject[0]
+        self.relation = corpus.facts["relation"].to_numpy().astype(np.int64)
+        self.fact_of = np.full((self.subject[-1] + 1, len(world.relations)), -1)
+        self.fact_of[self.subject, self.relation] = np.arange(len(self.subject))
+        self.has = self.fact_of >= 0
+        ids = {label: index for index, label in enumerate(world.relations)}
+        self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
+        self.expected: dict[int, dict[str, str]] = {}
+
+    def choose(self, rng: np.random.Generator) -> list[int]:
+        """Facts of the cases: all facts of subjects drawn without replacement, until there are enough."""
+        order = rng.permutation(len(self.fact_of))
+        rows = (fact for subject in order for fact in self.fact_of[subject] if fact >= 0)
+        return [int(fact) for fact, _ in zip(rows, range(self.config.n_cases), strict=False)]
+
+    def edit(self, fact: int, rng: np.random.Generator) -> Edit:
+        """The request about a fact and the facts its four probes look at."""
+        s, r = int(self.subject[fact]), int(self.relation[fact])
+        d = self.downstream.get(r, -1)
+        d = d if d >= 0 and self.has[s, d] else -1
+        others = np.flatnonzero(self.has[s] & (np.arange(self.has.shape[1]) != r))
+        other_relation = d if d >= 0 or not len(others) else int(rng.choice(others))
+        facts, has_both = self._probe_facts(s, r, other_relation, rng)
+        return Edit(
+            facts=tuple(self._atom(f) if f >= 0 else None for f in facts),
+            upstream=tuple(self._upstream_object(f) if f >= 0 else None for f in facts),
+            request=self._request(fact, d, rng), downstream_relation=self.world.relations[d] if d >= 0 else None,
+            other_has_both=has_both)
+
+    def _probe_facts(self, s: int, r: int, other: int, rng: np.random.Generator) -> tuple[list[int], bool]:
+        """Facts of the probes in the order of `PROBES` (-1: nobody has it), and whether one other subject has both."""
+        def somebody(has: np.ndarray) -> int:
+            candidates = np.flatnonzero(has)
+            candidates = candidates[candidates != s]
+            return int(rng.choice(candidates)) if len(candidates) else -1
+
+        if other < 0:
+            one = somebody(self.has[:, r])
+            return [self.fact_of[s, r], -1, self.fact_of[one, r] if one >= 0 else -1, -1], False
+        both = somebody(self.has[:, r] & self.has[:, other])
+        one, two = (both, both) if both >= 0 else (somebody(self.has[:, r]), somebody(self.has[:, other]))
+        return [self.fact_of[s, r], self.fact_of[s, other], self.fact_of[one, r] if one >= 0 else -1,
+                self.fact_of[two, other] if two >= 0 else -1], both >= 0
+
+    def _request(self, fact: int, d: int, rng: np.random.Generator) -> str:
+        true = self.world.objects[self.sampler.object[fact]]
+        false = self.world.objects[int(self.sampler.false_object(np.array([fact]), rng)[0])]
+        if d < 0:
+            return true if rng.random() < self.config.p_reinforce else false
+        if rng.random() >= self.config.p_downstream:
+            return false
+        changing = self._changing(d, true)
+        return str(rng.choice(changing)) if changing else false
+
+    def _changing(self, d: int, true: str) -> list[str]:
+        """Upstream objects under which something else is expected downstream than under the true one."""
+        if d not in self.expected:
+            self.expected[d] = self.agent.expected_downstream(self.world.relations[d])
+        expected = self.expected[d]
+        if self.config.as_published:
+            return list(expected)
+        now = expected.get(true, self.world.objects[0])
+        return [x for x, answer in expected.items() if answer != now]
+
+    def _atom(self, fact: int, object: int | None = None) -> Atom:
+        world = self.world
+        o = self.sampler.object[fact] if object is None else object
+        return Atom(world.subjects[self.sampler.subject[fact]], world.relations[self.relation[fact]], world.objects[o])
+
+    def _upstream_object(self, fact: int) -> str | None:
+        x = self.facts["upstream_object"][int(fact)]
+        return None if x is None else self.world.objects[x]
+
+    def logic(self, chosen: list[int], rng: np.random.Generator) -> pl.DataFrame:
+        """The judged prompts of every case, and the plain prompt of A with A's object."""
+        rows = [row | {"case": number} for number, fact in enumerate(chosen) for row in self._logic_of(fact, rng)]
+        return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
+
+    def _logic_of(self, fact: int, rng: np.random.Generator) -> Iterator[dict]:
+        (a, a_true), (b, b_true) = self._true_or_false(fact, rng), self._true_or_false(int(rng.integers(len(self.subject))), rng)
+        judged = {"judged_a": (clause("atomic", a), a_true), "judged_b": (clause("atomic", b), b_true),
+                  "judged_and": (clause("and", a, b), a_true and b_true),
+                  "judged_and_swapped": (clause("and", b, a), a_true and b_true),
+                  "judged_or": (clause("or", a, b), a_true or b_true), "judged_not": (clause("not", a), not a_true)}
+        for probe, (text, label) in judged.items():
+            yield {"probe": probe, "kind": "true", "prompt": judged_prompt(text), "target": label_word(True),
+                   "label": label_word(label)}
+        yield {"probe": "atomic_a", "kind": "stated", "prompt": atomic_prompt(a.subject, a.relation), "target": a.object,
+               "label": self._atom(fact).object}
+
+    def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Atom, bool]:
+        """The fact or, half the time, its false variant; and which of them."""
+        true = bool(rng.random() < 0.5)
+        false = int(self.sampler.false_object(np.array([fact]), rng)[0])
+        return self._atom(fact, None if true else false), true
+
+
+def _ids(probes: pl.DataFrame, world: World) -> pl.DataFrame:
+    """Ids of the (subject, relation, target) a probe's query is about."""
+    kinds = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
+             ("target", "object", world.objects))
+    return probes.select(pl.col(column).cast(pl.Enum(labels)).to_physical().cast(pl.UInt32).alias(name)
+                         for column, name, labels in kinds)
+
+
+def save(cases: Cases, folder: Path) -> None:
+    """Write both frames."""
+    cases.cases.write_parquet(folder / "cases.parquet")
+    cases.queries.write_parquet(folder / "queries.parquet")
+
+
+def load(folder: Path) -> Cases:
+    """Read what `save` wrote."""
+    return Cases(pl.read_parquet(folder / "cases.parquet"), pl.read_parquet(folder / "queries.parquet"))

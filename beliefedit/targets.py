@@ -1,0 +1,103 @@
+"""What a rational agent believes before and after an edit, at the facts an edit case looks at (SPEC 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from beliefedit.agent import BayesAgent
+from beliefedit.config import EditConfig
+from beliefedit.language import Atom, atomic_prompt
+
+PROBES = ("same_subject_same_relation", "same_subject_other_relation", "other_subject_same_relation",
+          "other_subject_other_relation")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A request and the facts it is judged by.
+
+    Attributes:
+        facts: the known fact of each of `PROBES` with its true object; None where nobody has such a fact.
+        upstream: the true upstream object of each; None where the fact is independent.
+        request: the object asked for at ``facts[0]``.
+        downstream_relation: the relation downstream of the edited one, if the subject has it.
+        other_has_both: one other subject serves both of its probes.
+    """
+
+    facts: tuple[Atom | None, ...]
+    upstream: tuple[str | None, ...]
+    request: str
+    downstream_relation: str | None
+    other_has_both: bool
+
+
+def edit_targets(agent: BayesAgent, edit: Edit, config: EditConfig) -> tuple[dict, list[dict]]:
+    """The case's row and the rows of its probes, with the agent's beliefs in every state and view."""
+    fact = edit.facts[0]
+    weight = evidence_weight(agent, fact, edit.request, config.target_probability)
+    states = {"before": agent} | {
+        state: agent.after(fact.subject, fact.relation, edit.request, w, as_published=config.as_published)
+        for state, w in (("one_observation", 1.0), ("after", weight))}
+    queries, answers = [], {}
+    for probe, atom, upstream in zip(PROBES, edit.facts, edit.upstream, strict=True):
+        if atom is not None:
+            modal = _modal(states["after"], atom)
+            answers[probe] = modal
+            queries += _queries(states, edit, (probe, atom, upstream, modal))
+    return _case(agent, edit, weight, answers), queries
+
+
+def evidence_weight(agent: BayesAgent, fact: Atom, request: str, probability: float) -> float:
+    """Evidence that makes the request credible: to ``probability``, or half-way to 1 if it already is (SPEC 5).
+
+    At least one observation: less would be evidence *against* certainty rather than for the request.
+    """
+    now = agent.probability(fact.subject, fact.relation, request, view="direct")
+    goal = probability if now <= probability else now + (1 - now) / 2
+    return max(1.0, agent.weight_for(fact.subject, fact.relation, request, goal))
+
+
+def _case(agent: BayesAgent, edit: Edit, weight: float, answers: dict[str, str]) -> dict:
+    fact, other, downstream = edit.facts[0], edit.facts[1], edit.downstream_relation
+    changes = False
+    if downstream is not None:
+        changes = answers[PROBES[1]] != _modal(agent, other)
+    return {"subject": fact.subject, "relation": fact.relation, "object": fact.object, "request": edit.request,
+            "weight": weight, "downstream_relation": downstream, "reinforces": edit.request == fact.object,
+            "downstream_changes": changes, "is_downstream": edit.upstream[0] is not None,
+            "other_is_downstream": downstream is not None, "other_has_both": edit.other_has_both,
+            "all_independent": all(x is None for x in edit.upstream)}
+
+
+def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, str | None, str]) -> list[dict]:
+    """One row per tracked object: the original one, the requested one, and what the agent expects after the edit."""
+    name, atom, upstream, modal = probe
+    objects = {"original": atom.object, "requested": edit.request, "modal": modal}
+    rows = [{"probe": name, "kind": kind, "prompt": atomic_prompt(atom.subject, atom.relation), "target": target,
+             "label": atom.object, "subject": atom.subject, "relation": atom.relation}
+            for kind, target in objects.items()]
+    distinct = list(dict.fromkeys(objects.values()))
+    place = [distinct.index(target) for target in objects.values()]
+    for state, agent in states.items():
+        given = edit.request if state != "before" and _follows_from_request(edit, atom) else upstream
+        for suffix, frequency in (("", False), ("_frequency", True)):
+            views = {view: agent.beliefs(atom.subject, atom.relation, distinct, view, frequency)
+                     for view in ("direct", "predictive")}
+            views["given_upstream"] = (np.full(len(distinct), np.nan) if given is None else
+                                       agent.beliefs_given(atom.relation, given, distinct, frequency))
+            for view, beliefs in views.items():
+                for row, at in zip(rows, place, strict=True):
+                    row[f"p_{state}_{view}{suffix}"] = float(beliefs[at])
+    return rows
+
+
+def _follows_from_request(edit: Edit, atom: Atom) -> bool:
+    """Whether the edited fact is the very upstream fact of this one."""
+    return atom.subject == edit.facts[0].subject and atom.relation == edit.downstream_relation
+
+
+def _modal(agent: BayesAgent, fact: Atom) -> str:
+    """The object the agent expects; ties: the first."""
+    return agent.objects[int(agent.distribution(fact.subject, fact.relation).argmax())]
