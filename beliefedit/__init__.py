@@ -1,0 +1,30 @@
+"""beliefedit: does an edited language model revise its beliefs as a rational agent would?
+
+The public names below load their modules when first used, so that looking at a corpus does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "load_params": "config", "Experiment": "config", "Store": "store",
+    "read_wikidata5m": "kg", "build_world": "world", "sample_corpus": "corpus", "BayesAgent": "agent",
+    "build_cases": "cases", "editor": "editors",
+    "make_graph": "pipeline", "make_world": "pipeline", "make_corpus": "pipeline", "make_agent": "pipeline",
+    "make_cases": "pipeline", "make_model": "pipeline", "make_beliefs": "pipeline", "make_edits": "pipeline",
+    "make_tables": "pipeline",
+}
+
+__all__ = list(_HOMES)  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'beliefedit' has no attribute {name!r}")
+    return getattr(import_module(f"beliefedit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

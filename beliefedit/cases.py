@@ -18,8 +18,8 @@ from beliefedit.sentences import Sampler
 from beliefedit.targets import PROBES, Edit, edit_targets
 from beliefedit.world import World
 
-_STREAM = 4
-"""Keeps this module's draws apart from those of other stages under the same seed."""
+_STREAM, _PROBES_STREAM = 4, 5
+"""Keep this module's draws apart from those of other stages under the same seed."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,30 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     return Cases(cases, queries.sort("case", maintain_order=True).with_columns(pl.col(pl.Float64).fill_nan(None)))
 
 
+def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int, seed: int = 0) -> pl.DataFrame:
+    """What a model is asked while it learns: known facts stated, judged, negated and joined.
+
+    Args:
+        n_facts: facts to ask about; fewer known facts give fewer.
+
+    Returns:
+        kind (atomic, true_false, not, and, or), prompt, target (the right answer), p_agent (predictive belief in the
+        target; null for judged prompts).
+    """
+    rng = np.random.default_rng([seed, _PROBES_STREAM])
+    known = _Known(world, corpus, agent, EditConfig(n_cases=n_facts))
+    chosen = known.choose(rng)
+    atoms = [known.atom(fact) for fact in chosen]
+    atomic = pl.DataFrame({
+        "kind": "atomic", "prompt": [atomic_prompt(a.subject, a.relation) for a in atoms],
+        "target": [a.object for a in atoms],
+        "p_agent": [agent.probability(a.subject, a.relation, a.object) for a in atoms]})
+    names = {"judged_a": "true_false", "judged_not": "not", "judged_and": "and", "judged_or": "or"}
+    judged = known.logic(chosen, rng).filter(pl.col("probe").is_in(list(names)))
+    return pl.concat([atomic, judged.select(pl.col("probe").replace_strict(names).alias("kind"), "prompt",
+                                            pl.col("label").alias("target"))], how="diagonal")
+
+
 class _Known:
     """The known facts, by row and by (subject, relation), ready to draw requests and probes from."""
 
@@ -90,7 +114,7 @@ class _Known:
         other_relation = d if d >= 0 or not len(others) else int(rng.choice(others))
         facts, has_both = self._probe_facts(s, r, other_relation, rng)
         return Edit(
-            facts=tuple(self._atom(f) if f >= 0 else None for f in facts),
+            facts=tuple(self.atom(f) if f >= 0 else None for f in facts),
             upstream=tuple(self._upstream_object(f) if f >= 0 else None for f in facts),
             request=self._request(fact, d, rng), downstream_relation=self.world.relations[d] if d >= 0 else None,
             other_has_both=has_both)
@@ -130,7 +154,8 @@ class _Known:
         now = expected.get(true, self.world.objects[0])
         return [x for x, answer in expected.items() if answer != now]
 
-    def _atom(self, fact: int, object: int | None = None) -> Atom:
+    def atom(self, fact: int, object: int | None = None) -> Atom:
+        """The fact as labels, with its true object or another."""
         world = self.world
         o = self.sampler.object[fact] if object is None else object
         return Atom(world.subjects[self.sampler.subject[fact]], world.relations[self.relation[fact]], world.objects[o])
@@ -154,13 +179,13 @@ class _Known:
             yield {"probe": probe, "kind": "true", "prompt": judged_prompt(text), "target": label_word(True),
                    "label": label_word(label)}
         yield {"probe": "atomic_a", "kind": "stated", "prompt": atomic_prompt(a.subject, a.relation), "target": a.object,
-               "label": self._atom(fact).object}
+               "label": self.atom(fact).object}
 
     def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Atom, bool]:
         """The fact or, half the time, its false variant; and which of them."""
         true = bool(rng.random() < 0.5)
         false = int(self.sampler.false_object(np.array([fact]), rng)[0])
-        return self._atom(fact, None if true else false), true
+        return self.atom(fact, None if true else false), true
 
 
 def _ids(probes: pl.DataFrame, world: World) -> pl.DataFrame:
