@@ -54,7 +54,7 @@ class Store:
         target = self.folder / name
         self._recover(target)
         if self.key(name) == key:
-            log.info("%s: already there (%s)", name, key[:12])
+            log.debug("%s: already there (%s)", name, key[:12])
             return target
         started = time.perf_counter()
         partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
@@ -71,6 +71,15 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         log.info("%s: built in %.1f s (%s)", name, manifest["seconds"], key[:12])
         return target
+
+    def working_folder(self, name: str, settings: Any) -> Path:
+        """Where a long stage keeps what it has done so far, so that running again goes on from there.
+
+        The same settings give the same folder; the stage removes it when its artifact is whole.
+        """
+        folder = self.folder / ".working" / f"{name}-{digest(settings)[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def key(self, name: str) -> str | None:
         """Key of a stage's artifact; None when it has not been built."""

@@ -1,0 +1,109 @@
+"""LoRA edits in a batch against editing one by one, and what must not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTrainedTokenizerFast
+
+import beliefedit as be
+from beliefedit.config import ModelConfig
+from beliefedit.editors.base import Request, merged
+from beliefedit.errors import ConfigError, EditError
+from beliefedit.lm import build_model, encode_pairs, generate, score
+from beliefedit.tokenizer import train_tokenizer
+
+REQUESTS = [Request("Ada works as", "poet"), Request("Bo Berg is a citizen of", "New Norway"), Request("Ada", "x"),
+            Request("Cy speaks", "Norwegian")]
+ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet" is', "true")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([f"{prompt} {target}" for prompt, target in (*REQUESTS, *ASKED)] * 3, 400)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
+    config = ModelConfig(size=None, hidden_size=32, n_layers=2, n_heads=4)
+    model = build_model(config, tokenizer, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 8 if parameter.ndim > 1 else 1  # an untrained model's tiny weights would hide any edit
+        model.lm_head.weight *= 4
+    return model
+
+
+def scores(edited, tokenizer, version: int) -> np.ndarray:
+    return score(edited, tokenizer, *zip(*ASKED, strict=True), versions=[version] * len(ASKED))
+
+
+def test_a_batch_equals_one_by_one_in_any_order(model, tokenizer) -> None:
+    editor = be.editor("lora", lr=3e-2, steps=10, rank=2)
+    together = editor.apply(model, tokenizer, REQUESTS)
+    backwards = editor.apply(model, tokenizer, REQUESTS[::-1])
+    before = score(model, tokenizer, *zip(*ASKED, strict=True))
+    for index, request in enumerate(REQUESTS):
+        expected = scores(editor.apply(model, tokenizer, [request]), tokenizer, 0)
+        np.testing.assert_allclose(scores(together, tokenizer, index), expected, rtol=1e-4)
+        np.testing.assert_allclose(scores(backwards, tokenizer, len(REQUESTS) - 1 - index), expected, rtol=1e-4)
+        assert np.abs(expected - before).max() > 1e-2
+
+
+def test_the_edit_is_learned_and_the_base_left_bit_for_bit(model, tokenizer) -> None:
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    seen = []
+    edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS, watch=lambda step, _: seen.append(step))
+    assert seen == list(range(1, 151))
+    prompts, targets = zip(*REQUESTS, strict=True)
+    after = score(edited, tokenizer, prompts, targets, versions=range(len(REQUESTS)))
+    assert (np.exp(after) > 0.9).all()
+    answers = generate(edited, tokenizer, prompts, 4, versions=range(len(REQUESTS)))
+    assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_merged_weights_answer_like_the_adapter(model, tokenizer) -> None:
+    edited = be.editor("lora", lr=1e-2, steps=5).apply(model, tokenizer, REQUESTS)
+    whole = merged(edited, model, 1)
+    np.testing.assert_allclose(score(whole, tokenizer, *zip(*ASKED, strict=True)), scores(edited, tokenizer, 1), rtol=1e-4)
+
+
+def test_one_step_is_the_published_loop(model, tokenizer) -> None:
+    """The loss, the clipping and the optimiser of SPEC 7, written out for one edit with plain modules."""
+    request, lr = REQUESTS[1], 1e-2
+    edited = be.editor("lora", lr=lr, steps=3).apply(model, tokenizer, [request])
+    fresh = be.editor("lora", lr=lr, steps=1)._fresh(model, 1)
+    layers = model.model.layers
+    down = [torch.nn.Parameter(value[0].detach().clone()) for value in fresh.down.values()]
+    up = [torch.nn.Parameter(torch.zeros(32, 1)) for _ in layers]
+    optimizer = torch.optim.AdamW([*down, *up], lr=lr, weight_decay=1e-4)
+    pairs = encode_pairs(tokenizer, [request.prompt], [request.target])
+    ids, start = torch.from_numpy(pairs.ids), int(pairs.starts[0])
+    for _ in range(3):
+        hooks = [layer.mlp.down_proj.register_forward_hook(
+            lambda _, inputs, output, a=a, b=b: output + 8 * inputs[0] @ a.T @ b.T)
+            for layer, a, b in zip(layers, down, up, strict=True)]
+        log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+        loss = -sum(log_p[place - 1, ids[0, place]] for place in range(start, ids.shape[1])) / (ids.shape[1] - 1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*down, *up], 1.0)
+        optimizer.step()
+        [hook.remove() for hook in hooks]
+    for name, a, b in zip(edited.down, down, up, strict=True):
+        torch.testing.assert_close(edited.delta(0)[f"{name}.weight"], 8 * b @ a, atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_editors_and_settings_are_refused(tokenizer) -> None:
+    with pytest.raises(EditError, match="unknown editor 'lore'"):
+        be.editor("lore")
+    with pytest.raises(ConfigError, match="did you mean 'rank'"):
+        be.editor("lora", ranks=2)
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(EditError, match="no layers with mlp.down_proj"):
+        be.editor("lora", steps=1).apply(other, tokenizer, REQUESTS)
