@@ -218,7 +218,8 @@ def _means(chosen: pl.DataFrame, config: AnalysisConfig, generator: np.random.Ge
     """measure, state, n, mean, low, high over the rows of `measures`; the difference only over pairs."""
     values = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
         len(MEASURES), 2, len(chosen))
-    values = np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1).reshape(-1, len(chosen)).T
+    values = np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1)
+    values = values.reshape(len(MEASURES) * len(STATES), len(chosen)).T
     found = metrics.bootstrap_interval(values, chosen["subject"].to_numpy(), generator,
                                        n_resamples=config.n_resamples, level=config.level)
     names = [(measure, state) for measure in MEASURES for state in STATES]

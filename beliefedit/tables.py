@@ -118,7 +118,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
 
 
-_LINE = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .7em;"
+_LINE = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .5em;"
 
 
 def _table(caption: str, heads: list[list[str]], body: list[list[str]]) -> str:
@@ -131,10 +131,11 @@ def _table(caption: str, heads: list[list[str]], body: list[list[str]]) -> str:
         cell = f'<th colspan="{span}" style="{_LINE}text-align:{"center" if span > 1 else "right"}">'
         lines.append("<tr>" + first + "".join(f"{cell}{html.escape(text)}</th>" for text in head) + "</tr>")
     rows = "".join(
-        f'<tr><th scope="row" style="{_LINE}text-align:left;font-weight:normal">{MEASURE_NAMES[measure]}</th>'
+        f'<tr><th scope="row" style="{_LINE}text-align:left;font-weight:normal;min-width:10em">'
+        f"{MEASURE_NAMES[measure]}</th>"
         + "".join(f'<td style="{_LINE}text-align:right;white-space:nowrap">{cell}</td>' for cell in cells) + "</tr>"
         for measure, cells in zip(MEASURES, body, strict=True))
     return ('<div class="belief-table" style="overflow-x:auto;margin:1em 0">'
             '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.25">'
-            f'<caption style="text-align:left;font-weight:bold;padding:.3em .7em">{html.escape(caption)}</caption>'
+            f'<caption style="text-align:left;font-weight:bold;padding:.3em .5em">{html.escape(caption)}</caption>'
             f"<thead>{''.join(lines)}</thead><tbody>{rows}</tbody></table></div>")

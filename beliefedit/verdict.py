@@ -80,8 +80,8 @@ _QUESTIONS = (
       for name, table, probe in (("the edited fact", "updating", SAME),
                                  ("the downstream fact", "downstream", _DOWNSTREAM))),
     *(_Question(f"logic {name}", "updating", measure, "difference", MARGIN, False,
-                f"leaves its {name} as coherent as it was", f"makes its {name} less coherent",
-                f"may or may not make its {name} less coherent", f"the {name} error changes by")
+                f"does not lose {name} coherence", f"loses {name} coherence",
+                f"may or may not lose {name} coherence", f"the {name} error changes by")
       for name, measure in (("true/false", "true_false"), ("negation", "negation"), ("conjunction", "conjunction"),
                             ("disjunction", "disjunction"))),
 )

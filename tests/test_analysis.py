@@ -171,6 +171,13 @@ def test_no_edits_give_empty_tables_and_say_so():
     assert verdict.verdict(result) == ["No edits were made, so nothing can be said of editors."]
 
 
+def test_a_group_without_edits_is_counted_as_none():
+    frame = measures(CASES, QUERIES, BEFORE, AFTER.filter(case=2))
+    row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
+        table="fixing", measure="p_request", state="after").row(0, named=True)
+    assert (row["n"], row["mean"], row["low"]) == (0, None, None)
+
+
 def test_summary_and_wide_and_csv(result, tmp_path):
     found = analysis.summary(result)["lora"]
     assert found["updating"]["p_request"] == {

@@ -1,0 +1,123 @@
+"""How every figure looks: one colour per role, one template, text from data made harmless, static export."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from beliefedit.errors import ReportError
+
+BEFORE, AFTER, AGENT, REQUEST = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+"""One colour per role everywhere (Okabe and Ito's, told apart by colour-blind readers, at least 3:1 on white and on
+near-black): language model before the edit, after it, rational agent, requested object."""
+
+FORMS = ("#8C6BB1", "#3E8EAD", "#A67C00", "#6B8E23", "#B5485D")
+"""Five further colours, for series that are no role; always used with a dash or marker of their own."""
+
+NEUTRAL = "#777777"
+"""Text and lines, readable on light and dark pages alike."""
+
+GRID = "rgba(128,128,128,0.25)"
+NAMES = {"before": "LM before", "after": "LM after", "agent": "agent"}
+ROLES = {"before": BEFORE, "after": AFTER, "agent": AGENT}
+
+_TOP = 46  # pixels above a plot: its title
+_AXIS = {"gridcolor": GRID, "linecolor": GRID, "automargin": True, "fixedrange": False,
+         "zeroline": False, "title": {"standoff": 8, "font": {"size": 13}}}
+TEMPLATE = go.layout.Template(layout={
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
+    "title": {"x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 10},
+              "font": {"size": 15}},
+    "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": [BEFORE, AFTER, AGENT, *FORMS],
+    "legend": {"orientation": "h", "xref": "container", "x": 0.01, "xanchor": "left", "yref": "container", "y": 0,
+               "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},  # reserves its own height, however many rows it needs
+    "hoverlabel": {"align": "left", "bgcolor": "#222222", "bordercolor": NEUTRAL,
+                   "font": {"color": "#FFFFFF", "size": 12}},
+    "margin": {"l": 10, "r": 12, "t": _TOP, "b": 10}, "autosize": True, "xaxis": _AXIS, "yaxis": _AXIS,
+    "bargap": 0.3, "dragmode": False,
+})
+
+
+def escape(text: object) -> str:
+    """Text from data as a figure may show it: plotly reads some HTML, and formulas between dollar signs."""
+    return html.escape(str(text), quote=False).replace("$", "&#36;")
+
+
+def short(text: object, width: int = 26) -> str:
+    """Escaped text cut to a width in characters, for axes and legends."""
+    text = " ".join(str(text).split())
+    return escape(text if len(text) <= width else text[:width - 1] + "…")
+
+
+def wrapped(text: object, width: int = 48) -> str:
+    """Escaped text in lines of a width in characters, for hover labels."""
+    return "<br>".join(escape(line) for line in textwrap.wrap(str(text), width)) or " "
+
+
+def hover_texts(texts: Iterable[object]) -> list[str]:
+    """`wrapped` of each text; belongs in customdata, since a template would read the text's own %{…}."""
+    return [wrapped(text) for text in texts]
+
+
+def figure(title: str, *, x: str = "", y: str = "", height: int = 380) -> go.Figure:
+    """An empty figure with title and axis titles (trusted text), legend in rows below.
+
+    Args:
+        height: pixels.
+    """
+    empty = go.Figure(layout={"template": TEMPLATE, "title": {"text": title}, "height": height})
+    empty.update_xaxes(title_text=x)
+    empty.update_yaxes(title_text=y)
+    return empty
+
+
+def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: int = 190,
+           top: int = _TOP, gap: int = 66) -> go.Figure:
+    """A grid of small panels with names (escaped text) above them.
+
+    Args:
+        panel_height: pixels of one panel with its share of the gaps.
+        top: pixels above the panels' names, for the title.
+        gap: pixels between two rows of panels, for ticks and names.
+    """
+    n_rows = -(-len(names) // columns)
+    height = n_rows * panel_height + top + 50
+    inside = height - top - 50
+    grid = make_subplots(
+        rows=n_rows, cols=columns, subplot_titles=list(names), shared_xaxes="all",
+        shared_yaxes="all", horizontal_spacing=0.1 / columns,
+        vertical_spacing=min(gap / inside, 1 / n_rows) if n_rows > 1 else 0)
+    grid.update_layout(template=TEMPLATE, title_text=title, height=height, margin_t=top + 30)
+    grid.update_annotations(font_size=12)
+    return grid
+
+
+def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900, height: int | None = None) -> Path:
+    """Write a figure as PNG, SVG or PDF, by the path's ending.
+
+    Args:
+        width, height: pixels; height defaults to the figure's own.
+
+    Raises:
+        ReportError: kaleido (or the browser it drives) is missing, or the ending is not a picture format.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in {".png", ".svg", ".pdf", ".jpg", ".webp"}:
+        raise ReportError(f"cannot write a figure as '{path.suffix}'", where=str(path),
+                          remedy="end the path in .png, .svg, .pdf, .jpg or .webp")
+    if importlib.util.find_spec("kaleido") is None:
+        raise ReportError("writing a figure as a picture needs kaleido, which is not installed", where=str(path),
+                          remedy="pip install kaleido")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.write_image(path, width=width, height=height or figure.layout.height or 500)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}", where=str(path),
+                          remedy="kaleido needs Chrome or Chromium: install one, or run plotly_get_chrome") from error
+    return path
