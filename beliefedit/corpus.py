@@ -11,7 +11,7 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from beliefedit.config import CorpusConfig
-from beliefedit.language import SEPARATOR, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.language import SEPARATOR, Form, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.sentences import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
 from beliefedit.store import read_json, write_json
 from beliefedit.world import World
@@ -19,9 +19,10 @@ from beliefedit.world import World
 _STREAM, _MIXED_STREAM = 2, 3
 """Keep this module's draws apart from those of other stages under the same seed."""
 
-_WEIGHTS = {(ATOMIC, UNJUDGED): 1.0, (ATOMIC, 1): 1.0, (ATOMIC, 0): -1.0, (NOT, 0): 1.0, (NOT, 1): -1.0,
-            (OR, 1): 2 / 3, (OR, 0): -1.0, (AND, 1): 1.0, (AND, 0): 1 / 3}
-"""Evidence that a judged sentence gives on each of its parts (SPEC 4)."""
+WEIGHTS: dict[tuple[Form, bool | None], float] = {
+    ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0, ("not", True): -1.0,
+    ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
+"""Form and label of a sentence to the evidence it gives on each of its parts (SPEC 4)."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ class _DocumentWriter:
 def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
     """(fact, object, weight, count) of a block: both parts of a compound sentence count."""
     weight = np.zeros(len(sentences.form))
-    for (form, label), value in _WEIGHTS.items():
-        weight[(sentences.form == form) & (sentences.label == label)] = value
+    for (form, label), value in WEIGHTS.items():
+        code = UNJUDGED if label is None else int(label)
+        weight[(sentences.form == FORMS.index(form)) & (sentences.label == code)] = value
     two = sentences.second_fact >= 0
     frame = pl.DataFrame({
         "fact": np.r_[sentences.fact, sentences.second_fact[two]],
