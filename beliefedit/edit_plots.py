@@ -35,16 +35,7 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
     Raises:
         ReportError: no scores of this case, or of several editors or seeds.
     """
-    rows = scores.filter(pl.col("case") == case).select("editor", "seed", "step", "probe", "kind", "log_p")
-    if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
-        raise ReportError(f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
-                          remedy="filter the scores by editor and seed; cases beyond n_trajectories have one step")
-    if before is not None:
-        start = before.filter(pl.col("case") == case).select(
-            pl.lit(0).cast(rows["step"].dtype).alias("step"), "probe", "kind", "log_p")
-        rows = pl.concat([start, rows.select(start.columns)])
-    lines = {key: frame.sort("step").select("step", pl.col("log_p").exp()).to_dict(as_series=False)
-             for key, frame in rows.group_by("probe", "kind")}
+    lines = _lines(scores, case, before)
     asked = {(row["probe"], row["kind"]): row for row in queries.filter(pl.col("case") == case).iter_rows(named=True)}
     told = asked[SAME, "requested"]
     sentence = wrapped(f"told: {told['prompt']} {told['target']}", 50)
@@ -65,6 +56,20 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
     return chart.update_yaxes(title_text="probability", col=1)
 
 
+def _lines(scores: pl.DataFrame, case: int, before: pl.DataFrame | None) -> dict[tuple[str, str], dict]:
+    """(probe, kind) -> step and p of one case, from step 0 if the unedited model's scores are given."""
+    rows = scores.filter(pl.col("case") == case).select("editor", "seed", "step", "probe", "kind", "log_p")
+    if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
+        raise ReportError(f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
+                          remedy="filter the scores by editor and seed; cases beyond n_trajectories have one step")
+    if before is not None:
+        start = before.filter(pl.col("case") == case).select(
+            pl.lit(0).cast(rows["step"].dtype).alias("step"), "probe", "kind", "log_p")
+        rows = pl.concat([start, rows.select(start.columns)])
+    return {key: frame.sort("step").select("step", p=pl.col("log_p").exp()).to_dict(as_series=False)
+            for key, frame in rows.group_by("probe", "kind")}
+
+
 def _probe_panel(chart: go.Figure, index: int, probe: str, lines: Mapping, asked: Mapping) -> None:
     tracked = "requested" if probe == SAME else "modal"
     view = "direct" if probe == SAME else "predictive"
@@ -77,13 +82,13 @@ def _probe_panel(chart: go.Figure, index: int, probe: str, lines: Mapping, asked
         return
     query = asked[probe, tracked]
     for state, dash in (("before", "dot"), ("after", "dash")):
-        _line(chart, index, {"step": [steps[0], steps[-1]], "log_p": [query[f"p_{state}_{view}"]] * 2},
+        _line(chart, index, {"step": [steps[0], steps[-1]], "p": [query[f"p_{state}_{view}"]] * 2},
               f"agent {state}", AGENT, dash, f"{query['prompt']} {query['target']}")
 
 
 def _logic_panel(chart: go.Figure, index: int, name: str, lines: Mapping) -> None:
     def p(probe: str, kind: str = "true") -> np.ndarray:
-        return np.array(lines[probe, kind]["log_p"])
+        return np.array(lines[probe, kind]["p"])
 
     needs: dict[str, tuple[str, str, Sequence[str], Callable[[], np.ndarray]]] = {
         "true_false": ("judged_a", "p(A) as judged; stated: p(o | s r)", ("atomic_a",),
@@ -100,12 +105,12 @@ def _logic_panel(chart: go.Figure, index: int, name: str, lines: Mapping) -> Non
         _line(chart, index, lines[probe, "true"], "LM: judged true", AFTER, "solid", meaning)
     if {probe, *parts} <= known:
         steps = lines[probe, "true"]["step"]
-        _line(chart, index, {"step": steps, "log_p": asked()}, "coherent", NEUTRAL, "dash", meaning)
+        _line(chart, index, {"step": steps, "p": asked()}, "coherent", NEUTRAL, "dash", meaning)
 
 
 def _line(chart: go.Figure, index: int, values: Mapping, name: str, colour: str, dash: str, hover: str) -> None:
     chart.add_scatter(
-        x=values["step"], y=values["log_p"], mode="lines", name=name, legendgroup=name,
+        x=values["step"], y=values["p"], mode="lines", name=name, legendgroup=name,
         line={"color": colour, "dash": dash, "width": 2}, customdata=[wrapped(hover)] * len(values["step"]),
         hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
         row=index // 2 + 1, col=index % 2 + 1)
