@@ -80,8 +80,8 @@ _QUESTIONS = (
       for name, table, probe in (("the edited fact", "updating", SAME),
                                  ("the downstream fact", "downstream", _DOWNSTREAM))),
     *(_Question(f"logic {name}", "updating", measure, "difference", MARGIN, False,
-                f"does not lose {name} coherence", f"loses {name} coherence",
-                f"may or may not lose {name} coherence", f"the {name} error changes by")
+                f"keeps its {name} coherence", f"loses {name} coherence",
+                f"may or may not keep its {name} coherence", f"the {name} error changes by")
       for name, measure in (("true/false", "true_false"), ("negation", "negation"), ("conjunction", "conjunction"),
                             ("disjunction", "disjunction"))),
 )
@@ -95,9 +95,15 @@ def _answer(editor: str, question: _Question, cells: dict) -> Claim:
     above, below = row["low"] > question.bound, row["high"] < question.bound
     holds = None if not (above or below) else above == question.yes_above
     text = {True: question.yes, False: question.no, None: question.open}[holds]
-    signed = "+.2f" if question.state == "difference" else ".2f"
-    low, mean, high = (f"{row[name]:{signed}}".replace("-", "−") for name in ("low", "mean", "high"))
+    low, mean, high = (_number(row[name], question.state == "difference") for name in ("low", "mean", "high"))
     before = cells[question.table, editor, question.measure, "before"]["mean"]
     then = f" ({before:.2f} before)" if question.state == "after" and before is not None else ""
     return Claim(editor, question.name, holds,
                  f"{editor} {text}: {question.unit} {mean} [{low}, {high}]{then}, n = {row['n']:,}.")
+
+
+def _number(value: float, signed: bool) -> str:
+    """Two decimals, a sign where it is a change, and no sign on nothing."""
+    if round(value, 2) == 0:
+        return "0.00"
+    return f"{value:+.2f}".replace("-", "−") if signed else f"{value:.2f}"

@@ -36,4 +36,4 @@ def test_verdict_on_changes(measure, low, high, name, holds):
                           rows_for("updating", measure, "difference", 9, (low + high) / 2, low, high)])
     claim = {claim.name: claim for claim in verdict.claims(frame)}[name]
     assert claim.holds is holds
-    assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−") in claim.sentence
+    assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−").replace("+0.00", "0.00") in claim.sentence
