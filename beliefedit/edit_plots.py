@@ -10,7 +10,7 @@ import polars as pl
 
 from beliefedit.errors import ReportError
 from beliefedit.measures import LOGIC, PROBES, SAME
-from beliefedit.style import AFTER, AGENT, BEFORE, NAMES, NEUTRAL, REQUEST, ROLES, panels, short, wrapped
+from beliefedit.style import AFTER, AGENT, FORMS, NAMES, NEUTRAL, REQUEST, ROLES, panels, short, wrapped
 
 PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject,<br>") for probe in PROBES}
 LOGIC_LABELS = {name: "T/F" if name == "true_false" else name for name in LOGIC}
@@ -73,7 +73,7 @@ def _lines(scores: pl.DataFrame, case: int, before: pl.DataFrame | None) -> dict
 def _probe_panel(chart: go.Figure, index: int, probe: str, lines: Mapping, asked: Mapping) -> None:
     tracked = "requested" if probe == SAME else "modal"
     view = "direct" if probe == SAME else "predictive"
-    for kind, name, colour in (("original", "LM: original object", BEFORE), (tracked, "LM: new object", AFTER)):
+    for kind, name, colour in (("original", "LM: original object", FORMS[0]), (tracked, "LM: new object", AFTER)):
         if (probe, kind) in lines:
             _line(chart, index, lines[probe, kind], name, colour, "solid",
                   f"{asked[probe, kind]['prompt']} {asked[probe, kind]['target']}")

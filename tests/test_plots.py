@@ -186,7 +186,7 @@ def test_trajectory_lines_by_hand():
     asked = [[round(y, 6) for y in t.y] for t in traces(figure, "coherent")]
     assert asked == [[0.1, 0.5, 0.9], [0.4] * 3, [0.8] * 3, [0.3] * 3]  # stated; 1-p(A); p(A)+p(B)-p(A)p(B); p(A)p(B)
     assert sum(t.showlegend for t in figure.data) == len({t.name for t in figure.data})
-    assert [t.line.color for t in first] == [style.BEFORE, style.AFTER, style.AGENT, style.AGENT]
+    assert [t.line.color for t in first] == [style.FORMS[0], style.AFTER, style.AGENT, style.AGENT]
 
 
 def test_trajectories_refuse_a_mixture_of_editors():
