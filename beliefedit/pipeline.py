@@ -150,7 +150,11 @@ def make_model(config: Experiment, store: Store) -> tuple[PreTrainedModel, PreTr
         metrics = pretrain.train(known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")),
                                  config.model, config.pretraining, probes=probes, folder=working, seed=config.seed,
                                  device=config.device)
-        return _finish_model(working, folder, metrics)
+        last = metrics.row(-1, named=True)
+        shutil.copytree(working, folder, dirs_exist_ok=True)
+        shutil.rmtree(working)
+        return {"device": str(lm.resolve_device(config.device)),
+                "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
     folder = store.stage("model", version=VERSIONS["model"], inputs=_keys(store, "graph", "corpus"), config=settings,
                          build=build)
@@ -211,8 +215,9 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
         found.write_parquet(folder / "tables.parquet")
         tables.write_tables(found, folder)
         summary = analysis.summary(found)
-        for row in edit_log.group_by("editor").agg(1 / pl.col("seconds").mean()).iter_rows(named=True):
-            summary.setdefault(row["editor"], {})["edits_per_second"] = row["seconds"]
+        speeds = edit_log.group_by("editor").agg(per_second=1 / pl.col("seconds").mean())
+        for row in speeds.iter_rows(named=True):
+            summary.setdefault(row["editor"], {})["edits_per_second"] = row["per_second"]
         write_json(folder / "summary.json", summary)
         write_text(folder / "verdict.txt", "\n".join(verdict.verdict(found)) + "\n")
 
