@@ -118,7 +118,7 @@ def run_measures(run_folder: str | Path) -> pl.DataFrame:
         StoreError: the run folder lacks a frame.
     """
     folder = Path(run_folder)
-    paths = [folder / name for name in ("cases/cases.parquet", "cases/queries.parquet", "model/scores.parquet",
+    paths = [folder / name for name in ("cases/cases.parquet", "cases/queries.parquet", "beliefs/scores.parquet",
                                         "edits/scores.parquet")]
     for path in paths:
         if not path.exists():

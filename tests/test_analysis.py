@@ -244,7 +244,7 @@ def test_worst_cases_are_readable_and_sorted():
 
 
 def write_run(folder, after, lr):
-    for name, frame in {"cases/cases": CASES, "cases/queries": QUERIES, "model/scores": BEFORE,
+    for name, frame in {"cases/cases": CASES, "cases/queries": QUERIES, "beliefs/scores": BEFORE,
                         "edits/scores": after}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(folder / f"{name}.parquet")
