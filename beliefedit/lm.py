@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from beliefedit.config import ModelConfig
 from beliefedit.errors import ConfigError, LanguageError, StoreError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Model = PreTrainedModel | Callable
 """A `transformers` causal LM, or anything with its ``device`` that is called as one."""
+
+transformers_logging.disable_progress_bar()  # reading or writing one small file needs no bar of its own
 
 _N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
 
@@ -83,7 +86,7 @@ def _existing(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model at '{name}': {str(error).splitlines()[0]}", where="model.init",
                           remedy="give a folder with config.json and safetensors, or a Hugging Face name (needs a "
-                                 "network the first time), or null for random weights") from error
+                                 "network the first time), or null for random weights") from None
     n_embeddings = model.get_input_embeddings().num_embeddings
     if n_embeddings < len(tokenizer):
         raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer {len(tokenizer)} tokens",

@@ -6,16 +6,13 @@ Any Unicode text encodes and decodes to itself. A space belongs to the word afte
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from beliefedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-log = logging.getLogger(__name__)
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
@@ -66,7 +63,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer at '{name_or_path}': {str(error).splitlines()[0]}", where="model.tokenizer",
                           remedy="give a folder that holds tokenizer.json, a Hugging Face name (needs a network "
-                                 "the first time), or 'bpe' to train one") from error
+                                 "the first time), or 'bpe' to train one") from None
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer '{name_or_path}' has no fast version, which character offsets need",
                           where="model.tokenizer", remedy="choose a model with a tokenizer.json")
@@ -76,31 +73,3 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def shorten_labels(tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], max_tokens: int) -> list[str]:
-    """Labels cut to their first tokens (SPEC 2); warns with the share that was cut.
-
-    Args:
-        tokenizer: decides what a token is.
-        labels: object labels; each is read as it stands in a sentence, after a space.
-        max_tokens: most tokens of a label; 0 leaves all whole.
-    """
-    if not max_tokens or not labels:
-        return list(labels)
-    encoded = tokenizer([f" {label}" for label in labels], add_special_tokens=False)["input_ids"]
-    cut = [label if len(ids) <= max_tokens else _prefix(tokenizer, label, ids[:max_tokens])
-           for label, ids in zip(labels, encoded, strict=True)]
-    n_cut = sum(a != b for a, b in zip(cut, labels, strict=True))
-    if n_cut:
-        log.warning("%d of %d object labels (%.1f %%) were cut to %d tokens (graph.max_object_tokens; 0 leaves them "
-                    "whole)", n_cut, len(labels), 100 * n_cut / len(labels), max_tokens)
-    return cut
-
-
-def _prefix(tokenizer: PreTrainedTokenizerFast, label: str, ids: list[int]) -> str:
-    """Text of a label's first tokens; bytes of a character that the cut breaks are dropped."""
-    text = tokenizer.decode(ids).removeprefix(" ")
-    while text and not label.startswith(text):
-        text = text[:-1]
-    return text.rstrip() or label[:1]

@@ -1,7 +1,6 @@
 """Tokenizer: every text comes back, borders hold, and nothing depends on chance."""
 
 import json
-import logging
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beliefedit.errors import ConfigError
-from beliefedit.tokenizer import load_tokenizer, shorten_labels, train_tokenizer
+from beliefedit.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = ["ada lovelace place of birth london", '"ada lovelace place of birth paris" is false',
          '"not alan turing profession baker" is true', "alan turing profession mathematician",
@@ -88,16 +87,3 @@ def test_missing_tokenizer_is_a_clear_error(tmp_path):
 def test_vocabulary_too_small_is_a_clear_error():
     with pytest.raises(ConfigError, match="vocabulary of 200"):
         train_tokenizer(TEXTS, 200)
-
-
-def test_long_labels_are_cut_and_the_share_is_warned_of(tokenizer, caplog):
-    labels = ["london", "paris", "🙂🙂🙂", "qqq www eee"]
-    with caplog.at_level(logging.WARNING):
-        cut = shorten_labels(tokenizer, labels, 6)
-    assert cut[0] == "london"
-    for short, label in zip(cut, labels, strict=True):
-        assert short and label.startswith(short)
-        assert len(tokenizer(f" {short}", add_special_tokens=False)["input_ids"]) <= 6
-    n_cut = sum(a != b for a, b in zip(cut, labels, strict=True))
-    assert n_cut >= 2 and f"{n_cut} of 4 object labels ({25 * n_cut}.0 %)" in caplog.text
-    assert shorten_labels(tokenizer, labels, 0) == labels

@@ -1,0 +1,92 @@
+"""Checkpoints: one safetensors file that is whole or absent, with the tensors and what else a run must know."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from beliefedit.errors import TrainingError
+
+FILE = "checkpoint.safetensors"
+_MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random_state"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns a failure to write into a clear error.
+
+    Raises:
+        TrainingError: no space, no permission, and the like.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"could not write: {reason}", where=str(folder),
+                            remedy="free space or choose another --out, then run again; "
+                                   "training goes on from the last checkpoint") from error
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
+    """Write weights, optimizer states, the random state and a JSON-able state; an older checkpoint is replaced whole.
+
+    Raises:
+        TrainingError: it could not be written; the older checkpoint is still there.
+    """
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMIZER}{number}.{index}.{key}": value for key, value in values.items()}
+    tensors[_RANDOM] = torch.get_rng_state()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    partial = folder / f".{FILE}.{os.getpid()}"
+    try:
+        with writing(folder):
+            save_file(tensors, partial, metadata={"state": json.dumps(state)})
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, folder / FILE)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
+                    fingerprint: str) -> dict[str, Any] | None:
+    """Restore what `save_checkpoint` wrote.
+
+    Args:
+        fingerprint: must equal ``state["fingerprint"]``: a checkpoint of another run is not taken.
+
+    Returns:
+        The state; None when there is no checkpoint of this run.
+    """
+    if not (folder / FILE).exists():
+        return None
+    with safe_open(folder / FILE, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+        if state["fingerprint"] != fingerprint:
+            return None
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    torch.set_rng_state(tensors.pop(_RANDOM))
+    restored: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+    weights = {}
+    for name, value in tensors.items():
+        if name.startswith(_MODEL):
+            weights[name.removeprefix(_MODEL)] = value
+        else:
+            number, index, key = name.removeprefix(_OPTIMIZER).split(".", 2)
+            restored[int(number)].setdefault(int(index), {})[key] = value
+    model.load_state_dict(weights)
+    for optimizer, values in zip(optimizers, restored, strict=True):
+        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state

@@ -1,0 +1,88 @@
+"""What a training step descends and what an evaluation measures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from beliefedit.lm import generate, score
+from beliefedit.training_data import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+KINDS = ("atomic", "true_false", "not", "and", "or")
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The number format of matrix products: 'float32', 'bfloat16', or 'auto': bfloat16 where hardware has it."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        features = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+class TrainingLoss(nn.Module):
+    """Loss of a batch, with attention kept inside documents and logits only where a token is predicted.
+
+    Args:
+        model: a causal LM of `transformers`.
+        label_smoothing: share of each target spread over the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, document: torch.Tensor,
+                targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss to descend, NLL), both summed over predicted tokens; arguments as in `training_data.Batch`."""
+        length = ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        # Given as a mask, not left to be read off the positions: that is skipped wherever a cache is made.
+        mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+        hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
+                                       use_cache=False).last_hidden_state
+        predicted = targets != IGNORED
+        logits = self.model.get_output_embeddings()(hidden[predicted]).float()
+        log_p = logits.log_softmax(-1)
+        nll = -log_p.gather(1, targets[predicted][:, None]).sum()
+        if not self.label_smoothing:
+            return nll, nll.detach()
+        uniform = -log_p.mean(-1).sum()
+        return (1 - self.label_smoothing) * nll + self.label_smoothing * uniform, nll.detach()
+
+
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None,
+             n_facts: int) -> dict[str, float]:
+    """Exact accuracy of greedy answers by kind, and coherence: mean |p_LM - p_agent| over atomic probes (SPEC 8).
+
+    Args:
+        probes: as in `pretrain.train`.
+        n_facts: the first probes of each kind are asked.
+    """
+    if probes is None:
+        return {}
+    found = {}
+    for kind in KINDS:
+        asked = probes.filter(pl.col("kind") == kind).head(n_facts)
+        if asked.is_empty():
+            continue
+        prompts, targets = asked["prompt"].to_list(), asked["target"].to_list()
+        encoded = tokenizer([f" {target}" for target in targets], add_special_tokens=False)["input_ids"]
+        answers = generate(model, tokenizer, prompts, max(map(len, encoded)), labels=set(targets))
+        found[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
+                                     for answer, target in zip(answers, targets, strict=True)]))
+        if kind == "atomic" and asked["p_agent"].null_count() < len(asked):
+            error = pl.Series(np.exp(score(model, tokenizer, prompts, targets))) - asked["p_agent"]
+            found["coherence"] = float(error.abs().mean())
+    return found

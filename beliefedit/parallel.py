@@ -1,0 +1,121 @@
+"""Several processes that train one model, each on its share of every batch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import torch
+from torch import nn
+
+from beliefedit.config import ModelConfig, PretrainingConfig
+from beliefedit.errors import TrainingError
+from beliefedit.store import read_json, write_json
+from beliefedit.tokenizer import load_tokenizer
+from beliefedit.training_data import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerFast
+
+_JOB = "job"
+
+
+class Processes:
+    """This process among those that train together; alone when there is no `Accelerator`."""
+
+    def __init__(self, device: torch.device, accelerator: Accelerator | None = None) -> None:
+        self.accelerator = accelerator
+        self.device = accelerator.device if accelerator else device
+        self.rank = accelerator.process_index if accelerator else 0
+        self.n_processes = accelerator.num_processes if accelerator else 1
+        self.is_main = self.rank == 0
+
+    def share(self, batch: Batch) -> Batch:
+        """This process's rows of a batch."""
+        return batch.share(self.rank, self.n_processes) if self.n_processes > 1 else batch
+
+    def wrap(self, module: nn.Module, compile: bool) -> nn.Module:
+        """The module with gradients averaged over processes, compiled if asked for."""
+        if compile:
+            module.compile()
+        return self.accelerator.prepare_model(module) if self.accelerator else module
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over processes."""
+        return self.accelerator.reduce(value, "sum") if self.accelerator else value
+
+    def agree(self, yes: bool) -> bool:
+        """What the first process says."""
+        return self.from_main(yes)
+
+    def from_main(self, value: Any) -> Any:
+        """The first process's value in all of them."""
+        if not self.accelerator:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+    def working_folder(self, folder: Path) -> Path:
+        """A folder of this process alone."""
+        return folder / f"tokens-{self.rank}"
+
+
+def launched() -> bool:
+    """This process was started as one of several, by `accelerate launch`, torchrun or `launch`."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def join(device: torch.device) -> Processes:
+    """Meet the other processes, if there are any."""
+    if not launched():
+        return Processes(device)
+    from accelerate import Accelerator
+
+    return Processes(device, Accelerator(cpu=device.type == "cpu"))
+
+
+def launch(folder: Path, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None, *, n_processes: int,
+           job: dict[str, Any]) -> None:
+    """Train in so many new processes on this machine, and wait for them.
+
+    Raises:
+        TrainingError: with the message of the process that failed.
+    """
+    inputs = folder / _JOB
+    inputs.mkdir(exist_ok=True)
+    tokenizer.save_pretrained(inputs)
+    if probes is not None:
+        probes.write_parquet(inputs / "probes.parquet")
+    write_json(inputs / "job.json", job | {"probes": probes is not None})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n_processes),
+               "-m", "beliefedit.pretrain", str(folder)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    shutil.rmtree(inputs)
+    if done.returncode:
+        problem = [line for line in done.stderr.splitlines() if line.strip()]
+        raise TrainingError("a training process failed", where=str(folder),
+                            remedy="read the last lines it wrote:\n" + "\n".join(problem[-30:]))
+
+
+def work(train: Callable) -> None:
+    """The body of a process that `launch` started."""
+    folder = Path(sys.argv[1])
+    inputs = folder / _JOB
+    job = read_json(inputs / "job.json")
+    probes = pl.read_parquet(inputs / "probes.parquet") if job["probes"] else None
+    train(Path(job["documents"]), load_tokenizer(str(inputs)), ModelConfig.model_validate(job["config"]),
+          PretrainingConfig.model_validate(job["training"]), folder=folder, probes=probes, seed=job["seed"],
+          device=job["device"])

@@ -1,0 +1,257 @@
+"""Pretraining: documents in, a language model and the course of its learning out (SPEC 7)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+from transformers import PreTrainedModel
+
+from beliefedit import checkpoint, parallel
+from beliefedit.config import ModelConfig, PretrainingConfig, digest
+from beliefedit.errors import TrainingError
+from beliefedit.learning import KINDS, TrainingLoss, evaluate, precision
+from beliefedit.lm import build_model, resolve_device, save_model
+from beliefedit.optimizers import build_optimizers, learning_rate_factor, set_learning_rate
+from beliefedit.training_data import Batch, Batches, Documents, encode_documents
+from beliefedit.training_progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.parquet"
+_SCHEMA = {"step": pl.Int64, "tokens": pl.Int64, "seconds": pl.Float64, "learning_rate": pl.Float64,
+           "train_loss": pl.Float64, "eval_loss": pl.Float64, **dict.fromkeys(KINDS, pl.Float64),
+           "coherence": pl.Float64}
+_HELD_OUT_STREAM = 13
+
+
+def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig, training: PretrainingConfig, *,
+          folder: Path, probes: pl.DataFrame | None = None, seed: int = 0, device: str = "auto") -> pl.DataFrame:
+    """Train a model on documents; called again after an interruption, go on from the last checkpoint.
+
+    Args:
+        documents: Parquet file, or folder of such, with a column ``text``.
+        tokenizer: the model's.
+        config: the model.
+        training: the loop.
+        folder: gets the model, the tokenizer and ``metrics.parquet``, which grows by a row per evaluation.
+        probes: kind (atomic, true_false, not, and, or), prompt, target (right answer), p_agent (belief in the target;
+            null for judged prompts); None: no accuracies.
+        seed: decides weights and data order.
+        device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
+
+    Returns:
+        The metrics: step, tokens, seconds, learning_rate, train_loss and eval_loss (nats per token), exact accuracies
+        of greedy answers by kind, coherence (mean |p_LM - p_agent| over atomic probes).
+
+    Raises:
+        TrainingError: no documents, loss not finite, nothing can be written, a process failed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if training.processes > 1 and not parallel.launched():
+        parallel.launch(folder, tokenizer, probes, n_processes=training.processes, job={
+            "documents": str(Path(documents).resolve()), "config": config.model_dump(mode="json"),
+            "training": training.model_dump(mode="json"), "seed": seed, "device": device})
+        return pl.read_parquet(folder / METRICS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        run = _Run(documents, tokenizer, config, training, folder, probes, seed, device)
+        run.go()
+    return run.metrics()
+
+
+@dataclass
+class _Position:
+    """Where a run stands; what a checkpoint remembers besides tensors."""
+
+    fingerprint: str
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    n_pass: int = 0
+    place: int = 0
+    loss: float = 0.0
+    n_targets: int = 0
+    rows: list[dict] = field(default_factory=list)
+
+
+class _Run:
+    """One training run: model, optimizers and position move on together."""
+
+    def __init__(self, documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig,
+                 training: PretrainingConfig, folder: Path, probes: pl.DataFrame | None, seed: int,
+                 device: str) -> None:
+        self.tokenizer, self.training, self.folder, self.probes = tokenizer, training, folder, probes
+        self.processes = parallel.join(resolve_device(device))
+        self.device = self.processes.device
+        working = self.processes.working_folder(folder)
+        with checkpoint.writing(folder):
+            encoded = encode_documents(Path(documents), tokenizer, working)
+        training_set, self.held_out = _split(encoded, training.n_eval_documents, seed)
+        self.batches = Batches(encoded, training_set, row_length=training.row_length, n_rows=training.batch_size,
+                               packed=training.packed, seed=seed)
+        self.held_out_batches = Batches(encoded, self.held_out, row_length=training.row_length,
+                                        n_rows=training.batch_size, packed=True, seed=seed)
+        self.model: PreTrainedModel = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
+                                                  max(2048, training.row_length)).to(self.device).train()
+        self.optimizers = build_optimizers(self.model, training)
+        fingerprint = digest({"config": config.model_dump(mode="json"), "training": _deciding(training), "seed": seed,
+                              "tokens": len(encoded.tokens), "documents": len(encoded.starts) - 1})
+        found = checkpoint.load_checkpoint(folder, self.model, self.optimizers, fingerprint)
+        self.at = _Position(**found) if found else _Position(fingerprint)
+        if found:
+            log.info("going on from step %d (%d tokens)", self.at.step, self.at.tokens)
+        self.dtype = precision(training.precision, self.device)
+        self.loss = self.processes.wrap(TrainingLoss(self.model, training.label_smoothing), training.compile)
+
+    def go(self) -> None:
+        """Train to the end of the budget or to the accuracies asked for, and save the model."""
+        began = time.monotonic() - self.at.seconds
+        saved = time.monotonic()
+        reader = self.batches.read(self.at.n_pass, self.at.place)
+        with TrainingProgress(self.training.n_tokens, self.at.tokens, self.processes.is_main) as progress:
+            while not self._reached():
+                tokens = self.at.tokens
+                self._step(reader)
+                self.at.seconds = time.monotonic() - began
+                progress.move(self.at.tokens - tokens, self.at.loss / max(self.at.n_targets, 1), self._last("atomic"))
+                if self._evaluation_due(tokens):
+                    self._evaluate()
+                    self.at.seconds = time.monotonic() - began
+                due = time.monotonic() - saved >= self.training.checkpoint_seconds
+                if self.processes.agree(due) and not self._reached():
+                    self._save_checkpoint()
+                    saved = time.monotonic()
+        if self.processes.is_main:
+            with checkpoint.writing(self.folder):
+                save_model(self.model.eval(), self.tokenizer, self.folder)
+            (self.folder / checkpoint.FILE).unlink(missing_ok=True)
+        self.processes.wait()
+        shutil.rmtree(self.processes.working_folder(self.folder), ignore_errors=True)
+
+    def metrics(self) -> pl.DataFrame:
+        """A row per evaluation so far."""
+        return pl.DataFrame(self.at.rows, schema=_SCHEMA)
+
+    def _reached(self) -> bool:
+        goals = self.training.stop_at
+        at_goal = bool(goals) and bool(self.at.rows) and all(
+            (self._last(kind) or 0.0) >= goal for kind, goal in goals.items())
+        return at_goal or self.at.tokens >= self.training.n_tokens
+
+    def _last(self, measure: str) -> float | None:
+        return self.at.rows[-1][measure] if self.at.rows else None
+
+    def _step(self, reader) -> None:
+        """One step of the optimizers; the loss is the mean over all tokens that its batches predict."""
+        set_learning_rate(self.optimizers,
+                          learning_rate_factor(self.training, self.at.tokens / self.training.n_tokens))
+        read = [next(reader) for _ in range(self.training.accumulation)]
+        n_targets = sum(batch.n_targets for _, _, batch in read)
+        total = torch.zeros((), device=self.device)
+        for _, _, batch in read:
+            loss, nll = self._loss_of(batch)
+            # Gradients are averaged over processes; the sum is wanted.
+            (loss * (self.processes.n_processes / n_targets)).backward()
+            total += nll
+        value = float(self.processes.total(total))
+        if not math.isfinite(value):
+            self._refuse_loss(value, [batch for _, _, batch in read])
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        n_pass, place, _ = read[-1]
+        self.at.n_pass, self.at.place, self.at.step = n_pass, place + 1, self.at.step + 1
+        self.at.tokens += sum(batch.n_tokens for _, _, batch in read)
+        self.at.loss, self.at.n_targets = self.at.loss + value, self.at.n_targets + n_targets
+
+    def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss to descend, NLL), both summed over this process's rows."""
+        mine = self.processes.share(batch)
+        arrays = (torch.from_numpy(array).to(self.device, non_blocking=True)
+                  for array in (mine.ids, mine.positions, mine.document, mine.targets))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.loss(*arrays)
+
+    def _refuse_loss(self, value: float, read: list[Batch]) -> None:
+        numbers = np.unique(np.concatenate([batch.members for batch in read]))
+        raise TrainingError(
+            f"the loss is {value} at step {self.at.step + 1}",
+            where=f"pass {self.at.n_pass}, batch {self.at.place}: documents {numbers[:5].tolist()} and others",
+            remedy="lower pretraining.lr or set pretraining.precision=float32; the last checkpoint is kept")
+
+    def _evaluation_due(self, tokens_before: int) -> bool:
+        every = self.training.n_tokens / self.training.n_evaluations
+        return self.at.tokens // every > tokens_before // every or self._reached()
+
+    def _evaluate(self) -> None:
+        """Append a row of metrics; all processes wait, one computes."""
+        if self.processes.is_main:
+            self.model.eval()
+            found = evaluate(self.model, self.tokenizer, self.probes, self.training.n_eval_facts)
+            found["eval_loss"] = self._held_out_loss()
+            self.model.train()
+        else:
+            found = {}
+        found = self.processes.from_main(found)
+        self.at.rows.append({
+            **dict.fromkeys(_SCHEMA), "step": self.at.step, "tokens": self.at.tokens, "seconds": self.at.seconds,
+            "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
+            "train_loss": self.at.loss / max(self.at.n_targets, 1), **found})
+        self.at.loss, self.at.n_targets = 0.0, 0
+        if self.processes.is_main:
+            with checkpoint.writing(self.folder):
+                partial = self.folder / f".{METRICS}.{os.getpid()}"
+                self.metrics().write_parquet(partial)
+                os.replace(partial, self.folder / METRICS)
+            log.info("%s", json.dumps({key: round(value, 4) for key, value in self.at.rows[-1].items() if value}))
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float | None:
+        """Mean NLL per token of the documents that are not trained on."""
+        if not len(self.held_out):
+            return None
+        loss = TrainingLoss(self.model, 0.0)
+        total, n_targets = 0.0, 0
+        for n_pass, _, batch in self.held_out_batches.read():
+            if n_pass:
+                return total / max(n_targets, 1)
+            arrays = (torch.from_numpy(array).to(self.device)
+                      for array in (batch.ids, batch.positions, batch.document, batch.targets))
+            total, n_targets = total + float(loss(*arrays)[1]), n_targets + batch.n_targets
+        return None
+
+    def _save_checkpoint(self) -> None:
+        if self.processes.is_main:
+            checkpoint.save_checkpoint(self.folder, self.model, self.optimizers, asdict(self.at))
+
+
+def _split(encoded: Documents, n_held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(documents to train on, documents kept for evaluation); never more than a tenth is kept."""
+    order = np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(len(encoded.starts) - 1)
+    n_held_out = min(n_held_out, len(order) // 10)
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def _deciding(training: PretrainingConfig) -> dict:
+    """The part of the configuration that decides the weights."""
+    return training.model_dump(mode="json", exclude={"checkpoint_seconds", "processes", "compile"})
+
+
+if __name__ == "__main__":
+    parallel.work(train)
