@@ -115,6 +115,8 @@ class ModelConfig(Config):
             raise ValueError("give either size or hidden_size and n_layers, not both (size: null to use your own)")
         if self.dimensions[0] % self.n_heads:
             raise ValueError(f"hidden size {self.dimensions[0]} is not a multiple of n_heads {self.n_heads}")
+        if self.init is not None and self.tokenizer == "bpe":
+            raise ValueError(f"an existing model needs its own tokenizer: set model.tokenizer to '{self.init}' too")
         return self
 
     @property
@@ -124,10 +126,34 @@ class ModelConfig(Config):
 
 
 class PretrainingConfig(Config):
-    """The training loop."""
+    """The training loop (SPEC 7); defaults are our recipe, params/paper.yaml holds the published one."""
 
-    n_tokens: Positive = Field(5_000_000, description="budget in tokens")
-    lr: PositiveFloat = 3e-3
+    n_tokens: Positive = Field(3_000_000, description="budget in tokens, padding not counted")
+    packed: bool = Field(True, description="whole documents packed into rows; else one a row, padded at random")
+    row_length: Annotated[int, Field(ge=8)] = Field(64, description="tokens of a row; longer documents are cut")
+    batch_size: Positive = Field(16, description="rows run at once, over all processes together")
+    accumulation: Positive = Field(1, description="batches whose gradients make one step")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices; adamw keeps the rest")
+    lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
+    lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
+    schedule: Literal["linear", "trapezoid", "cosine"] = Field("linear", description="fall of the learning rate")
+    final_lr: Probability = Field(0.1, description="learning rate at the end, as a share of its peak")
+    warmup: Probability = Field(0.02, description="share of the budget in which the learning rate rises")
+    cooldown: Probability = Field(0.4, description="share of the budget in which a trapezoid falls")
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="AdamW's memory of squared gradients")
+    clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each target spread over the whole vocabulary")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
+    compile: bool = Field(False, description="torch.compile; needs a C++ compiler on CPUs, pays in long runs")
+    processes: Positive = Field(1, description="processes that share every batch")
+    n_evaluations: Positive = Field(12, description="evaluations over the budget, the last one at its end")
+    n_eval_facts: Positive = Field(300, description="facts asked about in an evaluation")
+    n_eval_documents: NonNegative = Field(200, description="documents kept from training for the evaluation loss")
+    stop_at: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
+        {}, description="stop when all these accuracies are reached")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(60.0, description="time between checkpoints")
 
 
 class LoraConfig(Config):
@@ -139,12 +165,25 @@ class LoraConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     steps: Positive = 40
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
+    seed: NonNegative = Field(0, description="of the adapters' first values, the same for every edit")
 
 
 class EditorsConfig(Config):
     """Editors to run, by name; an editor that is not named does not run."""
 
     lora: LoraConfig | None = None
+
+    @classmethod
+    def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:
+        """One editor's configuration.
+
+        Raises:
+            ConfigError: unknown or impossible hyper-parameter.
+        """
+        try:
+            return getattr(cls.model_validate({name: dict(hyperparameters)}), name)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, cls), remedy="see the editor's configuration in config.py") from None
 
     def chosen(self) -> dict[str, Config]:
         """Named editors in the order of this class, with their hyper-parameters."""
@@ -178,6 +217,7 @@ class Experiment(Config):
     name: str = "experiment"
     seed: NonNegative = 0
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    notebooks: tuple[str, ...] | None = Field(None, description="run_all runs only these; null: all")
     graph: GraphConfig = GraphConfig()
     world: WorldConfig = WorldConfig()
     corpus: CorpusConfig = CorpusConfig()
@@ -254,13 +294,13 @@ def _set_dotted(values: dict, key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[Config] = Experiment) -> str:
     """Each problem on a line: key, what is wrong, the value given, and close names for a typing error."""
     lines = []
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'])}")
+            lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
@@ -268,8 +308,8 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _suggestion(location: tuple) -> str:
-    group: Any = Experiment
+def _suggestion(location: tuple, root: type[Config]) -> str:
+    group: Any = root
     for part in location[:-1]:
         annotation = group.model_fields[part].annotation
         group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Config)))
