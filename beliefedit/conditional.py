@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
-from beliefedit.evidence import Counts, look_up
-
-
-ChangesByX = Mapping[int, tuple[float, float, dict[int, float]]]
-NO_CHANGES: ChangesByX = {}
+from beliefedit.evidence import Counts, look_up, mean
+from beliefedit.whatif import NO_CHANGE, Change
 
 
 @dataclass(frozen=True)
@@ -20,59 +16,72 @@ class Conditional:
     """Expected count vectors of one pair, one per upstream object x, as background plus excess.
 
     Attributes:
-        downstream_rows, upstream_rows: [n] count rows of the subjects with evidence on both relations.
         background, total: [K] uniform part and sum of x's count vector.
-        excess: [K, K] sparse, row x; only observed (x, o) are stored.
-        keys, values: the excess as one sorted array of x·K + o, for point look-ups.
+        starts: [K + 1] where x's cells begin in ``keys`` and ``excess``.
+        keys, excess: [n] observed cells as x·K + o, rising, and what each has above the background.
         sums: frequency (bool) to the vector Σ_x q(o|x), [K].
+
+    Methods take what edits add to these counts as ``change``.
     """
 
-    downstream_rows: np.ndarray
-    upstream_rows: np.ndarray
     background: np.ndarray
     total: np.ndarray
-    excess: sparse.csr_matrix
+    starts: np.ndarray
     keys: np.ndarray
-    values: np.ndarray
+    excess: np.ndarray
     sums: dict[bool, np.ndarray]
 
     @property
     def n_objects(self) -> int:
+        """K, the number of objects."""
         return len(self.background)
 
-    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool, changes: ChangesByX = NO_CHANGES) -> np.ndarray:
-        """q(o | x) of every x with every o: [n_x, n_o]."""
-        grid = np.broadcast_to(o, (len(x), len(o)))
-        return self.pairs_at(np.broadcast_to(x[:, None], grid.shape), grid, frequency, changes)
+    def counts_at(self, x: np.ndarray, o: np.ndarray, change: Change = NO_CHANGE) -> tuple[np.ndarray, np.ndarray]:
+        """(count of o, sum of counts) of x's count vector; int64 x and o broadcast against each other."""
+        keys = x * self.n_objects + o
+        count, total = self.background[x] + look_up(self.keys, self.excess, keys), self.total[x]
+        if len(change.x):
+            count = count + look_up(change.x, change.background, x) + look_up(change.keys, change.excess, keys)
+            total = total + look_up(change.x, change.total, x)
+        return count, total
 
-    def pairs_at(self, x: np.ndarray, o: np.ndarray, frequency: bool, changes: ChangesByX = NO_CHANGES) -> np.ndarray:
-        """q(o | x), elementwise.
+    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+        """q(o | x); x and o broadcast against each other."""
+        return mean(*self.counts_at(x, o, change), self.n_objects, frequency)
 
-        Args:
-            changes: x to (background, total, {o: excess}) that edits add to the fitted counts.
-        """
-        count = self.background[x] + look_up(self.keys, self.values, x * self.n_objects + o)
-        total = self.total[x]
-        for changed, (background, more, excess) in changes.items():
-            here = x == changed
-            if here.any():
-                objects = o[here]
-                count[here] += background + _excess_at(excess, objects)
-                total[here] += more
-        return mean(count, total, self.n_objects, frequency)
+    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+        """Σ_i weight_i · q(· | x_i), [K]; x rising."""
+        background = self.background[x] + look_up(change.x, change.background, x)
+        total = self.total[x] + look_up(change.x, change.total, x)
+        belief = np.full(self.n_objects, (weight * mean(background, total, self.n_objects, frequency)).sum())
+        scale = weight * _scale(total, frequency)
+        cells = zip(self.starts[x].tolist(), self.starts[x + 1].tolist(), scale.tolist(), strict=True)
+        for start, end, factor in cells:
+            belief[self.keys[start:end] % self.n_objects] += factor * self.excess[start:end]
+        changed = look_up(x, scale, change.keys // self.n_objects) * change.excess
+        return belief + np.bincount(change.keys % self.n_objects, changed, self.n_objects) if len(changed) else belief
 
-    def over_objects(self, x: int, frequency: bool, changes: ChangesByX = NO_CHANGES) -> np.ndarray:
-        """q(· | x), [K]."""
-        background, total, excess = changes.get(x, (0.0, 0.0, {}))
-        count = np.full(self.n_objects, self.background[x] + background)
-        start, end = self.excess.indptr[x], self.excess.indptr[x + 1]
-        count[self.excess.indices[start:end]] += self.excess.data[start:end]
-        count[list(excess)] += list(excess.values())
-        return mean(count, self.total[x] + total, self.n_objects, frequency)
+    def sum_over_x(self, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+        """Σ_x q(· | x), [K]: the fitted sum, with the changed x exchanged."""
+        if not len(change.x):
+            return self.sums[frequency]
+        one = np.ones(len(change.x))
+        return (self.sums[frequency] + self.mixture(change.x, one, frequency, change)
+                - self.mixture(change.x, one, frequency))
 
-    def observed(self) -> np.ndarray:
+    def sums_at(self, o: np.ndarray, frequencies: tuple[bool, ...], change: Change = NO_CHANGE) -> list[np.ndarray]:
+        """Σ_x q(o | x), [n], with and without the prior as asked: `sum_over_x` at a few objects."""
+        sums = [self.sums[frequency][o] for frequency in frequencies]
+        if not len(change.x):
+            return sums
+        x = change.x[:, None]
+        now, fitted = self.counts_at(x, o, change), self.counts_at(x, o)
+        return [total + (mean(*now, self.n_objects, frequency) - mean(*fitted, self.n_objects, frequency)).sum(axis=0)
+                for total, frequency in zip(sums, frequencies, strict=True)]
+
+    def observed(self, change: Change = NO_CHANGE) -> np.ndarray:
         """Upstream objects that evidence was counted for, rising."""
-        return np.flatnonzero(self.total > 0)
+        return np.union1d(np.flatnonzero(self.total > 0), change.x)
 
 
 def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Conditional:
@@ -87,28 +96,14 @@ def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Condition
     excess.sort_indices()
     background = transposed @ counts.background[downstream_rows]
     total = transposed @ counts.total[downstream_rows]
-    x = np.repeat(np.arange(len(background)), np.diff(excess.indptr))
-    return Conditional(downstream_rows, upstream_rows, background, total, excess,
-                       x * len(background) + excess.indices.astype(np.int64), excess.data,
-                       {frequency: _sum_over_x(background, total, excess, frequency) for frequency in (False, True)})
-
-
-def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
-    """Probability of an object with a count, in a vector of some total: posterior mean, or plain frequency.
-
-    The prior is Dirichlet with strength 1/K on each of the K objects; a frequency of nothing is uniform.
-    """
-    if not frequency:
-        return (1 / n_objects + count) / (1 + total)
-    return np.where(total > 0, count / np.where(total > 0, total, 1.0), 1 / n_objects)
-
-
-def _excess_at(excess: dict[int, float], objects: np.ndarray) -> np.ndarray:
-    keys = np.array(sorted(excess), dtype=np.int64)
-    return look_up(keys, np.array([excess[key] for key in keys.tolist()]), objects)
-
-
-def _sum_over_x(background: np.ndarray, total: np.ndarray, excess: sparse.csr_matrix, frequency: bool) -> np.ndarray:
     n_objects = len(background)
-    scale = 1 / np.where(total > 0, total, 1.0) if frequency else 1 / (1 + total)
-    return mean(background, total, n_objects, frequency).sum() + excess.T @ scale
+    x = np.repeat(np.arange(n_objects), np.diff(excess.indptr))
+    sums = {frequency: mean(background, total, n_objects, frequency).sum() + excess.T @ _scale(total, frequency)
+            for frequency in (False, True)}
+    return Conditional(background, total, excess.indptr.astype(np.int64),
+                       x * n_objects + excess.indices.astype(np.int64), excess.data, sums)
+
+
+def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
+    """What a count is worth as a probability, in vectors of these totals."""
+    return 1 / np.where(total > 0, total, 1.0) if frequency else 1 / (1 + total)

@@ -7,6 +7,7 @@ Each is a uniform *background* plus an *excess* at o, so a vector of K counts is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,13 +78,67 @@ def _codes(column: pl.Series) -> tuple[np.ndarray, list]:
         physical, distinct = column, column.unique(maintain_order=True)
         names = distinct.to_list()
     codes = pl.DataFrame({"name": physical}).join(
-        pl.DataFrame({"name": distinct}).with_row_index("code"), on="name", how="left", maintain_order="left")
+        pl.DataFrame({"name": distinct}).with_row_index("code"), on="name", how="left", maintain_order="left",
+        nulls_equal=True)
     return codes["code"].to_numpy().astype(np.int64), names
 
 
 def distinct_names(column: pl.Series) -> list:
     """Names of a column in order of first appearance."""
     return _codes(column)[1]
+
+
+def check_columns(evidence: pl.DataFrame) -> None:
+    """Refuse a frame without evidence.
+
+    Raises:
+        EvidenceError: a missing column, no rows, a missing weight, a count that is not positive.
+    """
+    missing = [name for name in ("subject", "relation", "object", "weight") if name not in evidence.columns]
+    if missing:
+        raise EvidenceError(f"the evidence has no column {', '.join(missing)}", where=f"columns: {evidence.columns}",
+                            remedy="name the columns subject, relation, object, weight (and count)")
+    if not len(evidence):
+        raise EvidenceError("there is no evidence", remedy="give at least one row")
+    if evidence["weight"].null_count():
+        raise EvidenceError("a weight is missing", where=f"evidence row {evidence['weight'].is_null().arg_max()}",
+                            remedy="give every row a weight")
+    if "count" in evidence:
+        times = evidence["count"].cast(pl.Float64).to_numpy()
+        wrong = ~((times > 0) & np.isfinite(times))
+        if wrong.any():
+            raise EvidenceError(f"the count {times[wrong][0]} is not a positive number", remedy="leave such rows out",
+                                where=f"evidence row {int(wrong.argmax())}")
+
+
+def object_ids(column: pl.Series, labels: Labels) -> np.ndarray:
+    """Object ids of labels, or of ids that index the labels.
+
+    Raises:
+        EvidenceError: an unknown or missing object.
+    """
+    if not column.dtype.is_integer() or all(isinstance(name, int) for name in labels.names[:1]):
+        return labels.encode(column)
+    if column.null_count() or column.min() < 0 or column.max() >= len(labels.names):
+        raise EvidenceError("an object id is outside the objects", where=f"objects: 0 to {len(labels.names) - 1}",
+                            remedy="pass the label of every object")
+    return column.to_numpy().astype(np.int64)
+
+
+def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
+    """Downstream id to upstream id.
+
+    Raises:
+        EvidenceError: a relation stands in two places of the pairs.
+    """
+    upstream = {relations.id(d): relations.id(u) for d, u in pairs.items()}
+    named = [*upstream, *upstream.values()]
+    for r in named:
+        if named.count(r) > 1:
+            raise EvidenceError(f"the relation {relations.names[r]!r} stands in two places of the pairs",
+                                where=str(dict(pairs)),
+                                remedy="pair every relation with at most one other, not with itself")
+    return upstream
 
 
 @dataclass(frozen=True)
@@ -95,7 +150,7 @@ class Counts:
         background, total: [n_rows] uniform part and sum of each count vector.
         excess: [n_rows, K] sparse, what each object has above the background.
         rows: [n_rows, K] sparse with the structure of ``excess``: number of evidence rows.
-        keys: the cells of ``excess`` as one sorted array of row·K + object.
+        starts, keys: the cells of ``excess`` as one sorted array of row·K + object, and [n_rows + 1] where rows begin.
     """
 
     row_of: np.ndarray
@@ -103,6 +158,7 @@ class Counts:
     total: np.ndarray
     excess: sparse.csr_matrix
     rows: sparse.csr_matrix
+    starts: np.ndarray
     keys: np.ndarray
 
     def excess_at(self, row: np.ndarray, o: np.ndarray) -> np.ndarray:
@@ -132,7 +188,17 @@ def count(subject: np.ndarray, relation: np.ndarray, object: np.ndarray, weight:
         return sparse.csr_matrix((data, cell % n_objects, indptr), shape=(len(pair), n_objects))
 
     return Counts(row_of.reshape(n_subjects, n_relations), np.bincount(row, background * times, len(pair)),
-                  np.bincount(row, total * times, len(pair)), matrix(excess * times), matrix(times), cell)
+                  np.bincount(row, total * times, len(pair)), matrix(excess * times), matrix(times), indptr, cell)
+
+
+def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
+    """Probability of an object with a count, in a vector of some total: posterior mean, or plain frequency.
+
+    The prior is Dirichlet with strength 1/K on each of the K objects; a frequency of nothing is uniform.
+    """
+    if not frequency:
+        return (1 / n_objects + count) / (1 + total)
+    return np.where(total > 0, count / np.where(total > 0, total, 1.0), 1 / n_objects)
 
 
 def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

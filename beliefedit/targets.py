@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from beliefedit.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.language import Atom, atomic_prompt
@@ -43,7 +41,7 @@ def edit_targets(agent: BayesAgent, edit: Edit, config: EditConfig) -> tuple[dic
     queries, answers = [], {}
     for probe, atom, upstream in zip(PROBES, edit.facts, edit.upstream, strict=True):
         if atom is not None:
-            modal = _modal(states["after"], atom)
+            modal = states["after"].expected(atom.subject, atom.relation)
             answers[probe] = modal
             queries += _queries(states, edit, (probe, atom, upstream, modal))
     return _case(agent, edit, weight, answers), queries
@@ -63,7 +61,7 @@ def _case(agent: BayesAgent, edit: Edit, weight: float, answers: dict[str, str])
     fact, other, downstream = edit.facts[0], edit.facts[1], edit.downstream_relation
     changes = False
     if downstream is not None:
-        changes = answers[PROBES[1]] != _modal(agent, other)
+        changes = answers[PROBES[1]] != agent.expected(other.subject, other.relation)
     return {"subject": fact.subject, "relation": fact.relation, "object": fact.object, "request": edit.request,
             "weight": weight, "downstream_relation": downstream, "reinforces": edit.request == fact.object,
             "downstream_changes": changes, "is_downstream": edit.upstream[0] is not None,
@@ -82,22 +80,12 @@ def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, 
     place = [distinct.index(target) for target in objects.values()]
     for state, agent in states.items():
         given = edit.request if state != "before" and _follows_from_request(edit, atom) else upstream
-        for suffix, frequency in (("", False), ("_frequency", True)):
-            views = {view: agent.beliefs(atom.subject, atom.relation, distinct, view, frequency)
-                     for view in ("direct", "predictive")}
-            views["given_upstream"] = (np.full(len(distinct), np.nan) if given is None else
-                                       agent.beliefs_given(atom.relation, given, distinct, frequency))
-            for view, beliefs in views.items():
-                for row, at in zip(rows, place, strict=True):
-                    row[f"p_{state}_{view}{suffix}"] = float(beliefs[at])
+        for view, beliefs in agent.views(atom.subject, atom.relation, distinct, given).items():
+            for row, p in zip(rows, beliefs[place].tolist(), strict=True):
+                row[f"p_{state}_{view}"] = p
     return rows
 
 
 def _follows_from_request(edit: Edit, atom: Atom) -> bool:
     """Whether the edited fact is the very upstream fact of this one."""
     return atom.subject == edit.facts[0].subject and atom.relation == edit.downstream_relation
-
-
-def _modal(agent: BayesAgent, fact: Atom) -> str:
-    """The object the agent expects; ties: the first."""
-    return agent.objects[int(agent.distribution(fact.subject, fact.relation).argmax())]

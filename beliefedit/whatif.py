@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from beliefedit.evidence import contributions
+from beliefedit.evidence import contributions, mean
 
 
 @dataclass(frozen=True)
 class Row:
-    """Count vector of one (subject, relation): uniform background, excesses, and numbers of evidence rows."""
+    """Count vector of one (subject, relation).
+
+    Attributes:
+        background, total: its uniform part and its sum.
+        objects: [n] int64, rising, those that evidence was given on.
+        excess, n_rows: [n] what each of them has above the background, and its rows of evidence.
+    """
 
     background: float
     total: float
@@ -32,27 +39,54 @@ class Row:
         rows[at] += 1
         return Row(self.background + background, self.total + total, objects, excesses, rows)
 
-
-@dataclass(frozen=True)
-class Change:
-    """What edits add to a pair's count vectors: x to (background, total, {o: excess})."""
-
-    by_x: dict[int, tuple[float, float, dict[int, float]]]
-
-    def plus(self, downstream: Row | None, upstream: Row | None, sign: float) -> Change:
-        """Add (or take away) one subject's contribution: its downstream counts times each x's share."""
-        if downstream is None or upstream is None:
-            return self
-        by_x = dict(self.by_x)
-        shares = sign * upstream.n_rows / upstream.n_rows.sum()
-        for x, share in zip(upstream.objects.tolist(), shares.tolist(), strict=True):
-            background, total, excess = by_x.get(x, (0.0, 0.0, {}))
-            excess = dict(excess)
-            for o, value in zip(downstream.objects.tolist(), downstream.excess.tolist(), strict=True):
-                excess[o] = excess.get(o, 0.0) + share * value
-            by_x[x] = background + share * downstream.background, total + share * downstream.total, excess
-        return Change(by_x)
+    def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
+        """The belief these counts give: what every object has, and [n] what ``objects`` have above that."""
+        base = float(mean(np.float64(self.background), np.float64(self.total), n_objects, frequency))
+        return base, self.excess / ((self.total or 1.0) if frequency else 1 + self.total)
 
 
 EMPTY = Row(0.0, 0.0, np.array([], dtype=np.int64), np.array([]), np.array([]))
 """No evidence yet."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What edits add to a pair's count vectors.
+
+    Attributes:
+        x: [n] int64, rising, upstream objects whose vector changes.
+        background, total: [n] what is added to each one's uniform part and sum.
+        keys, excess: [m] cells x·K + o, rising, and what is added above the background.
+    """
+
+    x: np.ndarray
+    background: np.ndarray
+    total: np.ndarray
+    keys: np.ndarray
+    excess: np.ndarray
+
+    def plus(self, parts: Iterable[tuple[float, Row | None, Row | None]], n_objects: int) -> Change:
+        """Add (sign 1.0) or take away (-1.0) subjects' contributions: downstream counts times each x's share.
+
+        Args:
+            parts: (sign, downstream row, upstream row); without both rows there is no contribution.
+        """
+        by_x, by_cell = [(self.x, self.background, self.total)], [(self.keys, self.excess)]
+        for sign, downstream, upstream in parts:
+            if downstream is None or upstream is None:
+                continue
+            x, share = upstream.objects, sign * upstream.n_rows / upstream.n_rows.sum()
+            by_x.append((x, share * downstream.background, share * downstream.total))
+            by_cell.append(((x[:, None] * n_objects + downstream.objects).ravel(),
+                            (share[:, None] * downstream.excess).ravel()))
+        return Change(*_sum_by_key(by_x), *_sum_by_key(by_cell))
+
+
+NO_CHANGE = Change(*(EMPTY.objects, EMPTY.excess, EMPTY.excess), *(EMPTY.objects, EMPTY.excess))
+
+
+def _sum_by_key(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Distinct keys, rising, and the sums of each further column over them."""
+    keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    distinct, place = np.unique(keys, return_inverse=True)
+    return [distinct, *(np.bincount(place, column, len(distinct)) for column in columns)]
