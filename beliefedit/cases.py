@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from beliefedit.config import EditConfig
 from beliefedit.corpus import Corpus
 from beliefedit.language import Atom, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.sentences import Sampler
-from beliefedit.targets import PROBES, Edit, edit_targets
+from beliefedit.targets import Edit, edit_targets
 from beliefedit.world import World
 
 _STREAM, _PROBES_STREAM = 4, 5
@@ -51,10 +52,8 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     targets = [edit_targets(agent, edit, config) for edit in tqdm(requests, desc="cases", unit="case")]
     cases = pl.DataFrame([{"case": number} | case for number, (case, _) in enumerate(targets)],
                          schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
-    probes = pl.DataFrame([{"case": number} | query for number, (_, queries) in enumerate(targets)
-                           for query in queries], infer_schema_length=None)
-    p_generative = world.probabilities(_ids(probes, world))
-    probes = probes.with_columns(pl.Series("p_generative", p_generative), pl.col("case").cast(pl.UInt32))
+    probes = _stacked([queries for _, queries in targets])
+    probes = probes.with_columns(p_generative=pl.Series(world.probabilities(_ids(probes, world))))
     queries = pl.concat([probes.drop("subject", "relation"), known.logic(chosen, rng)], how="diagonal")
     return Cases(cases, queries.sort("case", maintain_order=True).with_columns(pl.col(pl.Float64).fill_nan(None)))
 
@@ -97,7 +96,7 @@ class _Known:
         self.has = self.fact_of >= 0
         ids = {label: index for index, label in enumerate(world.relations)}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
-        self.expected: dict[int, dict[str, str]] = {}
+        self.expected: dict[int, tuple[list[str], np.ndarray]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
         """Facts of the cases: all facts of subjects drawn without replacement, until there are enough."""
@@ -141,18 +140,20 @@ class _Known:
             return true if rng.random() < self.config.p_reinforce else false
         if rng.random() >= self.config.p_downstream:
             return false
-        changing = self._changing(d, true)
-        return str(rng.choice(changing)) if changing else false
+        upstream_objects, changing = self._changing(d, true)
+        return upstream_objects[changing[rng.integers(len(changing))]] if len(changing) else false
 
-    def _changing(self, d: int, true: str) -> list[str]:
-        """Upstream objects under which something else is expected downstream than under the true one."""
+    def _changing(self, d: int, true: str) -> tuple[list[str], np.ndarray]:
+        """Observed upstream objects, and which of them expect something else downstream than the true one does."""
         if d not in self.expected:
-            self.expected[d] = self.agent.expected_downstream(self.world.relations[d])
-        expected = self.expected[d]
+            expected = self.agent.expected_downstream(self.world.relations[d])
+            self.expected[d] = list(expected), np.array(list(expected.values()), dtype=object)
+        upstream_objects, answers = self.expected[d]
         if self.config.as_published:
-            return list(expected)
-        now = expected.get(true, self.world.objects[0])
-        return [x for x, answer in expected.items() if answer != now]
+            return upstream_objects, np.arange(len(upstream_objects))
+        # Nothing observed: every object is as likely, and the first one is expected.
+        now = answers[upstream_objects.index(true)] if true in upstream_objects else self.world.objects[0]
+        return upstream_objects, np.flatnonzero(answers != now)
 
     def atom(self, fact: int, object: int | None = None) -> Atom:
         """The fact as labels, with its true object or another."""
@@ -170,7 +171,8 @@ class _Known:
         return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
 
     def _logic_of(self, fact: int, rng: np.random.Generator) -> Iterator[dict]:
-        (a, a_true), (b, b_true) = self._true_or_false(fact, rng), self._true_or_false(int(rng.integers(len(self.subject))), rng)
+        a, a_true = self._true_or_false(fact, rng)
+        b, b_true = self._true_or_false(int(rng.integers(len(self.subject))), rng)
         judged = {"judged_a": (clause("atomic", a), a_true), "judged_b": (clause("atomic", b), b_true),
                   "judged_and": (clause("and", a, b), a_true and b_true),
                   "judged_and_swapped": (clause("and", b, a), a_true and b_true),
@@ -178,14 +180,23 @@ class _Known:
         for probe, (text, label) in judged.items():
             yield {"probe": probe, "kind": "true", "prompt": judged_prompt(text), "target": label_word(True),
                    "label": label_word(label)}
-        yield {"probe": "atomic_a", "kind": "stated", "prompt": atomic_prompt(a.subject, a.relation), "target": a.object,
-               "label": self.atom(fact).object}
+        yield {"probe": "atomic_a", "kind": "stated", "prompt": atomic_prompt(a.subject, a.relation),
+               "target": a.object, "label": self.atom(fact).object}
 
     def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Atom, bool]:
         """The fact or, half the time, its false variant; and which of them."""
         true = bool(rng.random() < 0.5)
         false = int(self.sampler.false_object(np.array([fact]), rng)[0])
         return self.atom(fact, None if true else false), true
+
+
+def _stacked(probes: list[list[dict[str, list]]]) -> pl.DataFrame:
+    """One frame of the columns of every case's probes, numbered by case."""
+    every = [columns | {"case": [number] * len(columns["kind"])}
+             for number, case in enumerate(probes) for columns in case]
+    return pl.DataFrame({name: list(chain.from_iterable(columns[name] for columns in every))
+                         for name in ("case", "probe", "kind", "prompt", "target", "label", *every[0])},
+                        schema_overrides={"case": pl.UInt32})
 
 
 def _ids(probes: pl.DataFrame, world: World) -> pl.DataFrame:

@@ -51,15 +51,19 @@ class Conditional:
 
     def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
         """Σ_i weight_i · q(· | x_i), [K]; x rising."""
-        background = self.background[x] + look_up(change.x, change.background, x)
-        total = self.total[x] + look_up(change.x, change.total, x)
+        background, total = self.background[x], self.total[x]
+        if len(change.x):
+            background = background + look_up(change.x, change.background, x)
+            total = total + look_up(change.x, change.total, x)
         belief = np.full(self.n_objects, (weight * mean(background, total, self.n_objects, frequency)).sum())
         scale = weight * _scale(total, frequency)
         cells = zip(self.starts[x].tolist(), self.starts[x + 1].tolist(), scale.tolist(), strict=True)
         for start, end, factor in cells:
             belief[self.keys[start:end] % self.n_objects] += factor * self.excess[start:end]
-        changed = look_up(x, scale, change.keys // self.n_objects) * change.excess
-        return belief + np.bincount(change.keys % self.n_objects, changed, self.n_objects) if len(changed) else belief
+        if len(change.x):
+            changed = look_up(x, scale, change.keys // self.n_objects) * change.excess
+            belief += np.bincount(change.keys % self.n_objects, changed, self.n_objects)
+        return belief
 
     def sum_over_x(self, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
         """Σ_x q(· | x), [K]: the fitted sum, with the changed x exchanged."""

@@ -31,8 +31,8 @@ class Edit:
     other_has_both: bool
 
 
-def edit_targets(agent: BayesAgent, edit: Edit, config: EditConfig) -> tuple[dict, list[dict]]:
-    """The case's row and the rows of its probes, with the agent's beliefs in every state and view."""
+def edit_targets(agent: BayesAgent, edit: Edit, config: EditConfig) -> tuple[dict, list[dict[str, list]]]:
+    """The case's row, and columns of each probe with the agent's beliefs in every state and view."""
     fact = edit.facts[0]
     weight = evidence_weight(agent, fact, edit.request, config.target_probability)
     states = {"before": agent} | {
@@ -43,7 +43,7 @@ def edit_targets(agent: BayesAgent, edit: Edit, config: EditConfig) -> tuple[dic
         if atom is not None:
             modal = states["after"].expected(atom.subject, atom.relation)
             answers[probe] = modal
-            queries += _queries(states, edit, (probe, atom, upstream, modal))
+            queries.append(_queries(states, edit, (probe, atom, upstream, modal)))
     return _case(agent, edit, weight, answers), queries
 
 
@@ -69,21 +69,21 @@ def _case(agent: BayesAgent, edit: Edit, weight: float, answers: dict[str, str])
             "all_independent": all(x is None for x in edit.upstream)}
 
 
-def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, str | None, str]) -> list[dict]:
-    """One row per tracked object: the original one, the requested one, and what the agent expects after the edit."""
+def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, str | None, str]) -> dict[str, list]:
+    """Columns, a row per tracked object: the original one, the requested one, what the agent expects after the edit."""
     name, atom, upstream, modal = probe
     objects = {"original": atom.object, "requested": edit.request, "modal": modal}
-    rows = [{"probe": name, "kind": kind, "prompt": atomic_prompt(atom.subject, atom.relation), "target": target,
-             "label": atom.object, "subject": atom.subject, "relation": atom.relation}
-            for kind, target in objects.items()]
+    same = {"probe": name, "prompt": atomic_prompt(atom.subject, atom.relation), "label": atom.object,
+            "subject": atom.subject, "relation": atom.relation}
+    columns = {"kind": list(objects), "target": list(objects.values())}
+    columns |= {column: [value] * len(objects) for column, value in same.items()}
     distinct = list(dict.fromkeys(objects.values()))
     place = [distinct.index(target) for target in objects.values()]
     for state, agent in states.items():
         given = edit.request if state != "before" and _follows_from_request(edit, atom) else upstream
         for view, beliefs in agent.views(atom.subject, atom.relation, distinct, given).items():
-            for row, p in zip(rows, beliefs[place].tolist(), strict=True):
-                row[f"p_{state}_{view}"] = p
-    return rows
+            columns[f"p_{state}_{view}"] = beliefs[place].tolist()
+    return columns
 
 
 def _follows_from_request(edit: Edit, atom: Atom) -> bool:
