@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -75,7 +76,7 @@ class BayesAgent:
         """K, the number of objects beliefs are spread over."""
         return len(self._objects.names)
 
-    @property
+    @cached_property
     def pairs(self) -> dict:
         """Downstream relation to upstream relation, as given to `fit`."""
         names = self._relations.names

@@ -69,15 +69,16 @@ class Beliefs:
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
-        upstream = self._upstream_row(s, r) if predictive else None
+        row = self.row(s, r)
+        upstream = self._upstream_row(s, r, row) if predictive else None
         if upstream is None:
-            return self._direct(s, r, o, frequency)
+            return self._direct(row, o, (frequency,))[0]
         return self._predictive(upstream, r, o, (frequency,))[0]
 
     def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
         """Belief about a few objects [n] of one (s, r), in every view; see `BayesAgent.views`."""
-        direct = [self._direct(s, r, o, frequency) for frequency in (False, True)]
-        upstream = self._upstream_row(s, r)
+        row = self.row(s, r)
+        direct, upstream = self._direct(row, o, (False, True)), self._upstream_row(s, r, row)
         predictive = direct if upstream is None else self._predictive(upstream, r, o, (False, True))
         given_upstream = [np.full(len(o), np.nan)] * 2
         if given is not None:
@@ -89,16 +90,16 @@ class Beliefs:
 
     def over_objects(self, s: int, r: int, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief over all objects, [K]."""
-        row = self._upstream_row(s, r) if predictive else None
-        if row is None:
-            row = self.row(s, r) or EMPTY
+        row = self.row(s, r) or EMPTY
+        upstream = self._upstream_row(s, r, row) if predictive else None
+        if upstream is None:
             base, above = row.belief(self.fitted.n_objects, frequency)
             belief = np.full(self.fitted.n_objects, base)
             belief[row.objects] += above
             return belief
-        base, above = row.belief(self.fitted.n_objects, frequency)
+        base, above = upstream.belief(self.fitted.n_objects, frequency)
         q, change = self.fitted.conditionals[r], self._change(r)
-        return base * q.sum_over_x(frequency, change) + q.mixture(row.objects, above, frequency, change)
+        return base * q.sum_over_x(frequency, change) + q.mixture(upstream.objects, above, frequency, change)
 
     def given(self, r: int, x: int, frequency: bool) -> np.ndarray:
         """q(· | r, x), [K]."""
@@ -149,15 +150,17 @@ class Beliefs:
     def _counted_row(self, s: int, r: int) -> Row | None:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
-    def _upstream_row(self, s: int, r: int) -> Row | None:
-        """Count vector of the upstream fact that the predictive belief about (s, r) runs through."""
+    def _upstream_row(self, s: int, r: int, row: Row | None) -> Row | None:
+        """Count vector of the upstream fact that the predictive belief about (s, r), with this row, runs through."""
         u = self.fitted.upstream.get(r)
-        return None if u is None or self.row(s, r) is None else self.row(s, u)
+        return None if u is None or row is None or row is EMPTY else self.row(s, u)
 
-    def _direct(self, s: int, r: int, o: np.ndarray, frequency: bool) -> np.ndarray:
-        row = self.row(s, r) or EMPTY
-        base, above = row.belief(self.fitted.n_objects, frequency)
-        return base + (o[:, None] == row.objects) @ above
+    def _direct(self, row: Row | None, o: np.ndarray, frequencies: tuple[bool, ...]) -> list[np.ndarray]:
+        """Beliefs [n] from a count vector, with and without the prior as asked."""
+        row = row or EMPTY
+        here = o[:, None] == row.objects
+        beliefs = (row.belief(self.fitted.n_objects, frequency) for frequency in frequencies)
+        return [base + here @ above for base, above in beliefs]
 
     def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequencies: tuple[bool, ...]) -> list[np.ndarray]:
         """Beliefs [n] through an upstream fact, with and without the prior as asked: the counts are found once."""

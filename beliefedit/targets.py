@@ -81,9 +81,19 @@ def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, 
     place = [distinct.index(target) for target in objects.values()]
     for state, agent in states.items():
         given = edit.request if state != "before" and _follows_from_request(edit, atom) else upstream
-        for view, beliefs in agent.views(atom.subject, atom.relation, distinct, given).items():
+        if state == "before" or _is_reached(agent, edit, atom):
+            views = agent.views(atom.subject, atom.relation, distinct, given)
+        for view, beliefs in views.items():
             columns[f"p_{state}_{view}"] = beliefs[place].tolist()
     return columns
+
+
+def _is_reached(agent: BayesAgent, edit: Edit, atom: Atom) -> bool:
+    """Whether an edit can change what is believed about a fact: its own row, or its relation's conditional."""
+    edited = edit.facts[0]
+    if (atom.subject, atom.relation) == (edited.subject, edited.relation):
+        return True
+    return atom.relation in agent.pairs and edited.relation in (atom.relation, agent.pairs[atom.relation])
 
 
 def _follows_from_request(edit: Edit, atom: Atom) -> bool:

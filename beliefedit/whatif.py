@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beliefedit.evidence import contributions, mean
+from beliefedit.evidence import contributions
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,11 @@ class Row:
 
     def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
         """The belief these counts give: what every object has, and [n] what ``objects`` have above that."""
-        base = float(mean(np.float64(self.background), np.float64(self.total), n_objects, frequency))
-        return base, self.excess / ((self.total or 1.0) if frequency else 1 + self.total)
+        if not frequency:
+            return (1 / n_objects + self.background) / (1 + self.total), self.excess / (1 + self.total)
+        if not self.total:
+            return 1 / n_objects, self.excess
+        return self.background / self.total, self.excess / self.total
 
 
 EMPTY = Row(0.0, 0.0, np.array([], dtype=np.int64), np.array([]), np.array([]))
