@@ -19,6 +19,7 @@ import nbformat
 from markupsafe import Markup
 
 from beliefedit.errors import BeliefEditError, ReportError
+from beliefedit.progress import duration
 from beliefedit.report_cells import Page, render
 from beliefedit.store import read_json, write_text
 
@@ -51,6 +52,17 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     return target
 
 
+def head_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The head of a run's reports, for `export`, from its summary.json."""
+    if "name" not in summary:
+        return {}
+    rows = {"Parameters": f"{summary['name']} ({summary['config_hash']})", "Seed": str(summary["seed"]),
+            "Data": summary["data"], "Model": summary["model"], "Device": summary["device"],
+            "Duration": duration(summary["seconds"])}
+    return {"rows": rows, "versions": summary["versions"], "learned": summary.get("learned"),
+            "judgement": summary.get("judgement", "")}
+
+
 def write_index(run_folder: Path) -> Path:
     """Write index.html of a run: its head, key figures and links to its reports.
 
@@ -68,7 +80,7 @@ def write_index(run_folder: Path) -> Path:
                for name, record in run["notebooks"].items()]
     page = Page(title=f"Run {run['name']}")
     target = run_folder / "index.html"
-    write_text(target, _html("index.html.j2", page=page, head=summary.get("head", {}), reports=reports,
+    write_text(target, _html("index.html.j2", page=page, head=head_of(summary), reports=reports,
                              figures=_key_figures(summary), editing=_editing_tables([("", summary)])))
     return target
 
@@ -119,52 +131,37 @@ def _key_figures(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _editing_tables(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A table for each of updating, downstream and fixing: a row per run and editor, a column per figure."""
-    tables = []
+    """A table for each of updating, downstream and fixing: rows (run, editor, {measure: figures}), measures' names.
+
+    The published measure (contains) is left to the report.
+    """
+    runs, tables = list(runs), []
     for name in ("updating", "downstream", "fixing"):
-        rows = [(run, editor, _leaves(blocks[name])) for run, summary in runs
+        rows = [(run, editor, blocks[name]) for run, summary in runs
                 for editor, blocks in summary.get("editing", {}).items() if blocks.get(name)]
-        columns = list(dict.fromkeys(column for _, _, leaves in rows for column in leaves))
+        measures = dict.fromkeys(measure for _, _, block in rows for measure in block
+                                 if not measure.startswith("contains_"))
         if rows:
-            tables.append({"name": name, "rows": rows, "columns": columns})
+            tables.append({"name": name, "rows": rows, "measures": {key: _label(key) for key in measures}})
     return tables
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'p request, before': value}; an interval {mean, low, high} stays one value."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        label = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping) and not {"mean", "low", "high"} <= set(value):
-            found |= _leaves(value, f"{label}, ")
-        else:
-            found[label] = value
-    return found
+def _label(measure: str) -> str:
+    """'coherence: same subject, other relation' from the name of a measure."""
+    for kind, name in (("accuracy", "accuracy"), ("coherence", "coherence error")):
+        if measure.startswith(f"{kind}_"):
+            return f"{name}: {measure.removeprefix(f'{kind}_').replace('_', ' ').replace('subject ', 'subject, ')}"
+    return {"p_request": "p(request)", "true_false": "T/F error"}.get(measure, f"{measure.replace('_', ' ')} error")
 
 
-def _number(value: Any) -> str:
-    """A figure for a table: three significant digits, intervals in brackets, a dash for what is not known."""
-    if isinstance(value, Mapping):
-        return f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
-    if isinstance(value, list) and len(value) == 3:
-        return f"{_number(value[0])} [{_number(value[1])}, {_number(value[2])}]"
+def _number(value: Any, sign: str = "") -> str:
+    """A figure for a table: three decimals below ten, a dash for what is not known; sign '+' shows plus."""
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return "–"
-    if isinstance(value, float) and abs(value) < 1000:
-        return f"{value:.3f}".replace("-", "−") if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:,.0f}"
-    return str(value)
-
-
-def _duration(seconds: float | None) -> str:
-    """'48 s', '3 min 05 s', '2 h 10 min'."""
-    if seconds is None:
-        return "–"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    decimals = 0 if isinstance(value, int) or abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+    return f"{value:{sign},.{decimals}f}".replace("-", "−")
 
 
 def _read(notebook: Path) -> Mapping[str, Any]:
@@ -172,7 +169,9 @@ def _read(notebook: Path) -> Mapping[str, Any]:
         return nbformat.read(notebook, as_version=4)
     except FileNotFoundError:
         raise ReportError(f"no such notebook: {notebook}") from None
-    except (nbformat.reader.NotJSONError, UnicodeDecodeError, AttributeError, KeyError) as error:
+    except OSError as error:
+        raise ReportError(f"cannot read the notebook: {error.strerror or error}", where=str(notebook)) from None
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         raise ReportError(f"not a Jupyter notebook: {' '.join(str(error).split())[:200]}", where=str(notebook),
                           remedy="give an executed .ipynb file") from None
 
@@ -186,7 +185,7 @@ def _plotly() -> Markup:
 def _html(template: str, **values: Any) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": _number, "duration": _duration}
+    environment.filters |= {"number": _number, "duration": duration}
     assets = {name: Markup((TEMPLATES / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     return environment.get_template(template).render(
         values | assets, nonce=hashlib.sha256(repr(values).encode()).hexdigest()[:32])

@@ -37,7 +37,8 @@ MATHML_TAGS = frozenset(
     "mstyle mpadded mphantom menclose mfenced mmultiscripts mprescripts none merror".split())
 OUTSIDE = re.compile(
     r"<script\b.*?</script\s*>|<(?:script|link|iframe|object|embed|base)\b[^>]*>"
-    r"|(?<=\s)(?:src|srcset|poster)\s*=\s*(?!['\"]?data:)(?:\"[^\"]*\"|'[^']*'|[^\s>]+)(?=[^<>]*>)", re.IGNORECASE | re.DOTALL)
+    r"|(?<=\s)(?:src|srcset|poster)\s*=\s*(?!['\"]?data:)(?:\"[^\"]*\"|'[^']*'|[^\s>]+)(?=[^<>]*>)",
+    re.IGNORECASE | re.DOTALL)
 INTERACTIVE_NOTE = Markup('<p class="note">Interactive part: open the notebook in JupyterLab to use it. '
                           "Shown here as it stood when the notebook was run.</p>")
 

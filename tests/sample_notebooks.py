@@ -55,6 +55,18 @@ heat = go.Figure(go.Heatmap(z=z, x=hostile, y=[f"relation {i}" for i in range(6)
                  colorbar_title="share"), layout=dict(title="Names from data stay text: " + hostile[0].replace("<", "&lt;")))
 heat.update_layout(height=520)
 heat.show()""",
+    """from beliefedit import style
+loss = style.figure("Loss falls while the model learns", x="tokens", y="nats per token")
+for name, colour in [("training loss", style.BEFORE), ("evaluation loss", style.AFTER), ("agent", style.AGENT)]:
+    loss.add_scatter(x=tokens, y=np.exp(-tokens / 1e6) + len(name) / 30, name=name, line_color=colour)
+loss""",
+    """names = ["same subject, same relation", "same subject, other relation", "other subject, same relation", "others"]
+four = style.panels("Four probes of one edit", [style.escape(name) for name in names])
+for i in range(4):
+    for name, colour in [("LM after", style.AFTER), ("rational agent after the edit", style.AGENT)]:
+        four.add_scatter(y=np.linspace(0, 1, 40) ** (i + len(name) / 9), name=name, legendgroup=name,
+                         showlegend=i == 0, line_color=colour, row=i // 2 + 1, col=i % 2 + 1)
+four""",
     "## Trajectories",
     """panels = ["Same subject, same relation", "Same subject", "Same relation", "Others", "T/F", "Negation", "And", "Or"]
 grid = make_subplots(2, 4, subplot_titles=panels, shared_yaxes=True)
@@ -86,7 +98,7 @@ with shown:
                       layout=dict(title="Beliefs about one fact", height=300)))
 panel""",
 )
-RICH_FIGURES = 4
+RICH_FIGURES = 6
 
 
 def write_rich(path: Path) -> Path:

@@ -39,21 +39,26 @@
     };
   }
 
+  /* The page's width, and no room for the title, which stands above the figure as text. */
   function fit(layout, data, titled) {
     delete layout.width;
     layout.autosize = true;
-    const margin = { l: 60, r: 16, b: 50, ...layout.template?.layout?.margin, ...layout.margin };
+    const title = titled ? 50 : 0;
+    layout.height = Math.max((layout.height ?? 450) - title, 200);
+    const legend = { orientation: "v", y: 1, ...layout.template?.layout?.legend, ...layout.legend };
+    const margin = { l: 60, r: 16, t: 100, b: 50, ...layout.template?.layout?.margin, ...layout.margin };
     const lettered = (layout.annotations ?? []).some((note) => note.yref === "paper" && note.y >= 0.99);
-    margin.t = Math.min(margin.t ?? 100, lettered ? 36 : layout.legend?.y >= 1 ? 48 : 16);
-    layout.height = Math.max((layout.height ?? 450) - (titled ? 50 : 0), 200);
+    const named = data.filter((trace) => trace.name && trace.showlegend !== false).length;
+    const shown = layout.showlegend ?? named > 1;
+    const above = shown && legend.orientation === "h" && legend.y >= 1;
+    margin.t = Math.min(Math.max(margin.t - title, 16), above ? Infinity : lettered ? 36 : 16);
     if (narrow.matches) {
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
-      layout.font = { ...layout.font, size: 11.5 };
-      const entries = data.filter((trace) => trace.name && trace.showlegend !== false).length;
-      if (layout.showlegend !== false && entries > 1) {
-        const inner = layout.height - margin.t - margin.b;
-        layout.legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -58 / inner, yanchor: "top" };
-        layout.height += 22 * Math.ceil(entries / 2);
+      layout.font.size = 11.5;
+      if (shown) layout.height += 18 * Math.ceil(named / 2);
+      if (shown && !above) {
+        const y = 1 + (lettered ? 26 : 6) / (layout.height - margin.t - margin.b);
+        layout.legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y, yanchor: "bottom" };
       }
     }
     layout.margin = margin;
