@@ -11,6 +11,7 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from beliefedit.config import CorpusConfig
+from beliefedit.errors import ConfigError, StoreError
 from beliefedit.language import SEPARATOR, Form, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.sentences import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
 from beliefedit.store import read_json, write_json
@@ -55,7 +56,12 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0, documents: 
 
     Raises:
         GraphError: the world holds fewer facts than asked for.
+        ConfigError: no kind of sentence is left to write.
+        StoreError: the folder already holds documents.
     """
+    if not config.atomic and world.min_truth == 1 and not config.n_complex:
+        raise ConfigError("nothing to write: in a world without noise every judged sentence is one of n_complex",
+                          where="corpus.n_complex", remedy="set n_complex above 0, or atomic: true")
     sampler = Sampler(world, config, world.first_facts(config.n_facts))
     if documents is True:
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
@@ -127,7 +133,7 @@ def _join(texts: pl.Series, document: np.ndarray) -> tuple[pl.Series, np.ndarray
 def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences, rng: np.random.Generator) -> None:
     """Passes over all sentences, mixed across subjects. Rendered slice by slice; only row numbers are shuffled."""
     per_document = sampler.config.sentences_per_doc
-    slice_length = 100_000 // per_document * per_document
+    slice_length = max(1, 100_000 // per_document) * per_document
     for _ in range(sampler.config.n_mixed_orders):
         order = rng.permutation(len(sentences.fact))
         for start in range(0, len(order), slice_length):
@@ -141,6 +147,8 @@ class _DocumentWriter:
     def __init__(self, folder: Path) -> None:
         self.folder, self.n_documents, self.n_files = Path(folder), 0, 0
         self.folder.mkdir(parents=True, exist_ok=True)
+        if any(self.folder.glob("*.parquet")):
+            raise StoreError("the folder already holds documents", where=str(folder), remedy="choose another folder")
 
     def write(self, texts: pl.Series, counts: np.ndarray) -> None:
         frame = pl.DataFrame({"doc": np.arange(self.n_documents, self.n_documents + len(counts), dtype=np.uint32),
@@ -210,5 +218,5 @@ def load(folder: Path, world: World) -> Corpus:
     documents = folder / "documents"
     return Corpus(CorpusConfig(**read_json(folder / "config.json")), pl.read_parquet(folder / "facts.parquet"),
                   with_labels(pl.read_parquet(folder / "evidence.parquet"), world),
-                  read_json(folder / "statistics.json"), documents 
+                  read_json(folder / "statistics.json"), documents
                   if documents.exists() else None)

@@ -76,7 +76,7 @@ class Sampler:
         self.distractor = facts["distractor"].to_numpy().astype(np.int64)
         groups = conditional.select("relation", "upstream_object").unique(maintain_order=True).with_row_index("group")
         of_fact = facts.join(groups, on=["relation", "upstream_object"], how="left", maintain_order="left")
-        self.group = of_fact["group"].fill_null(-1).cast(pl.Int64).to_numpy() if len(groups) else np.full(len(facts), -1)
+        self.group = of_fact["group"].cast(pl.Int64).fill_null(-1).to_numpy()
         self._cumulate(conditional.join(groups, on=["relation", "upstream_object"], how="left", maintain_order="left"))
         self.starts = np.flatnonzero(np.r_[True, np.diff(self.subject) != 0, True])
 
@@ -86,6 +86,7 @@ class Sampler:
         group = conditional["group"].to_numpy().astype(np.int64)
         last = np.flatnonzero(np.r_[np.diff(group) != 0, True]) if len(group) else np.array([], dtype=np.int64)
         within[last] = 1.0
+        self._last = last
         self._cumulative, self._outcome = within + group, conditional["object"].to_numpy().astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
@@ -114,7 +115,7 @@ class Sampler:
         if not len(self._outcome):
             return independent
         place = np.searchsorted(self._cumulative, np.maximum(group, 0) + uniform, side="right")
-        return np.where(group < 0, independent, self._outcome[np.minimum(place, len(self._outcome) - 1)])
+        return np.where(group < 0, independent, self._outcome[np.minimum(place, self._last[np.maximum(group, 0)])])
 
     def _draw_until_majority(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         drawn = self._draw(fact, rng)

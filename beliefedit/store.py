@@ -57,8 +57,10 @@ class Store:
             log.debug("%s: already there (%s)", name, key[:12])
             return target
         started = time.perf_counter()
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
+        partial = scratch / name  # readable by others as usual, which the temporary folder is not
         try:
+            partial.mkdir()
             extra = build(partial) or {}
             manifest = {"stage": name, "key": key, "version": version, "config": config, "inputs": dict(inputs),
                         "seconds": round(time.perf_counter() - started, 3), "versions": versions(), **extra}
@@ -68,7 +70,7 @@ class Store:
             raise StoreError(f"could not write {name}: {error.strerror or error}", where=str(self.folder),
                              remedy="free space or choose another --out, then run again; nothing was lost") from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
         log.info("%s: built in %.1f s (%s)", name, manifest["seconds"], key[:12])
         return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from beliefedit.errors import GraphError
+from beliefedit.errors import ConfigError, GraphError
 from beliefedit.kg import Graph
 from beliefedit.store import read_json, write_json
 
@@ -61,7 +62,8 @@ class World:
         facts = self.facts.rename({"object": "true_object"})
         rows = (queries.select("subject", "relation", "object")
                 .join(facts, on=["subject", "relation"], how="left", maintain_order="left")
-                .join(self.conditional, on=["relation", "upstream_object", "object"], how="left", maintain_order="left"))
+                .join(self.conditional, on=["relation", "upstream_object", "object"], how="left",
+                      maintain_order="left"))
         independent = (pl.when(pl.col("object") == pl.col("true_object")).then("p_true")
                        .when(pl.col("object") == pl.col("distractor")).then(1 - pl.col("p_true"))
                        .otherwise(0.0))
@@ -80,7 +82,10 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0) -> World:
 
     Raises:
         GraphError: fewer than two objects or relations.
+        ConfigError: min_truth outside its range.
     """
+    if not 0.5 < min_truth <= 1:
+        raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}", where="world.min_truth")
     if len(graph.objects) < 2 or len(graph.relations) < 2:
         raise GraphError(f"a world needs two objects and two relations; the graph has {len(graph.objects)} and "
                          f"{len(graph.relations)}", remedy="use a larger graph")
@@ -93,7 +98,7 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0) -> World:
              .rename({"object": "mode", "p": "p_mode"}))
     facts = facts.join(modes, on=["relation", "upstream_object"], how="left", maintain_order="left")
     rng = np.random.default_rng([seed, _STREAM])
-    certainty = rng.integers(_ceil_percent(min_truth), 101, size=facts.height) / 100
+    certainty = rng.integers(math.ceil(100 * _exact(min_truth)), 101, size=facts.height) / 100
     true_object = facts["mode"].fill_null(facts["graph_object"])
     distractor = rng.integers(len(graph.objects) - 1, size=facts.height)
     distractor += distractor >= true_object.to_numpy()
@@ -109,7 +114,8 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0) -> World:
 def relation_cooccurrence(graph: Graph) -> np.ndarray:
     """[n_relations, n_relations] int64: subjects with both relations, diagonal 0."""
     ids = graph.ids
-    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), (ids["subject"].to_numpy(), ids["relation"].to_numpy())),
+    places = ids["subject"].to_numpy(), ids["relation"].to_numpy()
+    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), places),
                             shape=(len(graph.subjects), len(graph.relations)))
     counts = (has.T @ has).toarray()
     np.fill_diagonal(counts, 0)
@@ -152,18 +158,19 @@ def _conditional(facts: pl.DataFrame, min_truth: float) -> pl.DataFrame:
               .sort(*group, "object").with_columns(pl.col("n").cast(pl.Int64)))
     is_mode = pl.col("object") == pl.col("object").sort_by("n", "object", descending=[True, False]).first().over(group)
     rest = pl.col("n").sum().over(group) - pl.col("n").max().over(group)
-    if min_truth == 1:
-        return (counts.filter(is_mode).select(*group, "object", pl.lit(1.0).alias("p")))
-    # Exact integers: ceil(rest * m / (1 - m)) must not depend on how 0.6 is rounded in binary.
-    odds = Fraction(str(min_truth)) / (1 - Fraction(str(min_truth)))
+    m = _exact(min_truth)
+    if m == 1:
+        return counts.filter(is_mode).select(*group, "object", pl.lit(1.0).alias("p"))
+    odds = m / (1 - m)
     needed = (rest * odds.numerator + odds.denominator - 1) // odds.denominator
     raised = pl.when(is_mode).then(pl.max_horizontal("n", needed)).otherwise("n").alias("n")
     return (counts.with_columns(raised)
             .select(*group, "object", (pl.col("n") / pl.col("n").sum().over(group)).alias("p")))
 
 
-def _ceil_percent(min_truth: float) -> int:
-    return -int(-Fraction(str(min_truth)) * 100 // 1)
+def _exact(min_truth: float) -> Fraction:
+    """m as written: ceil(rest * m / (1 - m)) must not depend on how 0.6 is rounded in binary, nor outgrow integers."""
+    return Fraction(str(min_truth)).limit_denominator(10**9)
 
 
 def save(world: World, folder: Path) -> None:
