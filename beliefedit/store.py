@@ -37,7 +37,11 @@ class Store:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{self.folder} is a file, not a folder", remedy="choose another --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the run folder cannot be made: {error.strerror or error}", where=str(self.folder),
+                             remedy="choose another --out") from error
 
     def stage(self, name: str, *, version: int, config: Any, inputs: Mapping[str, str],
               build: Callable[[Path], Mapping[str, Any] | None]) -> Path:

@@ -1,0 +1,140 @@
+"""Parameters: read, overridden, refused with a remedy, and hashed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beliefedit.config import EditorsConfig, Experiment, digest, load_params, parse_override
+from beliefedit.errors import ConfigError
+
+PARAMS = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
+
+
+def write(folder, text):
+    path = folder / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    assert load_params(write(tmp_path, "")) == Experiment()
+    assert load_params(write(tmp_path, "# nothing yet\n")) == Experiment()
+
+
+def test_a_file_and_overrides_reach_their_sections(tmp_path):
+    path = write(tmp_path, "name: mine\ncorpus:\n  n_facts: 70\n  connectives: [not]\n")
+    config = load_params(str(path), {"edit.n_cases": 50, "corpus.n_facts": 80, "seed": 3, "edit.editors.lora.rank": 2})
+    assert (config.name, config.seed, config.corpus.n_facts, config.corpus.connectives) == ("mine", 3, 80, ("not",))
+    assert (config.edit.n_cases, config.edit.editors.lora.rank) == (50, 2)
+    assert config.corpus.n_samples == Experiment().corpus.n_samples
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
+def test_every_parameter_file_loads(path):
+    assert load_params(path).corpus.n_facts >= 1
+
+
+def test_there_are_parameter_files():
+    assert {"smoke.yaml", "demo.yaml", "paper.yaml"} <= {path.name for path in PARAMS}
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.0e-3", "1.e-3", "0.001", "+1e-03"])
+def test_floats_as_people_write_them(tmp_path, number):
+    assert load_params(write(tmp_path, f"pretraining: {{lr: {number}}}")).pretraining.lr == 0.001
+
+
+@pytest.mark.parametrize(("text", "overrides", "says"), [
+    ("corpuss: {}", {}, ["unknown parameter 'corpuss'", "did you mean 'corpus'"]),
+    ("corpus: {n_fact: 3}", {}, ["unknown parameter 'corpus.n_fact'", "did you mean 'n_facts'"]),
+    ("corpus: {zzz: 3}", {}, ["unknown parameter 'corpus.zzz'", "known here: n_facts"]),
+    ("edit: {editors: {lora: {rnk: 1}}}", {}, ["'edit.editors.lora.rnk'", "did you mean 'rank'"]),
+    ("edit: {editors: {lra: {}}}", {}, ["'edit.editors.lra'", "did you mean 'lora'"]),
+    ("", {"edit.n_case": 3}, ["'edit.n_case'", "did you mean 'n_cases'", "with overrides"]),
+    ("name: x", {"name.first": 3}, ["'name.first'", "a value, not a section"]),
+    ("corpus: {n_facts: many}", {}, ["corpus.n_facts", "given: 'many'"]),
+    ("corpus: {n_facts: 1.5}", {}, ["corpus.n_facts", "given: 1.5"]),
+    ("corpus: {n_facts: 0}", {}, ["corpus.n_facts", "greater than or equal to 1"]),
+    ("corpus: {connectives: [xor]}", {}, ["corpus.connectives.0", "'or', 'and' or 'not'"]),
+    ("corpus: {connectives: [or, or]}", {}, ["named twice"]),
+    ("corpus: {true_false: false}", {}, ["set true_false: true or connectives: []"]),
+    ("corpus: {atomic: false, true_false: false, connectives: []}", {}, ["nothing to write"]),
+    ("world: {min_truth: 0.5}", {}, ["world.min_truth", "greater than 0.5"]),
+    ("world: {min_truth: 1.01}", {}, ["world.min_truth", "less than or equal to 1"]),
+    ("world: {min_truth: .nan}", {}, ["world.min_truth", "finite"]),
+    ("edit: {target_probability: 1}", {}, ["edit.target_probability", "less than 1"]),
+    ("model: {size: huge}", {}, ["unknown size 'huge'"]),
+    ("seed: -1", {}, ["seed", "greater than or equal to 0"]),
+    ("corpus: 3", {}, ["corpus", "given: 3"]),
+    ("- a\n- b", {}, ["expected sections"]),
+    ("corpus: [", {}, ["not valid YAML"]),
+    ("corpus: !!python/object:os.system {}", {}, ["not valid YAML"]),
+    (b"name: \xff\xfe", {}, ["not valid YAML", "utf-8"]),
+], ids=lambda value: str(value)[:40])
+def test_what_is_wrong_is_said(tmp_path, text, overrides, says):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        load_params(path, overrides)
+    message = str(raised.value)
+    assert all(part in message for part in says), message
+    assert str(path) in message or overrides
+
+
+def test_every_problem_is_listed_at_once(tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        load_params(write(tmp_path, "corpus: {n_fact: 3, n_samples: 0}\nsede: 1"))
+    assert all(key in str(raised.value) for key in ("corpus.n_fact", "corpus.n_samples", "'sede'"))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such parameter file"):
+        load_params(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_params(tmp_path)
+
+
+def test_parameters_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Experiment().seed = 3
+
+
+def test_the_hash_names_the_values_and_nothing_else(tmp_path):
+    one = load_params(write(tmp_path, "corpus: {n_facts: 7, n_samples: 3}"))
+    other = load_params(write(tmp_path, "corpus:\n  n_samples: 3\n"), {"corpus.n_facts": 7})
+    assert one.hash == other.hash and len(one.hash) == 12 and int(one.hash, 16) >= 0
+    assert one.hash != load_params(write(tmp_path, "corpus: {n_facts: 8, n_samples: 3}")).hash
+
+
+def test_the_hash_is_the_same_in_every_process():
+    code = "from beliefedit.config import Experiment; print(Experiment().hash)"
+    seen = {subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True,
+                           capture_output=True, text=True).stdout.strip() for seed in "12"}
+    assert seen == {Experiment().hash}
+
+
+def test_the_digest_does_not_see_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("edit.n_cases=50", ("edit.n_cases", 50)), (" seed = 3", ("seed", 3)),
+    ("pretraining.lr=1e-3", ("pretraining.lr", 0.001)),
+    ("name=a=b", ("name", "a=b")), ("corpus.connectives=[or, not]", ("corpus.connectives", ["or", "not"])),
+    ("model.size=null", ("model.size", None)), ("name=", ("name", None)),
+])
+def test_overrides_are_parsed(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["edit.n_cases", "=3", "name=[1"])
+def test_bad_overrides_are_refused(text):
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(text)
+
+
+def test_one_editor_from_keywords():
+    assert EditorsConfig.parse_one("lora", {"lr": 0.01}).lr == 0.01
+    with pytest.raises(ConfigError, match="did you mean 'rank'"):
+        EditorsConfig.parse_one("lora", {"rnk": 1})
