@@ -130,8 +130,10 @@ class PretrainingConfig(Config):
 
     n_tokens: Positive = Field(3_000_000, description="budget in tokens, padding not counted")
     packed: bool = Field(True, description="whole documents packed into rows; else one a row, padded at random")
-    row_length: Annotated[int, Field(ge=8)] = Field(64, description="tokens of a row; longer documents are cut")
-    batch_size: Positive = Field(16, description="rows run at once, over all processes together")
+    row_length: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="tokens of a row, longer documents are cut; null: the longest document, between 32 and 1024")
+    batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
+    batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices; adamw keeps the rest")
     lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
@@ -201,7 +203,8 @@ class EditConfig(Config):
     editors: EditorsConfig = EditorsConfig(lora=LoraConfig())
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
     batch_size: Positive = Field(64, description="edits carried out at once")
-    n_trajectories: NonNegative = Field(8, description="edits scored at every step, for the trajectory figures")
+    n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too, for the trajectory figures")
+    trajectory_every: Positive = Field(4, description="steps between the points of a trajectory")
 
 
 class AnalysisConfig(Config):
@@ -253,6 +256,9 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"no such parameter file: {path}", remedy="choose one of params/*.yaml") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the parameter file: {error.strerror}", where=str(path),
+                          remedy="choose one of params/*.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
     if values is not None and not isinstance(values, dict):
@@ -312,6 +318,6 @@ def _suggestion(location: tuple, root: type[Config]) -> str:
     group: Any = root
     for part in location[:-1]:
         annotation = group.model_fields[part].annotation
-        group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Config)))
+        group = next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Config))
     close = get_close_matches(str(location[-1]), group.model_fields, n=1)
     return f", did you mean '{close[0]}'?" if close else f"; known here: {', '.join(group.model_fields)}"

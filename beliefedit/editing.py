@@ -1,23 +1,50 @@
-"""Asking a model, edited or not, everything the cases want to know; resumable batch by batch."""
+"""Asking a model, edited or not, everything the cases want to know; resumable piece by piece."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.cases import Cases
 from beliefedit.config import EditConfig
 from beliefedit.editors import EDITORS
-from beliefedit.editors.base import EditedModels, Editor, Request
+from beliefedit.editors.base import EditedModels, Editor, Lesson, Request
+from beliefedit.errors import EditError
 from beliefedit.language import atomic_prompt
 from beliefedit.lm import Model, generate, score
 from beliefedit.targets import PROBES
+
+log = logging.getLogger(__name__)
+
+SCORES = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32, "probe": pl.String,
+          "kind": pl.String, "log_p": pl.Float64, "decoded": pl.String}
+LOG = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64,
+       "refused": pl.String}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that is edited, and what is known about how it came to be.
+
+    Attributes:
+        model, tokenizer: left as they are.
+        texts: documents of the corpus, for editors that look at how the model reads them.
+        lessons: gives what else is to be believed after a case's request, for editors that teach it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    texts: Sequence[str] = ()
+    lessons: Callable[[dict], tuple[Lesson, ...]] | None = None
 
 
 def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *, max_new_tokens: int,
@@ -41,78 +68,158 @@ def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
                      versions=None if versions is None else versions[chosen])
     for at, text in zip(chosen.tolist(), texts, strict=True):
         answers[at] = text
-    return queries.select("case", "probe", "kind", pl.Series("log_p", log_p),
+    return queries.select("case", "probe", "kind", pl.Series("log_p", log_p, dtype=pl.Float64),
                           pl.Series("decoded", answers, dtype=pl.String))
 
 
-def run_editors(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cases: Cases, config: EditConfig, *,
-                seed: int, max_new_tokens: int, folder: Path) -> None:
-    """Edit every case with every chosen editor and score the edited models.
+def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_new_tokens: int,
+                folder: Path) -> None:
+    """Edit every case with every chosen editor and score the edited models; `gather` reads what this writes.
 
-    Writes ``folder / editor / NNNNN.parquet`` batch by batch: case, editor, seed, step, probe, kind, log_p, decoded,
-    seconds (per edit, editing and scoring together; null for the first batch, which is scored at every step for the
-    trajectories). Batches that are there already are not repeated.
+    Cases that are there already are not repeated, whatever size of batch wrote them. A request that cannot be carried
+    out is refused by itself, with the reason in the log. A batch that does not fit in memory is halved, with a warning.
+
+    Args:
+        base: the model, and what editors may want to know of it.
+        config: which editors, which of the cases, how many at once, what to trace.
+        max_new_tokens: longest answer, and longest target a request may have.
+        folder: gets a folder per editor with a pair of files per finished batch.
+
+    Raises:
+        EditError: a single edit does not fit in memory, or an editor cannot work with this model at all.
     """
     edited = cases.cases if config.n_edited is None else cases.cases.head(config.n_edited)
-    for name, hyperparameters in config.editors.chosen().items():
-        editor = EDITORS[name](hyperparameters)
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        with tqdm(total=len(edited), desc=name, unit="edit") as bar:
-            for number, (start, end) in enumerate(_batches(len(edited), config)):
-                path = folder / name / f"{number:05d}.parquet"
-                if not path.exists():
-                    scores = _edit_batch(editor, (model, tokenizer), edited[start:end], cases.queries,
-                                         max_new_tokens, traced=end <= config.n_trajectories)
-                    partial = path.with_suffix(".partial")
-                    scores.with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed")).write_parquet(partial)
-                    partial.replace(path)
-                bar.update(end - start)
+    for number, (name, hyperparameters) in enumerate(config.editors.chosen().items()):
+        run = _Run(base, EDITORS[name](hyperparameters), cases.queries, config, max_new_tokens)
+        _run_editor(run, edited, folder / f"{number:02d}-{name}", pl.lit(name).alias("editor"), seed)
+
+
+@dataclass
+class _Run:
+    """One editor on its way through the cases."""
+
+    base: Base
+    editor: Editor
+    queries: pl.DataFrame
+    config: EditConfig
+    max_new_tokens: int
+
+
+def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, seed: int) -> None:
+    """Edit what is not done yet, piece by piece; a piece that does not fit is tried again at half the size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [pl.read_parquet(path)["case"] for path in sorted(folder.glob("log-*.parquet"))]
+    left = edited.join(pl.DataFrame({"case": pl.concat(done)}), on="case", how="anti") if done else edited
+    traced = edited["case"].head(run.config.n_trajectories).implode()
+    if len(left):
+        run.editor.prepare(run.base.model, run.base.tokenizer, run.base.texts)
+    size = run.config.batch_size
+    with tqdm(total=len(edited), initial=len(edited) - len(left), desc=folder.name[3:], unit="edit") as bar:
+        while len(left):
+            n_traced = int(left["case"].is_in(traced).sum())
+            piece = left.head(min(size, n_traced or size))
+            found = _within_memory(run, piece, traced=n_traced > 0)
+            if found is None:
+                size = len(piece) // 2
+                continue
+            label = f"{piece['case'][0]:07d}.parquet"
+            for kind, frame, schema in zip(("scores", "log"), found, (SCORES, LOG), strict=True):  # the log is last:
+                frame = frame.with_columns(name, pl.lit(seed).alias("seed"))  # where it is, the scores are whole
+                partial = folder / f"{kind}.partial"
+                frame.select(pl.col(column).cast(dtype) for column, dtype in schema.items()).write_parquet(partial)
+                partial.replace(folder / f"{kind}-{label}")
+            left = left.slice(len(piece))
+            bar.update(len(piece))
 
 
 def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(scores, log) of all batches that `run_editors` wrote; the log has a row per edit with its seconds."""
-    scores = pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("*/*.parquet"))])
-    log = scores.select("case", "editor", "seed", "seconds").unique(maintain_order=True)
-    return scores.select("case", "editor", "seed", "step", "probe", "kind", "log_p", "decoded"), log
+    """(scores, log) of everything that `run_editors` wrote, by editor and case.
+
+    Returns:
+        scores: case, editor, seed, step, probe, kind, log_p (nats), decoded; refused edits have none.
+        log: one row per edit: case, editor, seed, loss (the last of training; null where there is none), seconds (per
+            edit, editing and scoring together; null for those scored on the way, for trajectories, and for refused
+            ones), refused (null, or the reason).
+    """
+    logs = sorted(folder.glob("*/log-*.parquet"))
+    scores = [pl.read_parquet(path.with_name(path.name.replace("log-", "scores-", 1))) for path in logs]
+    return (pl.concat([pl.DataFrame(schema=SCORES), *scores]),
+            pl.concat([pl.DataFrame(schema=LOG), *map(pl.read_parquet, logs)]))
 
 
-def _edit_batch(editor: Editor, model: tuple[PreTrainedModel, PreTrainedTokenizerFast], batch: pl.DataFrame,
-                queries: pl.DataFrame, max_new_tokens: int, *, traced: bool) -> pl.DataFrame:
-    """Scores of one batch of edits after the last step, or at every step."""
-    requests = [Request(atomic_prompt(s, r), o) for s, r, o in batch.select("subject", "relation", "request").rows()]
+def _within_memory(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """A piece's scores and log; None if it does not fit in memory and can be halved."""
+    try:
+        return _edit_piece(run, piece, traced=traced)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        if len(piece) == 1:
+            raise EditError("a single edit does not fit in memory", where=f"case {piece['case'][0]}",
+                            remedy="choose a smaller model, or a machine with more memory") from error
+    log.warning("%d edits at once do not fit in memory; going on with %d", len(piece), len(piece) // 2)
+    if run.base.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch raises its own error on GPUs, and plain ones that only their text tells apart on CPUs."""
+    text = str(error).lower()
+    return (isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
+            or "can't allocate memory" in text or "not enough memory" in text)
+
+
+def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Scores of one piece after the last step, or every few steps, and its log."""
+    requests = [_request(run, row) for row in piece.iter_rows(named=True)]
+    reasons = [run.editor.refusal(run.base.tokenizer, request, run.max_new_tokens) for request in requests]
+    for case, reason in zip(piece["case"], reasons, strict=True):
+        if reason:
+            log.warning("case %d is refused: %s", case, reason)
+    kept = [at for at, reason in enumerate(reasons) if reason is None]
+    entries = piece.select("case").with_columns(pl.Series("refused", reasons, dtype=pl.String))
+    if not kept:
+        return pl.DataFrame(schema=SCORES), entries.with_columns(loss=None, seconds=None)
+    scores, losses, seconds = _edit_and_ask(run, piece[kept], [requests[at] for at in kept], traced)
+    done = piece[kept].select("case", pl.Series("loss", losses or [None] * len(kept), dtype=pl.Float64).fill_nan(None),
+                              pl.lit(seconds, dtype=pl.Float64).alias("seconds"))
+    return scores, entries.join(done, on="case", how="left", maintain_order="left")
+
+
+def _request(run: _Run, case: dict) -> Request:
+    """What a row of the cases asks for."""
+    lessons = ()
+    if run.editor.needs_lessons and run.base.lessons is not None:
+        lessons = run.base.lessons(case)
+    return Request(atomic_prompt(case["subject"], case["relation"]), case["request"], case["subject"], case["weight"],
+                   lessons)
+
+
+def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
+                  traced: bool) -> tuple[pl.DataFrame, tuple[float, ...], float | None]:
+    """(scores, losses, seconds per edit) of requests that can be carried out."""
     versions = pl.int_range(pl.len(), dtype=pl.Int64).alias("version")
-    asked = batch.select("case", versions).join(queries, on="case", maintain_order="left")
-    frames, last_step = [], 1
+    asked = piece.select("case", versions).join(run.queries, on="case", maintain_order="left")
+    frames: dict[int, pl.DataFrame] = {}
 
     def watch(step: int, edited: EditedModels) -> None:
-        nonlocal last_step
-        last_step = step
-        if traced:
-            frames.append(_trajectory(edited, model[1], asked, step))
+        if step % run.config.trajectory_every == 0 or step == 1:
+            frames[step] = _point(edited, run.base.tokenizer, asked, step)
 
     started = time.perf_counter()
-    edited = editor.apply(*model, requests, watch=watch)
-    scores = ask(edited, model[1], asked, max_new_tokens=max_new_tokens, versions=asked["version"].to_numpy(),
-                 decode=PROBES)
-    seconds = None if traced else (time.perf_counter() - started) / len(batch)
-    frames = [*frames[:-1], scores.with_columns(pl.lit(last_step).alias("step"))]
-    return pl.concat(frames).with_columns(pl.col("step").cast(pl.UInt32),
-                                          pl.lit(seconds, dtype=pl.Float64).alias("seconds"))
+    edited = run.editor.apply(run.base.model, run.base.tokenizer, requests, watch=watch if traced else None)
+    scores = ask(edited, run.base.tokenizer, asked, max_new_tokens=run.max_new_tokens,
+                 versions=asked["version"].to_numpy(), decode=PROBES)
+    seconds = None if traced else (time.perf_counter() - started) / len(piece)
+    frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
+    return pl.concat(frames.values()), edited.losses, seconds
 
 
-def _trajectory(edited: EditedModels, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
-                step: int) -> pl.DataFrame:
-    """Probabilities alone at one step: an answer is decoded only in the end."""
+def _point(edited: EditedModels, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
+           step: int) -> pl.DataFrame:
+    """One point of the trajectories, probabilities alone: an answer is decoded only in the end."""
     log_p = score(edited, tokenizer, queries["prompt"].to_list(), queries["target"].to_list(),
                   versions=queries["version"].to_numpy())
     return queries.select("case", "probe", "kind", pl.Series("log_p", log_p),
                           pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))
-
-
-def _batches(n: int, config: EditConfig) -> Iterator[tuple[int, int]]:
-    """(first, one past the last) edit of each batch: the traced ones, then the others."""
-    traced = min(config.n_trajectories, n)
-    if traced:
-        yield 0, traced
-    for start in range(traced, n, config.batch_size):
-        yield start, min(start + config.batch_size, n)

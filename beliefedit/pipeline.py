@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 1, "tables": 1}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 1}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 DEMO = "demo"
@@ -184,13 +184,15 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     asked = make_cases(config, store)
     model, tokenizer = make_model(config, store)
     settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
-                "n_edited": config.edit.n_edited, "n_trajectories": config.edit.n_trajectories}
+                "n_edited": config.edit.n_edited, "n_trajectories": config.edit.n_trajectories,
+                "trajectory_every": config.edit.trajectory_every}
 
     def build(folder: Path) -> dict[str, Any]:
         from beliefedit import editing
 
         working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
-        editing.run_editors(model, tokenizer, asked, config.edit, seed=config.seed, folder=working,
+        base = editing.Base(model, tokenizer)
+        editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
                             max_new_tokens=_answer_length(config, store, tokenizer))
         scores, edit_log = editing.gather(working)
         scores.write_parquet(folder / "scores.parquet")

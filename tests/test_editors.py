@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTrainedTokenizerFast
 
 import beliefedit as be
-from beliefedit.config import ModelConfig
-from beliefedit.editors.base import Request, merged
+from beliefedit.config import LoraConfig
+from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
+from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
-from beliefedit.lm import build_model, encode_pairs, generate, score
-from beliefedit.tokenizer import train_tokenizer
-
-REQUESTS = [Request("Ada works as", "poet"), Request("Bo Berg is a citizen of", "New Norway"), Request("Ada", "x"),
-            Request("Cy speaks", "Norwegian")]
-ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet" is', "true")]
+from beliefedit.lm import encode_pairs, generate, score
+from tests.sample_models import ASKED, REQUESTS, sample_model, sample_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer([f"{prompt} {target}" for prompt, target in (*REQUESTS, *ASKED)] * 3, 400)
+    return sample_tokenizer()
 
 
 @pytest.fixture
-def model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
-    config = ModelConfig(size=None, hidden_size=32, n_layers=2, n_heads=4)
-    model = build_model(config, tokenizer, torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 8 if parameter.ndim > 1 else 1  # an untrained model's tiny weights would hide any edit
-        model.lm_head.weight *= 4
-    return model
+def model() -> MistralForCausalLM:
+    return sample_model()
 
 
 def scores(edited, tokenizer, version: int) -> np.ndarray:
@@ -55,9 +49,10 @@ def test_the_edit_is_learned_and_the_base_left_bit_for_bit(model, tokenizer) -> 
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     flags = [parameter.requires_grad for parameter in model.parameters()]
     seen = []
-    edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS, watch=lambda step, _: seen.append(step))
+    edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS,
+                                                         watch=lambda step, _: seen.append(step))
     assert seen == list(range(1, 151))
-    prompts, targets = zip(*REQUESTS, strict=True)
+    prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
     after = score(edited, tokenizer, prompts, targets, versions=range(len(REQUESTS)))
     assert (np.exp(after) > 0.9).all()
     answers = generate(edited, tokenizer, prompts, 4, versions=range(len(REQUESTS)))
@@ -70,14 +65,53 @@ def test_the_edit_is_learned_and_the_base_left_bit_for_bit(model, tokenizer) -> 
 def test_merged_weights_answer_like_the_adapter(model, tokenizer) -> None:
     edited = be.editor("lora", lr=1e-2, steps=5).apply(model, tokenizer, REQUESTS)
     whole = merged(edited, model, 1)
-    np.testing.assert_allclose(score(whole, tokenizer, *zip(*ASKED, strict=True)), scores(edited, tokenizer, 1), rtol=1e-4)
+    found = score(whole, tokenizer, *zip(*ASKED, strict=True))
+    np.testing.assert_allclose(found, scores(edited, tokenizer, 1), rtol=1e-4)
+
+
+def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path) -> None:
+    edited = be.editor("lora", lr=1e-2, steps=5, rank=2).apply(model, tokenizer, REQUESTS)
+    expected = scores(edited, tokenizer, 1)
+    save_adapter(edited, 1, tmp_path / "adapter")
+    save_delta(edited, 1, tmp_path / "delta.safetensors")
+    merged(edited, model, 1).save_pretrained(tmp_path / "merged")
+    adapter = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter")
+    whole = MistralForCausalLM.from_pretrained(tmp_path / "merged")
+    for kept in (adapter, load_delta(tmp_path / "delta.safetensors", model), whole):
+        np.testing.assert_allclose(score(kept.eval(), tokenizer, *zip(*ASKED, strict=True)), expected, rtol=1e-4)
+    assert np.abs(score(model, tokenizer, *zip(*ASKED, strict=True)) - expected).max() > 1e-2
+
+
+def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path) -> None:
+    edited = be.editor("lora", steps=1).apply(model, tokenizer, REQUESTS)
+    save_delta(edited, 0, tmp_path / "delta.safetensors")
+    with pytest.raises(EditError, match="the model has no weight 'model.layers.1.mlp.down_proj.weight'"):
+        load_delta(tmp_path / "delta.safetensors", sample_model(1))
+    (tmp_path / "delta.safetensors").write_bytes(b"nothing")
+    with pytest.raises(EditError, match="cannot read a weight delta"):
+        load_delta(tmp_path / "delta.safetensors", model)
+
+
+def test_plain_pairs_do_and_bad_ones_leave_the_model_unedited(model, tokenizer, caplog) -> None:
+    editor, bad = be.editor("lora", lr=3e-2, steps=5), [("Ada works as", ""), ("Ada works as", "Ada works as")]
+    mixed = editor.apply(model, tokenizer, [bad[0], tuple(REQUESTS[0][:2]), bad[1]])
+    assert mixed.refused == {0: "the target is empty", 2: "the target equals the prompt"}
+    assert "request 2 is refused" in caplog.text
+    before = score(model, tokenizer, *zip(*ASKED, strict=True))
+    np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
+    expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
+    np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
+    with pytest.raises(EditError, match="the target is empty"):
+        editor.apply(model, tokenizer, bad)
+    with pytest.raises(EditError, match="no request was given"):
+        editor.apply(model, tokenizer, [])
 
 
 def test_one_step_is_the_published_loop(model, tokenizer) -> None:
     """The loss, the clipping and the optimiser of SPEC 7, written out for one edit with plain modules."""
     request, lr = REQUESTS[1], 1e-2
     edited = be.editor("lora", lr=lr, steps=3).apply(model, tokenizer, [request])
-    fresh = be.editor("lora", lr=lr, steps=1)._fresh(model, 1)
+    fresh = fresh_adapters(model, 1, LoraConfig())
     layers = model.model.layers
     down = [torch.nn.Parameter(value[0].detach().clone()) for value in fresh.down.values()]
     up = [torch.nn.Parameter(torch.zeros(32, 1)) for _ in layers]

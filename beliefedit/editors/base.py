@@ -2,64 +2,174 @@
 
 from __future__ import annotations
 
-import copy
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
+from beliefedit.config import Config
 from beliefedit.errors import EditError
+
+log = logging.getLogger(__name__)
+
+
+class Lesson(NamedTuple):
+    """What an agent believes of one prompt: targets and their probabilities, which sum to at most 1."""
+
+    prompt: str
+    targets: tuple[str, ...]
+    probabilities: tuple[float, ...]
 
 
 class Request(NamedTuple):
-    """Make the model continue ``prompt`` with ``target``; a plain (prompt, target) pair does as well."""
+    """Make the model continue ``prompt`` with ``target``; a plain (prompt, target) pair does as well.
+
+    Attributes:
+        prompt, target: the sentence "prompt target" is to be believed.
+        subject: the words of the prompt that name what it is about; editors that work at the subject need it.
+        weight: how many observations the request stands for, for editors that weigh evidence.
+        lessons: what else the model should believe then, for editors that teach a neighbourhood.
+    """
 
     prompt: str
     target: str
+    subject: str | None = None
+    weight: float = 1.0
+    lessons: tuple[Lesson, ...] = ()
 
 
-class EditedModels(Protocol):
+class EditedModels(ABC):
     """Several edited versions of one model, which stays as it was.
 
     Called like a `transformers` causal LM, with ``versions`` (int64 [rows]) naming the edit that answers each row, so
     that `beliefedit.lm.score` and `beliefedit.lm.generate` ask all versions at once.
+
+    Attributes:
+        model: the base.
+        steps: optimiser steps behind the edits; 1 for editors that do not go step by step.
+        losses: float64 [n], each edit's last training loss; empty for editors that have none.
+        refused: number of a request to the reason it was not carried out; its version is the unedited model.
     """
 
-    device: torch.device
+    model: PreTrainedModel
+    steps: int
+    losses: tuple[float, ...]
+    refused: dict[int, str]
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @abstractmethod
     def __len__(self) -> int:
-        """Number of edits."""
+        """Number of versions."""
 
-    def __call__(self, *, versions: torch.Tensor, **inputs: Any) -> ModelOutput:
+    @abstractmethod
+    def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """The edited models' outputs, row by row."""
 
-    def delta(self, index: int) -> dict[str, torch.Tensor]:
-        """What one edit adds to each weight, by parameter name."""
+    @abstractmethod
+    def delta(self, index: int) -> dict[str, Tensor]:
+        """What one edit adds to each weight, by parameter name.
+
+        Raises:
+            EditError: this editor changes no weights.
+        """
+
+    @abstractmethod
+    def spread(self, places: Sequence[int], n: int) -> EditedModels:
+        """n versions: these at ``places``, the unedited model elsewhere."""
 
 
 Watcher = Callable[[int, EditedModels], None]
 """Called with (step, the edits so far) after every step of an editor that goes step by step."""
 
 
-class Editor(Protocol):
-    """Carries out requests, each on its own copy of the beliefs the model came with."""
+class Editor(ABC):
+    """Carries out requests, each on its own copy of the beliefs the model came with.
+
+    Attributes:
+        needs_subject: requests must say which words of the prompt are the subject.
+        needs_lessons: requests must say what else is to be believed.
+        needs_texts: `prepare` must have been called with texts of the corpus.
+    """
+
+    needs_subject: ClassVar[bool] = False
+    needs_lessons: ClassVar[bool] = False
+    needs_texts: ClassVar[bool] = False
+
+    def __init__(self, config: Config) -> None:
+        self.config: Any = config
+
+    def prepare(  # noqa: B027 - nothing to do is the usual case
+            self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+        """Compute, once per model, what the editor needs to know of the corpus. Most need nothing."""
 
     def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], *,
               watch: Watcher | None = None) -> EditedModels:
-        """Edit; the model itself is not changed, and no request knows of another."""
+        """Edit all at once; the model itself is not changed, and no request knows of another.
+
+        Args:
+            model: a Mistral- or Llama-like causal LM, left as it was.
+            tokenizer: the model's.
+            requests: n requests, or (prompt, target) pairs. Bad ones are refused one by one, with a warning; their
+                versions are the unedited model, and ``refused`` of the result says why.
+            watch: called after every step with (step, the edits so far).
+
+        Raises:
+            EditError: none of the requests can be carried out, or the editor needs `prepare` first.
+        """
+        asked = [Request(*request) for request in requests]
+        reasons = {at: reason for at, request in enumerate(asked) if (reason := self.refusal(tokenizer, request))}
+        kept = [at for at in range(len(asked)) if at not in reasons]
+        if not kept:
+            raise EditError(next(iter(reasons.values()), "no request was given"), where=_quoted(asked),
+                            remedy="give at least one request that can be carried out")
+        if not reasons:
+            return self._edit(model, tokenizer, asked, watch)
+        for at, reason in reasons.items():
+            log.warning("request %d is refused: %s", at, reason)
+        told = None if watch is None else lambda step, so_far: watch(step, so_far.spread(kept, len(asked)))
+        edited = self._edit(model, tokenizer, [asked[at] for at in kept], told).spread(kept, len(asked))
+        edited.refused.update(reasons)
+        return edited
+
+    def refusal(self, tokenizer: PreTrainedTokenizerFast, request: Request,
+                max_target_tokens: int | None = None) -> str | None:
+        """Why a request cannot be carried out; None when it can."""
+        if not (isinstance(request.prompt, str) and isinstance(request.target, str)):
+            return "prompt and target must be text"
+        if not request.prompt.strip():
+            return "the prompt is empty"
+        if not request.target.strip():
+            return "the target is empty"
+        if request.target.strip() == request.prompt.strip():
+            return "the target equals the prompt"
+        if max_target_tokens is not None:
+            n_tokens = len(tokenizer(f" {request.target}", add_special_tokens=False)["input_ids"])
+            if n_tokens > max_target_tokens:
+                return f"the target {request.target!r} has {n_tokens} tokens, {max_target_tokens} are allowed"
+        if self.needs_subject and request.subject is None:
+            return "the request does not say which words of its prompt are the subject"
+        if self.needs_subject and (not request.subject.strip() or request.subject not in request.prompt):
+            return f"the subject {request.subject!r} is not in the prompt {request.prompt!r}"
+        if self.needs_lessons and not request.lessons:
+            return "the request brings no lessons: what else is to be believed is unknown"
+        return None
+
+    @abstractmethod
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> EditedModels:
+        """Carry out requests that were looked at already; there is at least one."""
 
 
-def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrainedModel:
-    """A copy of the base model with one edit written into its weights; `save_pretrained` keeps it."""
-    result = copy.deepcopy(model)
-    parameters = dict(result.named_parameters())
-    with torch.no_grad():
-        for name, change in edited.delta(index).items():
-            parameters[name] += change
-    return result
+def _quoted(requests: Sequence[Request]) -> str:
+    return "; ".join(f"{request.prompt!r} -> {request.target!r}" for request in requests[:3])
 
 
 def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -76,3 +186,18 @@ def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
                         remedy="edit a model of the Mistral or Llama family")
     names = {module: name for name, module in model.named_modules()}
     return {names[projection]: projection for projection in projections}
+
+
+def chosen_projections(model: PreTrainedModel, layers: Sequence[int] | None) -> dict[str, nn.Linear]:
+    """The output projections of some layers, ascending; negative numbers count from the last. None: all.
+
+    Raises:
+        EditError: the model has no such layer.
+    """
+    found = list(down_projections(model).items())
+    if layers is None:
+        return dict(found)
+    if wrong := [layer for layer in layers if not -len(found) <= layer < len(found)]:
+        raise EditError(f"the model has no layer {wrong[0]}", where="layers of the editor",
+                        remedy=f"choose from 0 to {len(found) - 1}")
+    return dict(found[place] for place in sorted({layer % len(found) for layer in layers}))

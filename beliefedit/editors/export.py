@@ -1,0 +1,86 @@
+"""One edit on its own: a PEFT adapter folder, a weight delta in safetensors, or a whole edited model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from beliefedit.editors.adapters import Adapters
+from beliefedit.editors.base import EditedModels
+from beliefedit.errors import EditError
+
+_ADAPTER = "adapter_model.safetensors"
+
+
+def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrainedModel:
+    """A copy of the base model with one edit written into its weights; `save_pretrained` keeps it.
+
+    Raises:
+        EditError: the editor changes no weights.
+    """
+    return _with_delta(model, edited.delta(index))
+
+
+def save_delta(edited: EditedModels, index: int, path: str | Path) -> None:
+    """What one edit adds to each weight, as a safetensors file of {parameter name: change}.
+
+    Raises:
+        EditError: the editor changes no weights.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: change.detach().cpu().contiguous() for name, change in edited.delta(index).items()}, path)
+
+
+def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model with a saved delta added to its weights.
+
+    Raises:
+        EditError: no such file, a damaged one, or a delta of another model.
+    """
+    try:
+        delta = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise EditError(f"cannot read a weight delta: {error}", where=str(path),
+                        remedy="give a file that save_delta wrote") from error
+    return _with_delta(model, delta)
+
+
+def _with_delta(model: PreTrainedModel, delta: dict[str, torch.Tensor]) -> PreTrainedModel:
+    result = copy.deepcopy(model)
+    parameters = dict(result.named_parameters())
+    with torch.no_grad():
+        for name, change in delta.items():
+            if name not in parameters or parameters[name].shape != change.shape:
+                raise EditError(f"the model has no weight {name!r} of shape {tuple(change.shape)}",
+                                remedy="use the model that was edited")
+            parameters[name] += change.to(parameters[name])
+    return result
+
+
+def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
+    """One low-rank edit as a folder that `peft.PeftModel.from_pretrained` loads onto the base model.
+
+    Raises:
+        EditError: the edit is not a low-rank update; `save_delta` keeps any weight change.
+    """
+    import peft
+
+    if not isinstance(edited, Adapters):
+        raise EditError(f"{type(edited).__name__} holds no low-rank updates, which is what PEFT adapters are",
+                        remedy="use save_delta or merged")
+    tensors, rank = {}, next(iter(edited.down.values())).shape[1]
+    for name in edited.down:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = edited.down[name][index].detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = edited.up[name][index].detach().cpu().contiguous()
+    config = peft.LoraConfig(r=rank, lora_alpha=edited.scale * rank, target_modules=list(edited.down),
+                             lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", inference_mode=True,
+                             base_model_name_or_path=edited.model.name_or_path or None)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_file(tensors, folder / _ADAPTER)

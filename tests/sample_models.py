@@ -1,0 +1,53 @@
+"""A tiny world of sentences and a tiny model with loud random weights, for tests of editors."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import polars as pl
+import torch
+from transformers import MistralForCausalLM, PreTrainedTokenizerFast
+
+from beliefedit.cases import Cases
+from beliefedit.config import ModelConfig
+from beliefedit.editors.base import Request
+from beliefedit.lm import build_model
+from beliefedit.tokenizer import train_tokenizer
+
+REQUESTS = [Request("Ada works as", "poet", "Ada"), Request("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
+            Request("Ada", "x", "Ada"), Request("Cy speaks", "Norwegian", "Cy")]
+ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet" is', "true")]
+SENTENCES = [f"{request.prompt} {request.target}" for request in REQUESTS] + [
+    "Cy speaks Danish", '"Ada works as poet" is true', '"not Cy speaks Danish" is false',
+    '"Ada works as poet and Cy speaks Danish" is true', '"Cy speaks Danish or Ada works as cook" is true']
+
+
+@cache
+def sample_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(SENTENCES * 3, 400)
+
+
+def sample_model(n_layers: int = 2) -> MistralForCausalLM:
+    config = ModelConfig(size=None, hidden_size=32, n_layers=n_layers, n_heads=4)
+    model = build_model(config, sample_tokenizer(), torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 8 if parameter.ndim > 1 else 1  # an untrained model's tiny weights would hide any edit
+        model.lm_head.weight *= 4
+    return model
+
+
+def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
+    """Cases of (subject, relation, request), each asked about itself and judged."""
+    cases, queries = [], []
+    for number, (subject, relation, request) in enumerate(requests):
+        cases.append({"case": number, "subject": subject, "relation": relation, "object": "cook", "request": request,
+                      "weight": 3.0})
+        prompt = f"{subject} {relation}"
+        for kind, target in (("original", "cook"), ("requested", "poet")):
+            queries.append({"case": number, "probe": "same_subject_same_relation", "kind": kind, "prompt": prompt,
+                            "target": target, "label": "cook"})
+        queries.append({"case": number, "probe": "judged_a", "kind": "true", "prompt": f'"{prompt} poet" is',
+                        "target": "true", "label": "true"})
+    ids = {"case": pl.UInt32}
+    return Cases(pl.DataFrame(cases, schema_overrides=ids), pl.DataFrame(queries, schema_overrides=ids))
