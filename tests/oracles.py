@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
+
 import numpy as np
+
+from beliefedit.language import Lexicon
 
 
 def count_vector(rows: list[tuple[int, float]], n_objects: int) -> np.ndarray:
@@ -65,3 +72,56 @@ class DenseAgent:
         row = (subject, relation, object, weight)
         doubled = (*self.doubled, row) if as_published and relation in self.pairs else self.doubled
         return DenseAgent([*self.evidence, row], self.pairs, self.objects, doubled)
+
+
+def best_matching(weights: np.ndarray) -> tuple[int, float]:
+    """(number of pairs, summed weight) of the largest and then heaviest matching: every matching is tried."""
+    def best(free: tuple[int, ...]) -> tuple[int, float]:
+        if len(free) < 2:
+            return 0, 0.0
+        first, *rest = free
+        found = [best(tuple(rest))]  # first stays alone
+        for other in rest:
+            n, weight = best(tuple(i for i in rest if i != other))
+            found.append((n + 1, weight + weights[first, other]))
+        return max(found)
+
+    return best(tuple(range(len(weights))))
+
+
+def conditional_shares(facts: list[tuple[str, str, str]], downstream: str, upstream: str, min_truth: Fraction
+                       ) -> dict[str, dict[str, Fraction]]:
+    """SPEC 3's q_r(o | x): upstream object to {downstream object: probability}, objects in order of appearance."""
+    objects = list(dict.fromkeys(o for _, _, o in facts))
+    of = {(s, r): o for s, r, o in facts}
+    counts: dict[str, dict[str, int]] = {}
+    for subject in dict.fromkeys(s for s, _, _ in facts):
+        if (subject, downstream) in of and (subject, upstream) in of:
+            row = counts.setdefault(of[subject, upstream], {})
+            row[of[subject, downstream]] = row.get(of[subject, downstream], 0) + 1
+    shares = {}
+    for x, row in counts.items():
+        row = {o: row[o] for o in objects if o in row}
+        mode = max(row, key=row.get)  # ties: the first object
+        if min_truth == 1:
+            row = {mode: 1}
+        elif Fraction(row[mode], sum(row.values())) < min_truth:
+            rest = sum(row.values()) - row[mode]
+            row[mode] = math.ceil(rest * min_truth / (1 - min_truth))
+        shares[x] = {o: Fraction(n, sum(row.values())) for o, n in row.items()}
+    return shares
+
+
+WEIGHTS = {("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0,
+           ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
+"""SPEC 4's evidence of a sentence on each of its atoms, by form and label."""
+
+
+def evidence_in(sentences: Iterable[str], lexicon: Lexicon) -> Counter:
+    """(subject, relation, object, weight) to the number of times the sentences say it."""
+    counted: Counter = Counter()
+    for sentence in sentences:
+        said = lexicon.parse(sentence)
+        weight = WEIGHTS[said.form, said.label]
+        counted.update((atom.subject, atom.relation, atom.object, weight) for atom in said.atoms)
+    return counted

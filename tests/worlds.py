@@ -1,0 +1,35 @@
+"""Small graphs for tests of the world, the corpus and the cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from beliefedit import demo_graph, kg
+from beliefedit.kg import Graph
+
+FB13 = Path(__file__).parents[2] / "shared" / "data" / "fb13"
+
+
+def graph_of(facts: list[tuple[str, str, str]]) -> Graph:
+    """A graph of labelled facts, labels in order of first appearance."""
+    columns = list(zip(*facts, strict=True))
+    codes = [{name: code for code, name in enumerate(dict.fromkeys(column))} for column in columns]
+    ids = [[code[name] for name in column] for code, column in zip(codes, columns, strict=True)]
+    return Graph(*map(list, codes), pl.DataFrame(ids, schema=dict.fromkeys(("subject", "relation", "object"), pl.UInt32)))
+
+
+def random_graph(seed: int, n_subjects: int = 12, n_relations: int = 5, n_objects: int = 7) -> Graph:
+    """Each subject has some relations, each with a random object: a noisy graph with ties and lone facts."""
+    rng = np.random.default_rng(seed)
+    facts = [(f"subject {s}", f"relation {r}", f"object {int(rng.integers(n_objects))}")
+             for s in range(n_subjects) for r in range(n_relations) if rng.random() < 0.6]
+    return graph_of([*facts, ("subject x", "relation 0", "object 0"), ("subject x", "relation 1", "object 1")])
+
+
+def small_demo(folder: Path, n_subjects: int = 60) -> Graph:
+    """The built-in graph with few people."""
+    demo_graph.write_demo_graph(folder, n_subjects=n_subjects)
+    return kg.read_wikidata5m(folder, min_cooccurrence=5)
