@@ -2,6 +2,7 @@
 
 `score` and `generate` ask one model, or several versions of one at once: with ``versions`` given, the model is called
 with a keyword ``versions`` (int64 [rows], the version that answers each row) besides what `transformers` models take.
+A model with an attribute ``prefixes`` (a text per version) has them put in front of its versions' prompts.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
     Returns:
         float64 [n], nats.
     """
-    pairs = encode_pairs(tokenizer, prompts, targets)
+    pairs = encode_pairs(tokenizer, _prefixed(model, prompts, versions), targets)
     asked = np.zeros(len(pairs.lengths), dtype=np.int64) if versions is None else np.asarray(versions, dtype=np.int64)
     rows, row_of = _shared_rows(pairs, asked)
     log_p = np.zeros(len(pairs.lengths))
@@ -198,6 +199,14 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
         found = needed.log_softmax(-1).gather(1, token[:, None])[:, 0]
         np.add.at(log_p, members[pair], found.double().cpu().numpy())
     return log_p
+
+
+def _prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:
+    """The prompts as the model's versions read them: tokens are those of the whole text."""
+    prefixes = None if versions is None else getattr(model, "prefixes", None)
+    if prefixes is None:
+        return prompts
+    return [prefixes[version] + prompt for version, prompt in zip(versions, prompts, strict=True)]
 
 
 def _shared_rows(pairs: Pairs, versions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,6 +252,7 @@ def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence
         versions: which version answers each prompt, n integers.
         batch_tokens: most prompt tokens run at once, padding included.
     """
+    prompts = _prefixed(model, prompts, versions)
     asked = list(zip([0] * len(prompts) if versions is None else map(int, versions), prompts, strict=True))
     distinct = list(dict.fromkeys(asked))
     encoded = [tokenizer(prompt)["input_ids"] for _, prompt in distinct]

@@ -16,7 +16,7 @@ from beliefedit.editors.export import load_delta, merged, save_adapter, save_del
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
 from beliefedit.lm import encode_pairs, generate, score
-from tests.sample_models import ASKED, REQUESTS, sample_model, sample_tokenizer
+from tests.sample_models import ASKED, REQUESTS, SENTENCES, sample_model, sample_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,30 @@ def model() -> MistralForCausalLM:
     return sample_model()
 
 
+EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {}}
+WITHOUT_WEIGHTS = ("in_context",)
+
+
+def prepared(name, settings, model, tokenizer):
+    editor = be.editor(name, **settings)
+    editor.prepare(model, tokenizer, SENTENCES * 3)
+    return editor
+
+
+def snapshot(model) -> tuple[dict[str, torch.Tensor], list[bool]]:
+    """The weights and which of them may be trained."""
+    return ({name: value.clone() for name, value in model.state_dict().items()},
+            [parameter.requires_grad for parameter in model.parameters()])
+
+
 def scores(edited, tokenizer, version: int) -> np.ndarray:
     return score(edited, tokenizer, *zip(*ASKED, strict=True), versions=[version] * len(ASKED))
 
 
-def test_a_batch_equals_one_by_one_in_any_order(model, tokenizer) -> None:
-    editor = be.editor("lora", lr=3e-2, steps=10, rank=2)
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_a_batch_equals_one_by_one_in_any_order(name, settings, model, tokenizer) -> None:
+    weights, flags = snapshot(model)
+    editor = prepared(name, settings, model, tokenizer)
     together = editor.apply(model, tokenizer, REQUESTS)
     backwards = editor.apply(model, tokenizer, REQUESTS[::-1])
     before = score(model, tokenizer, *zip(*ASKED, strict=True))
@@ -43,11 +61,50 @@ def test_a_batch_equals_one_by_one_in_any_order(model, tokenizer) -> None:
         np.testing.assert_allclose(scores(together, tokenizer, index), expected, rtol=1e-4)
         np.testing.assert_allclose(scores(backwards, tokenizer, len(REQUESTS) - 1 - index), expected, rtol=1e-4)
         assert np.abs(expected - before).max() > 1e-2
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_edit_is_learned_and_the_base_left_bit_for_bit(model, tokenizer) -> None:
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    flags = [parameter.requires_grad for parameter in model.parameters()]
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_all_versions_at_once_answer_as_each_alone(name, settings, model, tokenizer) -> None:
+    """Rows of several versions in one call, in any order and number, also with cached keys and values."""
+    edited = prepared(name, settings, model, tokenizer).apply(model, tokenizer, REQUESTS)
+    versions = [2, 0, 3, 0, 1, 2]
+    asked = [ASKED[place % len(ASKED)] for place in range(len(versions))]
+    mixed = score(edited, tokenizer, *zip(*asked, strict=True), versions=versions)
+    texts = generate(edited, tokenizer, [prompt for prompt, _ in asked], 4, versions=versions)
+    for place, version in enumerate(versions):
+        alone = score(edited, tokenizer, *zip(asked[place], strict=True), versions=[version])
+        np.testing.assert_allclose(mixed[place], alone[0], rtol=1e-4)
+        assert texts[place] == generate(edited, tokenizer, [asked[place][0]], 4, versions=[version])[0]
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_weight_changes_merge_and_others_say_so(name, settings, model, tokenizer, tmp_path) -> None:
+    edited = prepared(name, settings, model, tokenizer).apply(model, tokenizer, REQUESTS)
+    if name in WITHOUT_WEIGHTS:
+        with pytest.raises(EditError, match="changes no weights"):
+            save_delta(edited, 1, tmp_path / "delta.safetensors")
+        return
+    save_delta(edited, 1, tmp_path / "delta.safetensors")
+    for whole in (merged(edited, model, 1), load_delta(tmp_path / "delta.safetensors", model)):
+        found = score(whole, tokenizer, *zip(*ASKED, strict=True))
+        np.testing.assert_allclose(found, scores(edited, tokenizer, 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_bad_requests_leave_their_versions_unedited(name, settings, model, tokenizer) -> None:
+    editor = prepared(name, settings, model, tokenizer)
+    mixed = editor.apply(model, tokenizer, [REQUESTS[0]._replace(target=""), REQUESTS[0]])
+    assert mixed.refused == {0: "the target is empty"} and len(mixed) == 2
+    before = score(model, tokenizer, *zip(*ASKED, strict=True))
+    np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
+    expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
+    np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
+
+
+def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
     seen = []
     edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS,
                                                          watch=lambda step, _: seen.append(step))
@@ -57,16 +114,6 @@ def test_the_edit_is_learned_and_the_base_left_bit_for_bit(model, tokenizer) -> 
     assert (np.exp(after) > 0.9).all()
     answers = generate(edited, tokenizer, prompts, 4, versions=range(len(REQUESTS)))
     assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert [parameter.requires_grad for parameter in model.parameters()] == flags
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_merged_weights_answer_like_the_adapter(model, tokenizer) -> None:
-    edited = be.editor("lora", lr=1e-2, steps=5).apply(model, tokenizer, REQUESTS)
-    whole = merged(edited, model, 1)
-    found = score(whole, tokenizer, *zip(*ASKED, strict=True))
-    np.testing.assert_allclose(found, scores(edited, tokenizer, 1), rtol=1e-4)
 
 
 def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 from beliefedit.config import EditorsConfig
 from beliefedit.editors.base import Editor
+from beliefedit.editors.finetune import FinetuneEditor
+from beliefedit.editors.in_context import InContextEditor
 from beliefedit.editors.lora import LoraEditor
 from beliefedit.errors import EditError
 
-EDITORS = {"lora": LoraEditor}
+EDITORS: dict[str, type[Editor]] = {"lora": LoraEditor, "finetune": FinetuneEditor, "in_context": InContextEditor}
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -74,6 +74,82 @@ def clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:
     norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     return [gradient * factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
+class _Adam:
+    """Adam on values [n, ...] whose rows may leave one by one; torch's own cannot drop rows."""
+
+    def __init__(self, values: Sequence[Tensor], lr: float) -> None:
+        self.lr, self.step_number = lr, 0
+        self.means = [torch.zeros_like(value) for value in values]
+        self.squares = [torch.zeros_like(value) for value in values]
+
+    def keep(self, rows: Tensor) -> None:
+        self.means, self.squares = [mean[rows] for mean in self.means], [square[rows] for square in self.squares]
+
+    @torch.no_grad()
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        self.step_number += 1
+        correction = 1 - 0.9**self.step_number, (1 - 0.999**self.step_number) ** 0.5
+        torch._foreach_lerp_(self.means, list(gradients), 0.1)
+        torch._foreach_mul_(self.squares, 0.999)
+        torch._foreach_addcmul_(self.squares, gradients, gradients, 0.001)
+        for value, mean, square in zip(values, self.means, self.squares, strict=True):
+            value.addcdiv_(mean, (square.sqrt() / correction[1]).add_(1e-8), value=-self.lr / correction[0])
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How `descend` goes: Adam's rate, most steps, the loss at which an edit stops."""
+
+    lr: float
+    steps: int
+    stop_loss: float
+
+
+def descend(start: Sequence[Tensor], losses_of: Callable[[list[Tensor], Tensor], Tensor], how: Descent,
+            project: Callable[[list[Tensor], Tensor], None] = lambda values, versions: None,
+            watch: Callable[[int, list[Tensor]], None] | None = None) -> tuple[list[Tensor], Tensor]:
+    """Adam on many edits at once, each with its own state; an edit that is good enough stops and costs no more.
+
+    Args:
+        start: values [n, ...].
+        losses_of: losses [k] of the values [k, ...] of k edits, whose numbers (ascending) it is also given.
+        project: brings values back, in place, to where they may be; also given the numbers.
+        watch: called with (step, all n values so far).
+
+    Returns:
+        (values, last losses [n]).
+    """
+    result = [value.detach().clone() for value in start]
+    values, live = [value.clone() for value in result], torch.arange(len(result[0]), device=result[0].device)
+    last, adam = torch.full((len(live),), torch.nan, device=live.device), _Adam(values, how.lr)
+    for step in range(1, how.steps + 1):
+        losses = losses_of([value.requires_grad_() for value in values], live)
+        last[live] = losses.detach()
+        going = losses.detach() >= how.stop_loss
+        if not going.all():
+            _put(result, values, live)
+        if not going.any():
+            return result, last
+        gradients = torch.autograd.grad(losses.sum(), values)
+        values = [value.detach() for value in values]
+        if not going.all():
+            live, values, gradients = live[going], [v[going] for v in values], [g[going] for g in gradients]
+            adam.keep(going)
+        adam.step(values, gradients)
+        project(values, live)
+        if watch is not None:
+            _put(result, values, live)
+            watch(step, result)
+    _put(result, values, live)
+    return result, last
+
+
+@torch.no_grad()
+def _put(result: Sequence[Tensor], values: Sequence[Tensor], places: Tensor) -> None:
+    for whole, value in zip(result, values, strict=True):
+        whole[places] = value
 
 
 @contextmanager

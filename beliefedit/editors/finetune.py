@@ -1,0 +1,113 @@
+"""Fine-tuning edits: every edit has its own copy of the changed weights (FT-M, FT-L; EDITORS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
+
+from beliefedit.config import FinetuneConfig
+from beliefedit.editors.adapters import Hook, hooked, spread_losses, spread_rows
+from beliefedit.editors.base import EditedModels, Editor, Request, Watcher, chosen_projections
+from beliefedit.editors.training import Descent, Sentences, descend, encode_sentences, frozen, losses_per_edit
+
+
+@dataclass
+class WeightChanges(EditedModels):
+    """n edits of one model as whole changes of some projections.
+
+    Attributes:
+        model: the base, whose weights are never touched.
+        changes: per projection [n, outputs, inputs].
+        steps, losses, refused: see `EditedModels`.
+    """
+
+    model: PreTrainedModel
+    changes: dict[str, Tensor]
+    steps: int = 1
+    losses: tuple[float, ...] = ()
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.changes.values())))
+
+    def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        if len(versions) == len(self) and torch.equal(versions, torch.arange(len(self), device=self.device)):
+            hooks = {name: _one_row_each(change) for name, change in self.changes.items()}
+        else:
+            rows = [(version, (versions == version).nonzero()[:, 0]) for version in versions.unique().tolist()]
+            hooks = {name: _by_version(change, rows) for name, change in self.changes.items()}
+        with hooked(self.model, hooks):
+            return self.model(**inputs)
+
+    def delta(self, index: int) -> dict[str, Tensor]:
+        """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
+        return {f"{name}.weight": change[index].detach() for name, change in self.changes.items()}
+
+    def spread(self, places: Sequence[int], n: int) -> WeightChanges:
+        return replace(self, changes={name: spread_rows(value, places, n) for name, value in self.changes.items()},
+                       losses=spread_losses(self.losses, places, n))
+
+
+def _one_row_each(change: Tensor) -> Hook:
+    """Row i is answered by edit i: what training asks for."""
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.baddbmm(output, inputs[0], change.transpose(1, 2).to(inputs[0].dtype))
+
+    return add
+
+
+def _by_version(change: Tensor, rows: Sequence[tuple[int, Tensor]]) -> Hook:
+    """One product per edit: copies of its weights for each of its rows would not fit."""
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        result = output.clone()
+        for version, members in rows:
+            result[members] += inputs[0][members] @ change[version].T.to(output.dtype)
+        return result
+
+    return add
+
+
+class FinetuneEditor(Editor):
+    """Adam on whole output projections, per edit."""
+
+    config: FinetuneConfig
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> WeightChanges:
+        projections = chosen_projections(model, self.config.layers)
+        sentences = self._sentences(model, tokenizer, requests)
+        start = [torch.zeros(len(requests), *p.weight.shape, device=model.device) for p in projections.values()]
+
+        def result(values: Sequence[Tensor]) -> WeightChanges:
+            return WeightChanges(model, dict(zip(projections, values, strict=True)), steps=self.config.steps)
+
+        def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
+            return losses_per_edit(result(values), sentences.of(versions), len(versions))
+
+        with frozen(model):
+            values, losses = descend(
+                start, losses_of, Descent(self.config.lr, self.config.steps, self.config.stop_loss), self._clamp,
+                None if watch is None else lambda step, so_far: watch(step, result(so_far)))
+        return replace(result(values), losses=tuple(losses.tolist()))
+
+    def _sentences(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                   requests: Sequence[Request]) -> Sentences:
+        """The mean likelihood of the tokens that count."""
+        sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
+                                     [request.target for request in requests], model.device)
+        is_target = sentences.is_target
+        if not self.config.masked:  # each row up to its end, but for the start token
+            is_target = is_target.int().flip(1).cummax(1).values.flip(1).bool()
+            is_target[:, 0] = False
+        return replace(sentences, is_target=is_target, weights=1 / is_target.sum(1))
+
+    def _clamp(self, values: list[Tensor], versions: Tensor) -> None:
+        if self.config.largest_change is not None:
+            for value in values:
+                value.clamp_(-self.config.largest_change, self.config.largest_change)

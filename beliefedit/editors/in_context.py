@@ -1,0 +1,59 @@
+"""Edits that only say it: the edited sentence stands in front of every prompt (EDITORS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
+
+from beliefedit.config import InContextConfig
+from beliefedit.editors.base import EditedModels, Editor, Request, Watcher
+from beliefedit.errors import EditError
+from beliefedit.language import SEPARATOR
+
+
+@dataclass
+class Told(EditedModels):
+    """n versions of one model that differ in what stands in front of their prompts.
+
+    Attributes:
+        model: the base.
+        prefixes: a text per version, which `beliefedit.lm.score` and `beliefedit.lm.generate` put there.
+        steps, losses, refused: see `EditedModels`.
+    """
+
+    model: PreTrainedModel
+    prefixes: tuple[str, ...]
+    steps: int = 1
+    losses: tuple[float, ...] = ()
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        return self.model(**inputs)
+
+    def delta(self, index: int) -> dict[str, Tensor]:
+        raise EditError("an edit in context changes no weights", remedy="put its prefix in front of prompts")
+
+    def spread(self, places: Sequence[int], n: int) -> Told:
+        prefixes = [""] * n
+        for place, prefix in zip(places, self.prefixes, strict=True):
+            prefixes[place] = prefix
+        return replace(self, prefixes=tuple(prefixes))
+
+
+class InContextEditor(Editor):
+    """Says the edited sentence n times, as a document of the corpus would."""
+
+    config: InContextConfig
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> Told:
+        return Told(model, tuple(f"{request.prompt} {request.target}{SEPARATOR}" * self.config.n_times
+                                 for request in requests))
