@@ -68,7 +68,8 @@ def test_dependent_facts_follow_exact_shares(seed, min_truth):
         for s, r, o, graph_object, x, p_true, _ in made.facts.rows():
             if made.relations[r] == d and x is not None:
                 row = expected[of[made.subjects[s], u]]
-                assert made.objects[x] == of[made.subjects[s], u] and made.objects[graph_object] == of[made.subjects[s], d]
+                observed = of[made.subjects[s], d], of[made.subjects[s], u]
+                assert (made.objects[graph_object], made.objects[x]) == observed
                 assert made.objects[o] == max(row, key=row.get) and p_true == pytest.approx(float(max(row.values())))
                 assert max(row.values()) >= exact
 

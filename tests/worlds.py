@@ -18,7 +18,8 @@ def graph_of(facts: list[tuple[str, str, str]]) -> Graph:
     columns = list(zip(*facts, strict=True))
     codes = [{name: code for code, name in enumerate(dict.fromkeys(column))} for column in columns]
     ids = [[code[name] for name in column] for code, column in zip(codes, columns, strict=True)]
-    return Graph(*map(list, codes), pl.DataFrame(ids, schema=dict.fromkeys(("subject", "relation", "object"), pl.UInt32)))
+    schema = dict.fromkeys(("subject", "relation", "object"), pl.UInt32)
+    return Graph(*map(list, codes), pl.DataFrame(ids, schema=schema))
 
 
 def random_graph(seed: int, n_subjects: int = 12, n_relations: int = 5, n_objects: int = 7) -> Graph:
