@@ -135,18 +135,18 @@ class PretrainingConfig(Config):
     batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices; adamw keeps the rest")
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: hidden matrices; AdamW keeps the rest")
     lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
     schedule: Literal["linear", "trapezoid", "cosine"] = Field("linear", description="fall of the learning rate")
-    final_lr: Probability = Field(0.1, description="learning rate at the end, as a share of its peak")
+    final_lr: Probability = Field(0.0, description="learning rate at the end, as a share of its peak")
     warmup: Probability = Field(0.02, description="share of the budget in which the learning rate rises")
     cooldown: Probability = Field(0.4, description="share of the budget in which a trapezoid falls")
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="AdamW's memory of squared gradients")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of each target spread over the whole vocabulary")
+        0.15, description="share of each target spread over the whole vocabulary")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     compile: bool = Field(False, description="torch.compile; needs a C++ compiler on CPUs, pays in long runs")
     processes: Positive = Field(1, description="processes that share every batch")
@@ -231,6 +231,9 @@ class EditorsConfig(Config):
     lora: LoraConfig | None = None
     finetune: FinetuneConfig | None = None
     in_context: InContextConfig | None = None
+    rome: RomeConfig | None = None
+    memit: MemitConfig | None = None
+    alphaedit: AlphaEditConfig | None = None
 
     @classmethod
     def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from beliefedit.lm import generate, score
@@ -31,6 +33,11 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def _attention(device: torch.device) -> AbstractContextManager:
+    """On CPUs plain matrix products: the fused kernel's backward pass alone takes almost half of a step there."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
 class TrainingLoss(nn.Module):
     """Loss of a batch, with attention kept inside documents and logits only where a token is predicted.
 
@@ -50,8 +57,9 @@ class TrainingLoss(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         # Given as a mask, not left to be read off the positions: that is skipped wherever a cache is made.
         mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-        hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
-                                       use_cache=False).last_hidden_state
+        with _attention(ids.device):
+            hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
+                                           use_cache=False).last_hidden_state
         predicted = targets != IGNORED
         logits = self.model.get_output_embeddings()(hidden[predicted]).float()
         log_p = logits.log_softmax(-1)

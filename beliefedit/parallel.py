@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerFast
 
+log = logging.getLogger(__name__)
+
 _JOB = "job"
+_PROBLEM = "problem-"
+_NEWS = "pretraining:"  # how the lines of `TrainingProgress` begin
 
 
 class Processes:
@@ -102,12 +107,17 @@ def launch(folder: Path, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFram
     write_json(inputs / "job.json", job | {"probes": probes is not None})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n_processes),
                "-m", "beliefedit.pretrain", str(folder)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+        for line in started.stderr:
+            if line.startswith(_NEWS):
+                log.info("%s", line.rstrip())
+            else:
+                log.debug("%s", line.rstrip())
+    problems = [path.read_text(encoding="utf-8") for path in sorted(inputs.glob(f"{_PROBLEM}*"))]
     shutil.rmtree(inputs)
-    if done.returncode:
-        problem = [line for line in done.stderr.splitlines() if line.strip()]
-        raise TrainingError("a training process failed", where=str(folder),
-                            remedy="read the last lines it wrote:\n" + "\n".join(problem[-30:]))
+    if started.returncode:
+        raise TrainingError(f"a training process failed: {problems[0] if problems else 'it left no message'}",
+                            where=str(folder), remedy="with pretraining.processes=1 the whole traceback is shown")
 
 
 def work(train: Callable) -> None:
@@ -116,6 +126,11 @@ def work(train: Callable) -> None:
     inputs = folder / _JOB
     job = read_json(inputs / "job.json")
     probes = pl.read_parquet(inputs / "probes.parquet") if job["probes"] else None
-    train(Path(job["documents"]), load_tokenizer(str(inputs)), ModelConfig.model_validate(job["config"]),
-          PretrainingConfig.model_validate(job["training"]), folder=folder, probes=probes, seed=job["seed"],
-          device=job["device"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(Path(job["documents"]), load_tokenizer(str(inputs)), ModelConfig.model_validate(job["config"]),
+              PretrainingConfig.model_validate(job["training"]), folder=folder, probes=probes, seed=job["seed"],
+              device=job["device"])
+    except Exception as error:
+        (inputs / f"{_PROBLEM}{os.environ.get('RANK', 0)}").write_text(str(error), encoding="utf-8")
+        raise

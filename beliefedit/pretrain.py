@@ -102,12 +102,10 @@ class _Run:
         with checkpoint.writing(folder):
             encoded = encode_documents(Path(documents), tokenizer, working)
         training_set, self.held_out = _split(encoded, training.n_eval_documents, seed)
-        self.batches = Batches(encoded, training_set, row_length=training.row_length, n_rows=training.batch_size,
-                               packed=training.packed, seed=seed)
-        self.held_out_batches = Batches(encoded, self.held_out, row_length=training.row_length,
-                                        n_rows=training.batch_size, packed=True, seed=seed)
+        self.batches = Batches(encoded, training_set, training, packed=training.packed, seed=seed)
+        self.held_out_batches = Batches(encoded, self.held_out, training, packed=True, seed=seed)
         self.model: PreTrainedModel = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
-                                                  max(2048, training.row_length)).to(self.device).train()
+                                                  max(2048, self.batches.row_length)).to(self.device).train()
         self.optimizers = build_optimizers(self.model, training)
         fingerprint = digest({"config": config.model_dump(mode="json"), "training": _deciding(training), "seed": seed,
                               "tokens": len(encoded.tokens), "documents": len(encoded.starts) - 1})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from beliefedit.config import PretrainingConfig
 from beliefedit.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Target of a place where nothing is predicted."""
 
+_ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
 _ORDER_STREAM, _PADDING_STREAM = 11, 12
 
@@ -137,18 +139,18 @@ class Batches:
     Args:
         documents: to read.
         chosen: int64, numbers of the documents to read.
-        row_length: tokens of a row; longer documents are cut.
-        n_rows: rows of a batch.
+        training: sizes of rows and batches; documents longer than a row are cut.
         packed: several whole documents to a row; else one, padded at random on the left, rows as long as the longest.
         seed: decides order and padding.
     """
 
-    def __init__(self, documents: Documents, chosen: np.ndarray, *, row_length: int, n_rows: int, packed: bool,
+    def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *, packed: bool,
                  seed: int) -> None:
-        self.documents, self.chosen, self.row_length, self.n_rows = documents, chosen, row_length, n_rows
-        self.packed, self.seed = packed, seed
+        self.documents, self.chosen, self.packed, self.seed = documents, chosen, packed, seed
+        self.row_length = training.row_length or int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
+        self.n_rows = max(1, training.batch_tokens // self.row_length) if packed else training.batch_size
         self.starts = np.asarray(documents.starts[:-1])[chosen]
-        self.lengths = np.minimum(documents.lengths[chosen], row_length)
+        self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
 
     def read(self, n_pass: int = 0, place: int = 0) -> Iterator[tuple[int, int, Batch]]:
         """(pass, place within the pass, batch) from there on."""
