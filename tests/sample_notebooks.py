@@ -99,6 +99,7 @@ with shown:
 panel""",
 )
 RICH_FIGURES = 6
+"""One of them inside a widget."""
 
 
 def write_rich(path: Path) -> Path:

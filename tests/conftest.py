@@ -1,0 +1,50 @@
+"""What several tests share: a run of the real notebooks, and Debian's browser without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BROWSER = "/usr/bin/chromium"
+
+
+def run_all(folder: Path, *arguments: str) -> Path:
+    """Run run_all.py into a folder as a user does, and return the folder."""
+    command = [sys.executable, str(ROOT / "run_all.py"), "--out", str(folder), *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of all notebooks with the smoke parameters."""
+    return run_all(tmp_path_factory.mktemp("smoke") / "run", "--params", str(ROOT / "params" / "smoke.yaml"))
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args() -> dict:
+    """How pytest-playwright starts the browser: Debian's, since it brings none of its own here."""
+    if not shutil.which(BROWSER):
+        message = "no /usr/bin/chromium: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return {"executable_path": BROWSER, "args": [
+        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync"]}
+
+
+@pytest.fixture
+def artifacts() -> Iterator[Path]:
+    """Where screenshots are kept to be looked at."""
+    folder = ROOT / "test-artifacts"
+    folder.mkdir(exist_ok=True)
+    yield folder
