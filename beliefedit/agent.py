@@ -60,9 +60,10 @@ class BayesAgent:
         relations = Labels.of("relation", [*names, *unseen])
         upstream = pair_ids(pairs, relations)
         times = evidence["count"].cast(pl.Float64).to_numpy() if "count" in evidence else np.ones(len(evidence))
-        counts = count(subjects.encode(evidence["subject"]), relations.encode(evidence["relation"]),
-                       object_ids(evidence["object"], object_labels), evidence["weight"].cast(pl.Float64).to_numpy(),
-                       times, (len(subjects.names), len(relations.names), n_objects))
+        ids = (subjects.encode(evidence["subject"]), relations.encode(evidence["relation"]),
+               object_ids(evidence["object"], object_labels))
+        counts = count(ids, evidence["weight"].cast(pl.Float64).to_numpy(), times,
+                       (len(subjects.names), len(relations.names), n_objects))
         conditionals = {d: fit_conditional(counts, d, u) for d, u in upstream.items()}
         return cls(subjects, relations, object_labels, Beliefs(Fitted(upstream, counts, conditionals), {}, {}, {}))
 

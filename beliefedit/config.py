@@ -5,23 +5,26 @@ Defaults live here and nowhere else. Unknown keys are errors.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from beliefedit.config_base import Config, NonNegative, Positive, PositiveFloat, Probability, digest, explain
+from beliefedit.editor_config import (  # noqa: F401 - parameters are imported from here, wherever they are defined
+    AlphaEditConfig,
+    EditorsConfig,
+    FinetuneConfig,
+    InContextConfig,
+    LoraConfig,
+    MemitConfig,
+    RomeConfig,
+    ValueConfig,
+)
 from beliefedit.errors import ConfigError
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 Connective = Literal["or", "and", "not"]
 
@@ -37,12 +40,6 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
-
-
-class Config(BaseModel):
-    """Base of all parameter groups: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GraphConfig(Config):
@@ -158,100 +155,6 @@ class PretrainingConfig(Config):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(60.0, description="time between checkpoints")
 
 
-class LoraConfig(Config):
-    """LoRA on every MLP output projection (SPEC 7); defaults are the published ones."""
-
-    rank: Positive = 1
-    alpha: PositiveFloat = 8.0
-    lr: PositiveFloat = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    steps: Positive = 40
-    clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
-    seed: NonNegative = Field(0, description="of the adapters' first values, the same for every edit")
-
-
-class FinetuneConfig(Config):
-    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change`` (EDITORS.md)."""
-
-    layers: tuple[int, ...] | None = Field(None, description="layers to train, negative from the last; null: all")
-    lr: PositiveFloat = 5e-4
-    steps: Positive = 25
-    stop_loss: Annotated[float, Field(ge=0)] = Field(0.01, description="an edit whose loss is below stops")
-    masked: bool = Field(True, description="loss on the target's tokens only; else on the whole sentence")
-    largest_change: PositiveFloat | None = Field(None, description="every weight stays within this of its start")
-
-
-class InContextConfig(Config):
-    """The edited sentence in front of every prompt; no weights change."""
-
-    n_times: Positive = Field(1, description="how often the sentence is said")
-
-
-class ValueConfig(Config):
-    """What ROME, MEMIT and AlphaEdit share: a value found by descent at the subject's last token (EDITORS.md)."""
-
-    lr: PositiveFloat = Field(0.5, description="of the value")
-    steps: Positive = 25
-    stop_loss: Annotated[float, Field(ge=0)] = Field(0.05, description="an edit whose loss is below stops")
-    kl_factor: Annotated[float, Field(ge=0)] = Field(0.0625, description="weight of staying the same on the subject alone")
-    decay: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the change's squared relative length")
-    n_contexts: Positive = Field(4, description="beginnings of sentences that the subject is looked at behind")
-    n_tokens: Positive = Field(20_000, description="corpus tokens the key statistics are computed from")
-    seed: NonNegative = Field(0, description="of the choice of contexts")
-
-
-class RomeConfig(ValueConfig):
-    """One rank-one update at one layer, the same averaged key throughout (r-ROME)."""
-
-    layer: int = Field(0, description="which layer, negative from the last")
-    largest: PositiveFloat = Field(4.0, description="longest change, as a multiple of the value it is added to")
-
-
-class MemitConfig(ValueConfig):
-    """A value at the last of several layers, the change spread over them (MEMIT)."""
-
-    layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
-    largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
-    strength: PositiveFloat = Field(15_000.0, description="lambda: how much what the layers do already counts")
-
-
-class AlphaEditConfig(ValueConfig):
-    """MEMIT's value, written only where the corpus's keys do not reach (AlphaEdit)."""
-
-    layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
-    largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
-    ridge: PositiveFloat = Field(10.0, description="lambda")
-    threshold: PositiveFloat = Field(2e-2, description="eigenvalues of the key statistics below it count as zero")
-    relative: bool = Field(False, description="the threshold is a share of the summed eigenvalues, kept at the end")
-
-
-class EditorsConfig(Config):
-    """Editors to run, by name; an editor that is not named does not run."""
-
-    lora: LoraConfig | None = None
-    finetune: FinetuneConfig | None = None
-    in_context: InContextConfig | None = None
-    rome: RomeConfig | None = None
-    memit: MemitConfig | None = None
-    alphaedit: AlphaEditConfig | None = None
-
-    @classmethod
-    def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:
-        """One editor's configuration.
-
-        Raises:
-            ConfigError: unknown or impossible hyper-parameter.
-        """
-        try:
-            return getattr(cls.model_validate({name: dict(hyperparameters)}), name)
-        except ValidationError as error:
-            raise ConfigError(_explain(error, cls), remedy="see the editor's configuration in config.py") from None
-
-    def chosen(self) -> dict[str, Config]:
-        """Named editors in the order of this class, with their hyper-parameters."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
-
-
 class EditConfig(Config):
     """Evaluation cases, edit requests (SPEC 6) and the editors that carry them out."""
 
@@ -295,12 +198,6 @@ class Experiment(Config):
         return digest(self.model_dump(mode="json"))[:12]
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form, 64 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read an experiment from YAML and apply dotted overrides.
 
@@ -329,7 +226,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error), where=str(path) + (" with overrides" if overrides else ""),
+        raise ConfigError(explain(error, Experiment), where=str(path) + (" with overrides" if overrides else ""),
                           remedy="correct the keys above; README lists every key") from None
 
 
@@ -358,26 +255,3 @@ def _set_dotted(values: dict, key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"'{key}' goes below '{section}', which is a value, not a section", where=key)
     values[last] = value
-
-
-def _explain(error: ValidationError, root: type[Config] = Experiment) -> str:
-    """Each problem on a line: key, what is wrong, the value given, and close names for a typing error."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
-            lines.append(f"{key}: {message}{given}")
-    return "\n".join(lines)
-
-
-def _suggestion(location: tuple, root: type[Config]) -> str:
-    group: Any = root
-    for part in location[:-1]:
-        annotation = group.model_fields[part].annotation
-        group = next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Config))
-    close = get_close_matches(str(location[-1]), group.model_fields, n=1)
-    return f", did you mean '{close[0]}'?" if close else f"; known here: {', '.join(group.model_fields)}"

@@ -166,15 +166,16 @@ class Counts:
         return look_up(self.keys, self.excess.data, row * self.excess.shape[1] + o)
 
 
-def count(subject: np.ndarray, relation: np.ndarray, object: np.ndarray, weight: np.ndarray, times: np.ndarray,
+def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, times: np.ndarray,
           shape: tuple[int, int, int]) -> Counts:
     """Sum evidence rows, each standing ``times`` times.
 
     Args:
-        subject, relation, object: ids, int64 [n].
+        ids: of subjects, relations and objects, int64 [n] each.
         weight, times: float64 [n].
         shape: numbers of subjects, relations, objects.
     """
+    subject, relation, object = ids
     n_subjects, n_relations, n_objects = shape
     background, excess, total = contributions(weight, n_objects)
     pair, row = np.unique(subject * n_relations + relation, return_inverse=True)

@@ -36,7 +36,7 @@ class Sentences:
 
     @classmethod
     def of(cls, owner: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
-           object: np.ndarray, second: tuple[np.ndarray, np.ndarray] | None = None) -> Sentences:
+           object: np.ndarray, *, second: tuple[np.ndarray, np.ndarray] | None = None) -> Sentences:
         """Sentences of one form; ``second`` is (facts, objects) of the second parts."""
         n = len(fact)
         none = np.full(n, -1, dtype=np.int64)

@@ -1,0 +1,106 @@
+"""Hyper-parameters of the editors, one group each (EDITORS.md); defaults live here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from beliefedit.config_base import Config, NonNegative, Positive, PositiveFloat, explain
+from beliefedit.errors import ConfigError
+
+
+class LoraConfig(Config):
+    """LoRA on every MLP output projection (SPEC 7); defaults are the published ones."""
+
+    rank: Positive = 1
+    alpha: PositiveFloat = 8.0
+    lr: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    steps: Positive = 40
+    clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
+    seed: NonNegative = Field(0, description="of the adapters' first values, the same for every edit")
+
+
+class FinetuneConfig(Config):
+    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change`` (EDITORS.md)."""
+
+    layers: tuple[int, ...] | None = Field(None, description="layers to train, negative from the last; null: all")
+    lr: PositiveFloat = 5e-4
+    steps: Positive = 25
+    stop_loss: Annotated[float, Field(ge=0)] = Field(0.01, description="an edit whose loss is below stops")
+    masked: bool = Field(True, description="loss on the target's tokens only; else on the whole sentence")
+    largest_change: PositiveFloat | None = Field(None, description="every weight stays within this of its start")
+
+
+class InContextConfig(Config):
+    """The edited sentence in front of every prompt; no weights change."""
+
+    n_times: Positive = Field(1, description="how often the sentence is said")
+
+
+class ValueConfig(Config):
+    """What ROME, MEMIT and AlphaEdit share: a value found by descent at the subject's last token (EDITORS.md)."""
+
+    lr: PositiveFloat = Field(0.5, description="of the value")
+    steps: Positive = 25
+    stop_loss: Annotated[float, Field(ge=0)] = Field(0.05, description="an edit whose loss is below stops")
+    kl_factor: Annotated[float, Field(ge=0)] = Field(
+        0.0625, description="weight of staying the same on the subject alone")
+    decay: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the change's squared relative length")
+    n_contexts: Positive = Field(4, description="beginnings of sentences that the subject is looked at behind")
+    n_tokens: Positive = Field(20_000, description="corpus tokens the key statistics are computed from")
+    seed: NonNegative = Field(0, description="of the choice of contexts")
+
+
+class RomeConfig(ValueConfig):
+    """One rank-one update at one layer, the same averaged key throughout (r-ROME)."""
+
+    layer: int = Field(0, description="which layer, negative from the last")
+    largest: PositiveFloat = Field(4.0, description="longest change, as a multiple of the value it is added to")
+
+
+class MemitConfig(ValueConfig):
+    """A value at the last of several layers, the change spread over them (MEMIT)."""
+
+    layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
+    largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
+    strength: PositiveFloat = Field(15_000.0, description="lambda: how much what the layers do already counts")
+
+
+class AlphaEditConfig(ValueConfig):
+    """MEMIT's value, written only where the corpus's keys do not reach (AlphaEdit)."""
+
+    layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
+    largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
+    ridge: PositiveFloat = Field(10.0, description="lambda")
+    threshold: PositiveFloat = Field(2e-2, description="eigenvalues of the key statistics below it count as zero")
+    relative: bool = Field(False, description="the threshold is a share of the summed eigenvalues, kept at the end")
+
+
+class EditorsConfig(Config):
+    """Editors to run, by name; an editor that is not named does not run."""
+
+    lora: LoraConfig | None = None
+    finetune: FinetuneConfig | None = None
+    in_context: InContextConfig | None = None
+    rome: RomeConfig | None = None
+    memit: MemitConfig | None = None
+    alphaedit: AlphaEditConfig | None = None
+
+    @classmethod
+    def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:
+        """One editor's configuration.
+
+        Raises:
+            ConfigError: unknown or impossible hyper-parameter.
+        """
+        try:
+            return getattr(cls.model_validate({name: dict(hyperparameters)}), name)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls), remedy="see its hyper-parameters in editor_config.py") from None
+
+    def chosen(self) -> dict[str, Config]:
+        """Named editors in the order of this class, with their hyper-parameters."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
