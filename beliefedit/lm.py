@@ -29,7 +29,6 @@ Model = PreTrainedModel | Callable
 """A `transformers` causal LM, or anything with its ``device`` that is called as one."""
 
 transformers_logging.disable_progress_bar()  # reading or writing one small file needs no bar of its own
-
 _N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,7 +155,7 @@ class _Run:
     def _last(self, measure: str) -> float | None:
         return self.at.rows[-1][measure] if self.at.rows else None
 
-    def _step(self, reader) -> None:
+    def _step(self, reader: Iterator[tuple[int, int, Batch]]) -> None:
         """One step of the optimizers; the loss is the mean over all tokens that its batches predict."""
         set_learning_rate(self.optimizers,
                           learning_rate_factor(self.training, self.at.tokens / self.training.n_tokens))
