@@ -191,7 +191,7 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
         from beliefedit import editing
 
         working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
-        base = editing.Base(model, tokenizer)
+        base = editing.Base(model, tokenizer, _texts(make_corpus(config, store)))
         editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
                             max_new_tokens=_answer_length(config, store, tokenizer))
         scores, edit_log = editing.gather(working)
@@ -203,6 +203,15 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     folder = store.stage("edits", version=VERSIONS["edits"], inputs=_keys(store, "cases", "model"), config=settings,
                          build=build)
     return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
+
+
+def _texts(known: Corpus) -> list[str]:
+    """Documents for editors that look at how the model reads the corpus, spread over all of it."""
+    every = max(1, known.statistics["documents"] // _N_TEXTS)
+    return pl.scan_parquet(known.documents / "*.parquet").select("text").gather_every(every).collect()["text"].to_list()
+
+
+_N_TEXTS = 20_000
 
 
 def make_tables(config: Experiment, store: Store) -> pl.DataFrame:

@@ -26,10 +26,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def model() -> MistralForCausalLM:
-    return sample_model()
+    return sample_model(3)
 
 
-EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {}}
+EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
+         "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0}, "memit": {"steps": 5, "strength": 1.0},
+         "alphaedit": {"steps": 5, "ridge": 1.0}}
 WITHOUT_WEIGHTS = ("in_context",)
 
 
@@ -58,8 +60,9 @@ def test_a_batch_equals_one_by_one_in_any_order(name, settings, model, tokenizer
     before = score(model, tokenizer, *zip(*ASKED, strict=True))
     for index, request in enumerate(REQUESTS):
         expected = scores(editor.apply(model, tokenizer, [request]), tokenizer, 0)
-        np.testing.assert_allclose(scores(together, tokenizer, index), expected, rtol=1e-4)
-        np.testing.assert_allclose(scores(backwards, tokenizer, len(REQUESTS) - 1 - index), expected, rtol=1e-4)
+        for found in (scores(together, tokenizer, index), scores(backwards, tokenizer, len(REQUESTS) - 1 - index)):
+            np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=1e-4)
+            np.testing.assert_allclose(found, expected, rtol=1e-3)  # Adam enlarges rounding errors
         assert np.abs(expected - before).max() > 1e-2
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -132,8 +135,8 @@ def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path)
 def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path) -> None:
     edited = be.editor("lora", steps=1).apply(model, tokenizer, REQUESTS)
     save_delta(edited, 0, tmp_path / "delta.safetensors")
-    with pytest.raises(EditError, match="the model has no weight 'model.layers.1.mlp.down_proj.weight'"):
-        load_delta(tmp_path / "delta.safetensors", sample_model(1))
+    with pytest.raises(EditError, match="the model has no weight 'model.layers.2.mlp.down_proj.weight'"):
+        load_delta(tmp_path / "delta.safetensors", sample_model(2))
     (tmp_path / "delta.safetensors").write_bytes(b"nothing")
     with pytest.raises(EditError, match="cannot read a weight delta"):
         load_delta(tmp_path / "delta.safetensors", model)

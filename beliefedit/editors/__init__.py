@@ -9,9 +9,13 @@ from beliefedit.editors.base import Editor
 from beliefedit.editors.finetune import FinetuneEditor
 from beliefedit.editors.in_context import InContextEditor
 from beliefedit.editors.lora import LoraEditor
+from beliefedit.editors.memit import AlphaEditEditor, MemitEditor
+from beliefedit.editors.rome import RomeEditor
 from beliefedit.errors import EditError
 
-EDITORS: dict[str, type[Editor]] = {"lora": LoraEditor, "finetune": FinetuneEditor, "in_context": InContextEditor}
+EDITORS: dict[str, type[Editor]] = {
+    "lora": LoraEditor, "finetune": FinetuneEditor, "in_context": InContextEditor, "rome": RomeEditor,
+    "memit": MemitEditor, "alphaedit": AlphaEditEditor}
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
 
-from beliefedit.editors.base import EditedModels
 from beliefedit.lm import encode_pairs
 
 
@@ -23,12 +23,14 @@ class Sentences:
         is_target: bool [rows, length], tokens whose likelihood counts.
         weights: float32 [rows], factor of a row's summed negative log-likelihood.
         versions: int64 [rows], the edit each row belongs to.
+        places: int64 [rows], the token an editor works at; empty for editors that work at all.
     """
 
     ids: Tensor
     is_target: Tensor
     weights: Tensor
     versions: Tensor
+    places: Tensor
 
     @property
     def first(self) -> int:
@@ -39,7 +41,8 @@ class Sentences:
         """The rows of some edits (ascending), which are numbered anew from 0."""
         rows = torch.isin(self.versions, versions)
         return Sentences(self.ids[rows], self.is_target[rows], self.weights[rows],
-                         torch.searchsorted(versions, self.versions[rows]))
+                         torch.searchsorted(versions, self.versions[rows]),
+                         self.places[rows] if len(self.places) else self.places)
 
 
 def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str],
@@ -50,10 +53,10 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
     n_tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     return Sentences(torch.from_numpy(pairs.ids).to(device), torch.from_numpy(pairs.is_target).to(device),
                      1 / torch.tensor(n_tokens, dtype=torch.float32, device=device),
-                     torch.arange(len(texts), device=device))
+                     torch.arange(len(texts), device=device), torch.zeros(0, dtype=torch.int64, device=device))
 
 
-def losses_per_edit(edited: EditedModels, sentences: Sentences, n: int) -> Tensor:
+def losses_per_edit(edited: Callable[..., ModelOutput], sentences: Sentences, n: int) -> Tensor:
     """Each edit's weighted negative log-likelihood, [n], nats."""
     first = sentences.first
     logits = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1], use_cache=False,

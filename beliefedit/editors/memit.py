@@ -1,0 +1,84 @@
+"""MEMIT and AlphaEdit: a new hidden state at the last of several layers, brought about by all of them (EDITORS.md)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from beliefedit.config import AlphaEditConfig, MemitConfig
+from beliefedit.editors.adapters import Adapters
+from beliefedit.editors.base import Request, Watcher, chosen_projections
+from beliefedit.editors.statistics import Statistics, inverse_times
+from beliefedit.editors.values import ValueEditor, best_changes, find_subjects, layer_of, mean_at, unedited
+
+
+class SpreadEditor(ValueEditor):
+    """The common part: layers ascending, each takes its share of what is still missing."""
+
+    config: MemitConfig | AlphaEditConfig
+
+    def layers(self) -> Sequence[int]:
+        return self.config.layers
+
+    @abstractmethod
+    def directions(self, moment: Tensor, keys: Tensor) -> Tensor:
+        """Row vectors d, float64 [n, inputs], such that residual dᵀ is the update; ``moment`` is C."""
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> Adapters:
+        known, projections = self.known(model), chosen_projections(model, self.layers())
+        *_, last = projections
+        layer = layer_of(model, last)
+        plain = find_subjects(tokenizer, requests, [""], model.device)
+        hidden = mean_at(unedited(model), model, plain, layer, entering=False)
+        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config,
+                                       (last, hidden.norm(dim=1)))
+        adapters = self._written(model, known, find_subjects(tokenizer, requests, known.beginnings, model.device),
+                                 (plain, layer, hidden + changes))
+        adapters.losses = tuple(losses.tolist())
+        return adapters
+
+    def _written(self, model: PreTrainedModel, known: Statistics, subjects, goal: tuple) -> Adapters:
+        """Updates that bring the hidden states at (places, layer) to their goal [n, hidden]."""
+        plain, layer, wanted = goal
+        projections = chosen_projections(model, self.layers())
+        n = len(wanted)
+        adapters = Adapters(model, {name: wanted.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
+                            {name: wanted.new_zeros(n, p.out_features, 1) for name, p in projections.items()})
+        for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
+            keys = mean_at(adapters, model, subjects, name, entering=True)
+            missing = (wanted - mean_at(adapters, model, plain, layer, entering=False)) / n_left
+            adapters.down[name] = self.directions(known.moments[name], keys)[:, None].to(wanted)
+            adapters.up[name] = missing[:, :, None]
+        return adapters
+
+
+class MemitEditor(SpreadEditor):
+    """Least squares over the corpus's keys, λ times, and the subject's: R Kᵀ(λC + KKᵀ)⁻¹."""
+
+    config: MemitConfig
+
+    def directions(self, moment: Tensor, keys: Tensor) -> Tensor:
+        through = inverse_times(moment, keys)  # Sherman-Morrison, an edit having one key
+        return through / (self.config.strength + (through * keys.double()).sum(1, keepdim=True))
+
+
+class AlphaEditEditor(SpreadEditor):
+    """Only along directions that the corpus's keys do not use: ΔWᵀ = (P KKᵀ + λI)⁻¹ P K Rᵀ."""
+
+    config: AlphaEditConfig
+
+    def directions(self, moment: Tensor, keys: Tensor) -> Tensor:
+        free = keys.double() @ null_space(moment, self.config)
+        return free / (self.config.ridge + (free * keys.double()).sum(1, keepdim=True))
+
+
+def null_space(moment: Tensor, config: AlphaEditConfig) -> Tensor:
+    """Projection P on the eigenvectors of C whose eigenvalues count as zero, float64 [inputs, inputs]."""
+    values, vectors = torch.linalg.eigh(moment)  # ascending
+    unused = values.cumsum(0) < config.threshold * values.sum() if config.relative else values < config.threshold
+    return vectors[:, unused] @ vectors[:, unused].T

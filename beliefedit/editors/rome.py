@@ -1,0 +1,38 @@
+"""ROME: one rank-one update at one layer, with the same averaged key throughout (r-ROME; EDITORS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from beliefedit.config import RomeConfig
+from beliefedit.editors.adapters import Adapters
+from beliefedit.editors.base import Request, Watcher, chosen_projections
+from beliefedit.editors.statistics import inverse_times
+from beliefedit.editors.values import ValueEditor, best_changes, find_subjects, mean_at, unedited
+
+
+class RomeEditor(ValueEditor):
+    """The smallest change of what the layer does to the corpus's keys that maps the subject's key to a new value.
+
+    With v* = W k* + change, the update is change (C⁻¹k*)ᵀ / ((C⁻¹k*)ᵀ k*).
+    """
+
+    config: RomeConfig
+
+    def layers(self) -> Sequence[int]:
+        return (self.config.layer,)
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> Adapters:
+        known = self.known(model)
+        [(name, projection)] = chosen_projections(model, self.layers()).items()
+        subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)
+        keys = mean_at(unedited(model), model, subjects, name, entering=True)
+        size = (keys @ projection.weight.detach().T).norm(dim=1)
+        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config, (name, size))
+        directions = inverse_times(known.moments[name], keys)
+        directions /= (directions * keys.double()).sum(1, keepdim=True)
+        return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},
+                        losses=tuple(losses.tolist()))

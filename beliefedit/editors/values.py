@@ -1,0 +1,207 @@
+"""Editing at the subject's last token: its key, and the change of value there that brings the target about."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
+
+from beliefedit.config import ValueConfig
+from beliefedit.editors.adapters import Hook, hooked
+from beliefedit.editors.base import Editor, Request, chosen_projections, down_projections
+from beliefedit.editors.statistics import Statistics, second_moments, sentence_beginnings, weights_key
+from beliefedit.editors.training import Descent, Sentences, descend, encode_sentences, frozen, losses_per_edit
+from beliefedit.errors import EditError
+
+Call = Callable[..., ModelOutput]
+"""A model that takes ``versions``: the edits so far, or `unedited`."""
+
+
+class ValueEditor(Editor):
+    """Base of ROME, MEMIT and AlphaEdit: keeps the corpus's statistics, one model's at a time."""
+
+    needs_subject: ClassVar[bool] = True
+    needs_texts: ClassVar[bool] = True
+    config: ValueConfig
+    statistics: Statistics | None = None
+
+    @abstractmethod
+    def layers(self) -> Sequence[int]:
+        """The layers that are changed."""
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+        """Look at how the model reads the corpus, once per model.
+
+        Raises:
+            EditError: no texts, or a layer that nothing comes after.
+        """
+        if not texts:
+            raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
+        names = chosen_projections(model, self.layers())
+        if list(names)[-1] == list(down_projections(model))[-1]:
+            raise EditError("what is written at a subject in the last layer reaches no later word",
+                            where="layers of the editor", remedy="choose earlier layers")
+        key = weights_key(model, names)
+        if self.statistics is None or self.statistics.key != key:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            self.statistics = Statistics(
+                second_moments(model, tokenizer, texts, list(names), self.config.n_tokens),
+                sentence_beginnings(texts, self.config.n_contexts, generator), key)
+
+    def known(self, model: PreTrainedModel) -> Statistics:
+        """The statistics of this model.
+
+        Raises:
+            EditError: `prepare` has not been called with this model, or with what it was edited from.
+        """
+        if self.statistics is None or self.statistics.key != weights_key(
+                model, chosen_projections(model, self.layers())):
+            raise EditError("this editor has not looked at how this model reads its corpus",
+                            remedy="call prepare(model, tokenizer, texts) first")
+        return self.statistics
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where subjects end.
+
+    Attributes:
+        ids: int64 [rows, length], padded on the right.
+        places: int64 [rows], the subject's last token.
+        versions: int64 [rows], the edit each row belongs to.
+    """
+
+    ids: Tensor
+    places: Tensor
+    versions: Tensor
+
+
+def unedited(model: PreTrainedModel) -> Call:
+    """The model itself, for all versions."""
+    return lambda versions, **inputs: model(**inputs)
+
+
+def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], beginnings: Sequence[str],
+                  device: torch.device) -> Places:
+    """Each request's prompt behind each beginning, rows of one request together."""
+    rows = [(beginning, request) for request in requests for beginning in beginnings]
+    texts = [beginning + request.prompt for beginning, request in rows]
+    encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    versions = torch.arange(len(requests)).repeat_interleave(len(beginnings))
+    return Places(encoded["input_ids"].to(device), subject_ends(tokenizer, texts, rows).to(device), versions.to(device))
+
+
+def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
+                 rows: Sequence[tuple[str, Request]]) -> Tensor:
+    """Place of the last token that begins within the subject, in texts of (beginning, request): int64 [rows]."""
+    ends = [len(beginning) + request.prompt.index(request.subject) + len(request.subject)
+            for beginning, request in rows]
+    offsets = tokenizer(list(texts), return_offsets_mapping=True)["offset_mapping"]
+    return torch.tensor([max(at for at, (first, _) in enumerate(row) if first < end)
+                         for row, end in zip(offsets, ends, strict=True)])
+
+
+@torch.no_grad()
+def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *, entering: bool) -> Tensor:
+    """What enters or leaves a module at the subjects' ends, averaged over each edit's rows: [n, width]."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        values = inputs[0] if entering else output[0] if isinstance(output, tuple) else output
+        seen.append(values[torch.arange(len(values), device=values.device), where.places])
+
+    with hooked(model, {name: look}):
+        call(versions=where.versions, input_ids=where.ids, use_cache=False, logits_to_keep=1)
+    n = int(where.versions.max()) + 1
+    return seen[0].view(n, -1, seen[0].shape[1]).mean(1)
+
+
+def layer_of(model: PreTrainedModel, projection: str) -> str:
+    """Name of the layer that holds a projection."""
+    layers = set(model.get_decoder().layers)
+    return next(name for name, module in model.named_modules()
+                if module in layers and projection.startswith(f"{name}."))
+
+
+def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+                 beginnings: Sequence[str], config: Any, at: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What to add to a projection's output at the subject's last token so that the target follows (EDITORS.md).
+
+    Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what follows the bare
+    subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes.
+
+    Args:
+        config: a `ValueConfig` with ``largest``.
+        at: the projection's name, and each edit's size [n]: the length of what the change is measured by.
+
+    Returns:
+        (changes [n, outputs], last losses [n]).
+    """
+    name, size = at
+    sentences = _sentences(tokenizer, requests, beginnings, model.device)
+    neutral = find_subjects(tokenizer, [request._replace(prompt=request.subject) for request in requests], [""],
+                            model.device)
+    before = _log_p_at(model, neutral)
+
+    def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
+        change, chosen, bare = values[0], sentences.of(versions), _of(neutral, versions)
+        loss = losses_per_edit(_adding(model, name, change, chosen.places), chosen, len(versions))
+        with hooked(model, {name: _add_at(change, bare.places)}):
+            after = _log_p_at(model, bare)
+        kl = (before[versions].exp() * (before[versions] - after)).sum(1)
+        return loss + config.kl_factor * kl + config.decay * change.square().sum(1) / size[versions].square()
+
+    def shorten(values: list[Tensor], versions: Tensor) -> None:
+        longest = config.largest * size[versions]
+        values[0] *= (longest / values[0].norm(dim=1)).clamp(max=1)[:, None]
+
+    start = torch.zeros(len(requests), model.get_submodule(name).out_features, device=model.device)
+    with frozen(model):
+        values, losses = descend([start], losses_of, Descent(config.lr, config.steps, config.stop_loss), shorten)
+    return values[0], losses
+
+
+def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], beginnings: Sequence[str],
+               device: torch.device) -> Sentences:
+    """Each request behind each beginning, weighted so that an edit's loss is the mean over its target tokens."""
+    rows = [(beginning, request) for request in requests for beginning in beginnings]
+    prompts, targets = [b + request.prompt for b, request in rows], [request.target for _, request in rows]
+    sentences = encode_sentences(tokenizer, prompts, targets, device)
+    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
+    versions = torch.arange(len(requests), device=device).repeat_interleave(len(beginnings))
+    return replace(sentences, weights=1 / (sentences.is_target.sum(1) * len(beginnings)), versions=versions,
+                   places=subject_ends(tokenizer, texts, rows).to(device))
+
+
+def _of(where: Places, versions: Tensor) -> Places:
+    return Places(where.ids[versions], where.places[versions], torch.arange(len(versions), device=versions.device))
+
+
+def _log_p_at(model: PreTrainedModel, where: Places) -> Tensor:
+    """Log-probabilities of what follows each place, [rows, vocabulary]."""
+    logits = model(input_ids=where.ids, use_cache=False).logits
+    return logits[torch.arange(len(logits), device=logits.device), where.places].float().log_softmax(-1)
+
+
+def _adding(model: PreTrainedModel, name: str, changes: Tensor, places: Tensor) -> Call:
+    """The model with each version's change added at its rows' places."""
+    def call(*, versions: Tensor, **inputs: Any) -> ModelOutput:
+        with hooked(model, {name: _add_at(changes[versions], places)}):
+            return model(**inputs)
+
+    return call
+
+
+def _add_at(changes: Tensor, places: Tensor) -> Hook:
+    """Adds a row's change [rows, outputs] at its place."""
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        here = torch.arange(output.shape[1], device=output.device) == places[:, None]  # [rows, tokens]
+        return output + here[..., None] * changes[:, None].to(output.dtype)
+
+    return add
