@@ -143,7 +143,7 @@ class PretrainingConfig(Config):
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="AdamW's memory of squared gradients")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.15, description="share of each target spread over the whole vocabulary")
+        0.0, description="share of each target spread over the whole vocabulary")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     compile: bool = Field(False, description="torch.compile; needs a C++ compiler on CPUs, pays in long runs")
     processes: Positive = Field(1, description="processes that share every batch")
