@@ -18,9 +18,11 @@ from beliefedit.editor_config import (  # noqa: F401 - parameters are imported f
     AlphaEditConfig,
     EditorsConfig,
     FinetuneConfig,
+    GraceConfig,
     InContextConfig,
     LoraConfig,
     MemitConfig,
+    RetrainConfig,
     RomeConfig,
     ValueConfig,
 )

@@ -79,6 +79,30 @@ class AlphaEditConfig(ValueConfig):
     relative: bool = Field(False, description="the threshold is a share of the summed eigenvalues, kept at the end")
 
 
+class GraceConfig(Config):
+    """A codebook at one layer; no weights change (GRACE)."""
+
+    layer: int = Field(1, description="which layer, negative from the last")
+    lr: PositiveFloat = Field(1.0, description="of the value")
+    steps: Positive = 100
+    stop_loss: Annotated[float, Field(ge=0)] = Field(0.01, description="an edit whose loss is below stops")
+    radius: PositiveFloat = Field(0.5, description="reach of an entry, as a share of how near keys usually are")
+    n_texts: Positive = Field(200, description="texts that distance is measured on")
+
+
+class RetrainConfig(Config):
+    """Further pretraining per edit, a yardstick for small worlds."""
+
+    lr: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    n_passes: Positive = 2
+    batch_size: Positive = 16
+    clip: PositiveFloat = 1.0
+    n_documents: Positive = Field(256, description="documents of the corpus that are read again")
+    most_times: Positive = Field(200, description="the request is read as often as its weight says, at most this")
+    seed: NonNegative = Field(0, description="of the choice and order of documents")
+
+
 class EditorsConfig(Config):
     """Editors to run, by name; an editor that is not named does not run."""
 
@@ -88,6 +112,8 @@ class EditorsConfig(Config):
     rome: RomeConfig | None = None
     memit: MemitConfig | None = None
     alphaedit: AlphaEditConfig | None = None
+    grace: GraceConfig | None = None
+    retrain: RetrainConfig | None = None
 
     @classmethod
     def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:

@@ -31,8 +31,9 @@ def model() -> MistralForCausalLM:
 
 EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
          "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0}, "memit": {"steps": 5, "strength": 1.0},
-         "alphaedit": {"steps": 5, "ridge": 1.0}}
-WITHOUT_WEIGHTS = ("in_context",)
+         "alphaedit": {"steps": 5, "ridge": 1.0}, "grace": {"steps": 5, "layer": 0, "radius": 2.0},
+         "retrain": {"n_documents": 8, "lr": 3e-3}}
+WITHOUT_WEIGHTS = ("in_context", "grace")
 
 
 def prepared(name, settings, model, tokenizer):
@@ -105,6 +106,19 @@ def test_bad_requests_leave_their_versions_unedited(name, settings, model, token
     np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
     expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
     np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_edits_in_a_row_are_edits_of_the_edited_model(name, settings, model, tokenizer) -> None:
+    weights, _ = snapshot(model)
+    editor = prepared(name, settings, model, tokenizer)
+    found = [scores(edited, tokenizer, 0) for edited in editor.stack(model, tokenizer, REQUESTS[:3])]
+    assert len(found) == 3 and all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    np.testing.assert_allclose(found[0], scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0), rtol=1e-3)
+    if name not in WITHOUT_WEIGHTS:
+        once = merged(editor.apply(model, tokenizer, REQUESTS[:1]), model, 0)
+        np.testing.assert_allclose(found[1], scores(editor.apply(once, tokenizer, REQUESTS[1:2]), tokenizer, 0),
+                                   rtol=1e-3)
 
 
 def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:

@@ -7,15 +7,17 @@ from typing import Any
 from beliefedit.config import EditorsConfig
 from beliefedit.editors.base import Editor
 from beliefedit.editors.finetune import FinetuneEditor
+from beliefedit.editors.grace import GraceEditor
 from beliefedit.editors.in_context import InContextEditor
 from beliefedit.editors.lora import LoraEditor
 from beliefedit.editors.memit import AlphaEditEditor, MemitEditor
+from beliefedit.editors.retrain import RetrainEditor
 from beliefedit.editors.rome import RomeEditor
 from beliefedit.errors import EditError
 
 EDITORS: dict[str, type[Editor]] = {
     "lora": LoraEditor, "finetune": FinetuneEditor, "in_context": InContextEditor, "rome": RomeEditor,
-    "memit": MemitEditor, "alphaedit": AlphaEditEditor}
+    "memit": MemitEditor, "alphaedit": AlphaEditEditor, "grace": GraceEditor, "retrain": RetrainEditor}
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:

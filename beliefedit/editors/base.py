@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -86,6 +88,43 @@ class EditedModels(ABC):
         """n versions: these at ``places``, the unedited model elsewhere."""
 
 
+@dataclass
+class Plain(EditedModels):
+    """One model, as it is, as the only version."""
+
+    model: PreTrainedModel
+    steps: int = 1
+    losses: tuple[float, ...] = ()
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        return self.model(**inputs)
+
+    def delta(self, index: int) -> dict[str, Tensor]:
+        return {}
+
+    def spread(self, places: Sequence[int], n: int) -> EditedModels:
+        raise EditError("a plain model is one version, not several")
+
+
+def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
+    """Add changes to a model's own weights.
+
+    Raises:
+        EditError: the model has no such weight.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, change in delta.items():
+            if name not in parameters or parameters[name].shape != change.shape:
+                raise EditError(f"the model has no weight {name!r} of shape {tuple(change.shape)}",
+                                remedy="use the model that was edited")
+            parameters[name] += change.to(parameters[name])
+
+
 Watcher = Callable[[int, EditedModels], None]
 """Called with (step, the edits so far) after every step of an editor that goes step by step."""
 
@@ -161,6 +200,20 @@ class Editor(ABC):
         if self.needs_lessons and not request.lessons:
             return "the request brings no lessons: what else is to be believed is unknown"
         return None
+
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[Request]) -> Iterator[EditedModels]:
+        """The requests one after another, each on top of those before it.
+
+        Yields, after each request, one version that holds all so far. It is valid until the next one is asked for.
+
+        Raises:
+            EditError: a request cannot be carried out.
+        """
+        current = copy.deepcopy(model)
+        for request in requests:
+            add_delta(current, self.apply(current, tokenizer, [request]).delta(0))
+            yield Plain(current)
 
     @abstractmethod
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],

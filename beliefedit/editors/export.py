@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from beliefedit.editors.adapters import Adapters
-from beliefedit.editors.base import EditedModels
+from beliefedit.editors.base import EditedModels, add_delta
 from beliefedit.errors import EditError
 
 _ADAPTER = "adapter_model.safetensors"
@@ -52,13 +52,7 @@ def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
 
 def _with_delta(model: PreTrainedModel, delta: dict[str, torch.Tensor]) -> PreTrainedModel:
     result = copy.deepcopy(model)
-    parameters = dict(result.named_parameters())
-    with torch.no_grad():
-        for name, change in delta.items():
-            if name not in parameters or parameters[name].shape != change.shape:
-                raise EditError(f"the model has no weight {name!r} of shape {tuple(change.shape)}",
-                                remedy="use the model that was edited")
-            parameters[name] += change.to(parameters[name])
+    add_delta(result, delta)
     return result
 
 

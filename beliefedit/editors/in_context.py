@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,3 +57,10 @@ class InContextEditor(Editor):
               watch: Watcher | None) -> Told:
         return Told(model, tuple(f"{request.prompt} {request.target}{SEPARATOR}" * self.config.n_times
                                  for request in requests))
+
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[Request]) -> Iterator[Told]:
+        prefix = ""
+        for request in requests:
+            prefix += self.apply(model, tokenizer, [request]).prefixes[0]
+            yield Told(model, (prefix,))

@@ -1,0 +1,176 @@
+"""GRACE: no weights change; a codebook at one layer answers for what it has been told about (EDITORS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
+
+from beliefedit.config import GraceConfig
+from beliefedit.editors.adapters import hooked, spread_losses, spread_rows
+from beliefedit.editors.base import EditedModels, Editor, Request, Watcher, chosen_projections
+from beliefedit.editors.training import Descent, descend, encode_sentences, frozen, losses_per_edit
+from beliefedit.errors import EditError
+
+_NOWHERE = -1.0
+"""Radius of an entry that answers nothing."""
+
+
+@dataclass
+class Codebooks(EditedModels):
+    """n versions of one model, each with a codebook at one projection: near a key, its value is what comes out.
+
+    Attributes:
+        model: the base.
+        name: the projection.
+        keys: [n, entries, inputs].
+        values: [n, entries, outputs].
+        radii: [n, entries], how near is near.
+        steps, losses, refused: see `EditedModels`.
+    """
+
+    model: PreTrainedModel
+    name: str
+    keys: Tensor
+    values: Tensor
+    radii: Tensor
+    steps: int = 1
+    losses: tuple[float, ...] = ()
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        def look_up(module: nn.Module, entering: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            distance = torch.cdist(entering[0], self.keys[versions], compute_mode="donot_use_mm_for_euclid_dist")
+            nearest, entry = distance.min(2)  # [rows, tokens]
+            value = self.values[versions].gather(1, entry[..., None].expand(*entry.shape, output.shape[2]))
+            return torch.where((nearest <= self.radii[versions].gather(1, entry))[..., None], value, output)
+
+        with hooked(self.model, {self.name: look_up}):
+            return self.model(**inputs)
+
+    def delta(self, index: int) -> dict[str, Tensor]:
+        raise EditError("a codebook changes no weights", remedy="keep its keys, values and radii")
+
+    def spread(self, places: Sequence[int], n: int) -> Codebooks:
+        radii = spread_rows(self.radii - _NOWHERE, places, n) + _NOWHERE
+        return replace(self, keys=spread_rows(self.keys, places, n), values=spread_rows(self.values, places, n),
+                       radii=radii, losses=spread_losses(self.losses, places, n))
+
+
+class GraceEditor(Editor):
+    """An entry per request: the key at the prompt's last token, a value trained there, a radius.
+
+    The radius is ``radius`` times the usual distance from what enters the layer to the nearest other thing that does.
+    """
+
+    needs_texts: ClassVar[bool] = True
+    config: GraceConfig
+    radius: float | None = None
+
+    @torch.no_grad()
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+        """Calibrate the radius to distances between keys of the corpus.
+
+        Raises:
+            EditError: no texts.
+        """
+        if not texts:
+            raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
+        chosen = list(texts)[::max(1, len(texts) // self.config.n_texts)][:self.config.n_texts]
+        encoded = tokenizer(chosen, padding=True, truncation=True, max_length=64, padding_side="right",
+                            return_tensors="pt").to(model.device)
+        keys = _inputs(model, self._name(model), encoded["input_ids"])
+        mask = encoded["attention_mask"].bool()
+        mask[:, 0] = False
+        distance = torch.cdist(keys[mask], keys[mask])
+        distance[distance < 1e-2 * distance.median()] = torch.inf  # the same words at the same place
+        self.radius = self.config.radius * float(distance.min(1).values.median())
+
+    def _name(self, model: PreTrainedModel) -> str:
+        return next(iter(chosen_projections(model, [self.config.layer])))
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> Codebooks:
+        if self.radius is None:
+            raise EditError("the radius is not calibrated", remedy="call prepare(model, tokenizer, texts) first")
+        name = self._name(model)
+        sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
+                                     [request.target for request in requests], model.device)
+        sentences = replace(sentences, weights=1 / sentences.is_target.sum(1))
+        places = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
+        keys = _inputs(model, name, sentences.ids)[torch.arange(len(requests)), places][:, None]
+        start = keys @ model.get_submodule(name).weight.detach().T
+        radii = torch.full(keys.shape[:2], self.radius, device=model.device)
+
+        def result(values: Tensor, versions: Tensor | slice = slice(None)) -> Codebooks:
+            return Codebooks(model, name, keys[versions], values, radii[versions], steps=self.config.steps)
+
+        def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
+            return losses_per_edit(result(values[0], versions), sentences.of(versions), len(versions))
+
+        with frozen(model):
+            [values], losses = descend(
+                [start], losses_of, Descent(self.config.lr, self.config.steps, self.config.stop_loss),
+                watch=None if watch is None else lambda step, so_far: watch(step, result(so_far[0])))
+        return replace(result(values), losses=tuple(losses.tolist()))
+
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[Request]) -> Iterator[Codebooks]:
+        book = Codebook()
+        for request in requests:
+            new = self.apply(model, tokenizer, [request])
+            book.add(new.keys[0, 0], new.values[0, 0], request.target, float(new.radii[0, 0]))
+            yield replace(new, keys=torch.stack(book.keys)[None], values=torch.stack(book.values)[None],
+                          radii=torch.tensor([book.radii], device=model.device))
+
+
+@dataclass
+class Codebook:
+    """Entries of several edits in a row; which of them answers must stay clear.
+
+    Attributes:
+        keys, values: tensors, one per entry.
+        labels: what each entry is there to say.
+        radii: how far each entry reaches.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    radii: list[float] = field(default_factory=list)
+
+    def add(self, key: Tensor, value: Tensor, label: str, radius: float) -> None:
+        """A new entry, unless the nearest one says the same and can be widened; conflicting ones share the space."""
+        if self.keys:
+            distance = torch.stack([(key - other).norm() for other in self.keys])
+            near, at = float(distance.min()), int(distance.argmin())
+            if near <= self.radii[at] + radius:
+                if self.labels[at] == label:
+                    self.radii[at] = max(self.radii[at], near)
+                    return
+                if near == 0:  # told otherwise about the very same thing: the later word counts
+                    self.values[at], self.labels[at] = value, label
+                    return
+                self.radii[at] = min(self.radii[at], 0.499 * near)
+                radius = min(radius, 0.499 * near)
+        self.keys.append(key)
+        self.values.append(value)
+        self.labels.append(label)
+        self.radii.append(radius)
+
+
+@torch.no_grad()
+def _inputs(model: PreTrainedModel, name: str, ids: Tensor) -> Tensor:
+    """What enters a projection: [rows, tokens, inputs]."""
+    seen: list[Tensor] = []
+    with hooked(model, {name: lambda module, inputs, output: seen.append(inputs[0])}):
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return seen[0]
