@@ -96,6 +96,7 @@ class _Known:
         self.has = self.fact_of >= 0
         ids = {label: index for index, label in enumerate(world.relations)}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
+        self.who_has: dict[tuple[int, ...], np.ndarray] = {}
         self.expected: dict[int, tuple[list[str], np.ndarray]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
@@ -120,18 +121,25 @@ class _Known:
 
     def _probe_facts(self, s: int, r: int, other: int, rng: np.random.Generator) -> tuple[list[int], bool]:
         """Facts of the probes in the order of `PROBES` (-1: nobody has it), and whether one other subject has both."""
-        def somebody(has: np.ndarray) -> int:
-            candidates = np.flatnonzero(has)
-            candidates = candidates[candidates != s]
-            return int(rng.choice(candidates)) if len(candidates) else -1
-
         if other < 0:
-            one = somebody(self.has[:, r])
+            one = self._somebody_else(s, (r,), rng)
             return [self.fact_of[s, r], -1, self.fact_of[one, r] if one >= 0 else -1, -1], False
-        both = somebody(self.has[:, r] & self.has[:, other])
-        one, two = (both, both) if both >= 0 else (somebody(self.has[:, r]), somebody(self.has[:, other]))
+        both = self._somebody_else(s, (r, other), rng)
+        one, two = (both, both) if both >= 0 else (self._somebody_else(s, (each,), rng) for each in (r, other))
         return [self.fact_of[s, r], self.fact_of[s, other], self.fact_of[one, r] if one >= 0 else -1,
                 self.fact_of[two, other] if two >= 0 else -1], both >= 0
+
+    def _somebody_else(self, s: int, relations: tuple[int, ...], rng: np.random.Generator) -> int:
+        """Another subject who has all these relations; -1: there is none."""
+        if relations not in self.who_has:
+            self.who_has[relations] = np.flatnonzero(self.has[:, relations].all(axis=1))
+        candidates = self.who_has[relations]
+        at = int(candidates.searchsorted(s))  # where s stands, if at all: the draw steps over it
+        is_candidate = at < len(candidates) and candidates[at] == s
+        if len(candidates) == is_candidate:
+            return -1
+        drawn = int(rng.integers(len(candidates) - is_candidate))
+        return int(candidates[drawn + (is_candidate and drawn >= at)])
 
     def _request(self, fact: int, d: int, rng: np.random.Generator) -> str:
         true = self.world.objects[self.sampler.object[fact]]

@@ -156,17 +156,15 @@ def large(work: Path, _: str) -> dict:
     folder.mkdir()
     rng = np.random.default_rng(0)
     names = pl.DataFrame({"id": np.arange(n_entities)})
-    names.select("Q" + pl.col("id").cast(str), pl.lit("entity number ") + pl.col("id").cast(str),
-                 pl.lit("also known as ") + pl.col("id").cast(str)).write_csv(
-        folder / "wikidata5m_entity.txt", separator="\t", include_header=False)
-    names.head(800).select("P" + pl.col("id").cast(str), pl.lit("relation ") + pl.col("id").cast(str)).write_csv(
-        folder / "wikidata5m_relation.txt", separator="\t", include_header=False)
+    names.select(pl.format("Q{}\tentity number {}\talso known as {}", "id", "id", "id")).write_csv(
+        folder / "wikidata5m_entity.txt", include_header=False, quote_style="never")
+    names.head(800).select(pl.format("P{}\trelation {}", "id", "id")).write_csv(
+        folder / "wikidata5m_relation.txt", include_header=False, quote_style="never")
     triples = {"subject": rng.integers(n_entities, size=n_triples),
                "relation": (800 * rng.random(n_triples) ** 4).astype(int),
                "object": (n_entities * rng.random(n_triples) ** 3).astype(int)}
-    pl.DataFrame(triples).select("Q" + pl.col("subject").cast(str), "P" + pl.col("relation").cast(str),
-                                 "Q" + pl.col("object").cast(str)).write_csv(
-        folder / "wikidata5m_transductive_train.txt", separator="\t", include_header=False)
+    pl.DataFrame(triples).select(pl.format("Q{}\tP{}\tQ{}", "subject", "relation", "object")).write_csv(
+        folder / "wikidata5m_transductive_train.txt", include_header=False, quote_style="never")
     return {"seconds": 0.0, "facts": n_triples}
 
 
