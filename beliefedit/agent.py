@@ -167,13 +167,30 @@ class BayesAgent:
 
     def probabilities(self, queries: pl.DataFrame, view: View = "predictive", frequency: bool = False) -> np.ndarray:
         """`probability` of every row of a frame with subject, relation, object: float64 [n], all at once."""
-        ids = (labels.encode(queries[labels.kind]) for labels in (self._subjects, self._relations, self._objects))
-        return self._beliefs.many(*ids, _is_predictive(view), frequency)
+        return self._beliefs.many(*self._encoded(queries), _is_predictive(view), frequency)
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:
-        """How far an edit reaches: every fact whose predictive probability it moves; see `beliefedit.ripple`."""
-        return ripple.ripple(self, facts, (subject, relation, object), weight)
+        """How far an edit reaches: every fact whose predictive probability it moves.
+
+        Args:
+            facts: subject, relation, object, named as in the evidence.
+            subject, relation, object, weight: the edit, as in `after`.
+
+        Returns:
+            subject, relation, object, p_before, p_after, change, path (one of `beliefedit.ripple.PATHS`); the largest
+            |change| first, ties in the order of ``facts``. Facts that stay as they are to the last bit are left out.
+
+        Raises:
+            EvidenceError: an unknown name, or a weight that is not evidence.
+        """
+        edited = self.after(subject, relation, object, weight)
+        # Evidence on a downstream fact or its upstream one teaches q; any other fact concerns its own subject alone.
+        taught = [d for d, u in self.pairs.items() if relation in (d, u)]
+        reached = ripple.reached(facts, subject, relation, taught)
+        ids = self._encoded(reached)
+        before, after = (agent._beliefs.many(*ids, predictive=True, frequency=False) for agent in (self, edited))
+        return ripple.moved(reached, before, after, (subject, relation))
 
     def expected_downstream(self, relation: object) -> dict:
         """Observed upstream object to the object expected downstream of it, argmax q(· | r, x); ties: the first."""
@@ -183,6 +200,10 @@ class BayesAgent:
 
     def _ids(self, subject: object, relation: object) -> tuple[int, int]:
         return self._subjects.id(subject), self._relations.id(relation)
+
+    def _encoded(self, facts: pl.DataFrame) -> list[np.ndarray]:
+        """Ids of a frame's subjects, relations and objects, int64 [n] each."""
+        return [labels.encode(facts[labels.kind]) for labels in (self._subjects, self._relations, self._objects)]
 
     def _object_ids(self, objects: Sequence) -> np.ndarray:
         return np.array([self._objects.id(o) for o in objects], dtype=np.int64)
