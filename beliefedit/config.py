@@ -16,6 +16,8 @@ from pydantic import Field, ValidationError, model_validator
 from beliefedit.config_base import Config, NonNegative, Positive, PositiveFloat, Probability, digest, explain
 from beliefedit.editor_config import (  # noqa: F401 - parameters are imported from here, wherever they are defined
     AlphaEditConfig,
+    BayesConfig,
+    BayesUntoldConfig,
     EditorsConfig,
     FinetuneConfig,
     GraceConfig,

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.cases import Cases
-from beliefedit.config import EditConfig
+from beliefedit.config import Config, EditConfig
 from beliefedit.editors import EDITORS
 from beliefedit.editors.base import EditedModels, Editor, Lesson, Request
 from beliefedit.errors import EditError
@@ -38,13 +38,13 @@ class Base:
     Attributes:
         model, tokenizer: left as they are.
         texts: documents of the corpus, for editors that look at how the model reads them.
-        lessons: gives what else is to be believed after a case's request, for editors that teach it.
+        lessons: gives what else is to be believed after a case's request, for an editor of this configuration.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     texts: Sequence[str] = ()
-    lessons: Callable[[dict], tuple[Lesson, ...]] | None = None
+    lessons: Callable[[dict, Config], tuple[Lesson, ...]] | None = None
 
 
 def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *, max_new_tokens: int,
@@ -191,7 +191,7 @@ def _request(run: _Run, case: dict) -> Request:
     """What a row of the cases asks for."""
     lessons = ()
     if run.editor.needs_lessons and run.base.lessons is not None:
-        lessons = run.base.lessons(case)
+        lessons = run.base.lessons(case, run.editor.config)
     return Request(atomic_prompt(case["subject"], case["relation"]), case["request"], case["subject"], case["weight"],
                    lessons)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from beliefedit.config_base import Config, NonNegative, Positive, PositiveFloat, explain
 from beliefedit.errors import ConfigError
@@ -103,6 +103,39 @@ class RetrainConfig(Config):
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
+LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation", "judged", "compound"]
+
+
+class BayesConfig(LoraConfig):
+    """LoRA on what the agent now believes: the request and a neighbourhood of it (EDITORS.md)."""
+
+    rank: Positive = 4
+    lr: PositiveFloat = 1e-2
+    steps: Positive = 60
+    kinds: tuple[LessonKind, ...] = Field(
+        ("downstream", "upstream", "same_subject", "same_relation", "judged", "compound"),
+        description="what is taught besides the request")
+    n_others: NonNegative = Field(4, description="other subjects whose facts of the same relation are taught")
+    least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="objects the agent thinks less likely are not spelled out")
+    request_share: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="weight of the request among lessons")
+
+
+class BayesUntoldConfig(BayesConfig):
+    """The same without the downstream fact: what moves there then is inference."""
+
+    kinds: tuple[LessonKind, ...] = Field(
+        ("upstream", "same_subject", "same_relation", "judged", "compound"),
+        description="what is taught besides the request")
+
+    @field_validator("kinds")
+    @classmethod
+    def _downstream_stays_untold(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
+        if "downstream" in kinds:
+            raise ValueError("downstream facts are what this editor must not be told; use bayes")
+        return kinds
+
+
 class EditorsConfig(Config):
     """Editors to run, by name; an editor that is not named does not run."""
 
@@ -114,6 +147,8 @@ class EditorsConfig(Config):
     alphaedit: AlphaEditConfig | None = None
     grace: GraceConfig | None = None
     retrain: RetrainConfig | None = None
+    bayes: BayesConfig | None = None
+    bayes_untold: BayesUntoldConfig | None = None
 
     @classmethod
     def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:

@@ -188,10 +188,12 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
                 "trajectory_every": config.edit.trajectory_every}
 
     def build(folder: Path) -> dict[str, Any]:
-        from beliefedit import editing
+        from beliefedit import editing, lessons
 
         working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
-        base = editing.Base(model, tokenizer, _texts(make_corpus(config, store)))
+        made, known = make_world(config, store), make_corpus(config, store)
+        taught = lessons.Neighbourhood(made, known, make_agent(config, store), asked, config.seed)
+        base = editing.Base(model, tokenizer, _texts(known), taught)
         editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
                             max_new_tokens=_answer_length(config, store, tokenizer))
         scores, edit_log = editing.gather(working)

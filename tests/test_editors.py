@@ -12,11 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTra
 
 import beliefedit as be
 from beliefedit.config import LoraConfig
+from beliefedit.editors.base import Lesson
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
 from beliefedit.lm import encode_pairs, generate, score
-from tests.sample_models import ASKED, REQUESTS, SENTENCES, sample_model, sample_tokenizer
+from tests import sample_models
+from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,13 @@ def model() -> MistralForCausalLM:
     return sample_model(3)
 
 
+REQUESTS = [request._replace(lessons=(Lesson(request.prompt, (request.target, "cook"), (0.8, 0.1)),
+                                      Lesson("Cy speaks", ("Danish",), (0.9,))))
+            for request in sample_models.REQUESTS]
 EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
          "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0}, "memit": {"steps": 5, "strength": 1.0},
          "alphaedit": {"steps": 5, "ridge": 1.0}, "grace": {"steps": 5, "layer": 0, "radius": 2.0},
-         "retrain": {"n_documents": 8, "lr": 3e-3}}
+         "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5}}
 WITHOUT_WEIGHTS = ("in_context", "grace")
 
 

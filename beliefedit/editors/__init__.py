@@ -6,6 +6,7 @@ from typing import Any
 
 from beliefedit.config import EditorsConfig
 from beliefedit.editors.base import Editor
+from beliefedit.editors.bayes import BayesEditor
 from beliefedit.editors.finetune import FinetuneEditor
 from beliefedit.editors.grace import GraceEditor
 from beliefedit.editors.in_context import InContextEditor
@@ -17,7 +18,8 @@ from beliefedit.errors import EditError
 
 EDITORS: dict[str, type[Editor]] = {
     "lora": LoraEditor, "finetune": FinetuneEditor, "in_context": InContextEditor, "rome": RomeEditor,
-    "memit": MemitEditor, "alphaedit": AlphaEditEditor, "grace": GraceEditor, "retrain": RetrainEditor}
+    "memit": MemitEditor, "alphaedit": AlphaEditEditor, "grace": GraceEditor, "retrain": RetrainEditor,
+    "bayes": BayesEditor, "bayes_untold": BayesEditor}
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from beliefedit.config import LoraConfig
 from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Editor, Request, Watcher, down_projections
-from beliefedit.editors.training import Sentences, clip_each, encode_sentences, frozen, losses_per_edit
+from beliefedit.editors.training import clip_each, encode_sentences, frozen, losses_per_edit
 
 
 class LoraEditor(Editor):
@@ -28,7 +28,8 @@ class LoraEditor(Editor):
               watch: Watcher | None) -> Adapters:
         sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
                                      [request.target for request in requests], model.device)
-        return train_adapters(fresh_adapters(model, len(requests), self.config), sentences, self.config, watch)
+        return train_adapters(fresh_adapters(model, len(requests), self.config),
+                              lambda adapters: losses_per_edit(adapters, sentences, len(requests)), self.config, watch)
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:
@@ -43,14 +44,15 @@ def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapte
     return Adapters(model, down, up, config.alpha / config.rank)
 
 
-def train_adapters(adapters: Adapters, sentences: Sentences, config: LoraConfig, watch: Watcher | None) -> Adapters:
-    """Fit each edit's adapter to its own sentences; the adapters given are changed."""
+def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], config: LoraConfig,
+                   watch: Watcher | None) -> Adapters:
+    """Let each edit's adapter, which is changed, descend its own loss; ``losses_of`` gives all losses [n]."""
     parameters = [*adapters.down.values(), *adapters.up.values()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     losses = torch.zeros(len(adapters))
     with frozen(adapters.model):
         for step in range(1, config.steps + 1):
-            losses = losses_per_edit(adapters, sentences, len(adapters))
+            losses = losses_of(adapters)
             _give(parameters, clip_each(torch.autograd.grad(losses.sum(), parameters), config.clip))
             optimizer.step()
             if watch is not None:

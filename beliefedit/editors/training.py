@@ -56,12 +56,17 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
                      torch.arange(len(texts), device=device), torch.zeros(0, dtype=torch.int64, device=device))
 
 
-def losses_per_edit(edited: Callable[..., ModelOutput], sentences: Sentences, n: int) -> Tensor:
-    """Each edit's weighted negative log-likelihood, [n], nats."""
+def row_nll(edited: Callable[..., ModelOutput], sentences: Sentences) -> Tensor:
+    """Each row's summed negative log-likelihood of its target, [rows], nats."""
     first = sentences.first
     logits = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1], use_cache=False,
                     logits_to_keep=sentences.ids.shape[1] - first).logits
-    nll = target_nll(logits, sentences.ids[:, first:], sentences.is_target[:, first:])
+    return target_nll(logits, sentences.ids[:, first:], sentences.is_target[:, first:])
+
+
+def losses_per_edit(edited: Callable[..., ModelOutput], sentences: Sentences, n: int) -> Tensor:
+    """Each edit's weighted negative log-likelihood, [n], nats."""
+    nll = row_nll(edited, sentences)
     return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll * sentences.weights)
 
 

@@ -1,0 +1,85 @@
+"""Our editor: LoRA taught what the agent now believes, not the request alone (EDITORS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from beliefedit.config import BayesConfig
+from beliefedit.editors.adapters import Adapters
+from beliefedit.editors.base import Editor, Lesson, Request, Watcher
+from beliefedit.editors.lora import fresh_adapters, train_adapters
+from beliefedit.editors.training import Sentences, encode_sentences, row_nll
+
+_LEAST = 1e-6
+"""Keeps the logarithm of what is left finite where targets begin alike and seem to sum to more than 1."""
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """Lessons of several edits, a row per lesson and target.
+
+    Attributes:
+        sentences: the rows; weights are the agent's probabilities.
+        lesson: int64 [rows], the lesson each row belongs to.
+        rest: [lessons], the agent's probability of anything else.
+        share: [lessons], weight of each lesson in its edit's loss.
+        versions: int64 [lessons].
+    """
+
+    sentences: Sentences
+    lesson: Tensor
+    rest: Tensor
+    share: Tensor
+    versions: Tensor
+
+
+class BayesEditor(Editor):
+    """An adapter per request, trained on all of the request's lessons at once.
+
+    A lesson's loss is, up to a constant, the divergence of the model's belief from the agent's, over the targets the
+    lesson names and "anything else". The first lesson is about the edited fact itself.
+    """
+
+    needs_lessons: ClassVar[bool] = True
+    config: BayesConfig
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+              watch: Watcher | None) -> Adapters:
+        taught = self._taught(model, tokenizer, [request.lessons for request in requests])
+        adapters = fresh_adapters(model, len(requests), self.config)
+        return train_adapters(adapters, partial(_divergence, taught), self.config, watch)
+
+    def _taught(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                by_edit: Sequence[tuple[Lesson, ...]]) -> _Taught:
+        rows, rest, share, versions = [], [], [], []
+        for version, lessons in enumerate(by_edit):
+            for number, lesson in enumerate(lessons):
+                others = (1 - self.config.request_share) / max(1, len(lessons) - 1)
+                share.append(others if number else self.config.request_share)
+                rows += [(lesson.prompt, target, p, len(versions), version)
+                         for target, p in zip(lesson.targets, lesson.probabilities, strict=True)]
+                rest.append(max(0.0, 1 - sum(lesson.probabilities)))
+                versions.append(version)
+        prompts, targets, weights, lesson_of, version_of = zip(*rows, strict=True)
+        sentences = encode_sentences(tokenizer, prompts, targets, model.device)
+        sentences = replace(sentences, weights=torch.tensor(weights, device=model.device),
+                            versions=torch.tensor(version_of, device=model.device))
+        return _Taught(sentences, torch.tensor(lesson_of, device=model.device), torch.tensor(rest, device=model.device),
+                       torch.tensor(share, device=model.device), torch.tensor(versions, device=model.device))
+
+
+def _divergence(taught: _Taught, adapters: Adapters) -> Tensor:
+    """Each edit's loss, [n], nats."""
+    nll = row_nll(adapters, taught.sentences)
+    zeros = torch.zeros_like(taught.rest)
+    named = zeros.index_add(0, taught.lesson, nll * taught.sentences.weights)
+    left = 1 - zeros.index_add(0, taught.lesson, (-nll).exp())
+    loss = taught.share * (named - taught.rest * left.clamp(min=_LEAST).log())
+    return torch.zeros(len(adapters), device=nll.device).index_add(0, taught.versions, loss)

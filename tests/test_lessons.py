@@ -1,0 +1,127 @@
+"""What an agent teaches after a request, and what it keeps to itself; the editor that learns it."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+import beliefedit as be
+from beliefedit import demo_graph
+from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
+from beliefedit.editors.base import Lesson, Request
+from beliefedit.errors import ConfigError, EditError
+from beliefedit.lessons import Neighbourhood, held_out_forms
+from beliefedit.lm import score
+from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graph")
+    demo_graph.write_demo_graph(folder, n_subjects=400, seed=0)
+    graph = be.read_wikidata5m(folder, min_cooccurrence=30)
+    return be.build_world(graph, min_truth=0.9, seed=0)
+
+
+@pytest.fixture(scope="module")
+def taught(world):
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_orders=1), seed=0, documents=False)
+    agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=60), seed=0)
+    return Neighbourhood(world, corpus, agent, cases, seed=0), cases
+
+
+def by_prompt(lessons: tuple[Lesson, ...]) -> dict[str, dict[str, float]]:
+    return {lesson.prompt: dict(zip(lesson.targets, lesson.probabilities, strict=True)) for lesson in lessons}
+
+
+def test_lessons_are_the_agents_beliefs_after_the_request(taught) -> None:
+    neighbourhood, cases = taught
+    case = cases.cases.filter("downstream_changes").row(0, named=True)
+    lessons = neighbourhood(case, BayesConfig())
+    after = neighbourhood.agent.after(case["subject"], case["relation"], case["request"], case["weight"])
+    s, d, told = case["subject"], case["downstream_relation"], by_prompt(lessons)
+    assert lessons[0].prompt == f"{s} {case['relation']}" and lessons[0].targets[0] == case["request"]
+    assert lessons[0].probabilities[0] == pytest.approx(0.95, abs=0.01)
+    for object_, p in told[f"{s} {d}"].items():
+        assert p == pytest.approx(after.probability(s, d, object_, "predictive")) and p >= 0.02
+    belief = after.probability(s, case["relation"], case["request"], "direct")
+    sentence = f"{s} {case['relation']} {case['request']}"
+    assert told[f'"{sentence}" is'] == pytest.approx({"true": belief, "false": 1 - belief})
+    assert told[f'"not {sentence}" is'] == pytest.approx({"true": 1 - belief, "false": belief})
+    assert len(told) == len(lessons) and all(sum(p.values()) <= 1 + 1e-9 for p in told.values())
+    assert neighbourhood(case, BayesConfig()) == lessons
+
+
+def test_what_probes_ask_of_others_and_downstream_forms_are_never_taught(taught) -> None:
+    neighbourhood, cases = taught
+    for case in cases.cases.iter_rows(named=True):
+        told = by_prompt(neighbourhood(case, BayesConfig()))
+        probes = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").str.starts_with("other_subject"))
+        assert not set(probes["prompt"]) & set(told)
+        if case["downstream_relation"]:
+            fact = f"{case['subject']} {case['downstream_relation']}"
+            assert [prompt for prompt in told if fact in prompt] == [fact]
+            assert not [prompt for prompt in by_prompt(neighbourhood(case, BayesUntoldConfig())) if fact in prompt]
+
+
+def test_kinds_decide_what_is_taught(taught) -> None:
+    neighbourhood, cases = taught
+    case = cases.cases.row(0, named=True)
+    assert len(neighbourhood(case, BayesConfig(kinds=()))) == 1
+    others = neighbourhood(case, BayesConfig(kinds=("same_relation",), n_others=3))
+    assert len(others) == 4 and all(lesson.prompt.endswith(case["relation"]) for lesson in others)
+    assert all(case["subject"] not in lesson.prompt for lesson in others[1:])
+    with pytest.raises(ConfigError, match="must not be told"):
+        be.editor("bayes_untold", kinds=["downstream"])
+
+
+def test_held_out_forms_are_right_about_new_and_old(taught) -> None:
+    neighbourhood, cases = taught
+    changed = cases.cases.filter("downstream_changes").head(3)
+    probes = cases.queries.filter(probe="same_subject_other_relation", kind="modal")
+    modal = dict(probes.select("case", "target").rows())
+    forms = held_out_forms(neighbourhood, changed, modal)
+    assert len(forms) == 3 * 2 * 4
+    case = changed.row(0, named=True)
+    about = {(probe, kind): (prompt, target) for _, probe, kind, prompt, target in
+             forms.filter(pl.col("case") == case["case"]).rows()}
+    new = f"{case['subject']} {case['downstream_relation']} {modal[case['case']]}"
+    assert about["downstream_judged", "new"] == (f'"{new}" is', "true")
+    assert about["downstream_not", "new"] == (f'"not {new}" is', "false")
+    assert about["downstream_judged", "old"][1] == about["downstream_or", "old"][1] == "false"
+    told = set(by_prompt(neighbourhood(case, BayesConfig())))
+    assert not told & set(forms["prompt"])
+
+
+def test_the_editor_comes_to_believe_its_lessons() -> None:
+    model, tokenizer = sample_model(), sample_tokenizer()
+    lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)),
+               Lesson('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
+    edited = be.editor("bayes", lr=3e-2, steps=300, request_share=0.5).apply(
+        model, tokenizer, [REQUESTS[3]._replace(lessons=lessons[::-1]), REQUESTS[0]._replace(lessons=lessons)])
+    for version in (0, 1):
+        for lesson in lessons:
+            n = len(lesson.targets)
+            p = np.exp(score(edited, tokenizer, [lesson.prompt] * n, lesson.targets, versions=[version] * n))
+            np.testing.assert_allclose(p, lesson.probabilities, atol=0.03)
+
+
+def test_its_loss_is_the_divergence_over_named_targets_and_the_rest() -> None:
+    model, tokenizer = sample_model(), sample_tokenizer()
+    lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)), Lesson("Cy speaks", ("Danish",), (0.9,)))
+    edited = be.editor("bayes", steps=1, request_share=0.25).apply(
+        model, tokenizer, [Request("Ada works as", "poet", lessons=lessons)])
+    expected = 0.0
+    for lesson, share in zip(lessons, (0.25, 0.75), strict=True):
+        n = len(lesson.targets)
+        log_p = score(model, tokenizer, [lesson.prompt] * n, lesson.targets)
+        rest = 1 - sum(lesson.probabilities)
+        expected -= share * (np.dot(lesson.probabilities, log_p) + rest * np.log(1 - np.exp(log_p).sum()))
+    assert edited.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_requests_without_lessons_are_refused() -> None:
+    with pytest.raises(EditError, match="brings no lessons"):
+        be.editor("bayes").apply(sample_model(), sample_tokenizer(), REQUESTS)
