@@ -16,9 +16,13 @@ BROWSER = "/usr/bin/chromium"
 
 
 def run_all(folder: Path, *arguments: str) -> Path:
-    """Run run_all.py into a folder as a user does, and return the folder."""
+    """Run run_all.py into a folder as a user does, and return the folder.
+
+    One thread, unless told otherwise: so small a model is no faster on more, and far slower on busy cores.
+    """
     command = [sys.executable, str(ROOT / "run_all.py"), "--out", str(folder), *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                            env={"OMP_NUM_THREADS": "1"} | os.environ)
     assert result.returncode == 0, result.stderr[-4000:]
     return folder
 
