@@ -27,7 +27,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--force", is_flag=True, help="run everything again, also in a folder of other parameters")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks", help="folder of the notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
-def main(params_file: Path, out: Path | None, only: Sequence[str], settings: Sequence[str], force: bool,
+def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: Sequence[str], force: bool,
          notebooks: Path, more_settings: Sequence[str]) -> None:
     """Run the notebooks in order, write an HTML report of each, and an index of the run.
 

@@ -120,7 +120,7 @@ class _Client(PapermillNotebookClient):
         super().handle_comm_msg(outs, msg, cell_index)
         text = msg["content"]["data"].get("state", {}).get("value")
         if isinstance(text, str) and BAR.search(text):
-            self.progress.inside(html.unescape(text).strip().removeprefix("| "))
+            self.progress.inside(" ".join(html.unescape(text).split()))
 
     def _section(self, cell_index: int) -> str:
         """The heading a cell stands under."""

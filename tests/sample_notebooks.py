@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "שלום עולם", "👩🏽‍🔬 émigré", "</script><b>bold</b>",
-           "${7*7}{{7*7}}", "a&lt;b"]
+HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "שלום עולם", "👩🏽‍🔬 émigré",
+           "</script><b>bold</b>", "${7*7}{{7*7}}", "a&lt;b"]
 PARAMETERS = 'params_file = "params.yaml"\nrun_folder = "run"\noverrides = {}'
 
 
@@ -52,8 +52,8 @@ figure""",
     "### Calibration",
     """z = np.random.default_rng(0).random((6, len(hostile)))
 heat = go.Figure(go.Heatmap(z=z, x=hostile, y=[f"relation {i}" for i in range(6)], colorscale="Blues",
-                 colorbar_title="share"), layout=dict(title="Names from data stay text: " + hostile[0].replace("<", "&lt;")))
-heat.update_layout(height=520)
+                            colorbar_title="share"))
+heat.update_layout(height=520, title="Names from data stay text: " + hostile[0].replace("<", "&lt;"))
 heat.show()""",
     """from beliefedit import style
 loss = style.figure("Loss falls while the model learns", x="tokens", y="nats per token")
@@ -68,7 +68,8 @@ for i in range(4):
                          showlegend=i == 0, line_color=colour, row=i // 2 + 1, col=i % 2 + 1)
 four""",
     "## Trajectories",
-    """panels = ["Same subject, same relation", "Same subject", "Same relation", "Others", "T/F", "Negation", "And", "Or"]
+    """panels = ["Same subject, same relation", "Same subject", "Same relation", "Others",
+          "T/F", "Negation", "And", "Or"]
 grid = make_subplots(2, 4, subplot_titles=panels, shared_yaxes=True)
 for i in range(8):
     row, col = divmod(i, 4)
@@ -81,12 +82,13 @@ grid""",
     """frame = pl.DataFrame({"entity": hostile, "n": [12, 7, 120, 33, 1500, 2, 9],
                       "probability": [0.512, 0.25, 0.125, 0.9, 0.05, 0.33, 0.99]})
 frame""",
-    """head = ("<thead><tr><th rowspan=2>Editor</th><th colspan=3>p(request)</th><th colspan=3>Coherence error</th></tr>"
+    """head = ("<thead><tr><th rowspan=2>Editor</th><th colspan=3>p(request)</th><th colspan=3>Coherence</th></tr>"
         "<tr><th>before</th><th>after</th><th>difference</th><th>before</th><th>after</th><th>difference</th></tr></thead>")
 rows = "".join(f"<tr><td>{name}</td>" + "".join(f"<td>{v:.3f} [{v-.03:.3f}, {v+.03:.3f}]</td>"
                for v in np.random.default_rng(i).random(6)) + "</tr>"
                for i, name in enumerate(["lora", "rome", "memit", "grace"]))
-HTML(f"<table><caption>Updating: requests that differ from what the model says</caption>{head}<tbody>{rows}</tbody></table>")""",
+caption = "<caption>Updating: requests that differ from what the model says</caption>"
+HTML(f"<table>{caption}{head}<tbody>{rows}</tbody></table>")""",
     "## Verdict",
     "Markdown('The claim **holds** for ' + hostile[0] + ' and ' + hostile[1] + ', by 0.21 [0.18, 0.25].')",
     "## Playground",
