@@ -188,7 +188,7 @@ def test_starts_from_an_existing_model(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     first = train(folder, tokenizer, TINY, quick(), folder=tmp_path / "a", device="cpu")
     config = ModelConfig(init=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
-    second = train(folder, tokenizer, config, quick(lr=1e-6), folder=tmp_path / "b", device="cpu")
+    second = train(folder, tokenizer, config, quick(lr=1e-6, optimizer="adamw"), folder=tmp_path / "b", device="cpu")
     assert second["eval_loss"][0] == pytest.approx(first["eval_loss"][-1], abs=0.01)
     assert second["atomic"].null_count() == second.height
 
@@ -284,7 +284,8 @@ except TrainingError as error:
 
 def test_two_processes_learn_as_one(corpus, tmp_path):
     folder, tokenizer, _ = corpus
-    training = quick(n_tokens=50 * 230, n_evaluations=50, lr=2e-3, row_length=32)
+    # AdamW, as Muon orthogonalises in bfloat16 and so turns differences of rounding into ones of 5e-4.
+    training = quick(n_tokens=50 * 230, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw")
     one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=2, device="cpu")
     two = train(folder, tokenizer, TINY, training.model_copy(update={"processes": 2}), folder=tmp_path / "two", seed=2,
                 device="cpu")
