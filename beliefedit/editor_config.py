@@ -43,7 +43,7 @@ class InContextConfig(Config):
 class ValueConfig(Config):
     """What ROME, MEMIT and AlphaEdit share: a value found by descent at the subject's last token (EDITORS.md)."""
 
-    lr: PositiveFloat = Field(0.5, description="of the value")
+    lr: PositiveFloat = Field(0.5, description="of the value, as a multiple of its entries' usual size")
     steps: Positive = 25
     stop_loss: Annotated[float, Field(ge=0)] = Field(0.05, description="an edit whose loss is below stops")
     kl_factor: Annotated[float, Field(ge=0)] = Field(

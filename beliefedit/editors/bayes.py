@@ -15,7 +15,7 @@ from beliefedit.config import BayesConfig
 from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Editor, Lesson, Request, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
-from beliefedit.editors.training import Sentences, encode_sentences, row_nll
+from beliefedit.editors.training import Sentences, by_length, encode_sentences, row_nll
 
 _LEAST = 1e-6
 """Keeps the logarithm of what is left finite where targets begin alike and seem to sum to more than 1."""
@@ -26,14 +26,16 @@ class _Taught:
     """Lessons of several edits, a row per lesson and target.
 
     Attributes:
-        sentences: the rows; weights are the agent's probabilities.
+        groups: the rows in groups of like length, each with its row numbers.
+        weights: [rows], the agent's probabilities.
         lesson: int64 [rows], the lesson each row belongs to.
         rest: [lessons], the agent's probability of anything else.
         share: [lessons], weight of each lesson in its edit's loss.
         versions: int64 [lessons].
     """
 
-    sentences: Sentences
+    groups: list[tuple[Sentences, Tensor]]
+    weights: Tensor
     lesson: Tensor
     rest: Tensor
     share: Tensor
@@ -69,17 +71,17 @@ class BayesEditor(Editor):
                 versions.append(version)
         prompts, targets, weights, lesson_of, version_of = zip(*rows, strict=True)
         sentences = encode_sentences(tokenizer, prompts, targets, model.device)
-        sentences = replace(sentences, weights=torch.tensor(weights, device=model.device),
-                            versions=torch.tensor(version_of, device=model.device))
-        return _Taught(sentences, torch.tensor(lesson_of, device=model.device), torch.tensor(rest, device=model.device),
-                       torch.tensor(share, device=model.device), torch.tensor(versions, device=model.device))
+        sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
+        return _Taught(by_length(sentences), *(torch.tensor(values, device=model.device)
+                                               for values in (weights, lesson_of, rest, share, versions)))
 
 
 def _divergence(taught: _Taught, adapters: Adapters) -> Tensor:
     """Each edit's loss, [n], nats."""
-    nll = row_nll(adapters, taught.sentences)
+    nll = torch.cat([row_nll(adapters, adapters.model, sentences) for sentences, _ in taught.groups])
+    nll = nll[torch.cat([rows for _, rows in taught.groups]).argsort()]
     zeros = torch.zeros_like(taught.rest)
-    named = zeros.index_add(0, taught.lesson, nll * taught.sentences.weights)
+    named = zeros.index_add(0, taught.lesson, nll * taught.weights)
     left = 1 - zeros.index_add(0, taught.lesson, (-nll).exp())
     loss = taught.share * (named - taught.rest * left.clamp(min=_LEAST).log())
     return torch.zeros(len(adapters), device=nll.device).index_add(0, taught.versions, loss)

@@ -88,7 +88,7 @@ class FinetuneEditor(Editor):
             return WeightChanges(model, dict(zip(projections, values, strict=True)), steps=self.config.steps)
 
         def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-            return losses_per_edit(result(values), sentences.of(versions), len(versions))
+            return losses_per_edit(result(values), model, sentences.of(versions), len(versions))
 
         with frozen(model):
             values, losses = descend(

@@ -114,7 +114,7 @@ class GraceEditor(Editor):
             return Codebooks(model, name, keys[versions], values, radii[versions], steps=self.config.steps)
 
         def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-            return losses_per_edit(result(values[0], versions), sentences.of(versions), len(versions))
+            return losses_per_edit(result(values[0], versions), model, sentences.of(versions), len(versions))
 
         with frozen(model):
             [values], losses = descend(

@@ -28,8 +28,11 @@ class LoraEditor(Editor):
               watch: Watcher | None) -> Adapters:
         sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
                                      [request.target for request in requests], model.device)
-        return train_adapters(fresh_adapters(model, len(requests), self.config),
-                              lambda adapters: losses_per_edit(adapters, sentences, len(requests)), self.config, watch)
+
+        def losses_of(adapters: Adapters) -> Tensor:
+            return losses_per_edit(adapters, model, sentences, len(requests))
+
+        return train_adapters(fresh_adapters(model, len(requests), self.config), losses_of, self.config, watch)
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:

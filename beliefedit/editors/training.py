@@ -32,11 +32,6 @@ class Sentences:
     versions: Tensor
     places: Tensor
 
-    @property
-    def first(self) -> int:
-        """Place of the first token that counts in any row; logits before it are not needed."""
-        return int(self.is_target.any(0).nonzero()[0])
-
     def of(self, versions: Tensor) -> Sentences:
         """The rows of some edits (ascending), which are numbered anew from 0."""
         rows = torch.isin(self.versions, versions)
@@ -56,25 +51,38 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
                      torch.arange(len(texts), device=device), torch.zeros(0, dtype=torch.int64, device=device))
 
 
-def row_nll(edited: Callable[..., ModelOutput], sentences: Sentences) -> Tensor:
-    """Each row's summed negative log-likelihood of its target, [rows], nats."""
-    first = sentences.first
-    logits = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1], use_cache=False,
-                    logits_to_keep=sentences.ids.shape[1] - first).logits
-    return target_nll(logits, sentences.ids[:, first:], sentences.is_target[:, first:])
+def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel, sentences: Sentences) -> Tensor:
+    """Each row's summed negative log-likelihood of its target, [rows], nats; logits only where they are needed."""
+    row, place = sentences.is_target.nonzero(as_tuple=True)
+
+    def choose(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][row, place - 1][None],)  # [1, target tokens, hidden]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        logits = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1], use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    nll = torch.nn.functional.cross_entropy(logits.float(), sentences.ids[row, place], reduction="none")
+    return torch.zeros(len(sentences.ids), device=nll.device).index_add(0, row, nll)
 
 
-def losses_per_edit(edited: Callable[..., ModelOutput], sentences: Sentences, n: int) -> Tensor:
+def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel, sentences: Sentences,
+                    n: int) -> Tensor:
     """Each edit's weighted negative log-likelihood, [n], nats."""
-    nll = row_nll(edited, sentences)
+    nll = row_nll(edited, model, sentences)
     return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll * sentences.weights)
 
 
-def target_nll(logits: Tensor, ids: Tensor, is_target: Tensor) -> Tensor:
-    """Summed negative log-likelihood of each row's target tokens, [rows], nats."""
-    row, place = is_target.nonzero(as_tuple=True)
-    nll = torch.nn.functional.cross_entropy(logits[row, place].float(), ids[row, place], reduction="none")
-    return torch.zeros(len(ids), device=ids.device).index_add(0, row, nll)
+def by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
+    """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
+    lengths = sentences.ids.shape[1] - sentences.is_target.int().flip(1).argmax(1)  # a target reaches to the end
+    groups = []
+    for rows in lengths.argsort(stable=True).split(n_rows):
+        longest = int(lengths[rows].max())
+        groups.append((Sentences(sentences.ids[rows, :longest], sentences.is_target[rows, :longest],
+                                 sentences.weights[rows], sentences.versions[rows], sentences.places), rows))
+    return groups
 
 
 def clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:

@@ -148,23 +148,25 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, req
     neutral = find_subjects(tokenizer, [request._replace(prompt=request.subject) for request in requests], [""],
                             model.device)
     before = _log_p_at(model, neutral)
+    width = model.get_submodule(name).out_features
+    unit = size[:, None] / width**0.5  # models differ by orders of magnitude in how long their values are
 
     def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-        change, chosen, bare = values[0], sentences.of(versions), _of(neutral, versions)
-        loss = losses_per_edit(_adding(model, name, change, chosen.places), chosen, len(versions))
+        change, chosen, bare = values[0] * unit[versions], sentences.of(versions), _of(neutral, versions)
+        loss = losses_per_edit(_adding(model, name, change, chosen.places), model, chosen, len(versions))
         with hooked(model, {name: _add_at(change, bare.places)}):
             after = _log_p_at(model, bare)
         kl = (before[versions].exp() * (before[versions] - after)).sum(1)
         return loss + config.kl_factor * kl + config.decay * change.square().sum(1) / size[versions].square()
 
     def shorten(values: list[Tensor], versions: Tensor) -> None:
-        longest = config.largest * size[versions]
+        longest = config.largest * width**0.5
         values[0] *= (longest / values[0].norm(dim=1)).clamp(max=1)[:, None]
 
-    start = torch.zeros(len(requests), model.get_submodule(name).out_features, device=model.device)
     with frozen(model):
-        values, losses = descend([start], losses_of, Descent(config.lr, config.steps, config.stop_loss), shorten)
-    return values[0], losses
+        values, losses = descend([torch.zeros(len(requests), width, device=model.device)], losses_of,
+                                 Descent(config.lr, config.steps, config.stop_loss), shorten)
+    return values[0] * unit, losses
 
 
 def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], beginnings: Sequence[str],
