@@ -49,6 +49,7 @@ class ValueConfig(Config):
     kl_factor: Annotated[float, Field(ge=0)] = Field(
         0.0625, description="weight of staying the same on the subject alone")
     decay: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the change's squared relative length")
+    place: Literal["subject", "prompt"] = Field("subject", description="whose last token is written at")
     n_contexts: Positive = Field(4, description="beginnings of sentences that the subject is looked at behind")
     n_tokens: Positive = Field(20_000, description="corpus tokens the key statistics are computed from")
     seed: NonNegative = Field(0, description="of the choice of contexts")
@@ -103,7 +104,7 @@ class RetrainConfig(Config):
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
-LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation", "judged", "compound"]
+LessonKind = Literal["downstream", "downstream_judged", "upstream", "same_subject", "same_relation", "judged", "compound"]
 
 
 class BayesConfig(LoraConfig):
@@ -131,7 +132,7 @@ class BayesUntoldConfig(BayesConfig):
     @field_validator("kinds")
     @classmethod
     def _downstream_stays_untold(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
-        if "downstream" in kinds:
+        if {"downstream", "downstream_judged"} & set(kinds):
             raise ValueError("downstream facts are what this editor must not be told; use bayes")
         return kinds
 

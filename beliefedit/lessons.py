@@ -19,7 +19,7 @@ _STREAM, _FORMS_STREAM = 7, 8
 """Keep this module's draws apart from those of other stages under the same seed."""
 
 FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
-"""Forms of the downstream fact that no lesson has: told or not, they must be inferred."""
+"""Forms of the downstream fact that no lesson has (the first one but for "downstream_judged"): to be inferred."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class _Belief:
 class Neighbourhood:
     """Looks up, for each request, what the agent believes of facts around it.
 
-    Never taught: the facts of other subjects that the case's own probes ask about, and any judged, negated or compound
-    form of the downstream fact.
+    Never taught: the facts of other subjects that the case's own probes ask about, and any negated or compound form
+    of the downstream fact; its judged form only as the kind "downstream_judged".
 
     Args:
         agent: fitted to ``corpus.evidence``.
@@ -67,11 +67,19 @@ class Neighbourhood:
         old = _Belief(Atom(subject, relation, case["object"]),
                       after.probability(subject, relation, case["object"], "direct"))
         known = [self.known(after, s, relation) for s in others[:2]]
+        if "downstream_judged" in config.kinds and case["downstream_relation"]:
+            told += self._downstream_judged(after, subject, case["downstream_relation"])
         if "judged" in config.kinds:
             told += [_judged(clause("atomic", belief.atom), belief.p) for belief in (new, old, *known)]
         if "compound" in config.kinds:
             told += [lesson for belief in (new, old) for lesson in _compound(belief, known[:1])]
         return tuple({lesson.prompt: lesson for lesson in told}.values())
+
+    def _downstream_judged(self, after: BayesAgent, subject: str, relation: str) -> list[Lesson]:
+        """The downstream fact judged, with the object expected now and the original one."""
+        expected = after.objects[int(after.distribution(subject, relation).argmax())]
+        return [_judged(clause("atomic", Atom(subject, relation, object_)), after.probability(subject, relation, object_))
+                for object_ in dict.fromkeys((expected, self.objects[subject, relation]))]
 
     def _relations(self, case: dict, config: BayesConfig) -> list[str]:
         """Other relations of the subject that are taught."""

@@ -12,7 +12,7 @@ from beliefedit.editors.memit import null_space
 from beliefedit.editors.statistics import second_moments, sentence_beginnings
 from beliefedit.editors.values import find_subjects, layer_of, mean_at, unedited
 from beliefedit.errors import EditError
-from beliefedit.lm import encode_pairs
+from beliefedit.lm import encode_pairs, score
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 
 TOKENIZER = sample_tokenizer()
@@ -225,3 +225,18 @@ def test_what_these_editors_need_is_told(name) -> None:
         editor.apply(model, TOKENIZER, [("Ada works as", "poet")])
     with pytest.raises(EditError, match="'Ida' is not in the prompt"):
         editor.apply(model, TOKENIZER, [("Ada works as", "poet", "Ida")])
+
+
+def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
+    model = sample_model(3)
+    editor = prepared("rome", model, layer=-1, place="prompt", lr=0.1, steps=40, largest=20, decay=0.0)
+    edited = editor.apply(model, TOKENIZER, [("Ada works as", "poet"), ("Cy speaks", "Norwegian")])
+    name = "model.layers.2.mlp.down_proj"
+    assert list(edited.down) == [name]
+    whole = Request("Cy speaks", "Norwegian", "Cy speaks")
+    key = plain_keys(model, name, whole, editor.statistics.beginnings)
+    change = edited.up[name][1, :, 0].double().numpy()
+    np.testing.assert_allclose(edited.delta(1)[f"{name}.weight"].double().numpy() @ key, change, rtol=1e-3, atol=1e-3)
+    prompts, targets = ["Ada works as", "Cy speaks"], ["poet", "Norwegian"]
+    after = score(edited, TOKENIZER, prompts, targets, versions=[0, 1])
+    assert (after > score(model, TOKENIZER, prompts, targets)).all()

@@ -66,6 +66,17 @@ def test_what_probes_ask_of_others_and_downstream_forms_are_never_taught(taught)
             assert not [prompt for prompt in by_prompt(neighbourhood(case, BayesUntoldConfig())) if fact in prompt]
 
 
+def test_the_downstream_fact_is_judged_only_on_demand(taught) -> None:
+    neighbourhood, cases = taught
+    case = cases.cases.filter("downstream_changes").row(0, named=True)
+    fact = f"{case['subject']} {case['downstream_relation']}"
+    told = by_prompt(neighbourhood(case, BayesConfig(kinds=("downstream_judged",))))
+    new, old = [prompt for prompt in told if fact in prompt]
+    assert new.startswith(f'"{fact} ') and told[new]["true"] > 0.5 > told[old]["true"]
+    with pytest.raises(ConfigError, match="must not be told"):
+        be.editor("bayes_untold", kinds=["downstream_judged"])
+
+
 def test_kinds_decide_what_is_taught(taught) -> None:
     neighbourhood, cases = taught
     case = cases.cases.row(0, named=True)

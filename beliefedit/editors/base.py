@@ -138,7 +138,7 @@ class Editor(ABC):
         needs_texts: `prepare` must have been called with texts of the corpus.
     """
 
-    needs_subject: ClassVar[bool] = False
+    needs_subject: bool = False
     needs_lessons: ClassVar[bool] = False
     needs_texts: ClassVar[bool] = False
 

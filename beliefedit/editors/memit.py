@@ -30,6 +30,7 @@ class SpreadEditor(ValueEditor):
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
               watch: Watcher | None) -> Adapters:
+        requests = self.placed(requests)
         known, projections = self.known(model), chosen_projections(model, self.layers())
         *_, last = projections
         layer = layer_of(model, last)

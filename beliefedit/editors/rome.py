@@ -26,6 +26,7 @@ class RomeEditor(ValueEditor):
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
               watch: Watcher | None) -> Adapters:
+        requests = self.placed(requests)
         known = self.known(model)
         [(name, projection)] = chosen_projections(model, self.layers()).items()
         subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)

@@ -1,4 +1,4 @@
-"""Editing at the subject's last token: its key, and the change of value there that brings the target about."""
+"""Editing at one token, the subject's last: its key, and the change of value that brings the target about."""
 
 from __future__ import annotations
 
@@ -26,10 +26,19 @@ Call = Callable[..., ModelOutput]
 class ValueEditor(Editor):
     """Base of ROME, MEMIT and AlphaEdit: keeps the corpus's statistics, one model's at a time."""
 
-    needs_subject: ClassVar[bool] = True
     needs_texts: ClassVar[bool] = True
     config: ValueConfig
     statistics: Statistics | None = None
+
+    def __init__(self, config: ValueConfig) -> None:
+        super().__init__(config)
+        self.needs_subject = config.place == "subject"
+
+    def placed(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests with the words whose last token is written at as their subject."""
+        if self.config.place == "subject":
+            return list(requests)
+        return [request._replace(subject=request.prompt) for request in requests]
 
     @abstractmethod
     def layers(self) -> Sequence[int]:
@@ -44,7 +53,7 @@ class ValueEditor(Editor):
         if not texts:
             raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
         names = chosen_projections(model, self.layers())
-        if list(names)[-1] == list(down_projections(model))[-1]:
+        if self.config.place == "subject" and list(names)[-1] == list(down_projections(model))[-1]:
             raise EditError("what is written at a subject in the last layer reaches no later word",
                             where="layers of the editor", remedy="choose earlier layers")
         key = weights_key(model, names)
@@ -134,7 +143,8 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, req
     """What to add to a projection's output at the subject's last token so that the target follows (EDITORS.md).
 
     Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what follows the bare
-    subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes.
+    subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes. Where the prompt's last token is
+    written at there is no KL: what follows it is what should change.
 
     Args:
         config: a `ValueConfig` with ``largest``.
@@ -148,6 +158,7 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, req
     neutral = find_subjects(tokenizer, [request._replace(prompt=request.subject) for request in requests], [""],
                             model.device)
     before = _log_p_at(model, neutral)
+    kl_factor = config.kl_factor if config.place == "subject" else 0.0
     width = model.get_submodule(name).out_features
     unit = size[:, None] / width**0.5  # models differ by orders of magnitude in how long their values are
 
@@ -157,7 +168,7 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, req
         with hooked(model, {name: _add_at(change, bare.places)}):
             after = _log_p_at(model, bare)
         kl = (before[versions].exp() * (before[versions] - after)).sum(1)
-        return loss + config.kl_factor * kl + config.decay * change.square().sum(1) / size[versions].square()
+        return loss + kl_factor * kl + config.decay * change.square().sum(1) / size[versions].square()
 
     def shorten(values: list[Tensor], versions: Tensor) -> None:
         longest = config.largest * width**0.5
