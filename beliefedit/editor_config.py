@@ -104,7 +104,8 @@ class RetrainConfig(Config):
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
-LessonKind = Literal["downstream", "downstream_judged", "upstream", "same_subject", "same_relation", "judged", "compound"]
+LessonKind = Literal["downstream", "downstream_judged", "upstream", "same_subject", "same_relation", "judged",
+                     "compound"]
 
 
 class BayesConfig(LoraConfig):

@@ -78,8 +78,9 @@ class Neighbourhood:
     def _downstream_judged(self, after: BayesAgent, subject: str, relation: str) -> list[Lesson]:
         """The downstream fact judged, with the object expected now and the original one."""
         expected = after.objects[int(after.distribution(subject, relation).argmax())]
-        return [_judged(clause("atomic", Atom(subject, relation, object_)), after.probability(subject, relation, object_))
-                for object_ in dict.fromkeys((expected, self.objects[subject, relation]))]
+        objects = dict.fromkeys((expected, self.objects[subject, relation]))
+        return [_judged(clause("atomic", Atom(subject, relation, o)), after.probability(subject, relation, o))
+                for o in objects]
 
     def _relations(self, case: dict, config: BayesConfig) -> list[str]:
         """Other relations of the subject that are taught."""
