@@ -23,7 +23,7 @@ from beliefedit.config import Experiment, ModelConfig
 from beliefedit.corpus import Corpus
 from beliefedit.kg import Graph
 from beliefedit.language import Atom, clause, judged_prompt, label_word
-from beliefedit.store import Store, read_json, write_json, write_text
+from beliefedit.store import Store, write_json, write_text
 from beliefedit.tokenizer import load_tokenizer, train_tokenizer
 from beliefedit.world import World
 

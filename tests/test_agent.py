@@ -93,8 +93,8 @@ def assert_equal(agent: BayesAgent, dense: DenseAgent, evidence: list) -> None:
             assert one == pytest.approx(belief[-1], abs=1e-12)
         queries = pl.DataFrame([(s, r, o) for s, r in expected for o in dense.objects],
                                schema=["subject", "relation", "object"], orient="row")
-        np.testing.assert_allclose(agent.probabilities(queries, view, frequency), np.concatenate(list(expected.values())),
-                                   atol=1e-12)
+        np.testing.assert_allclose(agent.probabilities(queries, view, frequency),
+                                   np.concatenate(list(expected.values())), atol=1e-12)
     for relation in set(dense.pairs) & set(relations):
         for x, belief in zip(dense.objects, dense.conditional(relation), strict=True):
             np.testing.assert_allclose(agent.conditional(relation, x), belief, atol=1e-12)
