@@ -37,7 +37,7 @@ class SpreadEditor(ValueEditor):
         plain = find_subjects(tokenizer, requests, [""], model.device)
         hidden = mean_at(unedited(model), model, plain, layer, entering=False)
         changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config,
-                                       (last, hidden.norm(dim=1)))
+                                       at=(last, hidden.norm(dim=1)))
         adapters = self._written(model, known, find_subjects(tokenizer, requests, known.beginnings, model.device),
                                  (plain, layer, hidden + changes))
         adapters.losses = tuple(losses.tolist())

@@ -32,7 +32,7 @@ class RomeEditor(ValueEditor):
         subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)
         keys = mean_at(unedited(model), model, subjects, name, entering=True)
         size = (keys @ projection.weight.detach().T).norm(dim=1)
-        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config, (name, size))
+        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config, at=(name, size))
         directions = inverse_times(known.moments[name], keys)
         directions /= (directions * keys.double()).sum(1, keepdim=True)
         return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},

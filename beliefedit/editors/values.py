@@ -139,7 +139,7 @@ def layer_of(model: PreTrainedModel, projection: str) -> str:
 
 
 def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
-                 beginnings: Sequence[str], config: Any, at: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
+                 beginnings: Sequence[str], config: Any, *, at: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What to add to a projection's output at the subject's last token so that the target follows (EDITORS.md).
 
     Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what follows the bare
