@@ -106,7 +106,7 @@ class RetrainEditor(Editor):
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(edited.parameters(), self.config.clip)
                 optimizer.step()
-        return edited.requires_grad_(False), float(loss)
+        return edited.requires_grad_(False), float(loss.detach())
 
 
 def _reading_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
