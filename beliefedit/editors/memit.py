@@ -13,7 +13,15 @@ from beliefedit.config import AlphaEditConfig, MemitConfig
 from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Request, Watcher, chosen_projections
 from beliefedit.editors.statistics import Statistics, inverse_times
-from beliefedit.editors.values import ValueEditor, best_changes, find_subjects, layer_of, mean_at, unedited
+from beliefedit.editors.values import (
+    Places,
+    ValueEditor,
+    best_changes,
+    find_subjects,
+    layer_of,
+    mean_at,
+    unedited,
+)
 
 
 class SpreadEditor(ValueEditor):
@@ -43,7 +51,7 @@ class SpreadEditor(ValueEditor):
         adapters.losses = tuple(losses.tolist())
         return adapters
 
-    def _written(self, model: PreTrainedModel, known: Statistics, subjects, goal: tuple) -> Adapters:
+    def _written(self, model: PreTrainedModel, known: Statistics, subjects: Places, goal: tuple) -> Adapters:
         """Updates that bring the hidden states at (places, layer) to their goal [n, hidden]."""
         plain, layer, wanted = goal
         projections = chosen_projections(model, self.layers())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.editors.adapters import hooked
@@ -80,8 +80,8 @@ def second_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, t
     sums = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in names}
     mask, n_seen = torch.zeros(0), 0
 
-    def add(name: str):
-        def hook(module, inputs, output) -> None:
+    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             keys = inputs[0][mask].double()
             sums[name] = sums[name] + keys.T @ keys
         return hook
