@@ -231,7 +231,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, Experiment), where=str(path) + (" with overrides" if overrides else ""),
-                          remedy="correct the keys above; README lists every key") from None
+                          remedy="correct the keys above; beliefedit/config.py lists every key") from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
