@@ -9,9 +9,10 @@ import os
 from importlib import import_module
 from typing import Any
 
-# Threads that wait must sleep, not spin: beside any other busy process, two spinning threads made training 54 times
-# slower than two sleeping ones, and on an idle machine they gain little. It is read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait must soon sleep: spinning ones bring training to a halt beside any other busy process, sleeping at
+# once costs a third of the speed on an idle machine (LOG.md, speed). It is read when torch is first imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "load_params": "config", "Experiment": "config", "Store": "store",
