@@ -30,6 +30,8 @@ from beliefedit.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from beliefedit.pretrain import Watcher
+
 log = logging.getLogger(__name__)
 
 VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 1}
@@ -135,30 +137,68 @@ def make_cases(config: Experiment, store: Store) -> Cases:
                                   config={"edit": settings, "seed": config.seed}, build=build))
 
 
-def make_model(config: Experiment, store: Store) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The language model that has read the corpus, and its tokenizer (SPEC 7)."""
-    from beliefedit import lm, pretrain
+def make_model(config: Experiment, store: Store,
+               watch: Watcher | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The language model that has read the corpus, and its tokenizer (SPEC 7).
 
-    known = make_corpus(config, store)
-    settings = {"model": config.model.model_dump(mode="json"), "seed": config.seed,
-                "pretraining": config.pretraining.model_dump(mode="json")}
+    Args:
+        watch: called with the metrics so far after every evaluation of a training; not at all if the model is there.
+    """
+    from beliefedit import lm
+
+    make_corpus(config, store)
 
     def build(folder: Path) -> dict[str, Any]:
-        made, agent = make_world(config, store), make_agent(config, store)
-        probes = cases.build_probes(made, known, agent, config.pretraining.n_eval_facts, config.seed)
-        working = store.working_folder("model", settings)
-        metrics = pretrain.train(known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")),
-                                 config.model, config.pretraining, probes=probes, folder=working, seed=config.seed,
-                                 device=config.device)
+        working, metrics = _train(config, store, watch)
         last = metrics.row(-1, named=True)
         shutil.copytree(working, folder, dirs_exist_ok=True)
         shutil.rmtree(working)
         return {"device": str(lm.resolve_device(config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
-    folder = store.stage("model", version=VERSIONS["model"], inputs=_keys(store, "graph", "corpus"), config=settings,
-                         build=build)
+    folder = store.stage("model", **_model_key(config, store), build=build)
     return lm.load_model(folder, lm.resolve_device(config.device))
+
+
+def _model_key(config: Experiment, store: Store) -> dict[str, Any]:
+    return {"version": VERSIONS["model"], "inputs": _keys(store, "graph", "corpus"), "config": {
+        "model": config.model.model_dump(mode="json"), "seed": config.seed,
+        "pretraining": config.pretraining.model_dump(mode="json")}}
+
+
+def _train(config: Experiment, store: Store, watch: Watcher | None) -> tuple[Path, pl.DataFrame]:
+    """(working folder with the trained model, its metrics)."""
+    from beliefedit import pretrain
+
+    known = make_corpus(config, store)
+    probes = cases.build_probes(make_world(config, store), known, make_agent(config, store),
+                                config.pretraining.n_eval_facts, config.seed)
+    working = store.working_folder("model", _model_key(config, store)["config"])
+    return working, pretrain.train(
+        known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")), config.model, config.pretraining,
+        probes=probes, folder=working, seed=config.seed, device=config.device, watch=watch)
+
+
+def make_model_together(config: Experiment, store: Store) -> bool:
+    """The model, trained by all processes of one launch (`accelerate launch`, torchrun); every one of them calls this.
+
+    They share the run folder, on several hosts through a shared file system.
+
+    Returns:
+        Whether this is the first process; the others have nothing left to do.
+    """
+    from beliefedit import lm, parallel
+
+    processes = parallel.join(lm.resolve_device(config.device))
+    if processes.is_main:
+        make_corpus(config, store)
+    processes.wait()
+    if processes.is_main:
+        make_model(config, store)
+    elif not store.holds("model", **_model_key(config, store)):
+        _train(config, store, None)
+    processes.wait()
+    return processes.is_main
 
 
 def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
