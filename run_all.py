@@ -63,7 +63,8 @@ def _train_together(plans: Sequence[runner.Plan]) -> bool:
     """Train with the other processes of `accelerate launch`; the first one alone goes on to the notebooks."""
     from beliefedit import parallel, pipeline
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("beliefedit").setLevel(logging.INFO)
     is_first = all([pipeline.make_model_together(plan.experiment, Store(plan.folder)) for plan in plans])
     parallel.leave()
     return is_first
