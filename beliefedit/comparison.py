@@ -15,17 +15,16 @@ COMPARED = ("updating", "downstream", "fixing")
 
 
 def sections(run_folders: Sequence[Path], config: AnalysisConfig) -> list[dict[str, Any]]:
-    """A section per table of SPEC 8 over the runs that have edits: title, html (escaped), figure (plotly JSON).
+    """What the runs' edits come to: title, html (escaped) and figure (plotly JSON) of each section; none without edits.
 
     Args:
         run_folders: of the runs; those without edits are left out.
         config: of the intervals.
     """
     edited = [folder for folder in run_folders if (folder / "edits" / "scores.parquet").exists()]
-    found = []
-    for table in COMPARED if edited else ():
-        frame = analysis.compare(edited, config, table=table)
-        if frame["n"].max():
-            found.append({"title": tables.TABLE_NAMES[table], "html": tables.styled_comparison(frame, table),
-                          "figure": json.loads(contrasts(frame).to_json())})
-    return found
+    if not edited:
+        return []
+    frames = {table: analysis.compare(edited, config, table=table) for table in COMPARED}
+    return [{"title": "Editors and runs side by side", "figure": json.loads(contrasts(frames).to_json()),
+             "html": "".join(tables.styled_comparison(frame, table) for table, frame in frames.items()
+                             if frame["n"].max())}]

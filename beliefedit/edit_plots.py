@@ -14,7 +14,8 @@ from beliefedit.style import AFTER, AGENT, FORMS, NAMES, NEUTRAL, REQUEST, ROLES
 
 PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject,<br>") for probe in PROBES}
 LOGIC_LABELS = {name: "T/F" if name == "true_false" else name for name in LOGIC}
-ERROR_LABELS = {**{f"coherence_{probe}": label for probe, label in PROBE_LABELS.items()}, **LOGIC_LABELS}
+ERROR_LABELS = {**{f"coherence_{probe}": label for probe, label in PROBE_LABELS.items()},
+                **{name: f"{label} error" for name, label in LOGIC_LABELS.items()}}
 _EIGHT = ("true_false", "negation", "disjunction", "conjunction")
 
 
@@ -210,30 +211,33 @@ def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str,
 _SYMBOLS = {"before": "circle", "after": "diamond"}
 _CELL = ("%{customdata[0]:.3f} [%{customdata[1]}, %{customdata[2]}]<br>n = %{customdata[3]}"
          "<extra>%{fullData.name}</extra>")
-_CONTRASTS = {"p_request": "p(request)", f"accuracy_{SAME}": "accuracy on the edited fact",
-              "accuracy_same_subject_other_relation": "accuracy on the same subject's other (downstream) fact",
-              "accuracy_other_subject_same_relation": "accuracy on the same relation of another subject",
-              f"coherence_{SAME}": "coherence error on the edited fact",
-              "coherence_same_subject_other_relation": "coherence error on the same subject's other (downstream) fact",
-              "true_false": "T/F error"}
+_CONTRASTS = (
+    ("p(request)", "updating", "p_request"), ("accuracy on the edited fact", "updating", f"accuracy_{SAME}"),
+    ("accuracy on the downstream fact that should change", "downstream", "accuracy_same_subject_other_relation"),
+    ("accuracy on the same relation of another subject", "updating", "accuracy_other_subject_same_relation"),
+    ("coherence error on the edited fact", "updating", f"coherence_{SAME}"),
+    ("coherence error on the downstream fact that should change", "downstream",
+     "coherence_same_subject_other_relation"),
+    ("T/F error", "updating", "true_false"))
 
 
-def contrasts(frame: pl.DataFrame) -> go.Figure:
+def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     """Runs and editors side by side: means after the edit with intervals, a panel per measure, single seeds as dots.
 
     Args:
-        frame: from `beliefedit.analysis.compare` or `compare_editors`.
+        frames: the tables updating and downstream of `beliefedit.analysis.compare` or `compare_editors`.
     """
-    rows = frame.filter(pl.col("state") == "after")
-    shown = [name for name in ("params", "run") if rows[name].n_unique() > 1][:1]
-    keys = rows.select("run", "params", "editor").unique(maintain_order=True).rows(named=True)
+    every = pl.concat([frame.select("run", "params", "editor", "seed") for frame in frames.values()])
+    shown = [name for name in ("params", "run") if every[name].n_unique() > 1][:1]
+    keys = every.select("run", "params", "editor").unique(maintain_order=True).rows(named=True)
     labels = ["<br>".join(short(key[name], 34) for name in ("editor", *shown)) for key in keys]
-    chart = panels("After the edit, mean and interval" + (" (small dots: single seeds)" if rows["seed"].n_unique() > 1
-                                                          else ""),
-                   list(_CONTRASTS.values()), columns=1, panel_height=max(len(keys), 1) * (34 if shown else 24) + 66)
-    for index, measure in enumerate(_CONTRASTS):
+    chart = panels("After the edit, mean and interval" + (" (small: single seeds)" if every["seed"].n_unique() > 1
+                                                          else ""), [name for name, *_ in _CONTRASTS], columns=1,
+                   panel_height=max(len(keys), 1) * (32 if shown else 22) + 40, gap=34)
+    for index, (_, table, measure) in enumerate(_CONTRASTS):
+        rows = frames[table].filter(pl.col("state") == "after", pl.col("measure") == measure)
         for place, key in enumerate(keys):
-            of_key = rows.filter(pl.col("measure") == measure, *(pl.col(name) == value for name, value in key.items()))
+            of_key = rows.filter(*(pl.col(name) == value for name, value in key.items()))
             for points, size in ((of_key.filter(pl.col("seed").is_null()), 9), (of_key.drop_nulls("seed"), 5)):
                 known = points.to_dicts()
                 chart.add_scatter(
@@ -245,7 +249,7 @@ def contrasts(frame: pl.DataFrame) -> go.Figure:
                     hovertemplate="%{customdata[4]}%{customdata[5]}<br>" + _CELL, row=index + 1, col=1)
     chart.update_yaxes(tickvals=list(range(len(keys))), ticktext=labels, tickfont_size=11,
                        range=[len(keys) - 0.5, -0.5])
-    return chart.update_xaxes(range=[-0.03, 1.03], showticklabels=True)
+    return chart.update_xaxes(range=[-0.03, 1.03])
 
 
 def _interval(rows: Sequence[Mapping], colour: str) -> dict:

@@ -61,11 +61,11 @@ def known_facts(corpus: Corpus, world: World) -> pl.DataFrame:
 
 def corpus_numbers(corpus: Corpus) -> pl.DataFrame:
     """The corpus's statistics in words: what, number."""
-    names = {"unique_sentences": "different sentences", "passes": "passes over the sentences",
+    names = {"facts": "facts", "subjects": "subjects", "objects": "objects", "sentences": "sentences",
              "stated_sentences": "… stated", "true_false_sentences": "… judged true or false",
-             **{f"{kind}_sentences": f"… with “{kind}”" for kind in ("not", "or", "and")}}
-    return pl.DataFrame({"what": [names.get(name, name.replace("_", " ")) for name in corpus.statistics],
-                         "number": list(corpus.statistics.values())})
+             **{f"{kind}_sentences": f"… with “{kind}”, judged" for kind in ("not", "or", "and")},
+             "unique_sentences": "different sentences", "passes": "passes over the sentences", "documents": "documents"}
+    return pl.DataFrame({"what": list(names.values()), "number": [corpus.statistics[name] for name in names]})
 
 
 def truth_drawn(corpus: Corpus, world: World) -> pl.DataFrame:

@@ -42,21 +42,27 @@ def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
 
 
 def error_rates(asked: pl.DataFrame) -> pl.DataFrame:
-    """Mistakes by form of prompt, from `asked_and_answered`: form, prompts, wrong, share."""
-    return asked.group_by("form", maintain_order=True).agg(
-        prompts=pl.len(), wrong=pl.col("wrong").sum(), share=pl.col("wrong").mean())
+    """Mistakes by form of prompt, from `asked_and_answered`: form, prompts, wrong, share_wrong, and for judged forms
+    the share that one answer to everything, the more frequent one, would get wrong."""
+    often = pl.col("right").value_counts(sort=True).first().struct.field("count") / pl.len()
+    return _in_order(asked.group_by("form", maintain_order=True).agg(
+        prompts=pl.len(), wrong=pl.col("wrong").sum(), share_wrong=pl.col("wrong").mean(),
+        one_answer_to_all=pl.when(pl.col("form").first() != "atomic").then(1 - often)))
 
 
 def mistakes(asked: pl.DataFrame, n: int = 4) -> pl.DataFrame:
     """Prompts answered wrongly, of each form those whose right answer is least believed; from `asked_and_answered`."""
-    return asked.filter("wrong").sort("p_right", maintain_order=True).group_by("form", maintain_order=True).head(
-        n).sort(pl.col("form").cast(pl.Enum(list(_ASKED))), maintain_order=True).drop("wrong")
+    return _in_order(asked.filter("wrong").sort("p_right", maintain_order=True).group_by(
+        "form", maintain_order=True).head(n)).drop("wrong", "p_agent")
 
 
 def samples(asked: pl.DataFrame, n: int = 3) -> pl.DataFrame:
     """What the model says: the first prompts of each form with its answer; from `asked_and_answered`."""
-    return asked.group_by("form", maintain_order=True).head(n).sort(
-        pl.col("form").cast(pl.Enum(list(_ASKED))), maintain_order=True).drop("p_agent", "wrong")
+    return _in_order(asked.group_by("form", maintain_order=True).head(n)).drop("wrong", "p_agent")
+
+
+def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.sort(pl.col("form").cast(pl.Enum(list(_ASKED))), maintain_order=True)
 
 
 def training_costs(store: Store, model: PreTrainedModel, metrics: pl.DataFrame) -> pl.DataFrame:

@@ -144,7 +144,8 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
     page = Page(title=f"{len(runs)} runs compared")
     parts = [{"title": section["title"], "anchor": f"part-{place}", "html": Markup(section["html"]),
-              "figure": {"kind": "figure", **figure(section["figure"], page)}} for place, section in enumerate(sections)]
+              "figure": {"kind": "figure", **figure(section["figure"], page)}}
+             for place, section in enumerate(sections)]
     page.headings = [Heading(2, "Runs", "runs"), *(Heading(2, part["title"], part["anchor"]) for part in parts)]
     target = folder / "index.html"
     write_text(target, _html("comparison.html.j2", page=page, head={}, keys=keys, rows=rows, columns=columns,

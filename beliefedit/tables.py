@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -16,12 +16,12 @@ from beliefedit.measures import LOGIC, MEASURES, PROBES, STATES
 from beliefedit.store import write_text
 from beliefedit.verdict import Claim
 
-_PROBE_NAMES = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
+_LONG_NAMES = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
 MEASURE_NAMES = {
     "p_request": "p(request)",
-    **{f"{kind}_{probe}": text.format(name) for probe, name in _PROBE_NAMES.items() for kind, text in (
+    **{f"{kind}_{probe}": text.format(name) for probe, name in _LONG_NAMES.items() for kind, text in (
         ("accuracy", "accuracy: {}"), ("contains", "… as published (contains): {}"))},
-    **{f"coherence_{probe}": f"coherence error: {name}" for probe, name in _PROBE_NAMES.items()},
+    **{f"coherence_{probe}": f"coherence error: {name}" for probe, name in _LONG_NAMES.items()},
     **{name: f"logical error: {'T/F' if name == 'true_false' else name}" for name in LOGIC},
 }
 """Measure to its name, in the order of reading: the published accuracy stands below the exact one."""
@@ -36,12 +36,11 @@ TABLE_NAMES = {
     "generalisation": "Edits whose downstream answer stays or changes",
 }
 
-_SHORT = ("edited fact", "same subject", "same relation", "unrelated")
-COMPARED = {"p_request": ("", "p(request)"),
-            **{f"{kind}_{probe}": (name, short) for kind, name in (("accuracy", "accuracy"),
-                                                                   ("coherence", "coherence error"))
-               for probe, short in zip(PROBES, _SHORT, strict=True)},
-            **{name: ("logical error", "T/F" if name == "true_false" else name) for name in LOGIC[:-1]}}
+PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"), strict=True))
+_ANSWERS = {"p_request": ("", "p(request)"),
+            **{f"accuracy_{probe}": ("accuracy", short) for probe, short in PROBE_NAMES.items()}}
+_ERRORS = {**{f"coherence_{probe}": ("coherence error", short) for probe, short in PROBE_NAMES.items()},
+           **{name: ("logical error", "T/F" if name == "true_false" else name) for name in LOGIC[:-1]}}
 """Measure to (group, short name): the columns of a comparison, those of SPEC 8."""
 
 
@@ -78,7 +77,7 @@ def styled(frame: pl.DataFrame) -> str:
     """
     parts = []
     for (table,), of_table in frame.group_by("table", maintain_order=True):
-        inner = csv_link(of_table, f"{table}.csv")
+        inner = ""
         for (editor,), block in of_table.group_by("editor", maintain_order=True):
             pooled, single = (block.filter(pl.col("seed").is_null()), block.filter(pl.col("seed").is_not_null()))
             n_seeds = single["seed"].n_unique()
@@ -87,47 +86,64 @@ def styled(frame: pl.DataFrame) -> str:
                 seeds = "".join(_block(rows, f"{editor}, seed {seed}")
                                 for (seed,), rows in single.group_by("seed", maintain_order=True))
                 inner += _folded(f"{editor}: each seed", seeds)
-        parts.append(_folded(TABLE_NAMES.get(table, table), inner))
+        parts.append(_folded(TABLE_NAMES.get(table, table), inner + csv_link(of_table, f"{table}.csv")))
     return "".join(parts)
 
 
 def styled_comparison(frame: pl.DataFrame, table: str) -> str:
-    """HTML that sets runs and editors side by side: a row each, a column per measure; then their paired differences.
+    """HTML that sets runs and editors side by side, a row each: means after the edit, then their paired differences.
 
     Args:
         frame: from `analysis.compare` or `analysis.compare_editors`.
-        table: which edits it counts, for the caption.
+        table: which edits it counts, for the title.
     """
-    rows = frame.filter(state="after").rows(named=True)
-    heads = _heads(frame)
-    cells: dict[tuple, dict] = {}
-    for row in rows:
-        cells.setdefault(tuple(row[name] for name in ("run", "params", "editor", "seed")), {})[row["measure"]] = row
-    after = [[*_names(key, heads), f"{max(row['n'] for row in block.values()):,}",
-              *(_cell(block[measure], decimals=2) for measure in COMPARED)] for key, block in cells.items()]
-    name = html.escape(TABLE_NAMES.get(table, table))
-    parts = [f"<h4>{name}</h4>", csv_link(frame, f"compared-{table}.csv"),
-             _table("After the edit", _comparison_heads(heads, "edits"), after)]
-    pooled = {key: block for key, block in cells.items() if key[3] is None}
-    if len(pooled) > 1:
-        differences = [[*_names(key, heads), f"{n:,}" if (n := block["p_request"]["n_paired"]) else "–",
-                        *(_paired(block[measure]) for measure in COMPARED)]
-                       for key, block in list(pooled.items())[1:]]
-        reference = ", ".join(filter(None, (key := next(iter(pooled)))[:3]))
-        parts.append(_table(f"Difference to {reference or key[2]} on the same requests (bold: the interval leaves out 0)",
-                            _comparison_heads(heads, "pairs"), differences))
-    return "".join(parts)
+    heads = [name for name in _KEY if name == "editor" or frame[name].n_unique() > 1]
+    blocks: dict[tuple, dict[str, dict]] = {}
+    for row in frame.filter(state="after").iter_rows(named=True):
+        blocks.setdefault(tuple(row[name] for name in _KEY), {})[row["measure"]] = row
+    parts = [f"<h4>{html.escape(TABLE_NAMES.get(table, table))}</h4>"]
+    parts += _side_by_side("after the edit", blocks, [*heads, "edits"],
+                           lambda row: _cell(row, decimals=2), lambda row: row["n"])
+    others = {key: block for key, block in list(blocks.items())[1:] if key[-1] is None}
+    if others:
+        first = dict(zip(_KEY, next(iter(blocks)), strict=True))
+        reference = ", ".join(first[name] for name in heads if name != "seed" and first[name])
+        parts += _side_by_side(f"difference to {reference} on the same requests, bold where the interval leaves out 0",
+                               others, [*heads, "pairs"], _paired, lambda row: row["n_paired"])
+    return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
+
+
+_KEY = ("run", "params", "editor", "seed")
+
+
+def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: Sequence[str],
+                  cell: Callable[[dict], str], count: Callable[[dict], int | None]) -> list[str]:
+    """Two tables, of what the model says and of its errors: a row per block, a column per measure."""
+    found = []
+    for caption, measures in (("Answers", _ANSWERS), ("Errors", _ERRORS)):
+        groups, shorts = zip(*measures.values(), strict=True)
+        body = []
+        for key, block in blocks.items():
+            texts = {name: str(value) for name, value in zip(_KEY, key, strict=True)} | {
+                "seed": "all" if key[-1] is None else str(key[-1])}
+            n = max(count(row) or 0 for row in block.values())
+            body.append([*(html.escape(texts[name]) for name in heads[:-1]), f"{n:,}",
+                         *(cell(block[measure]) for measure in measures)])
+        found.append(_table(f"{caption} {what}", [["" for _ in heads] + list(groups), [*heads, *shorts]], body,
+                            left=len(heads) - 1))
+    return found
 
 
 def styled_claims(claims: Iterable[Claim]) -> str:
     """HTML of the verdict: a row per claim, a column per editor: yes, no or open, and the mean with its interval."""
     found = list(claims)
     editors = list(dict.fromkeys(claim.editor for claim in found))
-    by_name = {(claim.name, claim.editor): claim for claim in found}
-    names = {claim.name: claim.text for claim in found}
-    body = [[html.escape(text), *(_judged(by_name[name, editor]) for editor in editors)]
-            for name, text in names.items()]
-    return _table("", [["the edited model …", *editors]], body, left=len(editors) + 1) if body else ""
+    rows: dict[str, dict[str, Claim]] = {}
+    for claim in found:
+        rows.setdefault(claim.text, {})[claim.editor] = claim
+    body = [[html.escape(text), *(_judged(row[editor]) for editor in editors), _span([c.n for c in row.values()])]
+            for text, row in rows.items()]
+    return _table("", [["the edited model …", *editors, "edits"]], body, left=len(editors) + 1) if body else ""
 
 
 def _judged(claim: Claim) -> str:
@@ -135,32 +151,19 @@ def _judged(claim: Claim) -> str:
         return '<span style="opacity:.75">not tested</span>'
     mark, colour = {True: ("✓ yes", "#1f8a55"), False: ("✗ no", "#d0453a"), None: ("? open", "inherit")}[claim.holds]
     value, _, interval = claim.value.partition(" ")
-    return f'<b style="color:{colour}">{mark}</b> {value} <small style="opacity:.75">{interval}, n = {claim.n:,}</small>'
+    return f'<b style="color:{colour}">{mark}</b> {value} <small style="opacity:.75">{interval}</small>'
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
     """A link that saves a frame as CSV: the file is in the link, so that a page keeps its numbers."""
     data = base64.b64encode(frame.write_csv().encode()).decode()
-    return (f'<p><a download="{html.escape(name)}" href="data:text/csv;charset=utf-8;base64,{data}">'
-            f"save as {html.escape(name)}</a></p>")
-
-
-def _heads(frame: pl.DataFrame) -> list[str]:
-    """Which of run, params, editor and seed tell the rows apart; the editor always stands there."""
-    return [name for name in ("run", "params", "editor", "seed")
-            if name == "editor" or frame[name].n_unique() > 1]
-
-
-def _names(key: tuple, heads: Sequence[str]) -> list[str]:
-    texts = dict(zip(("run", "params", "editor", "seed"), key, strict=True))
-    texts["seed"] = "all" if texts["seed"] is None else str(texts["seed"])
-    return [html.escape(texts[name]) for name in heads]
-
-
-def _comparison_heads(heads: Sequence[str], count: str) -> list[list[str]]:
-    """Two rows of column names: the measures' groups, and the measures."""
-    groups, shorts = zip(*COMPARED.values(), strict=True)
-    return [["" for _ in heads] + [""] + list(groups), [*heads, count, *shorts]]
+    return (f'<p style="font-size:.85em"><a download="{html.escape(name)}" '
+            f'href="data:text/csv;charset=utf-8;base64,{data}">save as {html.escape(name)}</a></p>')
 
 
 def _block(frame: pl.DataFrame, caption: str) -> str:

@@ -123,8 +123,8 @@ _LOGIC = "logic "
 
 def _logical(measure: str) -> _Question:
     name = "true/false" if measure == "true_false" else measure
-    return _Question(f"{_LOGIC}{name}", f"keeps {name} coherence", "updating", "updating", measure, "difference", MARGIN,
-                     False, f"keeps {name} coherence", f"loses {name} coherence", f"the {name} error changes by")
+    return _Question(f"{_LOGIC}{name}", f"keeps {name} coherence", "updating", "updating", measure, "difference",
+                     MARGIN, False, f"keeps {name} coherence", f"loses {name} coherence", f"the {name} error changes by")
 
 
 _QUESTIONS = (
@@ -141,7 +141,7 @@ _QUESTIONS = (
         "repairs wrong beliefs", "repairs wrong beliefs", "does not repair wrong beliefs",
         "accuracy on the edited fact, where the model was wrong and the request true, is")),
     _kept("subject", _STAYS, f"accuracy_{_FOLLOWS}", (
-        "leaves the subject's other facts alone where they should stay", "leaves the subject's other facts alone",
+        "leaves the subject's other facts alone", "leaves the subject's other facts alone",
         "damages the subject's other facts")),
     _kept("others", ("updating", "updating"), f"accuracy_{_OTHER}", (
         "leaves other subjects alone", "leaves other subjects alone", "damages what it knows of other subjects")),

@@ -61,7 +61,8 @@ def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike, relations: Seque
     alone = [name for name in relations if name not in pairs and name not in pairs.values()]
     places = {name: (1 - side, -row) for row, pair in enumerate(pairs.items()) for side, name in enumerate(pair)}
     places |= {name: (0.5, -len(pairs) - row) for row, name in enumerate(alone)}
-    chart = figure("Upstream → downstream relations; grey: how often subjects share two relations", height=52 * (len(pairs) + len(alone)) + 100)
+    chart = figure("Upstream → downstream relations; grey: how often subjects share two relations",
+                   height=52 * (len(pairs) + len(alone)) + 100)
     largest = max(counts.max(initial=0), 1)
     for i, first in enumerate(relations):
         for j, second in enumerate(relations[:i]):
@@ -137,7 +138,8 @@ def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, giv
     if n_others:
         names, values = [*names, f"{n_others:,} others"], [*values, float(p.sum() - p[top].sum())]
     places = list(range(len(names)))
-    chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”", x="agent's probability q", height=max(200, _BAR * len(names) + 110))
+    chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”", x="agent's probability q",
+                   height=max(200, _BAR * len(names) + 110))
     chart.add_bar(y=places, x=values, orientation="h", marker_color=AGENT, customdata=hover_texts(names),
                   hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>")
     chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names], autorange="reversed",
@@ -158,7 +160,8 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
     """
     last = frame.filter(pl.col("step") == pl.col("step").max()).sort("p", "object", descending=[True, False])
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
-    chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in", x="sentences about it that were read", y="agent's probability")
+    chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in", x="sentences about it that were read",
+                   y="agent's probability")
     dashes = ("dash", "dot", "dashdot", "longdash")
     for index, name in enumerate(shown):
         line = frame.filter(object=name).sort("step")
@@ -177,22 +180,26 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
     Args:
         frame: kind, p_true, drawn (null: not stated), as `beliefedit.explore.truth_drawn` gives it.
     """
-    chart = panels("How often a fact's true object is drawn", ["its probability in the world", "its share in the corpus"],
-                   columns=2, panel_height=290)
-    edges = np.linspace(0, 1, 41)
+    chart = panels("How often a fact's true object is drawn", ["probability in the world", "share in the corpus"],
+                   panel_height=290)
+    edges, highest = np.linspace(0, 1, 41), 0
     for column, name in enumerate(("p_true", "drawn"), start=1):
+        below = np.zeros(len(edges) - 1, dtype=int)
         for index, kind in enumerate(("independent", "dependent")):
             values = frame.filter(kind=kind)[name].drop_nulls().to_numpy()
             counts = np.histogram(values, edges)[0]
+            below += counts
+            highest = max(highest, int(below.max()))
             chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
-                          legendgroup=kind, showlegend=column == 1, customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                          marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
+                          legendgroup=kind, showlegend=column == 1,
+                          customdata=np.stack([edges[:-1], edges[1:]], axis=1), marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
                           hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
                                         f"<extra>{kind}</extra>", row=1, col=column)
     lowest = min([value for value in (frame["p_true"].min(), frame["drawn"].min()) if value is not None], default=0)
     chart.update_xaxes(range=[max(0, lowest - 0.05), 1.01], title_text="share of true draws")
     chart.update_xaxes(title_text="probability of the true object", col=1)
     chart.update_yaxes(title_text="facts", col=1)
+    chart.update_yaxes(range=[0, 1.05 * highest or 1])
     return chart.update_layout(barmode="stack", bargap=0)
 
 
