@@ -22,8 +22,9 @@ def summarise(run_folder: Path) -> dict[str, Any]:
     Returns:
         name, config_hash, config, seed, data, model, edits, device, versions, durations (seconds per notebook),
         seconds, finished (date); when there is a model: pretraining {accuracy {atomic, true_false, not, and, or: 0..1
-        or None}, coherence}, tokens_per_second, learned (None: nothing to judge by) and judgement (in words); when there are tables:
-        editing {editor: {updating, downstream, fixing, ..., edits_per_second}} and verdict (paragraphs).
+        or None}, coherence}, tokens_per_second, learned (None: nothing to judge by) and judgement (in words); when
+        there are tables: editing {editor: {updating, downstream, fixing, ..., edits_per_second}} and verdict
+        (paragraphs).
 
     Raises:
         StoreError: a damaged file.

@@ -124,7 +124,8 @@ _LOGIC = "logic "
 def _logical(measure: str) -> _Question:
     name = "true/false" if measure == "true_false" else measure
     return _Question(f"{_LOGIC}{name}", f"keeps {name} coherence", "updating", "updating", measure, "difference",
-                     MARGIN, False, f"keeps {name} coherence", f"loses {name} coherence", f"the {name} error changes by")
+                     MARGIN, False, f"keeps {name} coherence", f"loses {name} coherence",
+                     f"the {name} error changes by")
 
 
 _QUESTIONS = (

@@ -192,7 +192,8 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
             highest = max(highest, int(below.max()))
             chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
                           legendgroup=kind, showlegend=column == 1,
-                          customdata=np.stack([edges[:-1], edges[1:]], axis=1), marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
+                          customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+                          marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
                           hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
                                         f"<extra>{kind}</extra>", row=1, col=column)
     lowest = min([value for value in (frame["p_true"].min(), frame["drawn"].min()) if value is not None], default=0)
