@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from beliefedit import report, runner, sweep
+from beliefedit import comparison, report, runner, sweep
 from beliefedit.config import load_params, parse_override
 from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.progress import Progress, duration
@@ -51,7 +51,7 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
             return
         finished = [_run(plan, record, title=f"({n}/{len(plans)}) {plan.folder.name}" if points else "")
                     for n, (plan, record) in enumerate(zip(plans, records, strict=True), start=1)]
-        index = report.write_comparison(out) if points else out / "index.html"
+        index = _compare(out, plans, records) if points else out / "index.html"
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)
@@ -80,13 +80,33 @@ def _run(plan: runner.Plan, record: dict, title: str) -> bool:
         size = f"{page.stat().st_size / 1e6:.2f} MB" if page.exists() else "-"
         time = duration(entry["seconds"]) if "seconds" in entry else "-"
         rows.append((notebook.stem, entry.get("status", "not run"), time, size, str(page) if page.exists() else "-"))
+    _show(rows)
+    if not finished:
+        click.echo("Stopped at the notebook that failed. The same command goes on from there.", err=True)
+    return finished
+
+
+def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -> Path:
+    """The page that compares a sweep's runs, and a table of them."""
+    rows = [("run", "status", "time", "index")]
+    for plan, record in zip(plans, records, strict=True):
+        entries = record["notebooks"].values()
+        failed = next((f"failed at {name}" for name, entry in record["notebooks"].items()
+                       if entry.get("status") == "failed"), None)
+        done = sum(entry.get("status") == "done" for entry in entries)
+        rows.append((plan.folder.name, failed or f"{done} of {len(plan.notebooks)} notebooks done",
+                     duration(sum(entry.get("seconds", 0) for entry in entries)), str(plan.folder / "index.html")))
+    _show(rows)
+    return report.write_comparison(out, comparison.sections([plan.folder for plan in plans],
+                                                            plans[0].experiment.analysis))
+
+
+def _show(rows: Sequence[Sequence[str]]) -> None:
+    """A table on the terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     click.echo("")
     for row in rows:
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    if not finished:
-        click.echo("Stopped at the notebook that failed. The same command goes on from there.", err=True)
-    return finished
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """beliefedit: does an edited language model revise its beliefs as a rational agent would?
 
-The public names below load their modules when first used, so that looking at a corpus does not import torch.
+The public names below, and the modules analysis, plots and report, are loaded when first used, so that looking at a
+corpus does not import torch.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ _HOMES = {
     "make_cases": "pipeline", "make_model": "pipeline", "make_beliefs": "pipeline", "make_edits": "pipeline",
     "make_tables": "pipeline",
 }
+_MODULES = ("analysis", "plots", "report")
 
 __all__ = list(_HOMES)  # noqa: PLE0604 - the names are strings
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"beliefedit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'beliefedit' has no attribute {name!r}")
     return getattr(import_module(f"beliefedit.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_MODULES})

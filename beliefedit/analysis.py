@@ -12,7 +12,7 @@ import polars as pl
 from beliefedit import metrics
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
-from beliefedit.measures import EDIT, MEASURES, STATES, beliefs, last_step, measures
+from beliefedit.measures import EDIT, MEASURES, PROBES, STATES, beliefs, last_step, measures
 from beliefedit.store import MANIFEST, read_json
 
 _CHANGED = ~metrics.exact(pl.col("says_before"), pl.col("request"))
@@ -86,28 +86,31 @@ def summary(tables: pl.DataFrame) -> dict[str, Any]:
     return found
 
 
-def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame, n: int = 10) -> pl.DataFrame:
-    """Where edited models and the rational agent part ways most: each edit's worst probe, the worst edits first.
+def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame, n: int = 3) -> pl.DataFrame:
+    """Where edited models and the rational agent part ways most: for each editor and probe the largest errors.
 
     Args:
         cases, queries, after: as for `measures`.
-        n: rows per editor.
+        n: edits per editor and probe.
 
     Returns:
-        editor, seed, case, probe, request (the sentence told), statement, p_lm, p_agent, error, sentence (plain
-        text, to be escaped where it is shown).
+        editor, seed, case, probe, request (the sentence told), statement, p_lm, p_agent, error, prompt, decoded (what
+        the edited model answers) and sentence (all of it; plain text, to be escaped where it is shown). Probes are in
+        the order of `PROBES`, the largest errors first.
     """
     told = cases.select(pl.col("case").cast(pl.UInt32), request=pl.format(
         "{} {} {}", "subject", "relation", "request"))
+    order = {probe: place for place, probe in enumerate(PROBES)}
     worst = beliefs(queries, last_step(after), "after").join(told, on="case", maintain_order="left").with_columns(
         error=metrics.probability_error(pl.col("p_lm"), pl.col("p_agent")), statement="sentence",
-    ).sort("error", *EDIT, "probe", descending=[True, False, False, False, False]).unique(
-        EDIT, keep="first", maintain_order=True).group_by("editor", maintain_order=True).head(n)
+        place=pl.col("probe").replace_strict(order)).drop_nulls("error").sort(
+        "place", "error", *EDIT, descending=[False, True, False, False, False]).group_by(
+        "editor", "probe", maintain_order=True).head(n)
     sentences = [
         f"Told “{row['request']}”, {row['editor']} believes “{row['statement']}” with {row['p_lm']:.2f}, the rational "
         f"agent with {row['p_agent']:.2f}. Asked “{row['prompt']}”, the model says “{row['decoded']}”."
         for row in worst.iter_rows(named=True)]
-    return worst.select(*EDIT, "probe", "request", "statement", "p_lm", "p_agent", "error",
+    return worst.select(*EDIT, "probe", "request", "statement", "p_lm", "p_agent", "error", "prompt", "decoded",
                         sentence=pl.Series(sentences, dtype=pl.String))
 
 
@@ -127,45 +130,83 @@ def run_measures(run_folder: str | Path) -> pl.DataFrame:
     return measures(*map(pl.read_parquet, paths))
 
 
-def compare(run_folders: Sequence[str | Path], config: AnalysisConfig, generator: np.random.Generator, *,
-            table: str = "all", group: str | None = None) -> pl.DataFrame:
+def compare(run_folders: Sequence[str | Path], config: AnalysisConfig | None = None,
+            generator: np.random.Generator | None = None, *, table: str = "all",
+            group: str | None = None) -> pl.DataFrame:
     """Several runs in one table: editors x seeds x parameters, paired by case where cases match.
 
-    The reference is the first run's first editor. A case matches when subject, relation, object and request are the
-    same; several seeds of an edit are averaged before they are paired.
+    Runs that differ in nothing but the seed are pooled, and shown one by one as well. The reference is the first run's
+    first editor. A case matches when subject, relation, object and request are the same; several seeds of an edit are
+    averaged before they are paired.
 
     Args:
         run_folders: finished runs.
-        config, generator: as for `tables`.
+        config: resamples and level of the intervals; by default those of `AnalysisConfig`.
+        generator: source of the resamples; by default always the same.
         table, group: which edits count, from `GROUPS` (group: by default the table's last).
 
     Returns:
-        run (folder name), params (what differs between the runs, "key=value; …"), editor, seed (null: pooled),
-        measure, state, n, mean, low, high; on pooled rows also n_paired, paired, paired_low, paired_high: the mean
-        difference to the reference over the matching cases.
+        run (folder names), params (what differs between the runs, "key=value; …", parameters of other editors and the
+        seed left out), editor, seed (null: pooled; single seeds follow when there are several), measure, state, n,
+        mean, low, high; on pooled rows also n_paired, paired, paired_low, paired_high: the mean difference to the
+        reference over the matching cases, with its interval.
 
     Raises:
-        StoreError: no run, or a run that is not finished.
+        StoreError: no run, a run that is not finished, or an unknown table or group.
     """
-    folders = [Path(folder) for folder in run_folders]
+    folders = list(dict.fromkeys(Path(folder).resolve() for folder in run_folders))
     if not folders:
         raise StoreError("no run to compare", remedy="give at least one run folder")
+    members = _members(table, group)
     short = len({folder.name for folder in folders}) == len(folders)
-    members = GROUPS[table][group or list(GROUPS[table])[-1]]
-    reference, parts = None, []
-    for folder, params in zip(folders, _differing([_run_params(folder) for folder in folders]), strict=True):
+    params, contenders = [_run_params(folder) for folder in folders], []
+    for folder, own in zip(folders, params, strict=True):
         chosen = run_measures(folder).filter(members)
         for editor in chosen["editor"].unique(maintain_order=True):
-            of_editor = chosen.filter(editor=editor)
-            reference = of_editor if reference is None else reference
-            head = {"run": folder.name if short else str(folder), "params": params, "editor": editor}
-            parts.append(_by_seed(of_editor, reference, config, generator).select(
-                *(pl.lit(value).alias(name) for name, value in head.items()), pl.all()))
-    return pl.concat(parts) if parts else pl.DataFrame(schema={
-        "run": pl.String, "params": pl.String, "editor": pl.String, "seed": pl.UInt32, **_MEANS, **_PAIRED})
+            head = {"run": folder.name if short else str(folder), "params": _differing(own, params, editor),
+                    "editor": editor}
+            _join(contenders, head, chosen.filter(editor=editor))
+    return _compared(contenders, config or AnalysisConfig(), generator or np.random.default_rng(0))
+
+
+def compare_editors(measures: pl.DataFrame, config: AnalysisConfig, generator: np.random.Generator, *,
+                    table: str = "all", group: str | None = None) -> pl.DataFrame:
+    """The editors of one run as `compare` sets runs side by side: the first editor is the reference."""
+    chosen = measures.filter(_members(table, group))
+    return _compared([({"run": "", "params": "", "editor": editor}, chosen.filter(editor=editor))
+                      for editor in chosen["editor"].unique(maintain_order=True)], config, generator)
 
 
 _PAIRED = {"n_paired": pl.UInt32, "paired": pl.Float64, "paired_low": pl.Float64, "paired_high": pl.Float64}
+Contender = tuple[dict[str, str], pl.DataFrame]
+
+
+def _members(table: str, group: str | None) -> pl.Expr:
+    """Which edits belong to a table's group, by default its last."""
+    groups = GROUPS.get(table, {})
+    if not groups or group is not None and group not in groups:
+        raise StoreError(f"no such {'group' if groups else 'table'}: {group if groups else table}",
+                         remedy=f"choose from {', '.join(groups or GROUPS)}")
+    return groups[group or list(groups)[-1]]
+
+
+def _join(contenders: list[Contender], head: dict[str, str], chosen: pl.DataFrame) -> None:
+    """Add a run's edits by one editor: to those of the same parameters under other seeds, or on their own."""
+    for at, (other, edits) in enumerate(contenders):
+        same = all(other[name] == head[name] for name in ("params", "editor"))
+        if same and not set(edits["seed"]) & set(chosen["seed"]):
+            contenders[at] = ({**other, "run": f"{other['run']}, {head['run']}"}, pl.concat([edits, chosen]))
+            return
+    contenders.append((head, chosen))
+
+
+def _compared(contenders: Sequence[Contender], config: AnalysisConfig,
+              generator: np.random.Generator) -> pl.DataFrame:
+    """The rows of `compare`; the first contender is the reference."""
+    parts = [_by_seed(chosen, contenders[0][1], config, generator).select(
+        *(pl.lit(value).alias(name) for name, value in head.items()), pl.all()) for head, chosen in contenders]
+    return pl.concat(parts) if parts else pl.DataFrame(schema={
+        "run": pl.String, "params": pl.String, "editor": pl.String, "seed": pl.UInt32, **_MEANS, **_PAIRED})
 
 
 def _by_seed(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfig,
@@ -188,26 +229,33 @@ def _by_seed(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConf
     return pl.concat(parts, how="diagonal").select("seed", *_MEANS, *_PAIRED)
 
 
+_EDITORS = "edit.editors."
+_LEFT_OUT = ("seed", "source", "tokenizer.")  # pooled; a digest of graph.source; what other parameters decide
+
+
 def _run_params(folder: Path) -> dict[str, str]:
-    """Dotted parameter to value, from the manifests of a run's stages."""
+    """Dotted parameter to value, named as in the parameter file, from the manifests of a run's stages."""
     found: dict[str, str] = {}
 
     def flatten(key: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
-                flatten(f"{key}.{name}", inner)
-        else:
+                flatten(f"{key}.{name}" if key else name, inner)
+        elif not key.startswith(_LEFT_OUT):
             found[key] = str(value)
 
-    for path in sorted(folder.glob(f"*/{MANIFEST}")):
-        flatten(path.parent.name, read_json(path).get("config"))
+    for stage in ("graph", "world", "corpus", "cases", "model", "edits"):
+        if (path := folder / stage / MANIFEST).exists():
+            flatten("edit" if stage == "edits" else "", read_json(path).get("config"))
+    found.pop("edit.seed", None)
     return found
 
 
-def _differing(runs: Sequence[dict[str, str]]) -> list[str]:
-    """Per run "key=value; …" of the parameters that are not the same in all runs."""
+def _differing(own: dict[str, str], runs: Sequence[dict[str, str]], editor: str) -> str:
+    """"key=value; …" of the parameters of a run and one of its editors that are not the same in all runs."""
     keys = sorted({key for run in runs for key in run if len({other.get(key) for other in runs}) > 1})
-    return ["; ".join(f"{key}={run.get(key, 'not set')}" for key in keys) for run in runs]
+    return "; ".join(f"{key}={own.get(key, 'not set')}" for key in keys
+                     if not key.startswith(_EDITORS) or key.startswith(f"{_EDITORS}{editor}."))
 
 
 def _columns() -> list[str]:

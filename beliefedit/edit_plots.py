@@ -14,7 +14,8 @@ from beliefedit.style import AFTER, AGENT, FORMS, NAMES, NEUTRAL, REQUEST, ROLES
 
 PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject,<br>") for probe in PROBES}
 LOGIC_LABELS = {name: "T/F" if name == "true_false" else name for name in LOGIC}
-ERROR_LABELS = {**{f"coherence_{probe}": label for probe, label in PROBE_LABELS.items()}, **LOGIC_LABELS}
+ERROR_LABELS = {**{f"coherence_{probe}": label for probe, label in PROBE_LABELS.items()},
+                **{name: f"{label} error" for name, label in LOGIC_LABELS.items()}}
 _EIGHT = ("true_false", "negation", "disjunction", "conjunction")
 
 
@@ -127,7 +128,8 @@ def coherence_histograms(measures: pl.DataFrame, editor: str, *, n_bins: int = 2
     rows = measures.filter(editor=editor)
     names = {**{f"coherence_{probe}": PROBE_LABELS[probe] for probe in PROBES},
              **{name: LOGIC_LABELS[name] for name in _EIGHT}}
-    chart = panels(f"Coherence errors: {short(editor)}", list(names.values()), panel_height=175)
+    chart = panels(f"Spread of the errors over all edits: {short(editor)}", list(names.values()), columns=4,
+                   panel_height=180)
     edges, highest = np.linspace(0, 1, n_bins + 1), 0.0
     for index, measure in enumerate(names):
         for state in ("before", "after"):
@@ -138,11 +140,11 @@ def coherence_histograms(measures: pl.DataFrame, editor: str, *, n_bins: int = 2
                           legendgroup=state, showlegend=index == 0, marker={"color": ROLES[state], "opacity": 0.6},
                           customdata=np.stack([edges[:-1], edges[1:]], axis=1),
                           hovertemplate="error %{customdata[0]:.2f}–%{customdata[1]:.2f}<br>%{y:.1%} of the edits"
-                                        f"<extra>{NAMES[state]}</extra>", row=index // 2 + 1, col=index % 2 + 1)
+                                        f"<extra>{NAMES[state]}</extra>", row=index // 4 + 1, col=index % 4 + 1)
     chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
-    chart.update_yaxes(title_text="edits", col=1)
+    chart.update_yaxes(title_text="share of edits", col=1)
     chart.update_xaxes(range=[0, 1])
-    chart.update_xaxes(title_text="error", row=len(names) // 2)
+    chart.update_xaxes(title_text="error", row=2)
     return chart.update_layout(barmode="overlay", bargap=0)
 
 
@@ -153,92 +155,114 @@ def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
         tables: from `beliefedit.analysis.tables`.
         table: which one; of two groups the last is drawn.
     """
-    rows = _pooled(tables, table)
-    editors = rows["editor"].unique(maintain_order=True).to_list()
-    chart = panels("Coherence errors with intervals", [short(editor) for editor in editors] or [""], columns=1,
-                   panel_height=9 * 34 + 62)
-    places = {measure: place for place, measure in enumerate(ERROR_LABELS)}
-    for index, editor in enumerate(editors):
-        for state, shift in (("before", -0.15), ("after", 0.15)):
-            points = rows.filter(pl.col("measure").is_in(list(places)), editor=editor, state=state)
-            chart.add_scatter(
-                x=points["mean"], y=[places[measure] + shift for measure in points["measure"]], mode="markers",
-                marker={"color": ROLES[state], "size": 9, "symbol": "circle" if state == "before" else "diamond"},
-                error_x=_interval(points, ROLES[state]), name=NAMES[state], legendgroup=state, showlegend=index == 0,
-                customdata=_cells(points), hovertemplate=_CELL, row=index + 1, col=1)
-    chart.update_yaxes(tickvals=list(places.values()), ticktext=list(ERROR_LABELS.values()), tickfont_size=11,
-                       range=[len(places) - 0.5, -0.5])
-    chart.update_xaxes(rangemode="tozero", showticklabels=True)
-    return chart.update_xaxes(title_text="mean error", row=max(len(editors), 1))
+    rows = tables.filter(pl.col("table") == table)
+    group = rows["group"][-1] if len(rows) else ""
+    lines = [(label, table, group, measure) for measure, label in ERROR_LABELS.items()]
+    return _dots("Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent", tables, lines,
+                 "mean error").update_xaxes(rangemode="tozero")
 
 
-def accuracy_by_group(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
-    """Accuracy on the four probes before and after the edit, a panel per editor.
-
-    Args:
-        tables, table: as for `forest`.
-    """
-    rows = _pooled(tables, table)
-    editors = rows["editor"].unique(maintain_order=True).to_list()
-    chart = panels("Accuracy on the four probes", [short(editor) for editor in editors] or [""], columns=1,
-                   panel_height=270, gap=84)
-    labels = [label.replace(" ", "<br>").replace("same<br>subject", "same subject").replace(
-        "other<br>subject", "other subject") for label in PROBE_LABELS.values()]
-    for index, editor in enumerate(editors):
-        cells = [rows.filter(editor=editor, measure=f"accuracy_{probe}") for probe in PROBES]
-        _before_after(chart, pl.concat(cells), labels, index + 1, 1)
-    chart.update_yaxes(range=[0, 1.05], title_text="accuracy")
-    return chart.update_xaxes(tickfont_size=10, tickangle=0, showticklabels=True, showgrid=False)
+_OUTCOMES = (
+    ("the edited fact:<br>the request", "updating", "updating", f"accuracy_{SAME}"),
+    ("downstream fact that<br>should change", "generalisation", "downstream answer changes",
+     "accuracy_same_subject_other_relation"),
+    ("same subject, fact<br>that should stay", "generalisation", "downstream answer stays",
+     "accuracy_same_subject_other_relation"),
+    ("other subject,<br>same relation", "updating", "updating", "accuracy_other_subject_same_relation"),
+    ("other subject,<br>other relation", "updating", "updating", "accuracy_other_subject_other_relation"),
+)
 
 
-def downstream_bars(tables: pl.DataFrame) -> go.Figure:
-    """Accuracy on the same subject's other relation, where its answer stays and where it should change.
+def outcomes(tables: pl.DataFrame) -> go.Figure:
+    """Accuracy on what was requested, what should follow and what should stay, a panel per editor.
+
+    Before the edit the old object is right, after it the requested one, or what the agent then believes.
 
     Args:
         tables: from `beliefedit.analysis.tables`.
     """
-    rows = tables.filter(pl.col("seed").is_null(), table="generalisation",
-                         measure="accuracy_same_subject_other_relation")
-    groups = rows["group"].unique(maintain_order=True).to_list()
-    chart = panels("Does the downstream answer follow?", groups or [""], columns=1, panel_height=240)
-    for index, group in enumerate(groups):
-        cells = rows.filter(group=group)
-        _before_after(chart, cells, [short(name, 12) for name in cells["editor"].unique(maintain_order=True)],
-                      index + 1, 1)
-    chart.update_yaxes(range=[0, 1.05], title_text="accuracy")
-    return chart.update_xaxes(showticklabels=True, showgrid=False)
+    return _dots("Exact accuracy, mean and interval: who says the request, what follows, and what stays", tables,
+                 _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
 
 
+def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str, str]], unit: str) -> go.Figure:
+    """Means before and after with intervals, a panel per editor; lines are (label, table, group, measure)."""
+    pooled = tables.filter(pl.col("seed").is_null())
+    cells = {tuple(row[name] for name in ("table", "group", "measure", "editor", "state")): row
+             for row in pooled.iter_rows(named=True)}
+    editors = pooled["editor"].unique(maintain_order=True).to_list()
+    chart = panels(title, [short(editor) for editor in editors] or [""], columns=1, panel_height=len(lines) * 34 + 62)
+    for index, editor in enumerate(editors):
+        for state, shift in (("before", -0.15), ("after", 0.15)):
+            known = [(place, cells[key]) for place, (_, *line) in enumerate(lines)
+                     if (key := (*line, editor, state)) in cells]
+            chart.add_scatter(
+                x=[row["mean"] for _, row in known], y=[place + shift for place, _ in known], mode="markers",
+                marker={"color": ROLES[state], "size": 9, "symbol": _SYMBOLS[state]},
+                error_x=_interval([row for _, row in known], ROLES[state]), name=NAMES[state], legendgroup=state,
+                showlegend=index == 0, customdata=[_hover(row) for _, row in known], hovertemplate=_CELL,
+                row=index + 1, col=1)
+    chart.update_yaxes(tickvals=list(range(len(lines))), ticktext=[label for label, *_ in lines], tickfont_size=11,
+                       range=[len(lines) - 0.5, -0.5])
+    chart.update_xaxes(showticklabels=True)
+    return chart.update_xaxes(title_text=unit, row=max(len(editors), 1))
+
+
+_SYMBOLS = {"before": "circle", "after": "diamond"}
 _CELL = ("%{customdata[0]:.3f} [%{customdata[1]}, %{customdata[2]}]<br>n = %{customdata[3]}"
          "<extra>%{fullData.name}</extra>")
+_CONTRASTS = (
+    ("p(request)", "updating", "p_request"), ("accuracy on the edited fact", "updating", f"accuracy_{SAME}"),
+    ("accuracy on the downstream fact that should change", "downstream", "accuracy_same_subject_other_relation"),
+    ("accuracy on the same relation of another subject", "updating", "accuracy_other_subject_same_relation"),
+    ("coherence error on the edited fact", "updating", f"coherence_{SAME}"),
+    ("coherence error on the downstream fact that should change", "downstream",
+     "coherence_same_subject_other_relation"),
+    ("T/F error", "updating", "true_false"))
 
 
-def _before_after(chart: go.Figure, cells: pl.DataFrame, labels: Sequence[str], row: int, column: int) -> None:
-    """Bars LM before and LM after with intervals; the cells of each state are in the order of the labels."""
-    for state in ("before", "after"):
-        points = cells.filter(state=state)
-        chart.add_bar(x=list(range(len(points))), y=points["mean"], name=NAMES[state], legendgroup=state,
-                      showlegend=row == 1, marker={"color": ROLES[state], "opacity": 0.5},
-                      error_y=_interval(points, ROLES[state]),
-                      customdata=_cells(points), hovertemplate=_CELL, row=row, col=column)
-    chart.update_xaxes(tickvals=list(range(len(labels))), ticktext=list(labels), row=row, col=column)
+def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
+    """Runs and editors side by side: means after the edit with intervals, a panel per measure, single seeds as dots.
+
+    Args:
+        frames: the tables updating and downstream of `beliefedit.analysis.compare` or `compare_editors`.
+    """
+    every = pl.concat([frame.select("run", "params", "editor", "seed") for frame in frames.values()])
+    shown = [name for name in ("params", "run") if every[name].n_unique() > 1][:1]
+    keys = every.select("run", "params", "editor").unique(maintain_order=True).rows(named=True)
+    labels = ["<br>".join(short(key[name], 34) for name in ("editor", *shown)) for key in keys]
+    chart = panels("After the edit, mean and interval" + (" (small: single seeds)" if every["seed"].n_unique() > 1
+                                                          else ""), [name for name, *_ in _CONTRASTS], columns=1,
+                   panel_height=max(len(keys), 1) * (32 if shown else 22) + 40, gap=34)
+    for index, (_, table, measure) in enumerate(_CONTRASTS):
+        rows = frames[table].filter(pl.col("state") == "after", pl.col("measure") == measure)
+        for place, key in enumerate(keys):
+            of_key = rows.filter(*(pl.col(name) == value for name, value in key.items()))
+            for points, size in ((of_key.filter(pl.col("seed").is_null()), 9), (of_key.drop_nulls("seed"), 5)):
+                known = points.to_dicts()
+                chart.add_scatter(
+                    x=[row["mean"] for row in known], y=[place] * len(known), mode="markers", name=NAMES["after"],
+                    marker={"color": AFTER, "size": size, "symbol": "diamond" if size == 9 else "circle-open"},
+                    error_x=_interval(known, AFTER) if size == 9 else None, showlegend=False,
+                    customdata=[[*_hover(row), labels[place], "" if row["seed"] is None else f", seed {row['seed']}"]
+                                for row in known],
+                    hovertemplate="%{customdata[4]}%{customdata[5]}<br>" + _CELL, row=index + 1, col=1)
+    chart.update_yaxes(tickvals=list(range(len(keys))), ticktext=labels, tickfont_size=11,
+                       range=[len(keys) - 0.5, -0.5])
+    return chart.update_xaxes(range=[-0.03, 1.03])
 
 
-def _pooled(tables: pl.DataFrame, table: str) -> pl.DataFrame:
-    return tables.filter(pl.col("seed").is_null(), pl.col("table") == table).filter(
-        pl.col("group") == pl.col("group").last())
-
-
-def _interval(points: pl.DataFrame, colour: str) -> dict:
+def _interval(rows: Sequence[Mapping], colour: str) -> dict:
     """Error bars from low to high; none where there is no interval."""
-    above = (points["high"] - points["mean"]).fill_null(0).clip(0)
-    below = (points["mean"] - points["low"]).fill_null(0).clip(0)
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": colour, "thickness": 1.5,
-            "width": 4}
+    def reach(row: Mapping, end: str, sign: int) -> float:
+        return max(sign * (row[end] - row["mean"]), 0.0) if row[end] is not None else 0.0
+
+    return {"type": "data", "symmetric": False, "array": [reach(row, "high", 1) for row in rows],
+            "arrayminus": [reach(row, "low", -1) for row in rows], "color": colour, "thickness": 1.5, "width": 4}
 
 
-def _cells(points: pl.DataFrame) -> list[list]:
+def _hover(row: Mapping) -> list:
     def text(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    return [[row["mean"], text(row["low"]), text(row["high"]), f"{row['n']:,}"] for row in points.iter_rows(named=True)]
+    return [row["mean"], text(row["low"]), text(row["high"]), f"{row['n']:,}"]

@@ -21,12 +21,15 @@ from beliefedit.errors import ReportError
 from beliefedit.progress import Progress
 
 PARAMETERS = ("params_file", "run_folder", "overrides")
+MORE_PARAMETERS = {"compare_with"}
+"""A notebook may have these as well, with a default: run_all does not set them, papermill can."""
+
 SECONDS_BETWEEN_LOOKS = 0.2
 BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
 
 
 def check_parameters(notebook: Path) -> None:
-    """Make sure that a notebook takes the parameters run_all gives, and no others.
+    """Make sure that a notebook takes the parameters run_all gives, and no unknown ones.
 
     Raises:
         ReportError: it does not, or it is not a notebook.
@@ -36,7 +39,7 @@ def check_parameters(notebook: Path) -> None:
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
         raise ReportError(f"not a notebook that can be run: {' '.join(str(error).split())[:200]}", where=str(notebook),
                           remedy="save it again in JupyterLab with the Python 3 kernel") from None
-    if names != set(PARAMETERS):
+    if names - MORE_PARAMETERS != set(PARAMETERS):
         raise ReportError(
             f"its cell tagged 'parameters' must set {', '.join(PARAMETERS)}, "
             f"and sets {', '.join(sorted(names)) or 'nothing'}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import resource
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,8 +16,6 @@ from beliefedit.cases import Cases
 from beliefedit.config import Experiment
 from beliefedit.corpus import WEIGHTS, Corpus
 from beliefedit.language import SEPARATOR, Lexicon
-from beliefedit.measures import beliefs
-from beliefedit.metrics import exact
 from beliefedit.store import MANIFEST, Store, read_json
 from beliefedit.summary import judge
 from beliefedit.world import World
@@ -26,6 +26,8 @@ def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:
     numeric = [dtype.is_numeric() for dtype in frame.dtypes]
     heads = "".join(f'<th style="text-align:{"right" if right else "left"}">{html.escape(name.replace("_", " "))}</th>'
                     for name, right in zip(frame.columns, numeric, strict=True))
+    if frame.is_empty():
+        return HTML(f'<p style="opacity:.75">{html.escape(caption)}{": " if caption else ""}none.</p>')
     rows = "".join("<tr>" + "".join(
         f'<td style="text-align:{"right" if right else "left"}">{_text(value, decimals)}</td>'
         for value, right in zip(row, numeric, strict=True)) + "</tr>" for row in frame.iter_rows())
@@ -39,7 +41,7 @@ def _text(value: object, decimals: int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.{decimals}f}"
+        return f"{value:z.{decimals}f}".replace("-", "−")
     return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
 
 
@@ -57,15 +59,46 @@ def known_facts(corpus: Corpus, world: World) -> pl.DataFrame:
         "p_true": facts["p_true"]})
 
 
-def sentences_about(corpus: Corpus, subject: str, n: int = 20) -> pl.DataFrame:
-    """The most frequent sentences of the corpus that name a subject: sentence, times (over all passes)."""
-    return (_sentences(corpus).filter(pl.col("sentence").str.contains(subject, literal=True))
-            .group_by("sentence").len("times").sort("times", "sentence", descending=[True, False]).head(n))
+def corpus_numbers(corpus: Corpus) -> pl.DataFrame:
+    """The corpus's statistics in words: what, number."""
+    names = {"facts": "facts", "subjects": "subjects", "objects": "objects", "sentences": "sentences",
+             "stated_sentences": "… stated", "true_false_sentences": "… judged true or false",
+             **{f"{kind}_sentences": f"… with “{kind}”, judged" for kind in ("not", "or", "and")},
+             "unique_sentences": "different sentences", "passes": "passes over the sentences", "documents": "documents"}
+    return pl.DataFrame({"what": list(names.values()), "number": [corpus.statistics[name] for name in names]})
 
 
-def _sentences(corpus: Corpus) -> pl.DataFrame:
+def truth_drawn(corpus: Corpus, world: World) -> pl.DataFrame:
+    """How often each known fact's true object is drawn: kind (independent, dependent), sentence (the fact), p_true (in
+    the generative model) and drawn (share of its stated sentences; null if the corpus states nothing)."""
+    facts = known_facts(corpus, world).select(
+        pl.when(pl.col("follows_from").is_null()).then(pl.lit("independent")).otherwise(pl.lit("dependent")
+                                                                                        ).alias("kind"),
+        pl.format("{} {} {}", "subject", "relation", "object").alias("sentence"), "p_true")
+    n_drawn = corpus.config.n_samples * corpus.statistics["passes"] if corpus.config.atomic else None
+    times = _sentences(corpus).join(facts.lazy().select("sentence"), on="sentence", how="semi").group_by(
+        "sentence").len("times").collect()
+    return facts.join(times, on="sentence", how="left", maintain_order="left").select(
+        "kind", "sentence", "p_true", drawn=(pl.col("times").fill_null(0) / pl.lit(n_drawn, pl.Float64)))
+
+
+def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> pl.DataFrame:
+    """Sentences of the corpus that name a subject, the most frequent of each form: form, sentence, times (over all
+    passes)."""
+    lexicon = Lexicon(world.subjects, world.relations, world.objects)
+    found = (_sentences(corpus).filter(pl.col("sentence").str.contains(subject, literal=True))
+             .group_by("sentence").len("times").collect().sort("times", "sentence", descending=[True, False]))
+    said = [lexicon.parse(sentence) for sentence in found["sentence"]]
+    forms = [one.form if one.label is None or one.form != "atomic" else "judged" for one in said]
+    order = {form: place for place, form in enumerate(("atomic", "judged", "not", "or", "and"))}
+    return found.select(pl.Series("form", forms, dtype=pl.String), "sentence", "times").group_by(
+        "form", maintain_order=True).head(n).sort(pl.col("form").replace_strict(order), maintain_order=True
+                                                  ).with_columns(pl.col("form").replace({"atomic": "stated"}))
+
+
+def _sentences(corpus: Corpus) -> pl.LazyFrame:
     return (pl.scan_parquet(corpus.documents).select(pl.col("text").str.split(SEPARATOR).alias("sentence"))
-            .explode("sentence").collect())
+            .explode("sentence"))
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str, n: int = 60) -> pl.DataFrame:
@@ -78,7 +111,8 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str, n: i
         step (sentences read), object, p, sentence: a row per step and object that a sentence named.
     """
     lexicon = Lexicon(world.subjects, world.relations, world.objects)
-    about = _sentences(corpus).filter(pl.col("sentence").str.contains(f"{subject} {relation} ", literal=True)).head(n)
+    about = _sentences(corpus).filter(
+        pl.col("sentence").str.contains(f"{subject} {relation} ", literal=True)).head(n).collect()
     evidence = []
     for sentence in about["sentence"]:
         said = lexicon.parse(sentence)
@@ -92,14 +126,6 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str, n: i
         p = agent.beliefs(subject, relation, named, view="direct")
         steps += [(step, o, value, rows["sentence"][step - 1]) for o, value in zip(named, p.tolist(), strict=True)]
     return pl.DataFrame(steps, schema=["step", "object", "p", "sentence"], orient="row")
-
-
-def mistakes(cases: Cases, answers: pl.DataFrame, n: int = 12) -> pl.DataFrame:
-    """Known facts the model recalls wrongly: prompt, right answer, its answer, its belief and the agent's."""
-    asked = beliefs(cases.queries, answers, "before").unique("prompt", maintain_order=True)
-    wrong = asked.filter(~exact(pl.col("decoded"), pl.col("target")))
-    return wrong.sort("p_lm").head(n).select("prompt", right="target", model_says="decoded", p_model="p_lm",
-                                             p_agent="p_agent")
 
 
 def kinds_of_requests(cases: Cases) -> pl.DataFrame:
@@ -145,10 +171,18 @@ def learned_banner(metrics: pl.DataFrame) -> HTML:
 
 
 def stage_costs(store: Store) -> pl.DataFrame:
-    """Seconds each stage took when it was built: stage, seconds."""
+    """What each stage took when it was built, and what it keeps: stage, seconds, megabytes on disk."""
     paths = sorted(store.folder.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
     manifests = [read_json(path) for path in paths]
-    return pl.DataFrame({"stage": [m["stage"] for m in manifests], "seconds": [m["seconds"] for m in manifests]})
+    sizes = [sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()) / 1e6 for path in paths]
+    return pl.DataFrame({"stage": [m["stage"] for m in manifests], "seconds": [m["seconds"] for m in manifests],
+                         "megabytes": sizes})
+
+
+def most_memory() -> str:
+    """The most memory this notebook's kernel has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"Most memory held by this notebook: {peak / 1e9:.2f} GB"
 
 
 def bullets(lines: Iterable[str]) -> HTML:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 1}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 2}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 DEMO = "demo"
@@ -262,8 +262,11 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
     after, edit_log = make_edits(config, store)
 
     def build(folder: Path) -> None:
+        generator = np.random.default_rng([config.seed, _STREAM])
         measured = analysis.measures(asked.cases, asked.queries, before, after)
-        found = analysis.tables(measured, config.analysis, np.random.default_rng([config.seed, _STREAM]))
+        found = analysis.tables(measured, config.analysis, generator)
+        paired = [(table, analysis.compare_editors(measured, config.analysis, generator, table=table))
+                  for table in ("updating", "downstream")]
         measured.write_parquet(folder / "measures.parquet")
         found.write_parquet(folder / "tables.parquet")
         tables.write_tables(found, folder)
@@ -272,7 +275,8 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
         for row in speeds.iter_rows(named=True):
             summary.setdefault(row["editor"], {})["edits_per_second"] = row["per_second"]
         write_json(folder / "summary.json", summary)
-        write_text(folder / "verdict.txt", "\n".join(verdict.verdict(found)) + "\n")
+        write_text(folder / "verdict.txt", "\n".join(verdict.verdict(found, paired)) + "\n")
+        write_text(folder / "verdict.html", tables.styled_claims(verdict.claims(found)))
 
     folder = store.stage("tables", version=VERSIONS["tables"], inputs=_keys(store, "cases", "beliefs", "edits"),
                          config={"analysis": config.analysis.model_dump(), "seed": config.seed}, build=build)

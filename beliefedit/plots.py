@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from beliefedit.edit_plots import accuracy_by_group, coherence_histograms, downstream_bars, forest, trajectories
+from beliefedit.edit_plots import coherence_histograms, contrasts, forest, outcomes, trajectories
 from beliefedit.metrics import calibration_bins
 from beliefedit.style import BEFORE, FORMS, NAMES, NEUTRAL, ROLES, figure, hover_texts, save_figure
 from beliefedit.world_plots import (
@@ -16,12 +16,13 @@ from beliefedit.world_plots import (
     cooccurrence_heatmap,
     relation_graph,
     ripple_bars,
+    truth_histogram,
 )
 
 __all__ = [
-    "accuracy_by_group", "accuracy_curves", "belief_bars", "belief_over_evidence", "calibration",
-    "coherence_histograms", "conditional_bars", "cooccurrence_heatmap", "downstream_bars", "forest", "relation_graph",
-    "ripple_bars", "save_figure", "training_curves", "trajectories",
+    "accuracy_curves", "belief_bars", "belief_over_evidence", "calibration", "coherence_histograms",
+    "conditional_bars", "contrasts", "cooccurrence_heatmap", "forest", "outcomes", "relation_graph", "ripple_bars",
+    "save_figure", "training_curves", "trajectories", "truth_histogram",
 ]
 
 _FORMS = {"atomic": "atomic", "true_false": "T/F", "not": "not", "and": "and", "or": "or"}

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from markupsafe import Markup
 
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.progress import duration
-from beliefedit.report_cells import Page, render
+from beliefedit.report_cells import PLOTLY, Heading, Page, figure, render
 from beliefedit.store import read_json, write_text
 
 log = logging.getLogger(__name__)
@@ -34,8 +33,8 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     Args:
         notebook: .ipynb with its outputs.
         target: HTML file to write, whole or not at all.
-        head: what was run. ``rows`` maps labels to text, ``versions`` packages to versions; ``learned`` says
-            whether the model learned its corpus (None: no model yet) and ``judgement`` on what grounds.
+        head: what was run. ``rows`` maps labels to text, ``parameters`` and ``versions`` names to values; ``learned``
+            says whether the model learned its corpus (None: no model yet) and ``judgement`` on what grounds.
 
     Returns:
         target.
@@ -44,7 +43,7 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
         ReportError: the notebook is missing or not a notebook.
     """
     notebook, target = Path(notebook), Path(target)
-    page = render(_read(notebook))
+    page = render(_read(notebook), has_head=bool(head))
     page.title = page.title or notebook.stem
     write_text(target, _html("report.html.j2", page=page, head=head or {}, name=notebook.stem,
                              plotly=_plotly() if page.n_figures else ""))
@@ -52,21 +51,54 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     return target
 
 
+def save_figures(notebook: Path, folder: Path, ending: str) -> list[Path]:
+    """Write each figure of an executed notebook as a picture for papers; their paths, numbered in the order shown.
+
+    Args:
+        notebook: .ipynb with its outputs.
+        folder: where to write.
+        ending: png, svg or pdf.
+
+    Raises:
+        ReportError: not a notebook, or pictures cannot be written: see `style.save_figure`.
+    """
+    from plotly.graph_objects import Figure
+
+    from beliefedit.style import save_figure
+
+    bundles = [output["data"][PLOTLY] for cell in _read(notebook)["cells"] for output in cell.get("outputs", ())
+               if PLOTLY in output.get("data", {})]
+    return [save_figure(Figure(data=bundle["data"], layout=bundle["layout"]),
+                        folder / f"{Path(notebook).stem}-{place:02d}.{ending.removeprefix('.')}")
+            for place, bundle in enumerate(bundles, start=1)]
+
+
 def head_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The head of a run's reports, for `export`, from its summary.json."""
     if "name" not in summary:
         return {}
     rows = {"Parameters": f"{summary['name']} ({summary['config_hash']})", "Seed": str(summary["seed"]),
-            "Data": summary["data"], "Model": summary["model"], "Device": summary["device"],
-            "Duration": duration(summary["seconds"])}
-    return {"rows": rows, "versions": summary["versions"], "learned": summary.get("learned"),
+            "Data": summary["data"], "Model": summary["model"], "Edits": summary.get("edits", ""),
+            "Device": summary["device"], "Duration": duration(summary["seconds"]),
+            "Finished": summary.get("finished", "")}
+    return {"rows": {label: text for label, text in rows.items() if text}, "versions": summary["versions"],
+            "parameters": dict(_flat(summary.get("config", {}))), "learned": summary.get("learned"),
             "judgement": summary.get("judgement", "")}
 
 
-def write_index(run_folder: Path) -> Path:
-    """Write index.html of a run: its head, key figures and links to its reports.
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; what is not set is left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
 
-    Reads summary.json and run.json of the folder; what is not there yet is left out.
+
+def write_index(run_folder: Path) -> Path:
+    """Write index.html of a run: its head, verdict, key figures and links to its reports.
+
+    Reads summary.json, run.json and tables/verdict.html of the folder; what is not there yet is left out.
 
     Raises:
         ReportError: no run.json, so the folder holds no run.
@@ -78,15 +110,24 @@ def write_index(run_folder: Path) -> Path:
     run, summary = read_json(run_folder / "run.json"), _summary(run_folder)
     reports = [{"name": name, **record, "exists": (run_folder / record.get("report", "-")).exists()}
                for name, record in run["notebooks"].items()]
+    verdict = run_folder / "tables" / "verdict.html"
+    claims = Markup(verdict.read_text(encoding="utf-8")) if "editing" in summary and verdict.exists() else ""
+    figures = key_figures(summary)
     page = Page(title=f"Run {run['name']}")
+    page.headings = [Heading(2, text, anchor) for text, anchor, there in (
+        ("Verdict", "verdict", claims), ("Reports", "reports", True), ("Key figures", "figures", figures)) if there]
     target = run_folder / "index.html"
-    write_text(target, _html("index.html.j2", page=page, head=head_of(summary), reports=reports,
-                             figures=_key_figures(summary), editing=_editing_tables([("", summary)])))
+    write_text(target, _html("index.html.j2", page=page, head=head_of(summary), reports=reports, figures=figures,
+                             claims=claims, verdict=summary.get("verdict", [])))
     return target
 
 
-def write_comparison(folder: Path) -> Path:
-    """Write index.html over the runs in the sub-folders of a folder: one table over all of them.
+def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """Write index.html over the runs in the sub-folders of a folder.
+
+    Args:
+        folder: of a sweep.
+        sections: what the runs' edits come to, each {title, html (escaped), figure (plotly JSON)}.
 
     Raises:
         ReportError: no sub-folder holds a run.
@@ -97,12 +138,18 @@ def write_comparison(folder: Path) -> Path:
         raise ReportError("no runs to compare", where=str(folder), remedy="give the folder of a sweep")
     keys = list(dict.fromkeys(key for _, run, _ in runs for key in run.get("point", {})))
     rows = [{"folder": name, "point": [run.get("point", {}).get(key) for key in keys],
-             "status": _status(run), "summary": summary, "figures": dict(_key_figures(summary))}
+             "status": _status(run), "summary": summary, "figures": {
+                 label: text for _, group in key_figures(summary) for label, text in group}}
             for name, run, summary in runs]
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
+    page = Page(title=f"{len(runs)} runs compared")
+    parts = [{"title": section["title"], "anchor": f"part-{place}", "html": Markup(section["html"]),
+              "figure": {"kind": "figure", **figure(section["figure"], page)}}
+             for place, section in enumerate(sections)]
+    page.headings = [Heading(2, "Runs", "runs"), *(Heading(2, part["title"], part["anchor"]) for part in parts)]
     target = folder / "index.html"
-    write_text(target, _html("comparison.html.j2", page=Page(title=f"{len(runs)} runs compared"), keys=keys, rows=rows,
-                             head={}, columns=columns, editing=_editing_tables([(name, s) for name, _, s in runs])))
+    write_text(target, _html("comparison.html.j2", page=page, head={}, keys=keys, rows=rows, columns=columns,
+                             parts=parts, plotly=_plotly() if parts else ""))
     return target
 
 
@@ -116,52 +163,30 @@ def _summary(run_folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _key_figures(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(label, value) of pretraining and speed, in the order of reading; absent ones are left out."""
+def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(group, [(label, value as text)]) of pretraining and speed, in the order of reading; absent ones left out."""
     pretraining = summary.get("pretraining", {})
-    names = {"atomic": "Facts recalled", "true_false": "True/false judged", "not": "“not” judged",
-             "and": "“and” judged", "or": "“or” judged"}
+    names = {"atomic": "facts recalled", "true_false": "judged true or false rightly", "not": "“not” judged rightly",
+             "and": "“and” judged rightly", "or": "“or” judged rightly"}
     accuracy = pretraining.get("accuracy", {})
-    figures = [(label, accuracy.get(name)) for name, label in names.items()]
-    figures += [("Distance from the agent", pretraining.get("coherence")),
-                ("Tokens per second", summary.get("tokens_per_second"))]
-    figures += [(f"Edits per second, {name}", editor.get("edits_per_second"))
-                for name, editor in summary.get("editing", {}).items()]
-    return [(label, value) for label, value in figures if value is not None]
+    learning = [(label, _percent(accuracy[name])) for name, label in names.items() if accuracy.get(name) is not None]
+    if pretraining.get("coherence") is not None:
+        learning.append(("mean |p(LM) − p(agent)|", _number(pretraining["coherence"])))
+    speed = [("tokens per second, training", summary.get("tokens_per_second"))]
+    speed += [(f"edits per second, {name}", editor.get("edits_per_second"))
+              for name, editor in summary.get("editing", {}).items()]
+    groups = [("What the model learned", learning),
+              ("Speed", [(label, _number(value)) for label, value in speed if value is not None])]
+    return [(name, figures) for name, figures in groups if figures]
 
 
-def _editing_tables(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A table for each of updating, downstream and fixing: rows (run, editor, {measure: figures}), measures' names.
-
-    The published measure (contains) is left to the report.
-    """
-    runs, tables = list(runs), []
-    for name in ("updating", "downstream", "fixing"):
-        rows = [(run, editor, blocks[name]) for run, summary in runs
-                for editor, blocks in summary.get("editing", {}).items() if blocks.get(name)]
-        measures = dict.fromkeys(measure for _, _, block in rows for measure in block
-                                 if not measure.startswith("contains_"))
-        if rows:
-            tables.append({"name": name, "rows": rows, "measures": {key: _label(key) for key in measures}})
-    return tables
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
-def _label(measure: str) -> str:
-    """'coherence: same subject, other relation' from the name of a measure."""
-    for kind, name in (("accuracy", "accuracy"), ("coherence", "coherence error")):
-        if measure.startswith(f"{kind}_"):
-            return f"{name}: {measure.removeprefix(f'{kind}_').replace('_', ' ').replace('subject ', 'subject, ')}"
-    return {"p_request": "p(request)", "true_false": "T/F error"}.get(measure, f"{measure.replace('_', ' ')} error")
-
-
-def _number(value: Any, sign: str = "") -> str:
-    """A figure for a table: three decimals below ten, a dash for what is not known; sign '+' shows plus."""
-    if value is None or isinstance(value, float) and not math.isfinite(value):
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    decimals = 0 if isinstance(value, int) or abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
-    return f"{value:{sign},.{decimals}f}".replace("-", "−")
+def _number(value: float | int) -> str:
+    """Three decimals below ten, one below a thousand, none above."""
+    return f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}".replace("-", "−")
 
 
 def _read(notebook: Path) -> Mapping[str, Any]:
@@ -185,7 +210,7 @@ def _plotly() -> Markup:
 def _html(template: str, **values: Any) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": _number, "duration": duration}
+    environment.filters |= {"duration": duration}
     assets = {name: Markup((TEMPLATES / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     return environment.get_template(template).render(
         values | assets, nonce=hashlib.sha256(repr(values).encode()).hexdigest()[:32])
@@ -193,11 +218,18 @@ def _html(template: str, **values: Any) -> str:
 
 @click.command()
 @click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write [beside the notebook]")
-def main(notebook: Path, output: Path | None) -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write  [beside the notebook]")
+@click.option("--figures", metavar="FORMAT", help="write its figures as png, svg or pdf instead (needs kaleido)")
+def main(notebook: Path, output: Path | None, figures: str | None) -> None:
     """Write an executed NOTEBOOK as one HTML file that opens anywhere."""
     try:
-        click.echo(export(notebook, output or notebook.with_suffix(".html")))
+        if figures:
+            for path in save_figures(notebook, output or notebook.with_name(f"{notebook.stem}_figures"), figures):
+                click.echo(path)
+        else:
+            in_run = notebook.resolve().parent.name == "notebooks"
+            head = head_of(_summary(notebook.resolve().parent.parent)) if in_run else {}
+            click.echo(export(notebook, output or notebook.with_suffix(".html"), head=head))
     except BeliefEditError as error:
         raise click.ClickException(str(error)) from None
 

@@ -23,6 +23,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import Python3Lexer
 
+from beliefedit.report_widgets import shown
+
 log = logging.getLogger(__name__)
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -30,6 +32,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 PICTURES = ("image/png", "image/jpeg", "image/gif")
 HIDDEN_TAGS = {"papermill-error-cell-tag", "remove-cell"}
+TOLD_BY_HEAD = "remove-output"
+"""Tag of cells whose output repeats what the head of a run's report says: a page without that head shows it."""
 
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(/\d+)?\s?\w* \[\d+:\d+(:\d+)?(<|,|&lt;)")
 MATHML_TAGS = frozenset(
@@ -64,8 +68,12 @@ class Page:
     widgets: Mapping[str, Any] = field(default_factory=dict)
 
 
-def render(notebook: Mapping[str, Any]) -> Page:
-    """All cells of a notebook (nbformat 4) as HTML, with its headings, figures counted and its failure."""
+def render(notebook: Mapping[str, Any], *, has_head: bool = False) -> Page:
+    """All cells of a notebook (nbformat 4) as HTML, with its headings, figures counted and its failure.
+
+    Args:
+        has_head: whether the page will say what was run, so that cells tagged `TOLD_BY_HEAD` need not.
+    """
     widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     page = Page(widgets=widgets)
     for cell in notebook["cells"]:
@@ -73,10 +81,14 @@ def render(notebook: Mapping[str, Any]) -> Page:
             continue
         if cell["cell_type"] == "markdown":
             text = _markdown(cell["source"], page, cell.get("attachments"))
-            page.cells.append({"kind": "prose", "html": _take_title(text, page)})
+            text = _take_title(text, page)
+            if text.strip():
+                page.cells.append({"kind": "prose", "html": text})
         elif cell["cell_type"] == "code":
             code = Markup(highlight(cell["source"], Python3Lexer(), HtmlFormatter(nowrap=True)))
-            _add_code(code, _outputs(cell["outputs"], page), page)
+            told = has_head and TOLD_BY_HEAD in cell["metadata"].get("tags", ())
+            kept = [output for output in cell["outputs"] if not told or output["output_type"] == "error"]
+            _add_code(code, _outputs(kept, page), page)
     return page
 
 
@@ -232,23 +244,10 @@ def _widget(data: Mapping[str, Any], page: Page) -> dict[str, Any]:
     """A widget as a note and what it showed; a progress bar as nothing."""
     if PROGRESS_BAR.search(data.get("text/plain", "")):
         return {}
-    shown = [data] if set(data) - {WIDGET_VIEW, "text/plain"} else []
-    parts = [_output({"output_type": "display_data", "data": {k: v for k, v in bundle.items() if k != WIDGET_VIEW}},
-                     page) for bundle in shown]
-    parts += _widget_parts(data[WIDGET_VIEW]["model_id"], page)
-    return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": [part for part in parts if part and part["html"]]}
-
-
-def _widget_parts(model: str, page: Page) -> list[dict[str, Any]]:
-    """What the Output and HTML widgets inside a widget showed when the notebook was saved."""
-    state = page.widgets.get(model, {}).get("state", {})
-    name = state.get("_model_name")
-    if name == "OutputModel":
-        return _outputs(state.get("outputs", ()), page)
-    if name == "HTMLModel":
-        return [{"kind": "html", "html": Markup(_without_outside(state.get("value", "")))}]
-    children = [child.removeprefix("IPY_MODEL_") for child in state.get("children", ())]
-    return [part for child in children for part in _widget_parts(child, page)]
+    still = {kind: value for kind, value in data.items() if kind not in (WIDGET_VIEW, "text/plain")}
+    outputs = [{"output_type": "display_data", "data": still}] if still else []
+    return {"kind": "widget", "html": INTERACTIVE_NOTE,
+            "parts": _outputs([*outputs, *shown(data[WIDGET_VIEW]["model_id"], page.widgets)], page)}
 
 
 def _error(output: Mapping[str, Any], page: Page) -> dict[str, Any]:

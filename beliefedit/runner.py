@@ -81,20 +81,20 @@ def open_record(plan: Plan) -> dict[str, Any]:
         StoreError: the folder holds a run of another configuration, or a sweep.
     """
     path, config = plan.folder / RECORD, plan.experiment.model_dump(mode="json")
-    done: dict[str, Any] = {}
+    before: dict[str, Any] = {}
     if path.exists():
         before = read_json(path)
         if before["config_hash"] != plan.experiment.hash and not plan.force:
             raise StoreError(
                 f"{plan.folder} holds a run of another configuration: {_difference(before['config'], config)}",
                 where=str(path), remedy="choose another --out, or --force to go on in this folder")
-        done = before["notebooks"]
     elif any(plan.folder.glob(f"*/{RECORD}")):
         raise StoreError(f"{plan.folder} holds a sweep", remedy="choose another --out")
-    stems = [notebook.stem for notebook in plan.notebooks]
+    done, stems = before.get("notebooks", {}), [notebook.stem for notebook in plan.notebooks]
     keep = {stem: done[stem] | ({"status": "unfinished"} if plan.force else {}) for stem in stems if stem in done}
     return {"name": plan.params_file.stem, "config_hash": plan.experiment.hash, "config": config,
-            "point": dict(plan.point), "versions": versions(), "notebooks": keep}
+            "point": dict(plan.point), "versions": versions(), "notebooks": keep,
+            "finished": before.get("finished", "")}
 
 
 def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
@@ -154,8 +154,10 @@ def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, source: str, pr
     return problem is None
 
 
-def _write_pages(plan: Plan, record: Mapping[str, Any], notebooks: Sequence[Path]) -> None:
+def _write_pages(plan: Plan, record: dict[str, Any], notebooks: Sequence[Path]) -> None:
     """run.json, summary.json, the reports of these notebooks as far as they have been run, and the index."""
+    if notebooks:
+        record["finished"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     write_json(plan.folder / RECORD, record)
     summary = write_summary(plan.folder)
     for notebook in notebooks:

@@ -99,25 +99,29 @@ def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: 
 
 
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900, height: int | None = None) -> Path:
-    """Write a figure as PNG, SVG or PDF, by the path's ending.
+    """Write a figure as PNG, SVG or PDF for a paper, by the path's ending: dark text on white.
 
     Args:
-        width, height: pixels; height defaults to the figure's own.
+        width, height: pixels; height defaults to the figure's own. PNG has twice as many in each direction.
 
     Raises:
         ReportError: kaleido (or the browser it drives) is missing, or the ending is not a picture format.
     """
     path = Path(path)
-    if path.suffix.lower() not in {".png", ".svg", ".pdf", ".jpg", ".webp"}:
+    if path.suffix.lower() not in _PICTURES:
         raise ReportError(f"cannot write a figure as '{path.suffix}'", where=str(path),
-                          remedy="end the path in .png, .svg, .pdf, .jpg or .webp")
+                          remedy=f"end the path in {', '.join(sorted(_PICTURES))}")
     if importlib.util.find_spec("kaleido") is None:
         raise ReportError("writing a figure as a picture needs kaleido, which is not installed", where=str(path),
                           remedy="pip install kaleido")
     path.parent.mkdir(parents=True, exist_ok=True)
+    printed = go.Figure(figure).update_layout(font_color="#222222", paper_bgcolor="white", plot_bgcolor="white")
     try:
-        figure.write_image(path, width=width, height=height or figure.layout.height or 500)
+        printed.write_image(path, width=width, height=height or figure.layout.height or 500, scale=2)
     except (RuntimeError, ValueError, OSError) as error:
         raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}", where=str(path),
                           remedy="kaleido needs Chrome or Chromium: install one, or run plotly_get_chrome") from error
     return path
+
+
+_PICTURES = {".png", ".svg", ".pdf", ".jpg", ".webp"}

@@ -20,17 +20,18 @@ def summarise(run_folder: Path) -> dict[str, Any]:
     """The key figures of a run, from run.json and the artifacts of its stages; what is not there is left out.
 
     Returns:
-        name, config_hash, seed, data, model, device, versions, durations (seconds per notebook), seconds; when there
-        is a model: pretraining {accuracy {atomic, true_false, not, and, or: 0..1 or None}, coherence},
-        tokens_per_second, learned (None: nothing to judge by) and judgement (in words); when there are tables:
-        editing {editor: {updating, downstream, fixing, ..., edits_per_second}}.
+        name, config_hash, config, seed, data, model, edits, device, versions, durations (seconds per notebook),
+        seconds, finished (date); when there is a model: pretraining {accuracy {atomic, true_false, not, and, or: 0..1
+        or None}, coherence}, tokens_per_second, learned (None: nothing to judge by) and judgement (in words); when
+        there are tables: editing {editor: {updating, downstream, fixing, ..., edits_per_second}} and verdict
+        (paragraphs).
 
     Raises:
         StoreError: a damaged file.
     """
     run_folder = Path(run_folder)
     run = _json(run_folder / "run.json")
-    summary = _what_was_run(run)
+    summary = _what_was_run(run, run_folder)
     manifest = _json(run_folder / "model" / MANIFEST)
     metrics = run_folder / "model" / "metrics.parquet"
     if manifest.get("device"):
@@ -39,6 +40,8 @@ def summarise(run_folder: Path) -> dict[str, Any]:
         summary |= _pretraining(pl.read_parquet(metrics), manifest)
     if not _outdated(run, "analysis") and (editing := _json(run_folder / "tables" / "summary.json")):
         summary["editing"] = editing
+        verdict = run_folder / "tables" / "verdict.txt"
+        summary["verdict"] = verdict.read_text(encoding="utf-8").splitlines() if verdict.exists() else []
     return summary
 
 
@@ -49,17 +52,40 @@ def write_summary(run_folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _what_was_run(run: Mapping[str, Any]) -> dict[str, Any]:
+def _what_was_run(run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     config = run.get("config")
     if not config:
         return {}
-    graph, model = config["graph"], config["model"]
-    source = "built-in demo graph" if graph["source"] == "demo" else Path(graph["source"]).name
-    size = model["init"] or model["size"] or f"{model['hidden_size']} × {model['n_layers']}"
     durations = {name: record["seconds"] for name, record in run["notebooks"].items() if "seconds" in record}
-    return {"name": run["name"], "config_hash": run["config_hash"], "seed": config["seed"],
-            "data": f"{source}, {config['corpus']['n_facts']:,} facts", "model": size, "device": config["device"],
-            "versions": run["versions"], "durations": durations, "seconds": round(sum(durations.values()), 1)}
+    return {"name": run["name"], "config_hash": run["config_hash"], "config": config, "seed": config["seed"],
+            "data": _data(config, _json(folder / "corpus" / "statistics.json")),
+            "model": _model(config["model"], _json(folder / "model" / "config.json")), "edits": _edits(config["edit"]),
+            "device": config["device"], "versions": run["versions"], "durations": durations,
+            "seconds": round(sum(durations.values()), 1), "finished": run.get("finished", "")}
+
+
+def _data(config: Mapping[str, Any], statistics: Mapping[str, int]) -> str:
+    """'built-in demo graph: 703 facts, 140 subjects, 210 objects'."""
+    source = config["graph"]["source"]
+    counts = [f"{statistics[name]:,} {name}" for name in ("facts", "subjects", "objects") if name in statistics]
+    return (f"{'built-in demo graph' if source == 'demo' else Path(source).name}: "
+            f"{', '.join(counts) or format(config['corpus']['n_facts'], ',') + ' facts'}")
+
+
+def _model(config: Mapping[str, Any], built: Mapping[str, Any]) -> str:
+    """'small: 4 layers × 128', as built where it has been."""
+    name = config["init"] or config["size"] or ""
+    layers, hidden = (built.get("num_hidden_layers", config["n_layers"]), built.get("hidden_size",
+                                                                                   config["hidden_size"]))
+    size = f"{layers} layers × {hidden}" if layers and hidden else ""
+    return ": ".join(filter(None, (name, size)))
+
+
+def _edits(config: Mapping[str, Any]) -> str:
+    """'400 requests by lora, finetune'."""
+    editors = [name for name, settings in config["editors"].items() if settings is not None]
+    n = config["n_cases"] if config["n_edited"] is None else config["n_edited"]
+    return f"up to {n:,} requests by {', '.join(editors)}" if editors and n else "none"
 
 
 def _outdated(run: Mapping[str, Any], stage: str) -> bool:

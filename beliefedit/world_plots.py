@@ -19,6 +19,7 @@ from beliefedit.style import (
     ROLES,
     figure,
     hover_texts,
+    panels,
     short,
     wrapped,
 )
@@ -41,7 +42,8 @@ def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figu
     chart = figure("Subjects that have both relations", height=max(340, 30 * len(names) + 170))
     chart.add_heatmap(z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, colorscale="Cividis",
                       hovertemplate="%{customdata}<extra></extra>", xgap=1, ygap=1, hoverongaps=False,
-                      colorbar={"thickness": 8, "outlinewidth": 0, "tickformat": "~s", "tickfont": {"size": 10}})
+                      colorbar={"title": {"text": "subjects", "font": {"size": 11}}, "thickness": 8, "outlinewidth": 0,
+                                "tickformat": ",d", "tickfont": {"size": 10}})
     chart.update_xaxes(tickvals=places, ticktext=names, showgrid=False, tickangle=-90)
     chart.update_yaxes(tickvals=places, ticktext=names, showgrid=False, autorange="reversed")
     return chart
@@ -59,14 +61,15 @@ def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike, relations: Seque
     alone = [name for name in relations if name not in pairs and name not in pairs.values()]
     places = {name: (1 - side, -row) for row, pair in enumerate(pairs.items()) for side, name in enumerate(pair)}
     places |= {name: (0.5, -len(pairs) - row) for row, name in enumerate(alone)}
-    chart = figure("Upstream → downstream relations", height=52 * (len(pairs) + len(alone)) + 100)
+    chart = figure("Upstream → downstream relations; grey: how often subjects share two relations",
+                   height=52 * (len(pairs) + len(alone)) + 100)
     largest = max(counts.max(initial=0), 1)
     for i, first in enumerate(relations):
         for j, second in enumerate(relations[:i]):
             if counts[i, j]:
                 x, y = _link(places[first], places[second])
-                chart.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", opacity=0.35,
-                                  line={"color": NEUTRAL, "width": 0.4 + 4 * counts[i, j] / largest})
+                chart.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", opacity=0.25,
+                                  line={"color": NEUTRAL, "width": 0.3 + 2.5 * (counts[i, j] / largest) ** 2})
     for downstream, upstream in pairs.items():
         (x0, y0), (x1, y1) = places[upstream], places[downstream]
         chart.add_annotation(x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="", showarrow=True, arrowhead=2,
@@ -135,7 +138,8 @@ def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, giv
     if n_others:
         names, values = [*names, f"{n_others:,} others"], [*values, float(p.sum() - p[top].sum())]
     places = list(range(len(names)))
-    chart = figure(f"{short(relation)} given {short(given)}", x="probability", height=max(200, _BAR * len(names) + 110))
+    chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”", x="agent's probability q",
+                   height=max(200, _BAR * len(names) + 110))
     chart.add_bar(y=places, x=values, orientation="h", marker_color=AGENT, customdata=hover_texts(names),
                   hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>")
     chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names], autorange="reversed",
@@ -144,19 +148,20 @@ def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, giv
     return chart
 
 
-def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, title: str = "Belief as evidence comes in",
+def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = "one fact",
                          n: int = 5) -> go.Figure:
     """The agent's belief on one (subject, relation) after each sentence.
 
     Args:
         frame: step (sentences read), object, p, sentence (the one read at that step).
         true_object: drawn as the agent's line; others thin, the likeliest at the end named.
-        title: trusted text.
+        about: the fact's subject and relation, for the title.
         n: objects shown.
     """
     last = frame.filter(pl.col("step") == pl.col("step").max()).sort("p", "object", descending=[True, False])
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
-    chart = figure(title, x="sentences read", y="probability")
+    chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in", x="sentences about it that were read",
+                   y="agent's probability")
     dashes = ("dash", "dot", "dashdot", "longdash")
     for index, name in enumerate(shown):
         line = frame.filter(object=name).sort("step")
@@ -169,13 +174,44 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, title: str = 
     return chart
 
 
-def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12) -> go.Figure:
+def truth_histogram(frame: pl.DataFrame) -> go.Figure:
+    """How certain the world is, and how often the corpus says what is true (SPEC 3, 4).
+
+    Args:
+        frame: kind, p_true, drawn (null: not stated), as `beliefedit.explore.truth_drawn` gives it.
+    """
+    chart = panels("How often a fact's true object is drawn", ["probability in the world", "share in the corpus"],
+                   panel_height=290)
+    edges, highest = np.linspace(0, 1, 41), 0
+    for column, name in enumerate(("p_true", "drawn"), start=1):
+        below = np.zeros(len(edges) - 1, dtype=int)
+        for index, kind in enumerate(("independent", "dependent")):
+            values = frame.filter(kind=kind)[name].drop_nulls().to_numpy()
+            counts = np.histogram(values, edges)[0]
+            below += counts
+            highest = max(highest, int(below.max()))
+            chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
+                          legendgroup=kind, showlegend=column == 1,
+                          customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+                          marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
+                          hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
+                                        f"<extra>{kind}</extra>", row=1, col=column)
+    lowest = min([value for value in (frame["p_true"].min(), frame["drawn"].min()) if value is not None], default=0)
+    chart.update_xaxes(range=[max(0, lowest - 0.05), 1.01], title_text="share of true draws")
+    chart.update_xaxes(title_text="probability of the true object", col=1)
+    chart.update_yaxes(title_text="facts", col=1)
+    chart.update_yaxes(range=[0, 1.05 * highest or 1])
+    return chart.update_layout(barmode="stack", bargap=0)
+
+
+def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12, told: str = "") -> go.Figure:
     """Facts an edit moved most: a bar from the belief before to the belief after, where a dot sits.
 
     Args:
         frame: subject, relation, object, p_before, p_after, change, path (why it moved).
         role: whose beliefs these are: "agent" or "after" (the LM).
         n: facts shown, the largest change first.
+        told: what was told, for the title.
     """
     rows = frame.sort(pl.col("change").abs(), descending=True, maintain_order=True).head(n).to_dicts()
     places = list(range(len(rows)))
@@ -183,7 +219,8 @@ def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12) -> go.
     hover = [f"{wrapped(text)}<br>{row['p_before']:.3f} → {row['p_after']:.3f} ({row['change']:+.3f})"
              f"<br>{wrapped(row['path'])}" for text, row in zip(sentences, rows, strict=True)]
     common = {"y": places, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>", "showlegend": False}
-    chart = figure("Facts that moved most" if len(frame) > n else "Facts that moved",
+    chart = figure(("Facts that moved most" if len(frame) > n else "Facts that moved")
+                   + (f" when told “{short(told, 60)}”" if told else ""),
                    x="probability, before → after (dot)", height=max(200, 40 * len(rows) + 110))
     chart.add_bar(x=[row["change"] for row in rows], base=[row["p_before"] for row in rows], orientation="h",
                   width=0.28, marker={"color": ROLES[role], "opacity": 0.55}, **common)

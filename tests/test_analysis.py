@@ -1,6 +1,8 @@
 """Measures, tables, comparison and verdict against values worked out by hand (SPEC 8)."""
 
+import base64
 import math
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +14,6 @@ from beliefedit.analysis import MEASURES
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
 from beliefedit.measures import PROBES, measures
-from beliefedit.store import write_json
 
 CONFIG = AnalysisConfig(n_resamples=200)
 JUDGED = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
@@ -210,65 +211,49 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_html_holds_the_numbers_and_no_markup_from_data(result):
+def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     hostile = result.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">'))
-    for page in (tables.styled(hostile), tables.styled_editors(hostile.filter(table="all"), "after")):
+    compared = analysis.compare_editors(frame.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">')), CONFIG,
+                                        np.random.default_rng(0))
+    for page in (tables.styled(hostile), tables.styled_comparison(compared, "all"),
+                 tables.styled_claims(verdict.claims(hostile))):
         cells = Cells()
         cells.feed(page)
-        assert cells.tags <= {"h4", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "br", "small"}
+        assert cells.tags <= {"h4", "p", "a", "b", "span", "div", "table", "caption", "thead", "tbody", "tr", "th",
+                              "td", "br", "small", "details", "summary"}
         assert "http" not in page
     page = Cells()
     page.feed(tables.styled(result.filter(table="all")))
     assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
-    assert page.rows[1] == ["p(request)", "0.100[0.100, 0.100]", "0.990[0.990, 0.990]", "0.890[0.890, 0.890]", "3"]
+    assert page.rows[1] == ["p(request)", "0.100 [0.100, 0.100]", "0.990 [0.990, 0.990]", "0.890 [0.890, 0.890]", "3"]
+    assert [row[0] for row in page.rows[2:4]] == ["accuracy: same subject, same relation",
+                                                  "… as published (contains): same subject, same relation"]
     grouped = Cells()
     grouped.feed(tables.styled(result.filter(table="generalisation")))
-    assert grouped.rows[0] == ["measure", "downstream answer stays", "downstream answer changes"]
-    assert all(len(row) == 9 for row in grouped.rows[2:])
+    assert grouped.rows[0] == ["", "downstream answer stays", "downstream answer changes"]
+    assert all(len(row) == 9 for row in grouped.rows[1:])
+
+
+def test_a_table_can_be_saved_from_the_page(result):
+    (data,) = re.findall(r'download="all.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"',
+                         tables.styled(result.filter(table="all")))
+    assert base64.b64decode(data).decode() == result.filter(table="all").write_csv()
 
 
 def test_verdict_without_an_interval_claims_nothing(result):
     claims = {claim.name: claim for claim in verdict.claims(result)}
     assert claims["adopts"].holds is None
     assert claims["adopts"].sentence == (
-        "Whether lora adopts the request cannot be said: edits of one subject only, so no interval.")
-    assert verdict.verdict(result) == [claim.sentence for claim in verdict.claims(result)]
+        "Whether lora believes the request cannot be said: edits of one subject only, so no interval.")
+    assert tables.styled_claims(verdict.claims(result)).count("not tested") == sum(
+        not claim.value for claim in verdict.claims(result))
 
 
 def test_worst_cases_are_readable_and_sorted():
     worst = analysis.worst_cases(CASES, QUERIES, AFTER, n=2)
-    assert worst["case"].to_list() == [0, 1] and worst["error"].to_list() == pytest.approx([0.5, 0.5])
-    assert worst["sentence"][0] == (
+    assert worst["probe"].to_list() == [probe for probe in PROBES for _ in range(2)]
+    assert worst["case"].to_list() == [0, 1] * 4
+    assert worst["error"].to_list() == pytest.approx([0.04] * 2 + [0.5] * 6)
+    assert worst["sentence"][6] == (
         "Told “Ann home Paris”, lora believes “0 other_subject_other_relation new” with 0.10, the rational agent with "
         "0.60. Asked “0 other_subject_other_relation”, the model says “old thing”.")
-
-
-def write_run(folder, after, lr):
-    for name, frame in {"cases/cases": CASES, "cases/queries": QUERIES, "beliefs/scores": BEFORE,
-                        "edits/scores": after}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / f"{name}.parquet")
-    write_json(folder / "edits/manifest.json", {"config": {"editors": {"lora": {"lr": lr, "steps": 40}}}})
-    return folder
-
-
-def test_compare_pairs_matching_cases(tmp_path):
-    weaker = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.79, "modal": 0.1}, dict.fromkeys(
-        (*JUDGED, "atomic_a"), 0.5))
-    first = write_run(tmp_path / "first", AFTER, 0.001)
-    second = write_run(tmp_path / "second", edited(weaker.filter(pl.col("case") != 1)), 0.0001)
-    found = analysis.compare([first, second], CONFIG, np.random.default_rng(0)).filter(
-        measure="p_request", state="after")
-    assert found["params"].to_list() == ["edits.editors.lora.lr=0.001", "edits.editors.lora.lr=0.0001"]
-    assert found["run"].to_list() == ["first", "second"] and found["n"].to_list() == [3, 2]
-    assert found["mean"].to_list() == pytest.approx([0.99, 0.79])
-    assert found["n_paired"].to_list() == [None, 2] and found["paired"].to_list() == [None, pytest.approx(-0.2)]
-    assert found["paired_low"][1] == pytest.approx(-0.2)
-
-
-def test_compare_names_what_is_missing(tmp_path):
-    with pytest.raises(StoreError, match="no run to compare"):
-        analysis.compare([], CONFIG, np.random.default_rng(0))
-    (tmp_path / "half").mkdir()
-    with pytest.raises(StoreError, match="cases.parquet"):
-        analysis.compare([tmp_path / "half"], CONFIG, np.random.default_rng(0))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 
 import numpy as np
 import plotly.io as pio
@@ -13,6 +14,8 @@ from beliefedit import analysis, plots, style
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import ReportError
 from beliefedit.measures import FLAGS, MEASURES, PROBES
+
+from .conftest import BROWSER
 
 NASTY = '<script>alert(1)</script>"><img src=x onerror=alert(2)> %{x} $a^2$'
 EDITORS = ("lora", NASTY)
@@ -31,6 +34,11 @@ def make_measures():
 
 MEASURED = make_measures()
 TABLES = analysis.tables(MEASURED, AnalysisConfig(n_resamples=100), np.random.default_rng(0))
+COMPARED = {table: analysis.compare_editors(MEASURED.with_columns(seed=pl.col("case") % 4 // 2, relation=pl.lit("r")),
+                                            AnalysisConfig(n_resamples=100), np.random.default_rng(0), table=table)
+            for table in ("updating", "downstream")}
+TRUTH = pl.DataFrame({"kind": ["independent", "independent", "dependent"], "sentence": [NASTY] * 3,
+                      "p_true": [0.61, 0.99, 0.7], "drawn": [0.6, 1.0, None]})
 
 
 def edit_frames():
@@ -74,15 +82,16 @@ FIGURES = {
     "coherence_histograms": lambda: plots.coherence_histograms(MEASURED, NASTY),
     "trajectories": lambda: plots.trajectories(EDITED, QUERIES, 3, before=BEFORE),
     "forest": lambda: plots.forest(TABLES),
-    "downstream_bars": lambda: plots.downstream_bars(TABLES),
-    "accuracy_by_group": lambda: plots.accuracy_by_group(TABLES),
+    "outcomes": lambda: plots.outcomes(TABLES),
+    "contrasts": lambda: plots.contrasts(COMPARED),
+    "truth_histogram": lambda: plots.truth_histogram(TRUTH),
     "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(SHARED, RELATIONS),
     "relation_graph": lambda: plots.relation_graph({"death": "birth"}, SHARED, RELATIONS),
     "belief_bars": lambda: plots.belief_bars(["a", NASTY], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9], request=NASTY),
     "conditional_bars": lambda: plots.conditional_bars(["a", NASTY, "c"], [0.2, 0.5, 0.3], relation=NASTY,
                                                        given=NASTY, n=2),
-    "belief_over_evidence": lambda: plots.belief_over_evidence(EVIDENCE, true_object="a"),
-    "ripple_bars": lambda: plots.ripple_bars(RIPPLES),
+    "belief_over_evidence": lambda: plots.belief_over_evidence(EVIDENCE, true_object="a", about=NASTY),
+    "ripple_bars": lambda: plots.ripple_bars(RIPPLES, told=NASTY),
 }
 
 
@@ -120,7 +129,7 @@ def test_figure_is_valid_titled_see_through_and_inert(name):
         if "hovertemplate" in key:
             assert "alert" not in text and "%{x} " not in text.replace("step %{x}", "")
         hostile += "&lt;script&gt;" in text or "&lt;scrip" in text
-    assert hostile or name in ("training_curves", "accuracy_curves")
+    assert hostile or name in ("training_curves", "accuracy_curves", "truth_histogram")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -131,8 +140,9 @@ def test_figure_of_nothing_is_a_figure(name):
         "calibration": lambda: plots.calibration(BELIEFS.clear()),
         "coherence_histograms": lambda: plots.coherence_histograms(MEASURED.clear(), "lora"),
         "forest": lambda: plots.forest(TABLES.clear()),
-        "downstream_bars": lambda: plots.downstream_bars(TABLES.clear()),
-        "accuracy_by_group": lambda: plots.accuracy_by_group(TABLES.clear()),
+        "outcomes": lambda: plots.outcomes(TABLES.clear()),
+        "contrasts": lambda: plots.contrasts({name: frame.clear() for name, frame in COMPARED.items()}),
+        "truth_histogram": lambda: plots.truth_histogram(TRUTH.clear()),
         "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(np.zeros((0, 0)), []),
         "relation_graph": lambda: plots.relation_graph({}, np.zeros((0, 0)), []),
         "belief_bars": lambda: plots.belief_bars([], [], [], []),
@@ -212,14 +222,27 @@ def test_forest_and_bars_hold_means_and_intervals():
     assert point.x[at] == row["mean"]
     assert point.x[at] + point.error_x.array[at] == pytest.approx(row["high"])
     assert point.x[at] - point.error_x.arrayminus[at] == pytest.approx(row["low"])
-    bars = plots.accuracy_by_group(TABLES)
-    expected = [TABLES.filter(table="updating", editor="lora", measure=f"accuracy_{p}", state="before")["mean"][0]
-                for p in PROBES]
-    assert list(bars.data[0].y) == pytest.approx(expected) and bars.data[0].marker.color == style.BEFORE
-    follows = plots.downstream_bars(TABLES)
+    shown = plots.outcomes(TABLES).data[1]
+    assert shown.name == "LM after" and shown.marker.color == style.AFTER
     changes = TABLES.filter(table="generalisation", group="downstream answer changes", state="after",
                             measure="accuracy_same_subject_other_relation", editor="lora")["mean"][0]
-    assert follows.data[3].y[0] == pytest.approx(changes) and follows.data[3].name == "LM after"
+    assert shown.x[1] == pytest.approx(changes) and shown.customdata[1][3] == "10"
+
+
+def test_contrasts_show_every_contender_and_its_seeds():
+    figure = plots.contrasts(COMPARED)
+    pooled, single = figure.data[0], figure.data[1]  # p(request), the first editor
+    rows = COMPARED["updating"].filter(measure="p_request", state="after", editor="lora")
+    assert list(pooled.x) == [rows["mean"][0]] and pooled.error_x.array[0] == pytest.approx(
+        rows["high"][0] - rows["mean"][0])
+    assert list(single.x) == rows["mean"][1:].to_list() and single.marker.size < pooled.marker.size
+    assert "seed 1" in single.customdata[1][5] and "single seeds" in figure.layout.title.text
+
+
+def test_truth_histogram_counts_facts():
+    figure = plots.truth_histogram(TRUTH)
+    assert [int(sum(trace.y)) for trace in figure.data] == [2, 1, 2, 0]  # in the world, then drawn
+    assert [trace.name for trace in figure.data[:2]] == ["independent facts", "dependent facts"]
 
 
 def test_heatmap_and_graph():
@@ -268,3 +291,16 @@ def test_saving_a_figure_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "kaleido" else find(name))
     with pytest.raises(ReportError, match="needs kaleido"):
         plots.save_figure(figure, tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_is_saved_as_svg_with_dark_text_on_white(tmp_path, monkeypatch):
+    pytest.importorskip("kaleido", reason="kaleido is not installed: pip install kaleido")
+    if not shutil.which(BROWSER):
+        pytest.skip(f"no {BROWSER}: apt-get install chromium")
+    monkeypatch.setenv("BROWSER_PATH", BROWSER)
+    figure = plots.training_curves(METRICS)
+    path = plots.save_figure(figure, tmp_path / "new" / "figure.svg", width=400, height=300)
+    picture = path.read_text(encoding="utf-8")
+    assert picture.startswith("<svg") and "Loss while the model learns" in picture and "rgb(34, 34, 34)" in picture
+    assert figure.layout.font.color is None  # the figure itself stays as it was

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from beliefedit import report
+from beliefedit import report, style
 from beliefedit.errors import ReportError
 from beliefedit.report_cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, mathml, render
 
@@ -234,9 +234,11 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
                  "03_editing": {"title": "Editing", "status": status}}
     (folder / "run.json").write_text(json.dumps({"name": "demo", "notebooks": notebooks, "point": point or {}}))
     cell = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
+    (folder / "tables").mkdir()
+    (folder / "tables" / "verdict.html").write_text("<table><tr><td>believes the request</td></tr></table>")
     (folder / "summary.json").write_text(json.dumps({
-        "name": "demo", "config_hash": "abc", "seed": 0, "data": HOSTILE[0], "model": "small", "device": "cpu",
-        "versions": {"python": "3"}, "seconds": 190.0, "learned": learned, "judgement": "grounds",
+        "name": "demo", "config_hash": "abc", "config": {"corpus": {"n_facts": 77}, "notebooks": None}, "seed": 0, "data": HOSTILE[0], "model": "small", "device": "cpu",
+        "versions": {"python": "3"}, "seconds": 190.0, "finished": "2031-01-02", "learned": learned, "verdict": [HOSTILE[1]], "judgement": "grounds",
         "pretraining": {"accuracy": {"atomic": atomic, "or": None}, "coherence": 0.04}, "tokens_per_second": 15200.0,
         "editing": {"lora": {"updating": {"p_request": cell, "contains_same_subject_same_relation": cell},
                              "edits_per_second": 53.2}}}))
@@ -246,11 +248,11 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
 def test_the_index_shows_head_reports_and_key_figures(tmp_path):
     page = _Page(report.write_index(run_folder(tmp_path / "run", learned=False)).read_text())
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
-    assert links == ["reports/01_corpus.html"]
-    for text in ("has not learned", "The <world>", HOSTILE[0], "3 min 10 s", "0.950", "15,200", "53.2", "p(request)",
-                 "1,234", "+0.500 [+0.400, +0.600]"):
+    assert links == ["#verdict", "#reports", "#figures", "reports/01_corpus.html"]
+    for text in ("has not learned", "The <world>", HOSTILE[0], HOSTILE[1], "3 min 10 s", "95.0 %", "15,200", "53.2",
+                 "believes the request", "corpus.n_facts", "77", "2031-01-02"):
         assert text in page.text
-    assert "contains" not in page.text
+    assert not any(tag == "img" or name.startswith("on") for tag, attrs in page.elements for name in attrs)
 
 
 def test_an_index_needs_a_run(tmp_path):
@@ -259,12 +261,63 @@ def test_an_index_needs_a_run(tmp_path):
 
 
 def test_the_comparison_has_a_row_per_run(tmp_path):
-    run_folder(tmp_path / "seed=0", point={"seed": 0}, atomic=0.97)
-    run_folder(tmp_path / "seed=1", point={"seed": 1}, learned=False, status="failed", atomic=0.31)
-    page = _Page(report.write_comparison(tmp_path).read_text())
-    for text in ("2 runs compared", "1 of 2 models", "0.970", "0.310", "failed", "0.750 [+0.500]"):
+    run_folder(tmp_path / "seed=0", point={"seed": 0, "graph.source": HOSTILE[0]}, atomic=0.97)
+    run_folder(tmp_path / "seed=1", point={"seed": 1, "graph.source": HOSTILE[1]}, learned=False, status="failed",
+               atomic=0.31)
+    section = {"title": HOSTILE[1], "html": "<table><tr><td>0.75</td></tr></table>", "figure": plot(title="Side by side")}
+    page = _Page(report.write_comparison(tmp_path, [section]).read_text())
+    for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side", *HOSTILE[:2]):
         assert text in page.text
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
-    assert links == ["seed%3D0/index.html", "seed%3D1/index.html"]
+    assert links == ["#runs", "#part-0", "seed%3D0/index.html", "seed%3D1/index.html"]
+    assert not any(tag == "img" for tag, _ in page.elements)
+    assert "Side by side" not in report.write_comparison(tmp_path).read_text()
     with pytest.raises(ReportError, match="no runs"):
         report.write_comparison(tmp_path / "seed=0")
+
+
+def test_what_the_head_says_is_not_repeated_and_without_head_not_lost(tmp_path):
+    told = code("x", shown(text__html="<p>red: not learned</p>"))
+    told.metadata["tags"] = ["remove-output"]
+    made = notebook(told, code("y", shown(text__html="<p>kept</p>")))
+    alone = exported(tmp_path, made)
+    assert "red: not learned" in alone and "kept" in alone
+    with_head = exported(tmp_path, made, head={"rows": {"Seed": "0"}})
+    assert "red: not learned" not in with_head and "kept" in with_head
+
+
+def test_a_notebook_of_a_run_finds_its_head(tmp_path):
+    folder = run_folder(tmp_path / "run", learned=False)
+    (folder / "notebooks").mkdir()
+    nbformat.write(notebook(code("1")), folder / "notebooks" / "04_analysis.ipynb")
+    result = CliRunner().invoke(report.main, [str(folder / "notebooks" / "04_analysis.ipynb")])
+    assert result.exit_code == 0, result.output
+    assert "has not learned" in (folder / "notebooks" / "04_analysis.html").read_text()
+
+
+def test_controls_inside_widgets_become_their_settings():
+    state = {"box": {"state": {"_model_name": "VBoxModel", "children": [
+                 f"IPY_MODEL_{name}" for name in ("menu", "slider", "tick", "button", "text", "picture", "box")]}},
+             "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
+                                "_options_labels": ["Ann", HOSTILE[0]]}},
+             "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
+             "tick": {"state": {"_model_name": "CheckboxModel", "description": "told", "value": True}},
+             "button": {"state": {"_model_name": "ButtonModel", "description": "Edit"}},
+             "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}},
+             "picture": {"state": {"_model_name": "ImageModel", "format": "png"},
+                         "buffers": [{"path": ["value"], "encoding": "base64", "data": "aGk="}]}}
+    view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
+    page = render(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    (output,) = page.cells[0]["outputs"]
+    assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
+    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt; · evidence: 0.95 · told: yes"
+
+
+def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(style, "save_figure", lambda figure, path: saved.append((figure.layout.title.text, path)) or path)
+    nbformat.write(notebook(*(code("show", new_output("display_data", data={PLOTLY: plot(title=name)}))
+                              for name in ("one", "two"))), tmp_path / "a.ipynb")
+    result = CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "--figures", "svg"])
+    assert result.exit_code == 0, result.output
+    assert saved == [("one", tmp_path / "a_figures" / "a-01.svg"), ("two", tmp_path / "a_figures" / "a-02.svg")]

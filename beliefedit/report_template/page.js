@@ -47,11 +47,13 @@
     layout.height = Math.max((layout.height ?? 450) - title, 200);
     const legend = { orientation: "v", y: 1, ...layout.template?.layout?.legend, ...layout.legend };
     const margin = { l: 60, r: 16, t: 100, b: 50, ...layout.template?.layout?.margin, ...layout.margin };
-    const lettered = (layout.annotations ?? []).some((note) => note.yref === "paper" && note.y >= 0.99);
+    const names = (layout.annotations ?? []).filter((note) => note.yref === "paper" && note.y >= 0.99);
+    const lettered = names.length > 0;
+    const lines = Math.max(1, ...names.map((note) => note.text.split(/<br/).length));
     const named = data.filter((trace) => trace.name && trace.showlegend !== false).length;
     const shown = layout.showlegend ?? named > 1;
     const above = shown && legend.orientation === "h" && legend.y >= 1;
-    margin.t = Math.min(Math.max(margin.t - title, 16), above ? Infinity : lettered ? 36 : 16);
+    margin.t = Math.min(Math.max(margin.t - title, 16), above ? Infinity : lettered ? 20 + 16 * lines : 16);
     if (narrow.matches) {
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
       layout.font.size = 11.5;
