@@ -199,3 +199,27 @@ def test_progress_renews_one_line_on_a_terminal_and_writes_lines_elsewhere():
         assert "seed=0  [1/5] 01_corpus -> runs/demo/reports/01_corpus.html, about 3 min 20 s left" in text
         assert text.count("\n") == (2 if stream.isatty() else 3) and ("\r" in text) == stream.isatty()
         assert ("00:10<00:15" in text) == stream.isatty()
+
+
+def test_processes_of_one_launch_train_together_and_one_goes_on(place):
+    """As `accelerate launch` starts them: both train, the first runs the notebooks and finds the model there."""
+    (place / "tiny.yaml").write_text("""
+graph: {source: demo, demo_subjects: 300, min_cooccurrence: 10}
+corpus: {n_facts: 20, sentences_per_doc: 1, n_orders: 1}
+model: {size: null, hidden_size: 32, n_layers: 1, vocab_size: 500}
+pretraining: {n_tokens: 4000, n_evaluations: 1, n_eval_facts: 5}
+""")
+    write(place / "notebooks" / "02_pretraining.ipynb", "# The model",
+          "import os, beliefedit as be\nfrom beliefedit import pretrain\n"
+          "pretrain.train = None  # it must be there already\n"
+          "be.make_model(be.load_params(params_file, overrides), be.Store(run_folder))\n"
+          "print(os.environ.get('WORLD_SIZE', 'alone'))")
+    started = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "run_all.py"),
+         "--params", "tiny.yaml", "--notebooks", "notebooks", "--out", "run"], capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.count("Open ") == 1 and started.stdout.count("02_pretraining  done") == 1
+    assert [output.text for output in outputs(place / "run" / "notebooks" / "02_pretraining.ipynb")
+            if output.output_type == "stream"] == ["alone\n"]
+    assert json.loads((place / "run" / "model" / "manifest.json").read_text())["tokens_per_second"] > 0
