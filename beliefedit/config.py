@@ -171,6 +171,8 @@ class EditConfig(Config):
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
     batch_size: Positive = Field(64, description="edits carried out at once")
     n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too, for the trajectory figures")
+    n_distributions: NonNegative | None = Field(
+        50, description="first edits whose whole distributions over all objects are compared too; null: all")
     trajectory_every: Positive = Field(4, description="steps between the points of a trajectory")
 
 

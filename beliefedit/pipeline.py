@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 1}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 2}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 DEMO = "demo"
@@ -162,20 +162,25 @@ def make_model(config: Experiment, store: Store) -> tuple[PreTrainedModel, PreTr
 
 
 def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
-    """What the unedited model answers to every query of the cases: case, probe, kind, log_p, decoded."""
+    """What the unedited model answers to every query of the cases: case, probe, kind, log_p, decoded.
+
+    ``beliefs/distances.parquet`` has its whole distributions against the agent's.
+    """
     asked = make_cases(config, store)
     make_corpus(config, store)
 
     def build(folder: Path) -> None:
-        from beliefedit import editing
+        from beliefedit import distances, editing
 
         model, tokenizer = make_model(config, store)
+        comparison = distances.Comparison(make_agent(config, store), tokenizer, asked, config.edit)
+        comparison.before(model).write_parquet(folder / "distances.parquet")
         editing.ask(model, tokenizer, asked.queries, max_new_tokens=_answer_length(config, store, tokenizer)
                     ).write_parquet(folder / "scores.parquet")
 
     make_model(config, store)
-    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=_keys(store, "cases", "model"), config={},
-                         build=build)
+    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=_keys(store, "cases", "model"),
+                         config={"n_distributions": config.edit.n_distributions}, build=build)
     return pl.read_parquet(folder / "scores.parquet")
 
 
@@ -185,20 +190,21 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     model, tokenizer = make_model(config, store)
     settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
                 "n_edited": config.edit.n_edited, "n_trajectories": config.edit.n_trajectories,
-                "trajectory_every": config.edit.trajectory_every}
+                "trajectory_every": config.edit.trajectory_every, "n_distributions": config.edit.n_distributions}
 
     def build(folder: Path) -> dict[str, Any]:
-        from beliefedit import editing, lessons
+        from beliefedit import distances, editing, lessons
 
         working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
-        made, known = make_world(config, store), make_corpus(config, store)
-        taught = lessons.Neighbourhood(made, known, make_agent(config, store), asked, config.seed)
-        base = editing.Base(model, tokenizer, _texts(known), taught)
+        made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
+        base = editing.Base(model, tokenizer, _texts(known), lessons.Neighbourhood(
+            made, known, agent, asked, config.seed), distances.Comparison(agent, tokenizer, asked, config.edit))
         editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
                             max_new_tokens=_answer_length(config, store, tokenizer))
         scores, edit_log = editing.gather(working)
         scores.write_parquet(folder / "scores.parquet")
         edit_log.write_parquet(folder / "log.parquet")
+        editing.gather_distances(working).write_parquet(folder / "distances.parquet")
         shutil.rmtree(working)
         return {"device": str(model.device)}
 
@@ -222,7 +228,8 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
     after, edit_log = make_edits(config, store)
 
     def build(folder: Path) -> None:
-        measured = analysis.measures(asked.cases, asked.queries, before, after)
+        compared = tuple(pl.read_parquet(store.folder / stage / "distances.parquet") for stage in ("beliefs", "edits"))
+        measured = analysis.measures(asked.cases, asked.queries, before, after, distances=compared)
         found = analysis.tables(measured, config.analysis, np.random.default_rng([config.seed, _STREAM]))
         measured.write_parquet(folder / "measures.parquet")
         found.write_parquet(folder / "tables.parquet")

@@ -16,6 +16,8 @@ MEASURE_NAMES = {
     **{f"accuracy_{probe}": f"accuracy: {name}" for probe, name in _PROBE_NAMES.items()},
     **{f"contains_{probe}": f"accuracy as published: {name}" for probe, name in _PROBE_NAMES.items()},
     **{f"coherence_{probe}": f"coherence error: {name}" for probe, name in _PROBE_NAMES.items()},
+    **{f"tv_{probe}": f"total variation: {name}" for probe, name in _PROBE_NAMES.items()},
+    **{f"kl_{probe}": f"KL, nats: {name}" for probe, name in _PROBE_NAMES.items()},
     **{name: f"logical error: {'T/F' if name == 'true_false' else name}" for name in LOGIC},
 }
 TABLE_NAMES = {
