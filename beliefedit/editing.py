@@ -188,7 +188,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, ...]:
     """The frames of one piece: its scores after the last step, or every few steps, its distances, its log."""
-    requests = [_request(run, row) for row in piece.iter_rows(named=True)]
+    requests = [request_of(row, run.editor, run.base) for row in piece.iter_rows(named=True)]
     reasons = [run.editor.refusal(run.base.tokenizer, request, run.max_new_tokens) for request in requests]
     for case, reason in zip(piece["case"], reasons, strict=True):
         if reason:
@@ -207,11 +207,11 @@ def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.Dat
     return scores, distances, entries.join(done, on="case", how="left", maintain_order="left")
 
 
-def _request(run: _Run, case: dict) -> Request:
-    """What a row of the cases asks for."""
+def request_of(case: dict, editor: Editor, base: Base) -> Request:
+    """What a row of the cases asks of an editor."""
     lessons = ()
-    if run.editor.needs_lessons and run.base.lessons is not None:
-        lessons = run.base.lessons(case, run.editor.config)
+    if editor.needs_lessons and base.lessons is not None:
+        lessons = base.lessons(case, editor.config)
     return Request(atomic_prompt(case["subject"], case["relation"]), case["request"], case["subject"], case["weight"],
                    lessons)
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from beliefedit import analysis, cases, corpus, demo_graph, kg, tables, verdict, world
+from beliefedit import analysis, cases, corpus, demo_graph, kg, metrics, tables, verdict, world
 from beliefedit.agent import BayesAgent
 from beliefedit.cases import Cases
-from beliefedit.config import Experiment, ModelConfig
+from beliefedit.config import Config, Experiment, ModelConfig
 from beliefedit.corpus import Corpus
 from beliefedit.kg import Graph
 from beliefedit.language import Atom, clause, judged_prompt, label_word
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 2}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 2,
+            "sequences": 1, "rationality": 1}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 DEMO = "demo"
@@ -211,6 +212,50 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     folder = store.stage("edits", version=VERSIONS["edits"], inputs=_keys(store, "cases", "model"), config=settings,
                          build=build)
     return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
+
+
+def make_sequences(config: Experiment, store: Store) -> pl.DataFrame:
+    """Every editor's edits of one model in a row: means with intervals, by editor, n, group and measure.
+
+    ``sequences/values.parquet`` has what they are means of; see `beliefedit.sequence`.
+    """
+    return _in_a_row(config, store, "sequences", config.edit.sequence, ["editor", "n", "group", "measure"])
+
+
+def make_rationality(config: Experiment, store: Store) -> pl.DataFrame:
+    """Tests that no rational reader fails: means with intervals, by editor, test and who (lm, agent).
+
+    ``rationality/values.parquet`` has what they are means of; see `beliefedit.rationality`.
+    """
+    return _in_a_row(config, store, "rationality", config.edit.rationality, ["editor", "test", "who"])
+
+
+def _in_a_row(config: Experiment, store: Store, name: str, parameters: Config, by: list[str]) -> pl.DataFrame:
+    """A stage that edits on top of edits, an editor after another, and its means."""
+    asked = make_cases(config, store)
+    model, tokenizer = make_model(config, store)
+    settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
+                name: parameters.model_dump(mode="json"), "analysis": config.analysis.model_dump()}
+
+    def build(folder: Path) -> None:
+        from beliefedit import editing, lessons, rationality, sequence
+
+        working = store.working_folder(name, settings | _keys(store, "cases", "model"))
+        made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
+        base = editing.Base(model, tokenizer, _texts(known), lessons.Neighbourhood(
+            made, known, agent, asked, config.seed))
+        run = {"sequences": sequence.run_sequences, "rationality": rationality.run_tests}[name]
+        values = run(base, agent, asked, config.edit, seed=config.seed, folder=working,
+                     max_new_tokens=_answer_length(config, store, tokenizer))
+        values.write_parquet(folder / "values.parquet")
+        means = metrics.intervals_by(values, by, np.random.default_rng([config.seed, _STREAM]),
+                                     **config.analysis.model_dump(include={"n_resamples", "level"}))
+        means.write_parquet(folder / "means.parquet")
+        shutil.rmtree(working)
+
+    folder = store.stage(name, version=VERSIONS[name], inputs=_keys(store, "cases", "model"), config=settings,
+                         build=build)
+    return pl.read_parquet(folder / "means.parquet")
 
 
 def _texts(known: Corpus) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whole distributions against the agent's: every object scored in a sentence of its own, plain sums."""
+"""Whole distributions against the agent's: every object scored as a target of its own, plain sums."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def asked(tmp_path_factory):
 def slow(agent, model, tokenizer, row, view, version=None):
     """(tv, kl, outside) of one question, object by object."""
     objects = agent.objects
-    log_p = np.array([score(model, tokenizer, [row["prompt"]], [o], versions=None if version is None else [version])[0]
-                      for o in objects])
+    log_p = score(model, tokenizer, [row["prompt"]] * len(objects), objects,
+                  versions=None if version is None else [version] * len(objects))
     tokens = [tokenizer(f" {o}", add_special_tokens=False)["input_ids"] for o in objects]
     q = np.exp(log_p)
     for longer in sorted(range(len(objects)), key=lambda at: len(tokens[at])):
@@ -69,7 +69,7 @@ def test_before_and_after_equal_the_slow_sums(asked) -> None:
         view = "direct" if row["probe"] == PROBES[0] else "predictive"
         expected = slow(told, edited, tokenizer, row, view, version=row["case"])
         np.testing.assert_allclose(after.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
-    assert (after["tv"] - before["tv"]).abs().max() > 0.01
+    assert (after["kl"] - before["kl"]).abs().max() > 0.1
 
 
 def test_none_and_all_of_the_cases(asked) -> None:
