@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from beliefedit import report, runner, sweep
 from beliefedit.config import load_params, parse_override
 from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.progress import Progress, duration
+from beliefedit.store import Store
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -44,6 +47,8 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
                              notebooks=found, only=runner.select(found, only), force=force, point=point)
                  for point in points or [{}]]
         records = [runner.open_record(plan) for plan in plans]
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _train_together(plans):
+            return
         finished = [_run(plan, record, title=f"({n}/{len(plans)}) {plan.folder.name}" if points else "")
                     for n, (plan, record) in enumerate(zip(plans, records, strict=True), start=1)]
         index = report.write_comparison(out) if points else out / "index.html"
@@ -52,6 +57,16 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
         sys.exit(1)
     click.echo(f"\nOpen {index.resolve()}")
     sys.exit(0 if all(finished) else 1)
+
+
+def _train_together(plans: Sequence[runner.Plan]) -> bool:
+    """Train with the other processes of `accelerate launch`; the first one alone goes on to the notebooks."""
+    from beliefedit import parallel, pipeline
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    is_first = all([pipeline.make_model_together(plan.experiment, Store(plan.folder)) for plan in plans])
+    parallel.leave()
+    return is_first
 
 
 def _run(plan: runner.Plan, record: dict, title: str) -> bool:

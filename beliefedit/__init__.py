@@ -20,7 +20,7 @@ _HOMES = {
     "build_cases": "cases", "editor": "editors",
     "make_graph": "pipeline", "make_world": "pipeline", "make_corpus": "pipeline", "make_agent": "pipeline",
     "make_cases": "pipeline", "make_model": "pipeline", "make_beliefs": "pipeline", "make_edits": "pipeline",
-    "make_tables": "pipeline",
+    "make_tables": "pipeline", "make_sequences": "edit_stages", "make_rationality": "edit_stages",
 }
 
 __all__ = list(_HOMES)  # noqa: PLE0604 - the names are strings

@@ -78,6 +78,7 @@ class CorpusConfig(Config):
     true_false: bool = Field(True, description="write judged sentences")
     connectives: tuple[Connective, ...] = Field(("or", "and", "not"), description="compound sentences to write")
     n_complex: NonNegative = Field(20, description="compound sentences per subject, shared over the connectives")
+    complex_rounds: Positive = Field(1, description="times they are drawn; a connective uses a fact once each time")
     judge_all_samples: bool = Field(True, description="judge every draw; else one true and one false per fact")
     true_object_most_frequent: bool = Field(True, description="redraw until the true object has the majority")
     use_distractors: bool = Field(True, description="a false independent fact uses its distractor")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from beliefedit.lm import generate, score
@@ -33,11 +31,6 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _attention(device: torch.device) -> AbstractContextManager:
-    """On CPUs plain matrix products: the fused kernel's backward pass alone takes almost half of a step there."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
 class TrainingLoss(nn.Module):
     """Loss of a batch, with attention kept inside documents and logits only where a token is predicted.
 
@@ -57,17 +50,18 @@ class TrainingLoss(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         # Given as a mask, not left to be read off the positions: that is skipped wherever a cache is made.
         mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-        with _attention(ids.device):
-            hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
-                                           use_cache=False).last_hidden_state
+        if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
+            mask = torch.zeros(mask.shape, device=ids.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
+                                       use_cache=False).last_hidden_state
         predicted = targets != IGNORED
         logits = self.model.get_output_embeddings()(hidden[predicted]).float()
-        log_p = logits.log_softmax(-1)
-        nll = -log_p.gather(1, targets[predicted][:, None]).sum()
+        nll = nn.functional.cross_entropy(logits, targets[predicted], reduction="sum")
         if not self.label_smoothing:
             return nll, nll.detach()
-        uniform = -log_p.mean(-1).sum()
-        return (1 - self.label_smoothing) * nll + self.label_smoothing * uniform, nll.detach()
+        smooth = nn.functional.cross_entropy(logits, targets[predicted], reduction="sum",
+                                             label_smoothing=self.label_smoothing)
+        return smooth, nll.detach()
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as transformers_logging
 
 from beliefedit.config import ModelConfig
@@ -29,6 +30,7 @@ Model = PreTrainedModel | Callable
 """A `transformers` causal LM, or anything with its ``device`` that is called as one."""
 
 transformers_logging.disable_progress_bar()  # reading or writing one small file needs no bar of its own
+CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"  # newer and older transformers
 _N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
 
 
@@ -203,9 +205,8 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
 def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:
     """The prompts as the model's versions read them: tokens are those of the whole text."""
     prefixes = None if versions is None else getattr(model, "prefixes", None)
-    if prefixes is None:
-        return prompts
-    return [prefixes[version] + prompt for version, prompt in zip(versions, prompts, strict=True)]
+    return prompts if prefixes is None else [prefixes[version] + prompt
+                                             for version, prompt in zip(versions, prompts, strict=True)]
 
 
 def _shared_rows(pairs: Pairs, versions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,9 +259,8 @@ def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence
     special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
     answers: dict[tuple[int, str], str] = {}
     for batch in batches(np.array([len(ids) for ids in encoded], dtype=np.int64), batch_tokens):
-        extra = {}
-        if versions is not None:
-            extra["versions"] = torch.tensor([distinct[row][0] for row in batch], device=model.device)
+        extra = {} if versions is None else {
+            "versions": torch.tensor([distinct[row][0] for row in batch], device=model.device)}
         new = _continue(model, tokenizer, [encoded[row] for row in batch], max_new_tokens + _N_EXTRA, extra)
         for row, ids in zip(batch, new, strict=True):
             answers[distinct[row]] = _answer(tokenizer, ids, max_new_tokens, special)
@@ -275,11 +275,11 @@ def _continue(model: Model, tokenizer: PreTrainedTokenizerFast, encoded: list[li
     attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=model.device)
     positions = (attention.cumsum(1) - 1).clamp(min=0)
     ended = torch.zeros(len(encoded), dtype=torch.bool, device=model.device)
-    new, cache = [], None
+    new: list[torch.Tensor] = []
     for _ in range(n_new):
-        output = model(input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache,
-                       use_cache=True, logits_to_keep=1, **extra)
-        ids, cache = output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
+        output = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=True,
+                       logits_to_keep=1, **extra)
+        ids, extra[CACHE] = output.logits[:, -1].argmax(-1, keepdim=True), getattr(output, CACHE)
         new.append(ids)
         ended |= ids[:, 0] == tokenizer.eos_token_id
         if ended.all():

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _JOB = "job"
 _PROBLEM = "problem-"
 _NEWS = "pretraining:"  # how the lines of `TrainingProgress` begin
+EVALUATED = "evaluation: "
+"""How the line begins that tells of an evaluation, once its metrics are written."""
 
 
 class Processes:
@@ -92,9 +94,17 @@ def join(device: torch.device) -> Processes:
     return Processes(device, Accelerator(cpu=device.type == "cpu"))
 
 
+def leave() -> None:
+    """Part from the other processes: what this one does and starts from here on, it does alone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
 def launch(folder: Path, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None, *, n_processes: int,
-           job: dict[str, Any]) -> None:
-    """Train in so many new processes on this machine, and wait for them.
+           job: dict[str, Any], evaluated: Callable[[], None]) -> None:
+    """Train in so many new processes on this machine, and wait for them; ``evaluated`` is called as they evaluate.
 
     Raises:
         TrainingError: with the message of the process that failed.
@@ -113,6 +123,8 @@ def launch(folder: Path, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFram
                 log.info("%s", line.rstrip())
             else:
                 log.debug("%s", line.rstrip())
+            if line.startswith(EVALUATED):
+                evaluated()
     problems = [path.read_text(encoding="utf-8") for path in sorted(inputs.glob(f"{_PROBLEM}*"))]
     shutil.rmtree(inputs)
     if started.returncode:

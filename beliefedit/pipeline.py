@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from beliefedit import analysis, cases, corpus, demo_graph, kg, metrics, tables, verdict, world
+from beliefedit import analysis, cases, corpus, demo_graph, kg, tables, verdict, world
 from beliefedit.agent import BayesAgent
 from beliefedit.cases import Cases
-from beliefedit.config import Config, Experiment, ModelConfig
+from beliefedit.config import Experiment, ModelConfig
 from beliefedit.corpus import Corpus
 from beliefedit.kg import Graph
 from beliefedit.language import Atom, clause, judged_prompt, label_word
@@ -30,10 +30,11 @@ from beliefedit.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from beliefedit.pretrain import Watcher
+
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 2,
-            "sequences": 1, "rationality": 1}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 2}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 DEMO = "demo"
@@ -95,7 +96,7 @@ def _sample_texts(graph: Graph, n_facts: int) -> Iterator[str]:
 def make_world(config: Experiment, store: Store) -> World:
     """The generative model (SPEC 3)."""
     graph = make_graph(config, store)
-    folder = store.stage("world", version=VERSIONS["world"], inputs=_keys(store, "graph"),
+    folder = store.stage("world", version=VERSIONS["world"], inputs=keys_of(store, "graph"),
                          config={"world": config.world.model_dump(), "seed": config.seed},
                          build=lambda folder: world.save(
                              world.build_world(graph, config.world.min_truth, config.seed), folder))
@@ -111,7 +112,7 @@ def make_corpus(config: Experiment, store: Store) -> Corpus:
         corpus.save(sampled, folder)
         return {"statistics": sampled.statistics}
 
-    folder = store.stage("corpus", version=VERSIONS["corpus"], inputs=_keys(store, "world"),
+    folder = store.stage("corpus", version=VERSIONS["corpus"], inputs=keys_of(store, "world"),
                          config={"corpus": config.corpus.model_dump(mode="json"), "seed": config.seed}, build=build)
     return corpus.load(folder, made)
 
@@ -132,34 +133,72 @@ def make_cases(config: Experiment, store: Store) -> Cases:
         agent = make_agent(config, store)
         cases.save(cases.build_cases(make_world(config, store), known, agent, config.edit, config.seed), folder)
 
-    return cases.load(store.stage("cases", version=VERSIONS["cases"], inputs=_keys(store, "corpus"),
+    return cases.load(store.stage("cases", version=VERSIONS["cases"], inputs=keys_of(store, "corpus"),
                                   config={"edit": settings, "seed": config.seed}, build=build))
 
 
-def make_model(config: Experiment, store: Store) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The language model that has read the corpus, and its tokenizer (SPEC 7)."""
-    from beliefedit import lm, pretrain
+def make_model(config: Experiment, store: Store,
+               watch: Watcher | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The language model that has read the corpus, and its tokenizer (SPEC 7).
 
-    known = make_corpus(config, store)
-    settings = {"model": config.model.model_dump(mode="json"), "seed": config.seed,
-                "pretraining": config.pretraining.model_dump(mode="json")}
+    Args:
+        watch: called with the metrics so far after every evaluation of a training; not at all if the model is there.
+    """
+    from beliefedit import lm
+
+    make_corpus(config, store)
 
     def build(folder: Path) -> dict[str, Any]:
-        made, agent = make_world(config, store), make_agent(config, store)
-        probes = cases.build_probes(made, known, agent, config.pretraining.n_eval_facts, config.seed)
-        working = store.working_folder("model", settings)
-        metrics = pretrain.train(known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")),
-                                 config.model, config.pretraining, probes=probes, folder=working, seed=config.seed,
-                                 device=config.device)
+        working, metrics = _train(config, store, watch)
         last = metrics.row(-1, named=True)
         shutil.copytree(working, folder, dirs_exist_ok=True)
         shutil.rmtree(working)
         return {"device": str(lm.resolve_device(config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
-    folder = store.stage("model", version=VERSIONS["model"], inputs=_keys(store, "graph", "corpus"), config=settings,
-                         build=build)
+    folder = store.stage("model", **_model_key(config, store), build=build)
     return lm.load_model(folder, lm.resolve_device(config.device))
+
+
+def _model_key(config: Experiment, store: Store) -> dict[str, Any]:
+    return {"version": VERSIONS["model"], "inputs": keys_of(store, "graph", "corpus"), "config": {
+        "model": config.model.model_dump(mode="json"), "seed": config.seed,
+        "pretraining": config.pretraining.model_dump(mode="json")}}
+
+
+def _train(config: Experiment, store: Store, watch: Watcher | None) -> tuple[Path, pl.DataFrame]:
+    """(working folder with the trained model, its metrics)."""
+    from beliefedit import pretrain
+
+    known = make_corpus(config, store)
+    probes = cases.build_probes(make_world(config, store), known, make_agent(config, store),
+                                config.pretraining.n_eval_facts, config.seed)
+    working = store.working_folder("model", _model_key(config, store)["config"])
+    return working, pretrain.train(
+        known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")), config.model, config.pretraining,
+        probes=probes, folder=working, seed=config.seed, device=config.device, watch=watch)
+
+
+def make_model_together(config: Experiment, store: Store) -> bool:
+    """The model, trained by all processes of one launch (`accelerate launch`, torchrun); every one of them calls this.
+
+    They share the run folder, on several hosts through a shared file system.
+
+    Returns:
+        Whether this is the first process; the others have nothing left to do.
+    """
+    from beliefedit import lm, parallel
+
+    processes = parallel.join(lm.resolve_device(config.device))
+    if processes.is_main:
+        make_corpus(config, store)
+    processes.wait()
+    if processes.is_main:
+        make_model(config, store)
+    elif not store.holds("model", **_model_key(config, store)):
+        _train(config, store, None)
+    processes.wait()
+    return processes.is_main
 
 
 def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
@@ -176,11 +215,11 @@ def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
         model, tokenizer = make_model(config, store)
         comparison = distances.Comparison(make_agent(config, store), tokenizer, asked, config.edit)
         comparison.before(model).write_parquet(folder / "distances.parquet")
-        editing.ask(model, tokenizer, asked.queries, max_new_tokens=_answer_length(config, store, tokenizer)
+        editing.ask(model, tokenizer, asked.queries, max_new_tokens=answer_length(config, store, tokenizer)
                     ).write_parquet(folder / "scores.parquet")
 
     make_model(config, store)
-    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=_keys(store, "cases", "model"),
+    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=keys_of(store, "cases", "model"),
                          config={"n_distributions": config.edit.n_distributions}, build=build)
     return pl.read_parquet(folder / "scores.parquet")
 
@@ -196,12 +235,12 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     def build(folder: Path) -> dict[str, Any]:
         from beliefedit import distances, editing, lessons
 
-        working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
+        working = store.working_folder("edits", settings | keys_of(store, "cases", "model"))
         made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
-        base = editing.Base(model, tokenizer, _texts(known), lessons.Neighbourhood(
+        base = editing.Base(model, tokenizer, corpus.spread_texts(known), lessons.Neighbourhood(
             made, known, agent, asked, config.seed), distances.Comparison(agent, tokenizer, asked, config.edit))
         editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
-                            max_new_tokens=_answer_length(config, store, tokenizer))
+                            max_new_tokens=answer_length(config, store, tokenizer))
         scores, edit_log = editing.gather(working)
         scores.write_parquet(folder / "scores.parquet")
         edit_log.write_parquet(folder / "log.parquet")
@@ -209,62 +248,9 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
         shutil.rmtree(working)
         return {"device": str(model.device)}
 
-    folder = store.stage("edits", version=VERSIONS["edits"], inputs=_keys(store, "cases", "model"), config=settings,
+    folder = store.stage("edits", version=VERSIONS["edits"], inputs=keys_of(store, "cases", "model"), config=settings,
                          build=build)
     return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
-
-
-def make_sequences(config: Experiment, store: Store) -> pl.DataFrame:
-    """Every editor's edits of one model in a row: means with intervals, by editor, n, group and measure.
-
-    ``sequences/values.parquet`` has what they are means of; see `beliefedit.sequence`.
-    """
-    return _in_a_row(config, store, "sequences", config.edit.sequence, ["editor", "n", "group", "measure"])
-
-
-def make_rationality(config: Experiment, store: Store) -> pl.DataFrame:
-    """Tests that no rational reader fails: means with intervals, by editor, test and who (lm, agent).
-
-    ``rationality/values.parquet`` has what they are means of; see `beliefedit.rationality`.
-    """
-    return _in_a_row(config, store, "rationality", config.edit.rationality, ["editor", "test", "who"])
-
-
-def _in_a_row(config: Experiment, store: Store, name: str, parameters: Config, by: list[str]) -> pl.DataFrame:
-    """A stage that edits on top of edits, an editor after another, and its means."""
-    asked = make_cases(config, store)
-    model, tokenizer = make_model(config, store)
-    settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
-                name: parameters.model_dump(mode="json"), "analysis": config.analysis.model_dump()}
-
-    def build(folder: Path) -> None:
-        from beliefedit import editing, lessons, rationality, sequence
-
-        working = store.working_folder(name, settings | _keys(store, "cases", "model"))
-        made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
-        base = editing.Base(model, tokenizer, _texts(known), lessons.Neighbourhood(
-            made, known, agent, asked, config.seed))
-        run = {"sequences": sequence.run_sequences, "rationality": rationality.run_tests}[name]
-        values = run(base, agent, asked, config.edit, seed=config.seed, folder=working,
-                     max_new_tokens=_answer_length(config, store, tokenizer))
-        values.write_parquet(folder / "values.parquet")
-        means = metrics.intervals_by(values, by, np.random.default_rng([config.seed, _STREAM]),
-                                     **config.analysis.model_dump(include={"n_resamples", "level"}))
-        means.write_parquet(folder / "means.parquet")
-        shutil.rmtree(working)
-
-    folder = store.stage(name, version=VERSIONS[name], inputs=_keys(store, "cases", "model"), config=settings,
-                         build=build)
-    return pl.read_parquet(folder / "means.parquet")
-
-
-def _texts(known: Corpus) -> list[str]:
-    """Documents for editors that look at how the model reads the corpus, spread over all of it."""
-    every = max(1, known.statistics["documents"] // _N_TEXTS)
-    return pl.scan_parquet(known.documents / "*.parquet").select("text").gather_every(every).collect()["text"].to_list()
-
-
-_N_TEXTS = 20_000
 
 
 def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
@@ -286,7 +272,7 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
         write_json(folder / "summary.json", summary)
         write_text(folder / "verdict.txt", "\n".join(verdict.verdict(found)) + "\n")
 
-    folder = store.stage("tables", version=VERSIONS["tables"], inputs=_keys(store, "cases", "beliefs", "edits"),
+    folder = store.stage("tables", version=VERSIONS["tables"], inputs=keys_of(store, "cases", "beliefs", "edits"),
                          config={"analysis": config.analysis.model_dump(), "seed": config.seed}, build=build)
     return pl.read_parquet(folder / "tables.parquet")
 
@@ -294,11 +280,12 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
 _STREAM = 6
 
 
-def _keys(store: Store, *stages: str) -> dict[str, str]:
+def keys_of(store: Store, *stages: str) -> dict[str, str]:
+    """Keys of built stages, by name."""
     return {stage: store.manifest(stage)["key"] for stage in stages}
 
 
-def _answer_length(config: Experiment, store: Store, tokenizer: PreTrainedTokenizerFast) -> int:
+def answer_length(config: Experiment, store: Store, tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens a decoded answer may have: the longest object label where labels are whole."""
     if config.graph.max_object_tokens:
         return config.graph.max_object_tokens

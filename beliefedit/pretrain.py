@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +38,13 @@ _SCHEMA = {"step": pl.Int64, "tokens": pl.Int64, "seconds": pl.Float64, "learnin
            "coherence": pl.Float64}
 _HELD_OUT_STREAM = 13
 
+Watcher = Callable[[pl.DataFrame], None]
+"""Called with the metrics so far after every evaluation."""
+
 
 def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig, training: PretrainingConfig, *,
-          folder: Path, probes: pl.DataFrame | None = None, seed: int = 0, device: str = "auto") -> pl.DataFrame:
+          folder: Path, probes: pl.DataFrame | None = None, seed: int = 0, device: str = "auto",
+          watch: Watcher | None = None) -> pl.DataFrame:
     """Train a model on documents; called again after an interruption, go on from the last checkpoint.
 
     Args:
@@ -53,6 +57,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             null for judged prompts); None: no accuracies.
         seed: decides weights and data order.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
+        watch: told of every evaluation.
 
     Returns:
         The metrics: step, tokens, seconds, learning_rate, train_loss and eval_loss (nats per token), exact accuracies
@@ -66,12 +71,13 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     if training.processes > 1 and not parallel.launched():
         parallel.launch(folder, tokenizer, probes, n_processes=training.processes, job={
             "documents": str(Path(documents).resolve()), "config": config.model_dump(mode="json"),
-            "training": training.model_dump(mode="json"), "seed": seed, "device": device})
+            "training": training.model_dump(mode="json"), "seed": seed, "device": device},
+            evaluated=lambda: watch(pl.read_parquet(folder / METRICS)) if watch is not None else None)
         return pl.read_parquet(folder / METRICS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         run = _Run(documents, tokenizer, config, training, folder, probes, seed, device)
-        run.go()
+        run.go(watch)
     return run.metrics()
 
 
@@ -107,6 +113,8 @@ class _Run:
         self.held_out_batches = Batches(encoded, self.held_out, training, packed=True, seed=seed)
         self.model: PreTrainedModel = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                                                   max(2048, self.batches.row_length)).to(self.device).train()
+        if self.device.type == "cpu":  # the fused kernel's backward pass takes almost half of a step there
+            self.model.set_attn_implementation("eager")
         self.optimizers = build_optimizers(self.model, training)
         fingerprint = digest({"config": config.model_dump(mode="json"), "training": _deciding(training), "seed": seed,
                               "tokens": len(encoded.tokens), "documents": len(encoded.starts) - 1})
@@ -117,7 +125,7 @@ class _Run:
         self.dtype = precision(training.precision, self.device)
         self.loss = self.processes.wrap(TrainingLoss(self.model, training.label_smoothing), training.compile)
 
-    def go(self) -> None:
+    def go(self, watch: Watcher | None = None) -> None:
         """Train to the end of the budget or to the accuracies asked for, and save the model."""
         began = time.monotonic() - self.at.seconds
         saved = time.monotonic()
@@ -130,6 +138,8 @@ class _Run:
                 progress.move(self.at.tokens - tokens, self.at.loss / max(self.at.n_targets, 1), self._last("atomic"))
                 if self._evaluation_due(tokens):
                     self._evaluate()
+                    if watch is not None and self.processes.is_main:
+                        watch(self.metrics())
                     self.at.seconds = time.monotonic() - began
                 due = time.monotonic() - saved >= self.training.checkpoint_seconds
                 if self.processes.agree(due) and not self._reached():
@@ -218,7 +228,8 @@ class _Run:
                 partial = self.folder / f".{METRICS}.{os.getpid()}"
                 self.metrics().write_parquet(partial)
                 os.replace(partial, self.folder / METRICS)
-            log.info("%s", json.dumps({key: round(value, 4) for key, value in self.at.rows[-1].items() if value}))
+            known = {key: round(value, 4) for key, value in self.at.rows[-1].items() if value}
+            log.info("%s%s", parallel.EVALUATED, json.dumps(known))
 
     @torch.no_grad()
     def _held_out_loss(self) -> float | None:

@@ -103,7 +103,8 @@ class Sampler:
             parts.append(self._stated(fact, drawn))
         if self.config.true_false and self.world.min_truth < 1:
             parts.append(self._judged(fact, drawn, rng))
-        parts += self._compound(fact, rng)
+        for _ in range(self.config.complex_rounds):
+            parts += self._compound(fact, rng)
         return Sentences.join(parts)
 
     def _draw(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:

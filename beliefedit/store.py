@@ -54,7 +54,7 @@ class Store:
             inputs: name to key of the artifacts it is made from.
             build: writes the artifact into the empty folder it is given; what it returns joins the manifest.
         """
-        key = digest({"stage": name, "version": version, "config": config, "inputs": dict(inputs)})
+        key = _key(name, version, config, inputs)
         target = self.folder / name
         self._recover(target)
         if self.key(name) == key:
@@ -77,6 +77,10 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
         log.info("%s: built in %.1f s (%s)", name, manifest["seconds"], key[:12])
         return target
+
+    def holds(self, name: str, *, version: int, config: Any, inputs: Mapping[str, str]) -> bool:
+        """Whether `stage` would find the artifact built."""
+        return self.key(name) == _key(name, version, config, inputs)
 
     def working_folder(self, name: str, settings: Any) -> Path:
         """Where a long stage keeps what it has done so far, so that running again goes on from there.
@@ -121,6 +125,10 @@ class Store:
     @staticmethod
     def _old(target: Path) -> Path:
         return target.with_name(f".{target.name}.old")
+
+
+def _key(name: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
+    return digest({"stage": name, "version": version, "config": config, "inputs": dict(inputs)})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from beliefedit.config import ModelConfig
 from beliefedit.errors import ConfigError, LanguageError, StoreError
-from beliefedit.lm import build_model, encode_pairs, generate, load_model, resolve_device, save_model, score
+from beliefedit.lm import CACHE, build_model, encode_pairs, generate, load_model, resolve_device, save_model, score
 from beliefedit.tokenizer import train_tokenizer
 
 TEXTS = ["ada lovelace place of birth london", '"ada lovelace place of birth paris" is false',
@@ -41,9 +41,9 @@ class Versions:
     def __init__(self, models):
         self.models, self.device = models, torch.device("cpu")
 
-    def __call__(self, input_ids, versions, past_key_values=None, **inputs):
-        assert past_key_values is None or len(self.models) == 1
-        output = self.models[0](input_ids=input_ids, past_key_values=past_key_values, **inputs)
+    def __call__(self, input_ids, versions, **inputs):
+        assert inputs.get(CACHE) is None or len(self.models) == 1
+        output = self.models[0](input_ids=input_ids, **inputs)
         if len(self.models) > 1:
             other = self.models[1](input_ids=input_ids, **inputs)
             output.logits = torch.where((versions == 1)[:, None, None], other.logits, output.logits)
@@ -136,11 +136,11 @@ def scripted(tokenizer, continuation):
     script = tokenizer(continuation, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * 20
     step = [0]
 
-    def call(input_ids, past_key_values, **inputs):
+    def call(input_ids, **inputs):
         logits = torch.zeros(len(input_ids), 1, len(tokenizer))
         logits[:, :, script[step[0]]] = 1
         step[0] += 1
-        return type("Output", (), {"logits": logits, "past_key_values": past_key_values})()
+        return type("Output", (), {"logits": logits, CACHE: None})()
 
     call.device = torch.device("cpu")
     return call

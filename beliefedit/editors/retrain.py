@@ -16,6 +16,7 @@ from beliefedit.config import RetrainConfig
 from beliefedit.editors.adapters import spread_losses
 from beliefedit.editors.base import EditedModels, Editor, Request, Watcher
 from beliefedit.errors import EditError
+from beliefedit.lm import CACHE
 
 
 @dataclass
@@ -37,19 +38,17 @@ class WholeModels(EditedModels):
     def __len__(self) -> int:
         return len(self.models)
 
-    def __call__(self, *, versions: Tensor, past_key_values: dict | None = None, logits_to_keep: int = 0,
-                 **inputs: Any) -> CausalLMOutputWithPast:
-        logits, caches = None, {}
+    def __call__(self, *, versions: Tensor, logits_to_keep: int = 0, **inputs: Any) -> CausalLMOutputWithPast:
+        before, caches, logits = inputs.pop(CACHE, None) or {}, {}, None
         for version in versions.unique().tolist():
             rows = versions == version
             own = {name: value[rows] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-            output = self.models[version](**own, past_key_values=(past_key_values or {}).get(version),
-                                          logits_to_keep=logits_to_keep)
-            caches[version] = output.past_key_values
+            output = self.models[version](**own, logits_to_keep=logits_to_keep, **{CACHE: before.get(version)})
+            caches[version] = getattr(output, CACHE)
             if logits is None:
                 logits = output.logits.new_empty(len(versions), *output.logits.shape[1:])
             logits[rows] = output.logits
-        return CausalLMOutputWithPast(logits=logits, past_key_values=caches)
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: caches})
 
     def delta(self, index: int) -> dict[str, Tensor]:
         """Changes of all weights of one edit."""
