@@ -173,6 +173,7 @@ class EditConfig(Config):
     editors: EditorsConfig = EditorsConfig(lora=LoraConfig())
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
     batch_size: Positive = Field(64, description="edits carried out at once")
+    processes: Positive = Field(1, description="processes that share the edits, each with a copy of the model")
     n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too, for the trajectory figures")
     n_distributions: NonNegative | None = Field(
         50, description="first edits whose whole distributions over all objects are compared too; null: all")

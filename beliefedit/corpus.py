@@ -225,4 +225,5 @@ def load(folder: Path, world: World) -> Corpus:
 def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
     """About n documents, spread over all of the corpus: for editors that look at how a model reads it."""
     every = max(1, corpus.statistics["documents"] // n)
-    return pl.scan_parquet(corpus.documents / "*.parquet").select("text").gather_every(every).collect()["text"].to_list()
+    texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text").gather_every(every).collect()
+    return texts["text"].to_list()

@@ -26,11 +26,11 @@ _VERSION, _STREAM = 1, 9
 
 
 def make_sequences(config: Experiment, store: Store) -> pl.DataFrame:
-    """Every editor's edits of one model in a row: means with intervals, by editor, n, group and measure.
+    """Every editor's edits of one model in a row: means with intervals, by editor, n_edits, group and measure.
 
     ``sequences/values.parquet`` has what they are means of; see `beliefedit.sequence`.
     """
-    return _in_a_row(config, store, "sequences", config.edit.sequence, ["editor", "n", "group", "measure"])
+    return _in_a_row(config, store, "sequences", config.edit.sequence, ["editor", "n_edits", "group", "measure"])
 
 
 def make_rationality(config: Experiment, store: Store) -> pl.DataFrame:

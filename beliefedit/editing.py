@@ -76,8 +76,8 @@ def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
                           pl.Series("decoded", answers, dtype=pl.String))
 
 
-def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_new_tokens: int,
-                folder: Path) -> None:
+def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_new_tokens: int, folder: Path,
+                share: tuple[int, int] = (0, 1)) -> None:
     """Edit every case with every chosen editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that cannot be carried
@@ -87,7 +87,8 @@ def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_
         base: the model, and what editors may want to know of it.
         config: which editors, which of the cases, how many at once, what to trace.
         max_new_tokens: longest answer, and longest target a request may have.
-        folder: gets a folder per editor with a pair of files per finished batch.
+        folder: gets a folder per editor with a few files per finished batch.
+        share: (number of this process, number of processes that share the cases and the folder).
 
     Raises:
         EditError: a single edit does not fit in memory, or an editor cannot work with this model at all.
@@ -95,7 +96,7 @@ def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_
     edited = cases.cases if config.n_edited is None else cases.cases.head(config.n_edited)
     for number, (name, hyperparameters) in enumerate(config.editors.chosen().items()):
         run = _Run(base, EDITORS[name](hyperparameters), cases.queries, config, max_new_tokens)
-        _run_editor(run, edited, folder / f"{number:02d}-{name}", pl.lit(name).alias("editor"), seed)
+        _run_editor(run, edited, folder / f"{number:02d}-{name}", pl.lit(name).alias("editor"), seed, share)
 
 
 @dataclass
@@ -109,12 +110,14 @@ class _Run:
     max_new_tokens: int
 
 
-def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, seed: int) -> None:
+def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, seed: int,
+                share: tuple[int, int]) -> None:
     """Edit what is not done yet, piece by piece; a piece that does not fit is tried again at half the size."""
     folder.mkdir(parents=True, exist_ok=True)
     done = [pl.read_parquet(path)["case"] for path in sorted(folder.glob("log-*.parquet"))]
-    left = edited.join(pl.DataFrame({"case": pl.concat(done)}), on="case", how="anti") if done else edited
     traced = edited["case"].head(run.config.n_trajectories).implode()
+    edited = edited[share[0]::share[1]]
+    left = edited.join(pl.DataFrame({"case": pl.concat(done)}), on="case", how="anti") if done else edited
     if len(left):
         run.editor.prepare(run.base.model, run.base.tokenizer, run.base.texts)
     size = run.config.batch_size
@@ -129,7 +132,7 @@ def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, se
             label = f"{piece['case'][0]:07d}.parquet"
             for (kind, schema), frame in zip(_FRAMES.items(), found, strict=True):
                 frame = frame.with_columns(name, pl.lit(seed).alias("seed"))
-                partial = folder / f"{kind}.partial"
+                partial = folder / f"{kind}-{label}.partial"
                 frame.select(pl.col(column).cast(dtype) for column, dtype in schema.items()).write_parquet(partial)
                 partial.replace(folder / f"{kind}-{label}")
             left = left.slice(len(piece))
@@ -160,7 +163,11 @@ def gather_distances(folder: Path) -> pl.DataFrame:
 def _gathered(folder: Path, kind: str) -> pl.DataFrame:
     logs = sorted(folder.glob("*/log-*.parquet"))
     frames = [pl.read_parquet(path.with_name(path.name.replace("log-", f"{kind}-", 1))) for path in logs]
-    return pl.concat([pl.DataFrame(schema=_FRAMES[kind]), *frames])
+    number = {path.parent: place for place, path in enumerate(logs)}  # several processes take turns with the cases
+    frames = [frame.with_columns(pl.lit(number[path.parent]).alias("editor_number"))
+              for path, frame in zip(logs, frames, strict=True)]
+    empty = pl.DataFrame(schema=_FRAMES[kind] | {"editor_number": pl.Int32})
+    return pl.concat([empty, *frames]).sort("editor_number", "case", maintain_order=True).drop("editor_number")
 
 
 def _within_memory(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, ...] | None:

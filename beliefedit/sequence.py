@@ -20,7 +20,7 @@ from beliefedit.language import atomic_prompt
 from beliefedit.lm import encode_pairs, generate, score
 from beliefedit.targets import PROBES
 
-SEQUENCE = {"editor": pl.String, "seed": pl.UInt32, "n": pl.UInt32, "group": pl.String, "cluster": pl.String,
+SEQUENCE = {"editor": pl.String, "seed": pl.UInt32, "n_edits": pl.UInt32, "group": pl.String, "cluster": pl.String,
             "measure": pl.String, "value": pl.Float64}
 
 GROUPS = ("last", "so_far", "untouched", "corpus")
@@ -80,7 +80,7 @@ def run_sequences(base: Base, agent: BayesAgent, cases: Cases, config: EditConfi
         folder: gets a file per editor.
 
     Returns:
-        editor, seed, n (edits behind it), group (one of `GROUPS`), cluster (subject or document), measure, value.
+        editor, seed, n_edits (behind it), group (one of `GROUPS`), cluster (subject or document), measure, value.
         Measures: p_lm, p_agent (beliefs in the requested or true object, the agent's direct one in requests and
         predictive one elsewhere), accuracy (of the greedy answer), coherence (|p_lm - p_agent|), and for documents
         loss (nats per token after the first word).
@@ -131,7 +131,7 @@ class _Row:
             if n in self.lengths:
                 groups = {"last": pl.concat(last), "so_far": self._answers(model, agent, asked[:n]),
                           "untouched": self._answers(model, agent, self.untouched), "corpus": self._losses(model)}
-                parts += [frame.with_columns(pl.lit(n).alias("n"), pl.lit(group).alias("group"))
+                parts += [frame.with_columns(pl.lit(n).alias("n_edits"), pl.lit(group).alias("group"))
                           for group, frame in groups.items()]
                 last = []
         return pl.concat(parts) if parts else pl.DataFrame(schema=SEQUENCE)
