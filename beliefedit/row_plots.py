@@ -114,6 +114,6 @@ def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
 def _told() -> pl.Expr:
     """Mean [low, high] with two decimals."""
     def number(name: str) -> pl.Expr:
-        return pl.col(name).round(2).cast(pl.String).fill_null("–")
+        return pl.col(name).map_elements("{:.2f}".format, return_dtype=pl.String).fill_null("–")
 
     return pl.format("{} [{}, {}]", number("mean"), number("low"), number("high"))
