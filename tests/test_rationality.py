@@ -145,10 +145,17 @@ def test_numbers_of_the_model_by_hand(asked, tested) -> None:
     assert lm.filter(test="slope")["value"][0] == pytest.approx(0, abs=1e-6)  # lora knows no weights
 
 
-def test_evidence_that_is_weighed_moves_bayes(tested) -> None:
-    """Its lessons carry the agent's belief, so the model's does not stay the same."""
-    slopes = tested[0].filter(editor="bayes", who="lm", test="slope")["value"]
-    assert slopes.abs().max() > 1e-6
+def test_lessons_carry_the_strength_of_evidence_and_what_was_told_before(asked) -> None:
+    base, agent, cases = asked
+    first, second = cases.cases.head(2).iter_rows(named=True)
+    editor = be.editor("bayes")
+    weak, strong = (editing.request_of(first | {"weight": weight}, editor, base).lessons[0] for weight in (1.0, 500.0))
+    assert weak.prompt == strong.prompt and weak.probabilities != strong.probabilities
+    _, later = sequence.requests_in_a_row(base, agent, editor, [first, second], CONFIG)
+    told = agent.after(first["subject"], first["relation"], first["request"], first["weight"])
+    expected = editing.request_of(second, editor, editing.Base(
+        base.model, base.tokenizer, lessons=base.lessons.held_by(told)))
+    assert later.lessons == expected.lessons and base.lessons.agent is agent
 
 
 def test_unrelated_facts_share_neither_subject_nor_related_relation(asked) -> None:
