@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import polars as pl
 
-from beliefedit.style import AFTER, AGENT, BEFORE, FORMS, figure, panels, short
+from beliefedit.style import AGENT, FORMS, figure, panels, short
 
 GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far", "untouched": "facts nobody touched",
                 "corpus": "loss on the corpus, nats per token"}
@@ -14,7 +14,7 @@ TEST_LABELS = {"order": "order: a then b,<br>or b then a",
                "retraction": "retraction: told,<br>and told back",
                "strength": "strength: distance<br>from the evidence",
                "irrelevance": "irrelevance:<br>unrelated facts", "slope": "slope of belief over<br>evidence (agent: 1)"}
-_COLOURS, _DASHES = (AFTER, BEFORE, *FORMS), ("solid", "dash", "dot", "dashdot", "longdash")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _CELL = "%{customdata[0]:.3f} [%{customdata[1]}, %{customdata[2]}]<br>%{customdata[3]}<extra>%{fullData.name}</extra>"
 
 
@@ -36,7 +36,8 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
             points = rows.filter(pl.col("editor") == editor).sort("n_edits")
             chart.add_scatter(
                 x=points["n_edits"], y=points["mean"], name=short(editor), legendgroup=editor, showlegend=not place,
-                line={"color": _COLOURS[number % len(_COLOURS)], "dash": _DASHES[number % len(_DASHES)]},
+                line={"color": FORMS[number % len(FORMS)],
+                      "dash": _DASHES[(number + number // len(FORMS)) % len(_DASHES)]},
                 mode="lines+markers", error_y=_interval(points), customdata=_cells(points), hovertemplate=_CELL,
                 row=place // 2 + 1, col=place % 2 + 1)
         agent = means.filter(pl.col("group") == group, pl.col("measure") == "p_agent").unique(
@@ -65,7 +66,7 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
     chart = figure("Tests of rationality", y="distance", height=460)
     editors = means["editor"].unique(maintain_order=True).to_list()
     places = {test: place for place, test in enumerate(TEST_LABELS)}
-    bars = [(short(editor), _COLOURS[number % len(_COLOURS)], means.filter(editor=editor, who="lm"))
+    bars = [(short(editor), FORMS[number % len(FORMS)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(editors)]
     bars.append(("agent", AGENT, means.filter(pl.col("who") == "agent").unique("test", keep="first")))
     for name, colour, rows in bars:
@@ -112,8 +113,9 @@ def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
 
 
 def _told() -> pl.Expr:
-    """Mean [low, high] with two decimals."""
+    """Mean [low, high] with two decimals; the mean alone where there is no interval."""
     def number(name: str) -> pl.Expr:
-        return pl.col(name).map_elements("{:.2f}".format, return_dtype=pl.String).fill_null("–")
+        return pl.col(name).map_elements(lambda value: f"{value:.2f}".replace("-", "−"), return_dtype=pl.String)
 
-    return pl.format("{} [{}, {}]", number("mean"), number("low"), number("high"))
+    interval = pl.format("{} [{}, {}]", number("mean"), number("low"), number("high"))
+    return pl.when(pl.col("low").is_null()).then(number("mean")).otherwise(interval)
