@@ -21,7 +21,7 @@ _HOMES = {
     "build_cases": "cases", "editor": "editors",
     "make_graph": "pipeline", "make_world": "pipeline", "make_corpus": "pipeline", "make_agent": "pipeline",
     "make_cases": "pipeline", "make_model": "pipeline", "make_beliefs": "pipeline", "make_edits": "pipeline",
-    "make_tables": "pipeline",
+    "make_tables": "pipeline", "make_sequences": "edit_stages", "make_rationality": "edit_stages",
 }
 _MODULES = ("analysis", "plots", "report")
 

@@ -127,7 +127,9 @@ def run_measures(run_folder: str | Path) -> pl.DataFrame:
         if not path.exists():
             raise StoreError(f"no such file: {path}", where=str(folder),
                              remedy="run run_all.py on this folder up to 03_editing")
-    return measures(*map(pl.read_parquet, paths))
+    compared = [folder / stage / "distances.parquet" for stage in ("beliefs", "edits")]
+    return measures(*map(pl.read_parquet, paths), distances=tuple(map(pl.read_parquet, compared)) if all(
+        path.exists() for path in compared) else None)
 
 
 def compare(run_folders: Sequence[str | Path], config: AnalysisConfig | None = None,

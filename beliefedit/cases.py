@@ -30,8 +30,9 @@ class Cases:
     Attributes:
         cases: one row per case: case, subject, relation, object (true), request, weight, downstream_relation
             (null: the subject has none) and the flags of SPEC 6.
-        queries: case, probe, kind, prompt, target, label, and the agent's targets p_*. Probes are the four of SPEC 6
-            (kinds original, requested, modal) and the logic prompts judged_* (kind true) and atomic_a (kind stated).
+        queries: case, probe, kind, prompt, target, label, subject and relation of a probe, and the agent's targets
+            p_*. Probes are the four of SPEC 6 (kinds original, requested, modal) and the logic prompts judged_* (kind
+            true) and atomic_a (kind stated).
     """
 
     cases: pl.DataFrame
@@ -54,7 +55,7 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
                          schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
     probes = _stacked([queries for _, queries in targets])
     probes = probes.with_columns(p_generative=pl.Series(world.probabilities(_ids(probes, world))))
-    queries = pl.concat([probes.drop("subject", "relation"), known.logic(chosen, rng)], how="diagonal")
+    queries = pl.concat([probes, known.logic(chosen, rng)], how="diagonal")
     return Cases(cases, queries.sort("case", maintain_order=True).with_columns(pl.col(pl.Float64).fill_nan(None)))
 
 

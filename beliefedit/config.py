@@ -24,8 +24,10 @@ from beliefedit.editor_config import (  # noqa: F401 - parameters are imported f
     InContextConfig,
     LoraConfig,
     MemitConfig,
+    RationalityConfig,
     RetrainConfig,
     RomeConfig,
+    SequenceConfig,
     ValueConfig,
 )
 from beliefedit.errors import ConfigError
@@ -171,8 +173,13 @@ class EditConfig(Config):
     editors: EditorsConfig = EditorsConfig(lora=LoraConfig())
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
     batch_size: Positive = Field(64, description="edits carried out at once")
+    processes: Positive = Field(1, description="processes that share the edits, each with a copy of the model")
     n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too, for the trajectory figures")
+    n_distributions: NonNegative | None = Field(
+        50, description="first edits whose whole distributions over all objects are compared too; null: all")
     trajectory_every: Positive = Field(4, description="steps between the points of a trajectory")
+    sequence: SequenceConfig = SequenceConfig()
+    rationality: RationalityConfig = RationalityConfig()
 
 
 class AnalysisConfig(Config):

@@ -220,3 +220,10 @@ def load(folder: Path, world: World) -> Corpus:
                   with_labels(pl.read_parquet(folder / "evidence.parquet"), world),
                   read_json(folder / "statistics.json"), documents
                   if documents.exists() else None)
+
+
+def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
+    """About n documents, spread over all of the corpus: for editors that look at how a model reads it."""
+    every = max(1, corpus.statistics["documents"] // n)
+    texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text").gather_every(every).collect()
+    return texts["text"].to_list()

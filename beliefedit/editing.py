@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.cases import Cases
 from beliefedit.config import Config, EditConfig
+from beliefedit.distances import DISTANCES, Comparison
 from beliefedit.editors import EDITORS
 from beliefedit.editors.base import EditedModels, Editor, Lesson, Request
 from beliefedit.errors import EditError
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SCORES = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32, "probe": pl.String,
           "kind": pl.String, "log_p": pl.Float64, "decoded": pl.String}
+COMPARED = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, **DISTANCES}
 LOG = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64,
        "refused": pl.String}
 
@@ -39,12 +41,14 @@ class Base:
         model, tokenizer: left as they are.
         texts: documents of the corpus, for editors that look at how the model reads them.
         lessons: gives what else is to be believed after a case's request, for an editor of this configuration.
+        comparison: compares whole distributions with an agent's; None: they are not compared.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     texts: Sequence[str] = ()
     lessons: Callable[[dict, Config], tuple[Lesson, ...]] | None = None
+    comparison: Comparison | None = None
 
 
 def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *, max_new_tokens: int,
@@ -72,8 +76,8 @@ def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
                           pl.Series("decoded", answers, dtype=pl.String))
 
 
-def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_new_tokens: int,
-                folder: Path) -> None:
+def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_new_tokens: int, folder: Path,
+                share: tuple[int, int] = (0, 1)) -> None:
     """Edit every case with every chosen editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that cannot be carried
@@ -83,7 +87,8 @@ def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_
         base: the model, and what editors may want to know of it.
         config: which editors, which of the cases, how many at once, what to trace.
         max_new_tokens: longest answer, and longest target a request may have.
-        folder: gets a folder per editor with a pair of files per finished batch.
+        folder: gets a folder per editor with a few files per finished batch.
+        share: (number of this process, number of processes that share the cases and the folder).
 
     Raises:
         EditError: a single edit does not fit in memory, or an editor cannot work with this model at all.
@@ -91,7 +96,7 @@ def run_editors(base: Base, cases: Cases, config: EditConfig, *, seed: int, max_
     edited = cases.cases if config.n_edited is None else cases.cases.head(config.n_edited)
     for number, (name, hyperparameters) in enumerate(config.editors.chosen().items()):
         run = _Run(base, EDITORS[name](hyperparameters), cases.queries, config, max_new_tokens)
-        _run_editor(run, edited, folder / f"{number:02d}-{name}", pl.lit(name).alias("editor"), seed)
+        _run_editor(run, edited, folder / f"{number:02d}-{name}", pl.lit(name).alias("editor"), seed, share)
 
 
 @dataclass
@@ -105,12 +110,14 @@ class _Run:
     max_new_tokens: int
 
 
-def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, seed: int) -> None:
+def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, seed: int,
+                share: tuple[int, int]) -> None:
     """Edit what is not done yet, piece by piece; a piece that does not fit is tried again at half the size."""
     folder.mkdir(parents=True, exist_ok=True)
     done = [pl.read_parquet(path)["case"] for path in sorted(folder.glob("log-*.parquet"))]
-    left = edited.join(pl.DataFrame({"case": pl.concat(done)}), on="case", how="anti") if done else edited
     traced = edited["case"].head(run.config.n_trajectories).implode()
+    edited = edited[share[0]::share[1]]
+    left = edited.join(pl.DataFrame({"case": pl.concat(done)}), on="case", how="anti") if done else edited
     if len(left):
         run.editor.prepare(run.base.model, run.base.tokenizer, run.base.texts)
     size = run.config.batch_size
@@ -123,13 +130,17 @@ def _run_editor(run: _Run, edited: pl.DataFrame, folder: Path, name: pl.Expr, se
                 size = len(piece) // 2
                 continue
             label = f"{piece['case'][0]:07d}.parquet"
-            for kind, frame, schema in zip(("scores", "log"), found, (SCORES, LOG), strict=True):  # the log is last:
-                frame = frame.with_columns(name, pl.lit(seed).alias("seed"))  # where it is, the scores are whole
-                partial = folder / f"{kind}.partial"
+            for (kind, schema), frame in zip(_FRAMES.items(), found, strict=True):
+                frame = frame.with_columns(name, pl.lit(seed).alias("seed"))
+                partial = folder / f"{kind}-{label}.partial"
                 frame.select(pl.col(column).cast(dtype) for column, dtype in schema.items()).write_parquet(partial)
                 partial.replace(folder / f"{kind}-{label}")
             left = left.slice(len(piece))
             bar.update(len(piece))
+
+
+_FRAMES = {"scores": SCORES, "distances": COMPARED, "log": LOG}
+"""What a finished batch leaves, a file each; the log is last: where it is, the others are whole."""
 
 
 def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -138,17 +149,29 @@ def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     Returns:
         scores: case, editor, seed, step, probe, kind, log_p (nats), decoded; refused edits have none.
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is none), seconds (per
-            edit, editing and scoring together; null for those scored on the way, for trajectories, and for refused
-            ones), refused (null, or the reason).
+            edit, editing and scoring together, without comparing distributions; null for those scored on the way, for
+            trajectories, and for refused ones), refused (null, or the reason).
     """
+    return _gathered(folder, "scores"), _gathered(folder, "log")
+
+
+def gather_distances(folder: Path) -> pl.DataFrame:
+    """Distances from the agent over all objects: case, editor, seed, probe, tv, kl, outside (see `Comparison`)."""
+    return _gathered(folder, "distances")
+
+
+def _gathered(folder: Path, kind: str) -> pl.DataFrame:
     logs = sorted(folder.glob("*/log-*.parquet"))
-    scores = [pl.read_parquet(path.with_name(path.name.replace("log-", "scores-", 1))) for path in logs]
-    return (pl.concat([pl.DataFrame(schema=SCORES), *scores]),
-            pl.concat([pl.DataFrame(schema=LOG), *map(pl.read_parquet, logs)]))
+    frames = [pl.read_parquet(path.with_name(path.name.replace("log-", f"{kind}-", 1))) for path in logs]
+    number = {path.parent: place for place, path in enumerate(logs)}  # several processes take turns with the cases
+    frames = [frame.with_columns(pl.lit(number[path.parent]).alias("editor_number"))
+              for path, frame in zip(logs, frames, strict=True)]
+    empty = pl.DataFrame(schema=_FRAMES[kind] | {"editor_number": pl.Int32})
+    return pl.concat([empty, *frames]).sort("editor_number", "case", maintain_order=True).drop("editor_number")
 
 
-def _within_memory(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, pl.DataFrame] | None:
-    """A piece's scores and log; None if it does not fit in memory and can be halved."""
+def _within_memory(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, ...] | None:
+    """A piece's frames; None if it does not fit in memory and can be halved."""
     try:
         return _edit_piece(run, piece, traced=traced)
     except (RuntimeError, MemoryError) as error:
@@ -170,9 +193,9 @@ def _is_out_of_memory(error: Exception) -> bool:
             or "can't allocate memory" in text or "not enough memory" in text)
 
 
-def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Scores of one piece after the last step, or every few steps, and its log."""
-    requests = [_request(run, row) for row in piece.iter_rows(named=True)]
+def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.DataFrame, ...]:
+    """The frames of one piece: its scores after the last step, or every few steps, its distances, its log."""
+    requests = [request_of(row, run.editor, run.base) for row in piece.iter_rows(named=True)]
     reasons = [run.editor.refusal(run.base.tokenizer, request, run.max_new_tokens) for request in requests]
     for case, reason in zip(piece["case"], reasons, strict=True):
         if reason:
@@ -180,25 +203,29 @@ def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.Dat
     kept = [at for at, reason in enumerate(reasons) if reason is None]
     entries = piece.select("case").with_columns(pl.Series("refused", reasons, dtype=pl.String))
     if not kept:
-        return pl.DataFrame(schema=SCORES), entries.with_columns(loss=None, seconds=None)
-    scores, losses, seconds = _edit_and_ask(run, piece[kept], [requests[at] for at in kept], traced)
-    done = piece[kept].select("case", pl.Series("loss", losses or [None] * len(kept), dtype=pl.Float64).fill_nan(None),
-                              pl.lit(seconds, dtype=pl.Float64).alias("seconds"))
-    return scores, entries.join(done, on="case", how="left", maintain_order="left")
+        nothing = pl.DataFrame(schema=SCORES), pl.DataFrame(schema=COMPARED)
+        return *nothing, entries.with_columns(loss=None, seconds=None)
+    scores, edited, seconds = _edit_and_ask(run, piece[kept], [requests[at] for at in kept], traced)
+    losses = pl.Series("loss", edited.losses or [None] * len(kept), dtype=pl.Float64).fill_nan(None)
+    done = piece[kept].select("case", losses, pl.lit(seconds, dtype=pl.Float64).alias("seconds"))
+    comparison, distances = run.base.comparison, pl.DataFrame(schema=DISTANCES)
+    if comparison is not None:
+        distances = comparison.after(edited, piece[kept]["case"].to_list())
+    return scores, distances, entries.join(done, on="case", how="left", maintain_order="left")
 
 
-def _request(run: _Run, case: dict) -> Request:
-    """What a row of the cases asks for."""
+def request_of(case: dict, editor: Editor, base: Base) -> Request:
+    """What a row of the cases asks of an editor."""
     lessons = ()
-    if run.editor.needs_lessons and run.base.lessons is not None:
-        lessons = run.base.lessons(case, run.editor.config)
+    if editor.needs_lessons and base.lessons is not None:
+        lessons = base.lessons(case, editor.config)
     return Request(atomic_prompt(case["subject"], case["relation"]), case["request"], case["subject"], case["weight"],
                    lessons)
 
 
 def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
-                  traced: bool) -> tuple[pl.DataFrame, tuple[float, ...], float | None]:
-    """(scores, losses, seconds per edit) of requests that can be carried out."""
+                  traced: bool) -> tuple[pl.DataFrame, EditedModels, float | None]:
+    """(scores, edited models, seconds per edit) of requests that can be carried out."""
     versions = pl.int_range(pl.len(), dtype=pl.Int64).alias("version")
     asked = piece.select("case", versions).join(run.queries, on="case", maintain_order="left")
     frames: dict[int, pl.DataFrame] = {}
@@ -213,7 +240,7 @@ def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
                  versions=asked["version"].to_numpy(), decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(piece)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
-    return pl.concat(frames.values()), edited.losses, seconds
+    return pl.concat(frames.values()), edited, seconds
 
 
 def _point(edited: EditedModels, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,

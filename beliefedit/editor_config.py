@@ -138,6 +138,24 @@ class BayesUntoldConfig(BayesConfig):
         return kinds
 
 
+class SequenceConfig(Config):
+    """Edits of one model in a row; nothing is forgotten on purpose."""
+
+    lengths: tuple[Positive, ...] = Field(
+        (1, 3, 10, 30, 100, 300), description="numbers of edits after which the model is looked at; empty: none")
+    n_untouched: Positive = Field(50, description="facts of other subjects that are asked about")
+    n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
+
+
+class RationalityConfig(Config):
+    """Tests of what a rational reader cannot fail."""
+
+    n_cases: NonNegative = Field(20, description="subjects that each test is made on; 0: no tests")
+    strengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.6, 0.8, 0.95, 0.99), description="beliefs that evidence of several strengths brings")
+    n_unrelated: Positive = Field(5, description="unrelated facts that are asked about after each edit")
+
+
 class EditorsConfig(Config):
     """Editors to run, by name; an editor that is not named does not run."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,12 @@ class Neighbourhood:
         if "compound" in config.kinds:
             told += [lesson for belief in (new, old) for lesson in _compound(belief, known[:1])]
         return tuple({lesson.prompt: lesson for lesson in told}.values())
+
+    def held_by(self, agent: BayesAgent) -> Neighbourhood:
+        """The same neighbourhood as another agent sees it, one that was told something already."""
+        other = copy.copy(self)
+        other.agent = agent
+        return other
 
     def _downstream_judged(self, after: BayesAgent, subject: str, relation: str) -> list[Lesson]:
         """The downstream fact judged, with the object expected now and the original one."""

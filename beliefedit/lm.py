@@ -181,11 +181,11 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
     Returns:
         float64 [n], nats.
     """
-    pairs = encode_pairs(tokenizer, _prefixed(model, prompts, versions), targets)
+    pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
     asked = np.zeros(len(pairs.lengths), dtype=np.int64) if versions is None else np.asarray(versions, dtype=np.int64)
     rows, row_of = _shared_rows(pairs, asked)
     log_p = np.zeros(len(pairs.lengths))
-    for batch in _batches(pairs.lengths[rows] - 1, batch_tokens):
+    for batch in batches(pairs.lengths[rows] - 1, batch_tokens):
         members = np.flatnonzero(np.isin(row_of, batch))
         first, length = int(pairs.starts[members].min()) - 1, int(pairs.lengths[rows[batch]].max()) - 1
         inputs = {"input_ids": torch.from_numpy(pairs.ids[rows[batch], :length]).to(model.device)}
@@ -202,7 +202,7 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
     return log_p
 
 
-def _prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:
+def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:
     """The prompts as the model's versions read them: tokens are those of the whole text."""
     prefixes = None if versions is None else getattr(model, "prefixes", None)
     return prompts if prefixes is None else [prefixes[version] + prompt
@@ -225,7 +225,7 @@ def _shared_rows(pairs: Pairs, versions: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.array(rows, dtype=np.int64), row_of
 
 
-def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Indices by rising length, cut so that rows x longest stays within ``batch_tokens``."""
     order = np.argsort(lengths, kind="stable")
     begin = 0
@@ -252,13 +252,13 @@ def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence
         versions: which version answers each prompt, n integers.
         batch_tokens: most prompt tokens run at once, padding included.
     """
-    prompts = _prefixed(model, prompts, versions)
+    prompts = prefixed(model, prompts, versions)
     asked = list(zip([0] * len(prompts) if versions is None else map(int, versions), prompts, strict=True))
     distinct = list(dict.fromkeys(asked))
     encoded = [tokenizer(prompt)["input_ids"] for _, prompt in distinct]
     special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
     answers: dict[tuple[int, str], str] = {}
-    for batch in _batches(np.array([len(ids) for ids in encoded], dtype=np.int64), batch_tokens):
+    for batch in batches(np.array([len(ids) for ids in encoded], dtype=np.int64), batch_tokens):
         extra = {} if versions is None else {
             "versions": torch.tensor([distinct[row][0] for row in batch], device=model.device)}
         new = _continue(model, tokenizer, [encoded[row] for row in batch], max_new_tokens + _N_EXTRA, extra)

@@ -13,11 +13,14 @@ SAME = "same_subject_same_relation"
 PROBES = (SAME, "same_subject_other_relation", "other_subject_same_relation", "other_subject_other_relation")
 LOGIC = ("true_false", "negation", "conjunction", "disjunction", "commutation")
 MEASURES = ("p_request", *(f"accuracy_{probe}" for probe in PROBES), *(f"contains_{probe}" for probe in PROBES),
-            *(f"coherence_{probe}" for probe in PROBES), *LOGIC)
+            *(f"coherence_{probe}" for probe in PROBES), *(f"tv_{probe}" for probe in PROBES),
+            *(f"kl_{probe}" for probe in PROBES), *LOGIC)
 STATES = ("before", "after", "difference")
 FLAGS = ("reinforces", "downstream_changes", "is_downstream", "other_is_downstream", "all_independent",
          "other_has_both")
 EDIT = ["editor", "seed", "case"]
+_QUERY = ["case", "probe", "kind", "prompt", "target", "p_before_predictive", "p_after_direct", "p_after_predictive"]
+_SCORE = ["case", "probe", "kind", "log_p", "decoded"]
 
 
 def beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> pl.DataFrame:
@@ -50,18 +53,21 @@ def beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> pl.DataF
         "decoded", p_lm=pl.col("log_p").exp(), p_agent="p_agent")
 
 
-def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, after: pl.DataFrame, *,
+             distances: tuple[pl.DataFrame, pl.DataFrame] | None = None) -> pl.DataFrame:
     """Every measure of SPEC 8 of every edit, before and after it.
 
     p_request: the model's probability of the requested object. accuracy_<probe> (exact) and contains_<probe>
     (published): the decoded answer against the original object before; after, against the requested object on same
     subject & same relation and the agent's modal object on the other probes. coherence_<probe>: the probabilistic
-    error of `beliefs`. true_false, negation, conjunction, disjunction, commutation: the logical errors, p = P("true").
+    error of `beliefs`. tv_<probe>, kl_<probe>: total variation and KL (nats) of the whole distributions. true_false,
+    negation, conjunction, disjunction, commutation: the logical errors, p = P("true").
 
     Args:
         cases, queries: the frames of SPEC 6.
         before: scores of the unedited model (case, probe, kind, log_p, decoded).
         after: scores of edited models (… with editor, seed, step); each edit's highest step counts.
+        distances: from `beliefedit.distances.Comparison`, of the unedited model and of the edited.
 
     Returns:
         One row per (editor, seed, case) in the order of `after`: subject, relation, object, request, the flags,
@@ -72,16 +78,16 @@ def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, a
         StoreError: a frame lacks a column.
     """
     _need(cases, ["case", "subject", "relation", "object", "request", *FLAGS], "cases")
-    _need(queries, ["case", "probe", "kind", "prompt", "target", "p_before_predictive", "p_after_direct",
-                    "p_after_predictive"], "queries")
-    _need(before, ["case", "probe", "kind", "log_p", "decoded"], "the model's scores")
-    _need(after, [*EDIT, "step", "probe", "kind", "log_p", "decoded"], "the edits' scores")
+    _need(queries, _QUERY, "queries")
+    _need(before, _SCORE, "the model's scores")
+    _need(after, [*EDIT, "step", *_SCORE[1:]], "the edits' scores")
     frame = _scores(after).select(EDIT).unique(maintain_order=True).join(
         cases.select(pl.col("case").cast(pl.UInt32), "subject", "relation", "object", "request", *FLAGS),
         on="case", maintain_order="left")
     for state, scores in (("before", before), ("after", last_step(after))):
         keys = [name for name in EDIT if name in scores.columns]
-        for part in (_answers(scores, keys), _by_probe(beliefs(queries, scores, state), keys), _logic(scores, keys)):
+        for part in (_answers(scores, keys), _by_probe(beliefs(queries, scores, state), keys), _logic(scores, keys),
+                     _compared(distances[STATES.index(state)] if distances else _NO_DISTANCES, keys)):
             named = part.rename({name: f"{name}_{state}" for name in part.columns if name not in keys})
             frame = frame.join(named, on=keys, how="left", maintain_order="left")
     columns = [pl.col(f"{measure}_{state}").cast(pl.Float64) for state in STATES[:2] for measure in MEASURES]
@@ -108,6 +114,17 @@ def _by_probe(believed: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     return believed.group_by(keys, maintain_order=True).agg(
         value.filter(pl.col("probe") == probe).first().alias(f"{name}_{probe}")
         for name, value in values.items() for probe in PROBES)
+
+
+_NO_DISTANCES = pl.DataFrame(schema={"editor": pl.String, "seed": pl.UInt32, "case": pl.UInt32, "probe": pl.String,
+                                     "tv": pl.Float64, "kl": pl.Float64})
+
+
+def _compared(distances: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Distances of whole distributions, a column per probe."""
+    return distances.group_by(keys, maintain_order=True).agg(
+        pl.col(name).filter(pl.col("probe") == probe).first().alias(f"{name}_{probe}")
+        for name in ("tv", "kl") for probe in PROBES)
 
 
 def _logic(scores: pl.DataFrame, keys: list[str]) -> pl.DataFrame:

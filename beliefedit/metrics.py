@@ -175,3 +175,25 @@ def _sum_by_cluster(values: NDArray, place: NDArray, n_clusters: int) -> NDArray
     sums = np.zeros((n_clusters, values.shape[1]))
     np.add.at(sums, place, values)
     return sums
+
+
+def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Generator, *, n_resamples: int,
+                 level: float) -> pl.DataFrame:
+    """Means of groups of rows, each with the interval of `bootstrap_interval`.
+
+    Args:
+        frame: value, cluster, and the columns of ``by``.
+        by: what makes a group; groups keep their order.
+
+    Returns:
+        The columns of ``by``, n, mean, low, high (null: no value, or fewer than two clusters).
+    """
+    rows = []
+    for key, group in frame.group_by(by, maintain_order=True):
+        found = bootstrap_interval(group["value"].to_numpy()[:, None], group["cluster"].to_numpy(), generator,
+                                   n_resamples=n_resamples, level=level)
+        rows.append((*key, *(float(part[0]) for part in found)))
+    schema = {name: frame.schema[name] for name in by} | {"n": pl.Float64, **dict.fromkeys(
+        ("mean", "low", "high"), pl.Float64)}
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("n").cast(pl.UInt32), *(
+        pl.col(name).fill_nan(None) for name in ("mean", "low", "high")))

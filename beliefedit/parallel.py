@@ -1,4 +1,4 @@
-"""Several processes that train one model, each on its share of every batch."""
+"""Several processes: training one model, each on its share of every batch, or editing, each its share of the cases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_JOB = "job"
+JOB = "job"
+"""The sub-folder with what started processes are to do."""
 _PROBLEM = "problem-"
 _NEWS = "pretraining:"  # how the lines of `TrainingProgress` begin
 EVALUATED = "evaluation: "
@@ -109,33 +110,53 @@ def launch(folder: Path, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFram
     Raises:
         TrainingError: with the message of the process that failed.
     """
-    inputs = folder / _JOB
+    inputs = folder / JOB
     inputs.mkdir(exist_ok=True)
     tokenizer.save_pretrained(inputs)
     if probes is not None:
         probes.write_parquet(inputs / "probes.parquet")
     write_json(inputs / "job.json", job | {"probes": probes is not None})
+
+    def heard(line: str) -> None:
+        if line.startswith(EVALUATED):
+            evaluated()
+
+    problem = start("beliefedit.pretrain", folder, n_processes, heard)
+    shutil.rmtree(inputs)
+    if problem:
+        raise TrainingError(f"a training process failed: {problem}", where=str(folder),
+                            remedy="with pretraining.processes=1 the whole traceback is shown")
+
+
+def start(module: str, folder: Path, n_processes: int, heard: Callable[[str], None] = lambda line: None) -> str | None:
+    """Run a module in so many new processes on this machine, with the folder as its argument, and wait for them.
+
+    Args:
+        folder: holds the processes' inputs, and gets what `leave_problem` writes.
+        heard: called with every line of theirs.
+
+    Returns:
+        What went wrong; None if nothing did.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n_processes),
-               "-m", "beliefedit.pretrain", str(folder)]
+               "-m", module, str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
         for line in started.stderr:
-            if line.startswith(_NEWS):
-                log.info("%s", line.rstrip())
-            else:
-                log.debug("%s", line.rstrip())
-            if line.startswith(EVALUATED):
-                evaluated()
-    problems = [path.read_text(encoding="utf-8") for path in sorted(inputs.glob(f"{_PROBLEM}*"))]
-    shutil.rmtree(inputs)
-    if started.returncode:
-        raise TrainingError(f"a training process failed: {problems[0] if problems else 'it left no message'}",
-                            where=str(folder), remedy="with pretraining.processes=1 the whole traceback is shown")
+            log.log(logging.INFO if line.startswith(_NEWS) else logging.DEBUG, "%s", line.rstrip())
+            heard(line)
+    problems = [path.read_text(encoding="utf-8") for path in sorted((folder / JOB).glob(f"{_PROBLEM}*"))]
+    return (problems[0] if problems else "it left no message") if started.returncode else None
+
+
+def leave_problem(folder: Path, error: Exception) -> None:
+    """Tell the process that started this one what went wrong."""
+    (folder / JOB / f"{_PROBLEM}{os.environ.get('RANK', 0)}").write_text(str(error), encoding="utf-8")
 
 
 def work(train: Callable) -> None:
     """The body of a process that `launch` started."""
     folder = Path(sys.argv[1])
-    inputs = folder / _JOB
+    inputs = folder / JOB
     job = read_json(inputs / "job.json")
     probes = pl.read_parquet(inputs / "probes.parquet") if job["probes"] else None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -144,5 +165,5 @@ def work(train: Callable) -> None:
               PretrainingConfig.model_validate(job["training"]), folder=folder, probes=probes, seed=job["seed"],
               device=job["device"])
     except Exception as error:
-        (inputs / f"{_PROBLEM}{os.environ.get('RANK', 0)}").write_text(str(error), encoding="utf-8")
+        leave_problem(folder, error)
         raise

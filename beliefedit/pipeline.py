@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from beliefedit import analysis, cases, corpus, demo_graph, kg, tables, verdict, world
+from beliefedit import analysis, cases, corpus, kg, tables, verdict, world
 from beliefedit.agent import BayesAgent
 from beliefedit.cases import Cases
-from beliefedit.config import Experiment, ModelConfig
+from beliefedit.config import Experiment
 from beliefedit.corpus import Corpus
+from beliefedit.errors import EditError
+from beliefedit.graph_source import DEMO, make_tokenizer, read_graph, tokenizer_settings
 from beliefedit.kg import Graph
-from beliefedit.language import Atom, clause, judged_prompt, label_word
 from beliefedit.store import Store, write_json, write_text
-from beliefedit.tokenizer import load_tokenizer, train_tokenizer
+from beliefedit.tokenizer import load_tokenizer
 from beliefedit.world import World
 
 if TYPE_CHECKING:
@@ -34,21 +33,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 2}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 3}
 """Raise a stage's number when the same configuration gives another artifact."""
-
-DEMO = "demo"
-
 
 def make_graph(config: Experiment, store: Store) -> Graph:
     """The part of the source that the experiment is about, and the tokenizer its labels were cut with (SPEC 2)."""
-    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": _tokenizer_settings(config)}
+    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": tokenizer_settings(config)}
     if config.graph.source != DEMO:
         settings["source"] = kg.source_digest(config.graph.source)
 
     def build(folder: Path) -> dict[str, Any]:
-        graph = _read_graph(config)
-        tokenizer = _make_tokenizer(config, graph)
+        graph = read_graph(config)
+        tokenizer = make_tokenizer(config, graph)
         tokenizer.save_pretrained(folder / "tokenizer")
         if config.graph.max_object_tokens:
             graph = kg.cut_objects(graph, tokenizer, config.graph.max_object_tokens)
@@ -58,45 +54,10 @@ def make_graph(config: Experiment, store: Store) -> Graph:
     return kg.load(store.stage("graph", version=VERSIONS["graph"], config=settings, inputs={}, build=build))
 
 
-def _tokenizer_settings(config: Experiment) -> dict[str, Any]:
-    trained = {"vocab_size": config.model.vocab_size, "n_facts": config.corpus.n_facts}
-    return {"tokenizer": config.model.tokenizer, **(trained if config.model.tokenizer == _TRAINED else {})}
-
-
-_TRAINED = ModelConfig.model_fields["tokenizer"].default
-
-
-def _read_graph(config: Experiment) -> Graph:
-    options = config.graph.model_dump(exclude={"source", "demo_subjects", "demo_seed", "max_object_tokens"})
-    if config.graph.source != DEMO:
-        return kg.read_wikidata5m(config.graph.source, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        demo_graph.write_demo_graph(Path(folder), n_subjects=config.graph.demo_subjects, seed=config.graph.demo_seed)
-        return kg.read_wikidata5m(folder, **options)
-
-
-def _make_tokenizer(config: Experiment, graph: Graph) -> PreTrainedTokenizerFast:
-    """The named tokenizer, or one trained on what the corpus will say (before it exists: labels are cut with it)."""
-    if config.model.tokenizer != _TRAINED:
-        return load_tokenizer(config.model.tokenizer)
-    return train_tokenizer(_sample_texts(graph, config.corpus.n_facts), config.model.vocab_size)
-
-
-def _sample_texts(graph: Graph, n_facts: int) -> Iterator[str]:
-    """Facts the corpus covers in all forms, and every object once."""
-    for s, r, o in graph.facts.head(n_facts).iter_rows():
-        atom = Atom(s, r, o)
-        yield str(atom)
-        for form in ("atomic", "not", "or", "and"):
-            said = clause(form, *([atom] if form in ("atomic", "not") else [atom, atom]))
-            yield f"{judged_prompt(said)} {label_word(form != 'not')}"
-    yield from (f" {label}" for label in graph.objects)
-
-
 def make_world(config: Experiment, store: Store) -> World:
     """The generative model (SPEC 3)."""
     graph = make_graph(config, store)
-    folder = store.stage("world", version=VERSIONS["world"], inputs=_keys(store, "graph"),
+    folder = store.stage("world", version=VERSIONS["world"], inputs=keys_of(store, "graph"),
                          config={"world": config.world.model_dump(), "seed": config.seed},
                          build=lambda folder: world.save(
                              world.build_world(graph, config.world.min_truth, config.seed), folder))
@@ -112,7 +73,7 @@ def make_corpus(config: Experiment, store: Store) -> Corpus:
         corpus.save(sampled, folder)
         return {"statistics": sampled.statistics}
 
-    folder = store.stage("corpus", version=VERSIONS["corpus"], inputs=_keys(store, "world"),
+    folder = store.stage("corpus", version=VERSIONS["corpus"], inputs=keys_of(store, "world"),
                          config={"corpus": config.corpus.model_dump(mode="json"), "seed": config.seed}, build=build)
     return corpus.load(folder, made)
 
@@ -133,7 +94,7 @@ def make_cases(config: Experiment, store: Store) -> Cases:
         agent = make_agent(config, store)
         cases.save(cases.build_cases(make_world(config, store), known, agent, config.edit, config.seed), folder)
 
-    return cases.load(store.stage("cases", version=VERSIONS["cases"], inputs=_keys(store, "corpus"),
+    return cases.load(store.stage("cases", version=VERSIONS["cases"], inputs=keys_of(store, "corpus"),
                                   config={"edit": settings, "seed": config.seed}, build=build))
 
 
@@ -161,7 +122,7 @@ def make_model(config: Experiment, store: Store,
 
 
 def _model_key(config: Experiment, store: Store) -> dict[str, Any]:
-    return {"version": VERSIONS["model"], "inputs": _keys(store, "graph", "corpus"), "config": {
+    return {"version": VERSIONS["model"], "inputs": keys_of(store, "graph", "corpus"), "config": {
         "model": config.model.model_dump(mode="json"), "seed": config.seed,
         "pretraining": config.pretraining.model_dump(mode="json")}}
 
@@ -202,58 +163,77 @@ def make_model_together(config: Experiment, store: Store) -> bool:
 
 
 def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
-    """What the unedited model answers to every query of the cases: case, probe, kind, log_p, decoded."""
+    """What the unedited model answers to every query of the cases: case, probe, kind, log_p, decoded.
+
+    ``beliefs/distances.parquet`` has its whole distributions against the agent's.
+    """
     asked = make_cases(config, store)
     make_corpus(config, store)
 
     def build(folder: Path) -> None:
-        from beliefedit import editing
+        from beliefedit import distances, editing
 
         model, tokenizer = make_model(config, store)
-        editing.ask(model, tokenizer, asked.queries, max_new_tokens=_answer_length(config, store, tokenizer)
+        comparison = distances.Comparison(make_agent(config, store), tokenizer, asked, config.edit)
+        comparison.before(model).write_parquet(folder / "distances.parquet")
+        editing.ask(model, tokenizer, asked.queries, max_new_tokens=answer_length(config, store, tokenizer)
                     ).write_parquet(folder / "scores.parquet")
 
     make_model(config, store)
-    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=_keys(store, "cases", "model"), config={},
-                         build=build)
+    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=keys_of(store, "cases", "model"),
+                         config={"n_distributions": config.edit.n_distributions}, build=build)
     return pl.read_parquet(folder / "scores.parquet")
 
 
 def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(scores, log) of every edited model: see `beliefedit.editing.gather`."""
-    asked = make_cases(config, store)
-    model, tokenizer = make_model(config, store)
+    make_cases(config, store)
+    model, _ = make_model(config, store)
     settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
                 "n_edited": config.edit.n_edited, "n_trajectories": config.edit.n_trajectories,
-                "trajectory_every": config.edit.trajectory_every}
+                "trajectory_every": config.edit.trajectory_every, "n_distributions": config.edit.n_distributions}
 
     def build(folder: Path) -> dict[str, Any]:
-        from beliefedit import editing, lessons
+        from beliefedit import editing
 
-        working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
-        made, known = make_world(config, store), make_corpus(config, store)
-        taught = lessons.Neighbourhood(made, known, make_agent(config, store), asked, config.seed)
-        base = editing.Base(model, tokenizer, _texts(known), taught)
-        editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
-                            max_new_tokens=_answer_length(config, store, tokenizer))
+        working = store.working_folder("edits", settings | keys_of(store, "cases", "model"))
+        if config.edit.processes > 1:
+            _edit_in_processes(config, store, working)
+        else:
+            edit_share(config, store, working)
         scores, edit_log = editing.gather(working)
         scores.write_parquet(folder / "scores.parquet")
         edit_log.write_parquet(folder / "log.parquet")
+        editing.gather_distances(working).write_parquet(folder / "distances.parquet")
         shutil.rmtree(working)
         return {"device": str(model.device)}
 
-    folder = store.stage("edits", version=VERSIONS["edits"], inputs=_keys(store, "cases", "model"), config=settings,
+    folder = store.stage("edits", version=VERSIONS["edits"], inputs=keys_of(store, "cases", "model"), config=settings,
                          build=build)
     return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
 
 
-def _texts(known: Corpus) -> list[str]:
-    """Documents for editors that look at how the model reads the corpus, spread over all of it."""
-    every = max(1, known.statistics["documents"] // _N_TEXTS)
-    return pl.scan_parquet(known.documents / "*.parquet").select("text").gather_every(every).collect()["text"].to_list()
+def edit_share(config: Experiment, store: Store, working: Path, share: tuple[int, int] = (0, 1)) -> None:
+    """This process's part of the edits, where (number of it, number of processes) share them."""
+    from beliefedit import distances, editing, lessons
+
+    asked, (model, tokenizer) = make_cases(config, store), make_model(config, store)
+    made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
+    base = editing.Base(model, tokenizer, corpus.spread_texts(known), lessons.Neighbourhood(
+        made, known, agent, asked, config.seed), distances.Comparison(agent, tokenizer, asked, config.edit))
+    editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working, share=share,
+                        max_new_tokens=answer_length(config, store, tokenizer))
 
 
-_N_TEXTS = 20_000
+def _edit_in_processes(config: Experiment, store: Store, working: Path) -> None:
+    from beliefedit import parallel
+
+    write_json(working / parallel.JOB / "job.json",
+               {"experiment": config.model_dump(mode="json"), "store": str(store.folder.resolve())})
+    problem = parallel.start("beliefedit.edit_jobs", working, config.edit.processes)
+    if problem:
+        raise EditError(f"an editing process failed: {problem}", where=str(working),
+                        remedy="with edit.processes=1 the whole traceback is shown; what is done is kept")
 
 
 def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
@@ -263,7 +243,8 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
 
     def build(folder: Path) -> None:
         generator = np.random.default_rng([config.seed, _STREAM])
-        measured = analysis.measures(asked.cases, asked.queries, before, after)
+        compared = tuple(pl.read_parquet(store.folder / stage / "distances.parquet") for stage in ("beliefs", "edits"))
+        measured = analysis.measures(asked.cases, asked.queries, before, after, distances=compared)
         found = analysis.tables(measured, config.analysis, generator)
         paired = [(table, analysis.compare_editors(measured, config.analysis, generator, table=table))
                   for table in ("updating", "downstream")]
@@ -278,7 +259,7 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
         write_text(folder / "verdict.txt", "\n".join(verdict.verdict(found, paired)) + "\n")
         write_text(folder / "verdict.html", tables.styled_claims(verdict.claims(found)))
 
-    folder = store.stage("tables", version=VERSIONS["tables"], inputs=_keys(store, "cases", "beliefs", "edits"),
+    folder = store.stage("tables", version=VERSIONS["tables"], inputs=keys_of(store, "cases", "beliefs", "edits"),
                          config={"analysis": config.analysis.model_dump(), "seed": config.seed}, build=build)
     return pl.read_parquet(folder / "tables.parquet")
 
@@ -286,11 +267,12 @@ def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
 _STREAM = 6
 
 
-def _keys(store: Store, *stages: str) -> dict[str, str]:
+def keys_of(store: Store, *stages: str) -> dict[str, str]:
+    """Keys of built stages, by name."""
     return {stage: store.manifest(stage)["key"] for stage in stages}
 
 
-def _answer_length(config: Experiment, store: Store, tokenizer: PreTrainedTokenizerFast) -> int:
+def answer_length(config: Experiment, store: Store, tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens a decoded answer may have: the longest object label where labels are whole."""
     if config.graph.max_object_tokens:
         return config.graph.max_object_tokens

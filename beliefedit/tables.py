@@ -22,6 +22,8 @@ MEASURE_NAMES = {
     **{f"{kind}_{probe}": text.format(name) for probe, name in _LONG_NAMES.items() for kind, text in (
         ("accuracy", "accuracy: {}"), ("contains", "… as published (contains): {}"))},
     **{f"coherence_{probe}": f"coherence error: {name}" for probe, name in _LONG_NAMES.items()},
+    **{f"tv_{probe}": f"total variation: {name}" for probe, name in _LONG_NAMES.items()},
+    **{f"kl_{probe}": f"KL, nats: {name}" for probe, name in _LONG_NAMES.items()},
     **{name: f"logical error: {'T/F' if name == 'true_false' else name}" for name in LOGIC},
 }
 """Measure to its name, in the order of reading: the published accuracy stands below the exact one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -202,7 +202,7 @@ class Editor(ABC):
         return None
 
     def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[Request]) -> Iterator[EditedModels]:
+              requests: Iterable[Request]) -> Iterator[EditedModels]:
         """The requests one after another, each on top of those before it.
 
         Yields, after each request, one version that holds all so far. It is valid until the next one is asked for.

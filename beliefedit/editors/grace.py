@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -123,7 +123,7 @@ class GraceEditor(Editor):
         return replace(result(values), losses=tuple(losses.tolist()))
 
     def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[Request]) -> Iterator[Codebooks]:
+              requests: Iterable[Request]) -> Iterator[Codebooks]:
         book = Codebook()
         for request in requests:
             new = self.apply(model, tokenizer, [request])

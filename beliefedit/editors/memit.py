@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
 from beliefedit.editors.adapters import Adapters
-from beliefedit.editors.base import Request, Watcher, chosen_projections
+from beliefedit.editors.base import EditedModels, Request, Watcher, chosen_projections
 from beliefedit.editors.statistics import Statistics, inverse_times
 from beliefedit.editors.values import (
     Places,
@@ -33,8 +34,8 @@ class SpreadEditor(ValueEditor):
         return self.config.layers
 
     @abstractmethod
-    def directions(self, moment: Tensor, keys: Tensor) -> Tensor:
-        """Row vectors d, float64 [n, inputs], such that residual dᵀ is the update; ``moment`` is C."""
+    def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
+        """Row vectors d, float64 [n, inputs], such that residual dᵀ is the projection's update; ``moment`` is C."""
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
               watch: Watcher | None) -> Adapters:
@@ -61,7 +62,7 @@ class SpreadEditor(ValueEditor):
         for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
             keys = mean_at(adapters, model, subjects, name, entering=True)
             missing = (wanted - mean_at(adapters, model, plain, layer, entering=False)) / n_left
-            adapters.down[name] = self.directions(known.moments[name], keys)[:, None].to(wanted)
+            adapters.down[name] = self.directions(name, known.moments[name], keys)[:, None].to(wanted)
             adapters.up[name] = missing[:, :, None]
         return adapters
 
@@ -71,19 +72,38 @@ class MemitEditor(SpreadEditor):
 
     config: MemitConfig
 
-    def directions(self, moment: Tensor, keys: Tensor) -> Tensor:
+    def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
         through = inverse_times(moment, keys)  # Sherman-Morrison, an edit having one key
         return through / (self.config.strength + (through * keys.double()).sum(1, keepdim=True))
 
 
 class AlphaEditEditor(SpreadEditor):
-    """Only along directions that the corpus's keys do not use: ΔWᵀ = (P KKᵀ + λI)⁻¹ P K Rᵀ."""
+    """Only along directions that the corpus's keys do not use: ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ.
+
+    Attributes:
+        earlier: per projection the keys K_p of the edits before this one, float64 [n, inputs], in a row of edits;
+            None: independent edits, which know of no others.
+    """
 
     config: AlphaEditConfig
+    earlier: dict[str, Tensor] | None = None
 
-    def directions(self, moment: Tensor, keys: Tensor) -> Tensor:
-        free = keys.double() @ null_space(moment, self.config)
-        return free / (self.config.ridge + (free * keys.double()).sum(1, keepdim=True))
+    def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
+        free, keys = keys.double() @ null_space(moment, self.config), keys.double()
+        free_of = free / self.config.ridge
+        if self.earlier is not None:
+            kept = self.earlier.get(name, keys[:0])
+            matrix = null_space(moment, self.config) @ kept.T @ kept
+            matrix.diagonal().add_(self.config.ridge)
+            free_of = torch.linalg.solve(matrix, free.T).T
+            self.earlier[name] = torch.cat([kept, keys])
+        return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison, an edit having one key
+
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Iterable[Request]) -> Iterator[EditedModels]:
+        in_a_row = copy.copy(self)
+        in_a_row.earlier = {}
+        yield from SpreadEditor.stack(in_a_row, model, tokenizer, requests)
 
 
 def null_space(moment: Tensor, config: AlphaEditConfig) -> Tensor:
