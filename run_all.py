@@ -47,7 +47,7 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
                              notebooks=found, only=runner.select(found, only), force=force, point=point)
                  for point in points or [{}]]
         records = [runner.open_record(plan) for plan in plans]
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _train_together(plans):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _work_together(plans):
             return
         finished = [_run(plan, record, title=f"({n}/{len(plans)}) {plan.folder.name}" if points else "")
                     for n, (plan, record) in enumerate(zip(plans, records, strict=True), start=1)]
@@ -59,13 +59,18 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
     sys.exit(0 if all(finished) else 1)
 
 
-def _train_together(plans: Sequence[runner.Plan]) -> bool:
-    """Train with the other processes of `accelerate launch`; the first one alone goes on to the notebooks."""
-    from beliefedit import parallel, pipeline
+def _work_together(plans: Sequence[runner.Plan]) -> bool:
+    """Train and edit with the other processes of `accelerate launch`; the first alone goes on to the notebooks."""
+    from beliefedit import parallel, together
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("beliefedit").setLevel(logging.INFO)
-    is_first = all([pipeline.make_model_together(plan.experiment, Store(plan.folder)) for plan in plans])
+    is_first = True
+    for plan in plans:
+        wanted = plan.only or plan.experiment.notebooks or [notebook.stem for notebook in plan.notebooks]
+        is_first = together.make_model_together(plan.experiment, Store(plan.folder))
+        if "03_editing" in wanted or "04_analysis" in wanted:
+            together.edit_together(plan.experiment, Store(plan.folder))
     parallel.leave()
     return is_first
 

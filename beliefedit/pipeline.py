@@ -110,56 +110,35 @@ def make_model(config: Experiment, store: Store,
     make_corpus(config, store)
 
     def build(folder: Path) -> dict[str, Any]:
-        working, metrics = _train(config, store, watch)
+        working, metrics = train_model(config, store, watch)
         last = metrics.row(-1, named=True)
         shutil.copytree(working, folder, dirs_exist_ok=True)
         shutil.rmtree(working)
         return {"device": str(lm.resolve_device(config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
-    folder = store.stage("model", **_model_key(config, store), build=build)
+    folder = store.stage("model", **model_key(config, store), build=build)
     return lm.load_model(folder, lm.resolve_device(config.device))
 
 
-def _model_key(config: Experiment, store: Store) -> dict[str, Any]:
+def model_key(config: Experiment, store: Store) -> dict[str, Any]:
+    """What decides the model, as `Store.stage` wants it."""
     return {"version": VERSIONS["model"], "inputs": keys_of(store, "graph", "corpus"), "config": {
         "model": config.model.model_dump(mode="json"), "seed": config.seed,
         "pretraining": config.pretraining.model_dump(mode="json")}}
 
 
-def _train(config: Experiment, store: Store, watch: Watcher | None) -> tuple[Path, pl.DataFrame]:
+def train_model(config: Experiment, store: Store, watch: Watcher | None) -> tuple[Path, pl.DataFrame]:
     """(working folder with the trained model, its metrics)."""
     from beliefedit import pretrain
 
     known = make_corpus(config, store)
     probes = cases.build_probes(make_world(config, store), known, make_agent(config, store),
                                 config.pretraining.n_eval_facts, config.seed)
-    working = store.working_folder("model", _model_key(config, store)["config"])
+    working = store.working_folder("model", model_key(config, store)["config"])
     return working, pretrain.train(
         known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")), config.model, config.pretraining,
         probes=probes, folder=working, seed=config.seed, device=config.device, watch=watch)
-
-
-def make_model_together(config: Experiment, store: Store) -> bool:
-    """The model, trained by all processes of one launch (`accelerate launch`, torchrun); every one of them calls this.
-
-    They share the run folder, on several hosts through a shared file system.
-
-    Returns:
-        Whether this is the first process; the others have nothing left to do.
-    """
-    from beliefedit import lm, parallel
-
-    processes = parallel.join(lm.resolve_device(config.device))
-    if processes.is_main:
-        make_corpus(config, store)
-    processes.wait()
-    if processes.is_main:
-        make_model(config, store)
-    elif not store.holds("model", **_model_key(config, store)):
-        _train(config, store, None)
-    processes.wait()
-    return processes.is_main
 
 
 def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
@@ -189,14 +168,11 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     """(scores, log) of every edited model: see `beliefedit.editing.gather`."""
     make_cases(config, store)
     model, _ = make_model(config, store)
-    settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
-                "n_edited": config.edit.n_edited, "n_trajectories": config.edit.n_trajectories,
-                "trajectory_every": config.edit.trajectory_every, "n_distributions": config.edit.n_distributions}
 
     def build(folder: Path) -> dict[str, Any]:
         from beliefedit import editing
 
-        working = store.working_folder("edits", settings | keys_of(store, "cases", "model"))
+        working = unfinished_edits(config, store)
         if config.edit.processes > 1:
             _edit_in_processes(config, store, working)
         else:
@@ -208,9 +184,20 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
         shutil.rmtree(working)
         return {"device": str(model.device)}
 
-    folder = store.stage("edits", version=VERSIONS["edits"], inputs=keys_of(store, "cases", "model"), config=settings,
-                         build=build)
+    folder = store.stage("edits", **edits_key(config, store), build=build)
     return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
+
+
+def edits_key(config: Experiment, store: Store) -> dict[str, Any]:
+    """What decides the edits, as `Store.stage` wants it."""
+    return {"version": VERSIONS["edits"], "inputs": keys_of(store, "cases", "model"), "config": {
+        "editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
+        **config.edit.model_dump(include={"n_edited", "n_trajectories", "trajectory_every", "n_distributions"})}}
+
+
+def unfinished_edits(config: Experiment, store: Store) -> Path:
+    """Where edits are kept until all are done."""
+    return store.working_folder("edits", edits_key(config, store))
 
 
 def edit_share(config: Experiment, store: Store, working: Path, share: tuple[int, int] = (0, 1)) -> None:

@@ -208,18 +208,20 @@ graph: {source: demo, demo_subjects: 300, min_cooccurrence: 10}
 corpus: {n_facts: 20, sentences_per_doc: 1, n_orders: 1}
 model: {size: null, hidden_size: 32, n_layers: 1, vocab_size: 500}
 pretraining: {n_tokens: 4000, n_evaluations: 1, n_eval_facts: 5}
+edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps: 2}}}
 """)
-    write(place / "notebooks" / "02_pretraining.ipynb", "# The model",
-          "import os, beliefedit as be\nfrom beliefedit import pretrain\n"
-          "pretrain.train = None  # it must be there already\n"
-          "be.make_model(be.load_params(params_file, overrides), be.Store(run_folder))\n"
-          "print(os.environ.get('WORLD_SIZE', 'alone'))")
+    write(place / "notebooks" / "02_pretraining.ipynb", "# The model", "pass")
+    write(place / "notebooks" / "03_editing.ipynb", "# Editing",
+          "import os, beliefedit as be\nfrom beliefedit import editing, pretrain\n"
+          "pretrain.train = editing._edit_piece = None  # all must be done already\n"
+          "scores, log = be.make_edits(be.load_params(params_file, overrides), be.Store(run_folder))\n"
+          "print(os.environ.get('WORLD_SIZE', 'alone'), sorted(log['case']))")
     started = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "run_all.py"),
-         "--params", "tiny.yaml", "--notebooks", "notebooks", "--out", "run"], capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "run_all.py"), "--params", "tiny.yaml", "--notebooks", "notebooks", "--out", "run"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert started.returncode == 0, started.stderr
-    assert started.stdout.count("Open ") == 1 and started.stdout.count("02_pretraining  done") == 1
-    assert [output.text for output in outputs(place / "run" / "notebooks" / "02_pretraining.ipynb")
-            if output.output_type == "stream"] == ["alone\n"]
+    assert started.stdout.count("Open ") == 1 and started.stdout.count("03_editing      done") == 1
+    assert [output.text for output in outputs(place / "run" / "notebooks" / "03_editing.ipynb")
+            if output.output_type == "stream"][-1] == "alone [0, 1, 2, 3, 4]\n"
     assert json.loads((place / "run" / "model" / "manifest.json").read_text())["tokens_per_second"] > 0
