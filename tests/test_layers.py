@@ -26,8 +26,8 @@ APART = [("kg", "language"), ("world", "agent"), ("pretrain", "editors"), ("corp
          ("agent", "lm")]
 """Neither needs the other, directly or through others."""
 
-TORCH = {"candidates", "edit_jobs", "together", "lm", "pretrain", "editors", "editing", "widgets", "checkpoint", "learning",
-         "optimizers", "parallel", "training_data"}
+TORCH = {"candidates", "edit_jobs", "lm", "pretrain", "editors", "editing", "widgets", "checkpoint", "learning",
+         "optimizers", "parallel", "together", "training_data"}
 """The only modules that may import torch: exploring a corpus must not need it."""
 
 LIGHT = ["beliefedit", *(f"beliefedit.{name}" for name in (
