@@ -146,6 +146,33 @@ def machine() -> str:
     return f"{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def peak_flops(precision: torch.dtype, device: str, n: int = 4096) -> float:
+    """Multiplications and additions a second of a plain matrix product here: what utilisation is held against."""
+    left = torch.randn(n, n, device=device).to(precision)
+    for n_repeats in (1, 5):  # the first warms up
+        began = time.perf_counter()
+        for _ in range(n_repeats):
+            left @ left
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return 5 * 2 * n**3 / (time.perf_counter() - began)
+
+
+def report_utilisation(ours: Run, experiment: Experiment, inputs: dict) -> float:
+    """Model FLOP/s, 6 per weight and token, as a share of a plain matrix product's."""
+    from beliefedit.learning import precision
+    from beliefedit.lm import build_model, resolve_device
+    from beliefedit.tokenizer import load_tokenizer
+
+    model = build_model(experiment.model, load_tokenizer(inputs["tokenizer"]), torch.Generator())
+    n_weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
+    device = resolve_device(experiment.device)
+    share = 6 * n_weights * ours.tokens_per_second / peak_flops(
+        precision(experiment.pretraining.precision, device), device.type)
+    print(f"model FLOP/s: {share:.0%} of a plain matrix product here (goal 40 % on one H200-class GPU at 83m)")
+    return share
+
+
 def report_learning(ours: Run) -> None:
     last = ours.metrics.row(-1, named=True)
     print(f"\n{'learned':<14} {'value':>7} {'goal':>7}")
@@ -190,6 +217,7 @@ def main() -> None:
         inputs = prepare(experiment, folder)
         ours = run(train_ours, experiment, inputs, folder / "ours")
         report_learning(ours)
+        utilisation = report_utilisation(ours, experiment, inputs)
         race = with_training(experiment, stop_at={"atomic": arguments.goal}, n_eval_facts=200,
                              n_evaluations=experiment.pretraining.n_tokens // EVERY + 1)
         atomic = {**inputs, "probes": str(folder / "atomic.parquet")}
@@ -198,7 +226,8 @@ def main() -> None:
         published = run(train_published, race, atomic, folder / "published", 60 * arguments.minutes)
         measured = report_speed(ours, published, fast, arguments.goal)
         result = {"experiment": experiment.model_dump(mode="json"), "versions": versions(), "machine": machine(),
-                  "learned": ours.metrics.row(-1, named=True), "peak_gigabytes": ours.peak_gigabytes, **measured,
+                  "learned": ours.metrics.row(-1, named=True), "peak_gigabytes": ours.peak_gigabytes,
+                  "utilisation": utilisation, **measured,
                   "ours": ours.metrics.to_dicts(), "to_goal": fast.metrics.to_dicts(),
                   "published": published.metrics.to_dicts()}
         write_json(ROOT / "benchmarks" / "results" / f"pretraining-{experiment.name}.json", result)
