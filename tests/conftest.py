@@ -11,6 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from beliefedit.demo_graph import FIRST_PERSON, write_demo_graph
+from beliefedit.graph_files import ENTITIES
+
+from .sample_notebooks import HOSTILE
+
+HOSTILE_NAMES = HOSTILE[:4]
+"""A script, an image with a handler, a name from right to left, and an emoji made of several characters."""
+
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = "/usr/bin/chromium"
 
@@ -29,8 +37,21 @@ def run_all(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of all notebooks with the smoke parameters."""
-    return run_all(tmp_path_factory.mktemp("smoke") / "run", "--params", str(ROOT / "params" / "smoke.yaml"))
+    """The run folder of all notebooks with the smoke parameters, on a graph whose names try to be markup."""
+    folder = tmp_path_factory.mktemp("smoke")
+    return run_all(folder / "run", "--params", str(ROOT / "params" / "smoke.yaml"), "--set",
+                   f"graph.source={write_hostile_graph(folder / 'graph')}", "--set", "graph.max_object_tokens=0")
+
+
+def write_hostile_graph(folder: Path) -> Path:
+    """The smoke parameters' graph; every person and every third object has a name that is more than a name."""
+    write_demo_graph(folder, n_subjects=600)
+    lines = (folder / ENTITIES).read_text(encoding="utf-8").splitlines()
+    for place, line in enumerate(lines):
+        if int(line.partition("\t")[0][1:]) >= FIRST_PERSON or place % 3 == 0:
+            lines[place] = f"{line} {HOSTILE_NAMES[place % len(HOSTILE_NAMES)]}"
+    (folder / ENTITIES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

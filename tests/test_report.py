@@ -237,8 +237,9 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
     (folder / "tables").mkdir()
     (folder / "tables" / "verdict.html").write_text("<table><tr><td>believes the request</td></tr></table>")
     (folder / "summary.json").write_text(json.dumps({
-        "name": "demo", "config_hash": "abc", "config": {"corpus": {"n_facts": 77}, "notebooks": None}, "seed": 0, "data": HOSTILE[0], "model": "small", "device": "cpu",
-        "versions": {"python": "3"}, "seconds": 190.0, "finished": "2031-01-02", "learned": learned, "verdict": [HOSTILE[1]], "judgement": "grounds",
+        "name": "demo", "config_hash": "abc", "config": {"corpus": {"n_facts": 77}, "notebooks": None},
+        "finished": "2031-01-02", "verdict": [HOSTILE[1]], "seed": 0, "data": HOSTILE[0], "model": "small",
+        "device": "cpu", "versions": {"python": "3"}, "seconds": 190.0, "learned": learned, "judgement": "grounds",
         "pretraining": {"accuracy": {"atomic": atomic, "or": None}, "coherence": 0.04}, "tokens_per_second": 15200.0,
         "editing": {"lora": {"updating": {"p_request": cell, "contains_same_subject_same_relation": cell},
                              "edits_per_second": 53.2}}}))
@@ -264,9 +265,11 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
     run_folder(tmp_path / "seed=0", point={"seed": 0, "graph.source": HOSTILE[0]}, atomic=0.97)
     run_folder(tmp_path / "seed=1", point={"seed": 1, "graph.source": HOSTILE[1]}, learned=False, status="failed",
                atomic=0.31)
-    section = {"title": HOSTILE[1], "html": "<table><tr><td>0.75</td></tr></table>", "figure": plot(title="Side by side")}
+    section = {"title": HOSTILE[1], "html": "<table><tr><td>0.75</td></tr></table>",
+               "figure": plot(title="Side by side")}
     page = _Page(report.write_comparison(tmp_path, [section]).read_text())
-    for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side", *HOSTILE[:2]):
+    for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side",
+                 *HOSTILE[:2]):
         assert text in page.text
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
     assert links == ["#runs", "#part-0", "seed%3D0/index.html", "seed%3D1/index.html"]
@@ -315,7 +318,8 @@ def test_controls_inside_widgets_become_their_settings():
 
 def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(style, "save_figure", lambda figure, path: saved.append((figure.layout.title.text, path)) or path)
+    monkeypatch.setattr(style, "save_figure",
+                        lambda figure, path: saved.append((figure.layout.title.text, path)) or path)
     nbformat.write(notebook(*(code("show", new_output("display_data", data={PLOTLY: plot(title=name)}))
                               for name in ("one", "two"))), tmp_path / "a.ipynb")
     result = CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "--figures", "svg"])

@@ -67,4 +67,5 @@ def test_an_empty_folder_has_an_empty_summary_and_editing_is_taken_over(tmp_path
     (tmp_path / "tables").mkdir()
     editing = {"lora": {"updating": {"p_request": {"before": 0.1, "after": 0.9}}, "edits_per_second": 50.0}}
     (tmp_path / "tables" / "summary.json").write_text(json.dumps(editing))
-    assert summarise(tmp_path) == {"editing": editing}
+    (tmp_path / "tables" / "verdict.txt").write_text("one\ntwo\n")
+    assert summarise(tmp_path) == {"editing": editing, "verdict": ["one", "two"]}

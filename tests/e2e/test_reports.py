@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
 from beliefedit.report_cells import PLOTLY
 
@@ -96,9 +97,52 @@ def test_every_report_of_a_run_fits_and_draws_everything(visit, smoke_run, artif
         page = visit(smoke_run / name, width, scheme)
         assert overflow(page) <= 0
         look(page, artifacts / f"{Path(name).stem}-{width}-{scheme}.png")
+        assert page.locator("main :is(img, script:not([type='application/json']))").count() == 0  # names stay text
         if name != "index.html":
             expected = figures_of(smoke_run / "notebooks" / f"{Path(name).stem}.ipynb")
             assert page.locator(".js-plotly-plot").count() == expected
+
+
+@pytest.mark.parametrize("name", SMOKE_PAGES)
+def test_contents_hover_and_legend_of_every_report(visit, smoke_run, name):
+    page = visit(smoke_run / name)
+    for link in page.get_by_role("navigation").get_by_role("link").all():
+        link.click()
+        expect(page.locator(f"[id='{unquote(link.get_attribute('href')[1:])}']")).to_be_in_viewport()
+    for figure in page.locator(".js-plotly-plot").all():
+        figure.scroll_into_view_if_needed()
+        assert hovers(page, figure), figure.get_attribute("aria-label")
+        toggles = figure.locator(".legendtoggle")
+        if toggles.count() > 1:
+            toggles.first.click()
+            expect(figure.locator(".legend .traces").first).to_have_css("opacity", "0.5")
+
+
+@pytest.mark.parametrize(("name", "learned_here"), [("01_corpus", False), ("02_pretraining", True),
+                                                    ("03_editing", True), ("04_analysis", True), ("index", True)])
+def test_a_model_that_has_not_learned_is_flagged_in_red(visit, smoke_run, name, learned_here):
+    assert json.loads((smoke_run / "summary.json").read_text())["learned"] is False
+    page = visit(smoke_run / ("index.html" if name == "index" else f"reports/{name}.html"))
+    banner = page.get_by_role("alert").filter(has_text="has not learned its corpus")
+    assert banner.count() == learned_here
+    if learned_here:
+        expect(banner).to_be_in_viewport()
+        expect(banner).to_have_css("color", "rgb(179, 38, 30)")
+
+
+def hovers(page: Page, figure: Locator) -> bool:
+    """Whether a label appears somewhere when the mouse goes over the figure's points."""
+    places = figure.evaluate("""figure => [...figure.querySelectorAll('.point, .points path, .hm image, .js-line')].map(
+        mark => mark.getBoundingClientRect()).filter(box => box.top > 0 && box.bottom < innerHeight).map(
+        box => [box.left + box.width / 2, box.top + box.height / 2])""")
+    for x, y in places[:: max(1, len(places) // 12)]:
+        page.mouse.move(x, y, steps=2)
+        try:
+            figure.locator(".hoverlayer .hovertext").first.wait_for(timeout=700)
+        except TimeoutError:
+            continue
+        return True
+    return False
 
 
 def test_figures_answer_the_mouse(visit, sample_run):
