@@ -193,7 +193,7 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
         working = store.working_folder("edits", settings | _keys(store, "cases", "model"))
         made, known = make_world(config, store), make_corpus(config, store)
         taught = lessons.Neighbourhood(made, known, make_agent(config, store), asked, config.seed)
-        base = editing.Base(model, tokenizer, _texts(known), taught)
+        base = editing.Base(model, tokenizer, texts_of(known), taught)
         editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working,
                             max_new_tokens=_answer_length(config, store, tokenizer))
         scores, edit_log = editing.gather(working)
@@ -207,7 +207,7 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
     return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
 
 
-def _texts(known: Corpus) -> list[str]:
+def texts_of(known: Corpus) -> list[str]:
     """Documents for editors that look at how the model reads the corpus, spread over all of it."""
     every = max(1, known.statistics["documents"] // _N_TEXTS)
     return pl.scan_parquet(known.documents / "*.parquet").select("text").gather_every(every).collect()["text"].to_list()
