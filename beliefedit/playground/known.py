@@ -91,6 +91,7 @@ class Known:
         self.downstream = {upstream: downstream for downstream, upstream in agent.pairs.items()}
         self.subjects, self.objects = Suggestions(list(self.relations_of)), Suggestions(agent.objects)
         self.relations = Suggestions(list(self.subjects_of))
+        self.names = {"subject": self.subjects, "relation": self.relations, "object": self.objects}
 
     def suggest(self, kind: str, text: str, subject: str = "", relation: str = "", n: int = 12) -> list[str]:
         """Names of a kind ("subject", "relation", "object") for what has been typed of one.
@@ -109,10 +110,8 @@ class Known:
         Raises:
             EditError: a name that is not known.
         """
-        places = (("subject", self.subjects, subject), ("relation", self.relations, relation),
-                  ("object", self.objects, object))
         names = []
-        for kind, known, text in places:
+        for (kind, known), text in zip(self.names.items(), (subject, relation, object), strict=True):
             if (name := known.resolve(text)) is None:
                 close = known.find(text, 3) or known.find("", 3)
                 what = f"no {kind} is called {text!r}" if text.strip() else f"the {kind} is missing"

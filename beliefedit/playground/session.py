@@ -225,7 +225,8 @@ class Session:
                     "object": self.known.object_of[wish.subject, wish.relation], "weight": outlook.weight,
                     "downstream_relation": downstream[0] if downstream else None}
             near = copy.copy(self.base.lessons)
-            near.agent, near.unseen = self.agent, {0: {q.prompt for q in outlook.questions if q.role == "other subject"}}
+            shown = {q.prompt for q in outlook.questions if q.role == "other subject"}  # not taught, so that it tells
+            near.agent, near.unseen = self.agent, {0: shown}
             lessons = near(case, editor.config)
         return Request(wish.prompt, wish.object, wish.subject, outlook.weight, lessons)
 
