@@ -77,7 +77,7 @@ class Page(ipw.VBox):
         self.undo = _button("Undo", "Take the last edit back", self._press_undo)
         self.compare = _button("Compare editors", "The same request carried out by several editors", self._press_compare)
         self.mode = ipw.ToggleButtons(
-            description="Edits", options=[("each alone", False), ("pile up", True)], style={"button_width": "90px"},
+            description="Edits", options=[("each alone", False), ("pile up", True)], style={"button_width": "100px", "description_width": "auto"}, layout={"width": "auto"},
             tooltips=["Every edit starts from the unedited model", "Every edit is made on top of the earlier ones"])
         self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"visibility": "hidden"})
         self.kind = ipw.Dropdown(description="Save the edit as", options=["adapter", "delta", "model"],
@@ -157,7 +157,6 @@ class Page(ipw.VBox):
         """Run work in the background, with progress; what goes wrong is said in words."""
         self._busy(True)
         self._progress(0, None, text)
-        self._say(text)
 
         def done(result: Any, problem: str | None) -> None:
             self._busy(False)
@@ -171,7 +170,7 @@ class Page(ipw.VBox):
 
     def _progress(self, done: int, total: int | None, text: str) -> None:
         self.progress.max, self.progress.value = total or 1, done
-        self.progress.tooltip = text
+        self._say(text)
 
     def _asked(self) -> tuple[Wish, Choice] | None:
         """What the controls ask for; None, with the reason on the page, if it cannot be."""

@@ -10,6 +10,7 @@ import ipywidgets as ipw
 from beliefedit.playground import show
 from beliefedit.playground.known import Known
 from beliefedit.playground.wish import Strength, Wish
+from beliefedit.slider import Stops
 
 STRENGTHS = {"one observation": Strength("one observation", 1.0),
              **{f"P = {p:g}": Strength("probability", p) for p in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)},
@@ -89,9 +90,7 @@ class Pickers(ipw.VBox):
         self.subject = finder("subject", "Subject", self._subject_chosen)
         self.relation = finder("relation", "Relation", self._relation_chosen)
         self.object = finder("object", "New object", self._changed)
-        self.strength = ipw.SelectionSlider(
-            description="Evidence", options=list(STRENGTHS), value="P = 0.95", tooltip="How strong the evidence is",
-            style=LABEL, layout={"width": "400px"})
+        self.strength = Stops(label="Evidence", options=list(STRENGTHS), value="P = 0.95")
         self.weight = ipw.FloatText(description="Observations", value=1.0, disabled=True, style=LABEL,
                                     tooltip="How many observations the evidence counts for", layout={"width": "190px"})
         self.hint = ipw.HTML(layout={"flex": "1 1 300px"})

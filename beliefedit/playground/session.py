@@ -141,8 +141,8 @@ class Session:
         model, tokenizer = before.models.model, self.base.tokenizer
         editor.prepare(model, tokenizer, self.base.texts)
         total = getattr(editor.config, "steps", None)
-        edited = editor.apply(model, tokenizer, [request],
-                              watch=lambda step, so_far: progress(step, total, f"{choice.name}: step {step}"))
+        edited = editor.apply(model, tokenizer, [request], watch=lambda step, so_far: progress(
+            step, total, f"{choice.name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
         progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped

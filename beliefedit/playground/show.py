@@ -27,7 +27,7 @@ STYLE = f"""<style>
 .be .key i {{ display:inline-block; width:.8em; height:.8em; margin-right:.4em; border-radius:2px; }}
 .be-panels {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(300px,1fr)); gap:14px 24px; }}
 .be-panel {{ border:1px solid var(--line); border-radius:8px; padding:10px 14px 8px; min-width:0; }}
-.be-fact {{ min-height:2.9em; }}
+.be-fact {{ min-height:4.4em; }}
 .be-row {{ display:grid; grid-template-columns:36% 1fr; gap:10px; align-items:center; padding:3px 0;
   border-top:1px solid var(--line); }}
 .be-name {{ text-align:right; line-height:1.2; display:-webkit-box; -webkit-line-clamp:2; -webkit-box-orient:vertical;
@@ -36,7 +36,7 @@ STYLE = f"""<style>
 .be-name .told {{ font-size:11px; color:var(--soft); font-weight:400; }}
 .be-bar {{ position:relative; display:flex; align-items:center; height:12px; }}
 .be-bar b {{ display:block; height:9px; border-radius:0 2px 2px 0; min-width:1px; transition:width .25s; }}
-.be-bar em {{ font:11px/12px system-ui,sans-serif; margin-left:5px; color:var(--soft);
+.be-bar em {{ font:11px/12px system-ui,sans-serif; margin-left:5px; color:var(--soft); white-space:nowrap;
   font-variant-numeric:tabular-nums; }}
 .be-bar u {{ position:absolute; top:0; width:2px; height:12px; background:currentColor; opacity:.75; }}
 .be table {{ border-collapse:collapse; font-size:13px; width:100%; margin:0; }}
@@ -123,8 +123,8 @@ def _row(bar: Bar, panel: Panel) -> str:
 
 def _bar(role: str, p: float, mark: float | None) -> str:
     """One bar; its number stands behind it, and a mark says where it was before."""
-    width = 0 if math.isnan(p) else 84 * p  # the number needs the rest
-    line = f'<u style="left:{84 * mark:.2f}%"></u>' if mark is not None else ""
+    width = 0 if math.isnan(p) else 80 * p  # the number needs the rest
+    line = f'<u style="left:{80 * mark:.2f}%"></u>' if mark is not None else ""
     return (f'<div class="be-bar" data-bar="{role}"><b style="width:{width:.2f}%;background:var(--{role})"></b>'
             f"<em>{_number(p)}</em>{line}</div>")
 
