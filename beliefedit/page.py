@@ -75,9 +75,10 @@ class Page(ipw.VBox):
         self.edit = _button("Edit", "Change the language model", self._press_edit, "primary")
         self.cancel = _button("Cancel", "Stop the edit that is running", lambda _: self.worker.cancel())
         self.undo = _button("Undo", "Take the last edit back", self._press_undo)
-        self.compare = _button("Compare editors", "The same request carried out by several editors", self._press_compare)
+        self.compare = _button("Compare editors", "The same request, several editors", self._press_compare)
         self.mode = ipw.ToggleButtons(
-            description="Edits", options=[("each alone", False), ("pile up", True)], style={"button_width": "100px", "description_width": "auto"}, layout={"width": "auto"},
+            description="Edits", options=[("each alone", False), ("pile up", True)], layout={"width": "auto"},
+            style={"button_width": "100px", "description_width": "auto"},
             tooltips=["Every edit starts from the unedited model", "Every edit is made on top of the earlier ones"])
         self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"visibility": "hidden"})
         self.kind = ipw.Dropdown(description="Save the edit as", options=["adapter", "delta", "model"],

@@ -36,7 +36,8 @@ def slow_find(names: list[str], text: str, n: int, first: list[str]) -> list[str
         folded = fold(name)
         if typed and typed not in folded:
             continue
-        kind = 0 if not typed or folded == typed else 1 if folded.startswith(typed) else 2 if " " + typed in folded else 3
+        kind = (0 if not typed or folded == typed else 1 if folded.startswith(typed)
+                else 2 if " " + typed in folded else 3)
         found.append((kind, first.index(name) if name in first else len(first), place, name))
     return [name for *_, name in sorted(found)][:n]
 

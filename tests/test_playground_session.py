@@ -26,7 +26,7 @@ from beliefedit.playground.session import Choice
 from beliefedit.playground.wish import Wish
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 
-LORA = Choice("lora", {"lr": 3e-2, "steps": 15})
+LORA = Choice("lora", {"lr": 2e-2, "steps": 25})
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_editors_side_by_side(session):
     wish = session.known.example()
     table = compare(session, wish, [LORA, Choice("bayes", {"steps": 5}), Choice("rome", {"layer": 99})])
     assert table["editor"].to_list() == ["rational agent", "LM before", "lora", "bayes", "rome"]
-    assert table.filter(pl_is_null := table["refused"].is_null()).height == 4 and not pl_is_null[-1]
+    assert table["refused"].is_null().to_list() == [True] * 4 + [False]
     entry = session.edit(wish, LORA)
     bar = next(bar for bar in entry.picture.panels[0].bars if bar.object == wish.object)
     row = table.row(2, named=True)
@@ -229,7 +229,7 @@ def tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
+        if issubclass(type(thing), torch.Tensor):  # isinstance would wake lazy modules up
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -240,13 +240,12 @@ def resident_megabytes() -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_memory_does_not_grow_over_fifty_edits(session, stacked):
-    session.stacked = stacked
+def test_memory_does_not_grow_over_fifty_edits(session):
     wish = session.known.example()
     wishes = [wish, *others(session, wish, 4)]
     choices = [Choice("lora", {"lr": 1e-3, "steps": 2}), Choice("finetune", {"lr": 1e-4, "steps": 1})]
     for number in range(50):
+        session.stacked = number % 3 == 0
         session.edit(wishes[number % 5], choices[number % 2])
         if number == 9:
             tensors, resident = tensor_bytes(), resident_megabytes()

@@ -132,7 +132,8 @@ class Session:
         Raises:
             EditError, EvidenceError, ConfigError: it cannot be carried out.
         """
-        outlook, before = self.outlook(wish), self._before()
+        outlook = self.outlook(wish)
+        before = self._asked(self._before().models)  # afresh: numbers must not depend on what was asked earlier
         editor = editors.editor(choice.name, **choice.settings)
         request = self._request(wish, editor, outlook)
         if reason := editor.refusal(self.base.tokenizer, request):
