@@ -8,13 +8,16 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from beliefedit.playground.picture import Bar, Logic, Panel, Picture
-from beliefedit.playground.session import Entry
 from beliefedit.playground.wish import Strength
 from beliefedit.style import AFTER, AGENT, BEFORE, REQUEST
+
+if TYPE_CHECKING:
+    from beliefedit.playground.session import Entry
 
 STYLE = f"""<style>
 .be {{ --before:{BEFORE}; --after:{AFTER}; --agent:{AGENT}; --request:{REQUEST}; --line:rgba(128,128,128,.3);
