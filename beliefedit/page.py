@@ -13,7 +13,7 @@ import ipywidgets as ipw
 from beliefedit.config import EditorsConfig, Experiment
 from beliefedit.editors import EDITORS
 from beliefedit.errors import BeliefEditError
-from beliefedit.pickers import LABEL, Pickers, row
+from beliefedit.pickers import LABEL, Pickers, columns, row
 from beliefedit.playground import show
 from beliefedit.playground.compare import compare
 from beliefedit.playground.jobs import Worker, words
@@ -57,7 +57,7 @@ class Page(ipw.VBox):
         super().__init__([
             ipw.HTML(show.STYLE), self.pickers, row(self.editor, self.settings),
             row(self.edit, self.cancel, self.undo, self.compare, self.mode, self.progress), self.message, self.beliefs,
-            self.logic, self.ripple, self.comparison, self.history,
+            columns(self.logic, ipw.VBox([self.history, self.comparison])), self.ripple,
             row(self.kind, self.save, self.file, self.save_session, self.load_session)])
         self.add_class("be-page")
         self._choose_editor()
@@ -65,7 +65,7 @@ class Page(ipw.VBox):
         self._show_history()
 
     def _make_editors(self) -> None:
-        self.editor = ipw.Dropdown(description="Editor", style=LABEL, tooltip="What changes the language model",
+        self.editor = ipw.Dropdown(description="Editor", style={"description_width": "auto"}, tooltip="What changes the language model",
                                    options=[(EDITOR_NAMES.get(name, name), name) for name in self.editors],
                                    layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
@@ -77,8 +77,8 @@ class Page(ipw.VBox):
         self.undo = _button("Undo", "Take the last edit back", self._press_undo)
         self.compare = _button("Compare editors", "The same request, several editors", self._press_compare)
         self.mode = ipw.ToggleButtons(
-            description="Edits", options=[("each alone", False), ("pile up", True)], layout={"width": "auto"},
-            style={"button_width": "100px", "description_width": "auto"},
+            options=[("each edit alone", False), ("edits pile up", True)], style={"button_width": "125px"},
+            layout={"width": "auto"},
             tooltips=["Every edit starts from the unedited model", "Every edit is made on top of the earlier ones"])
         self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"visibility": "hidden"})
         self.kind = ipw.Dropdown(description="Save the edit as", options=["adapter", "delta", "model"],

@@ -151,3 +151,10 @@ class Pickers(ipw.VBox):
 def row(*children: ipw.Widget) -> ipw.HBox:
     """Widgets beside each other, on as many lines as they need."""
     return ipw.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 10px"})
+
+
+def columns(*children: ipw.Widget) -> ipw.HBox:
+    """Widgets side by side, equally wide where there is room, else below each other."""
+    for child in children:
+        child.layout = {"flex": "1 1 520px", "min_width": "0", "margin": "0 12px 0 0"}
+    return ipw.HBox(children, layout={"flex_flow": "row wrap"})

@@ -43,5 +43,5 @@ class Stops(anywidget.AnyWidget):
     """
     _css = """
     .be-stops label { display: flex; align-items: center; gap: 8px; font-size: var(--jp-widgets-font-size, 13px); }
-    .be-stops span { width: 84px; } .be-stops input { width: 190px; } .be-stops output { min-width: 8em; }
+    .be-stops input { width: 190px; } .be-stops output { min-width: 8em; }
     """

@@ -160,7 +160,8 @@ class Known:
         """The n subjects with a relation that come after this one, and then the first ones."""
         members = self.subjects_of.get(relation, ())
         start = members.index(subject) + 1 if (subject, relation) in self.object_of else 0
-        return [s for s in (*members[start:start + n], *members[:n]) if s != subject][:n]
+        around = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
+        return [s for s in around if s != subject][:n]
 
     def outlook(self, wish: Wish, agent: BayesAgent) -> Outlook:
         """What an agent, fitted or having granted wishes already, makes of a wish.

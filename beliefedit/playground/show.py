@@ -23,7 +23,7 @@ STYLE = f"""<style>
 .be {{ --before:{BEFORE}; --after:{AFTER}; --agent:{AGENT}; --request:{REQUEST}; --line:rgba(128,128,128,.3);
   --soft:color-mix(in srgb, currentColor 70%, transparent); font:14px/1.45 system-ui,sans-serif; overflow-wrap:anywhere;
   color:var(--jp-ui-font-color1,inherit); }}
-.be h3 {{ font-size:15px; margin:0 0 .1em; font-weight:650; }}
+.be h3 {{ font-size:15px; margin:.9em 0 .1em; font-weight:650; }} .be-panel h3 {{ margin-top:0; }}
 .be p {{ margin:0 0 .5em; }}
 .be .soft {{ color:var(--soft); font-size:13px; }}
 .be .key span {{ white-space:nowrap; margin-right:1.2em; }}

@@ -62,8 +62,8 @@ def _edge(start: tuple[float, float], end: tuple[float, float], column: int, fac
     dash = ' stroke-dasharray="2 4"' if fact.path == "still" else ""
     if column > 1:
         return ""
-    middle = (x0 + x1) / 2
-    return (f'<path d="M{x0 + 9:.0f} {y0:.0f} C{middle + 110:.0f} {y0:.0f} {middle + 40:.0f} {y1:.0f} {x1 - 12:.0f} '
+    x0 += 236  # behind the request's label
+    return (f'<path d="M{x0:.0f} {y0:.0f} C{x0 + 30:.0f} {y0:.0f} {x1 - 50:.0f} {y1:.0f} {x1 - 12:.0f} '
             f'{y1:.0f}" fill="none" stroke="{NEUTRAL}" stroke-width="1.2" stroke-opacity=".6"{dash}/>')
 
 
