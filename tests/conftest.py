@@ -55,6 +55,14 @@ def write_hostile_graph(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def playground_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with params/tiny.yaml and runs/tiny: a tiny trained model whose people have hostile names."""
+    from tests.sample_playground import make_run
+
+    return make_run(tmp_path_factory.mktemp("playground") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def browser_type_launch_args() -> dict:
     """How pytest-playwright starts the browser: Debian's, since it brings none of its own here."""
     if not shutil.which(BROWSER):

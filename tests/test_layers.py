@@ -26,12 +26,12 @@ APART = [("kg", "language"), ("world", "agent"), ("pretrain", "editors"), ("corp
          ("agent", "lm")]
 """Neither needs the other, directly or through others."""
 
-TORCH = {"candidates", "edit_jobs", "lm", "pretrain", "editors", "editing", "widgets", "checkpoint", "learning",
-         "optimizers", "parallel", "together", "training_data"}
+TORCH = {"candidates", "checkpoint", "edit_jobs", "editing", "editors", "learning", "lm", "optimizers", "parallel",
+         "playground", "pretrain", "together", "training_data"}
 """The only modules that may import torch: exploring a corpus must not need it."""
 
 LIGHT = ["beliefedit", *(f"beliefedit.{name}" for name in (
-    "kg", "world", "corpus", "agent", "cases", "plots", "pipeline"))]
+    "kg", "world", "corpus", "agent", "cases", "plots", "pipeline", "playground.picture"))]
 
 MAX_LINES, MAX_FUNCTION, MAX_POSITIONAL = 300, 40, 5
 

@@ -1,0 +1,70 @@
+"""Names found while they are typed, among any number of them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+
+class Suggestions:
+    """Finds a few of many names by any part of them; letter case and accents do not count.
+
+    Args:
+        names: distinct labels; of equally good matches those that come first here are found first.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._place = {name: place for place, name in enumerate(self.names)}
+        self._folded = [fold(name) for name in self.names]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, text: str, n: int = 12, first: Iterable[str] = ()) -> list[str]:
+        """At most n names that hold a text: equal ones, then those that begin with it, whose words do, all others.
+
+        Args:
+            text: what has been typed so far; nothing finds the first names.
+            n: most names.
+            first: names that come before others of the same kind of match.
+        """
+        typed = fold(text.strip())
+        preferred = [self._place[name] for name in dict.fromkeys(first) if name in self._place]
+        if not typed:
+            places = chain(preferred, range(min(len(self.names), n + len(preferred))))
+            return [self.names[place] for place in list(dict.fromkeys(places))[:n]]
+        inside = (place for place, name in enumerate(self._folded) if typed in name)
+        found: tuple[dict[int, None], ...] = ({}, {}, {}, {})
+        for place in chain((place for place in preferred if typed in self._folded[place]), inside):
+            best = found[_kind(self._folded[place], typed)]
+            if len(best) < n:
+                best[place] = None
+        return [self.names[place] for place in [*chain.from_iterable(found)][:n]]
+
+    def resolve(self, text: str) -> str | None:
+        """The name meant by a text: the name itself, or the only one that differs from it in case or accents."""
+        if text in self._place:
+            return text
+        typed = fold(text.strip())
+        alike = [place for place, name in enumerate(self._folded) if name == typed]
+        return self.names[alike[0]] if len(alike) == 1 else None
+
+
+def fold(text: str) -> str:
+    """A text without case and accents, as it is compared."""
+    if text.isascii():
+        return text.lower()
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text.casefold())
+                   if not unicodedata.combining(letter))
+
+
+def _kind(name: str, typed: str) -> int:
+    """0 for the name itself, 1 for its beginning, 2 for the beginning of a word, 3 for any other part."""
+    if name.startswith(typed):
+        return 0 if name == typed else 1
+    return 2 if f" {typed}" in name else 3

@@ -1,0 +1,115 @@
+"""How fast the playground answers: suggestions and the agent on FB13, edits from click to bars, memory over 50 edits.
+
+    python benchmarks/playground.py --run runs/demo --params params/demo.yaml [--graph FOLDER]
+
+Reads the run, writes nothing; the graph is read whole and every fact is told in a corpus without documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import beliefedit as be
+from beliefedit.config import CorpusConfig
+from beliefedit.page import choices_of
+from beliefedit.playground import show
+from beliefedit.playground.known import Known
+from beliefedit.playground.opening import open_run
+from beliefedit.playground.picture import draw
+from beliefedit.playground.session import Choice, Session
+from beliefedit.playground.show_ripple import ripple
+
+PREFIXES = ("a", "an", "smi", "john s", "zzz", "")
+
+
+def milliseconds(work: Callable[[], object], times: int = 7) -> tuple[float, float]:
+    """(median, longest) of several goes."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        taken.append(1000 * (time.perf_counter() - started))
+    return statistics.median(taken), max(taken)
+
+
+def row(what: str, figures: tuple[float, float], goal: str = "") -> None:
+    print(f"{what:<62} {figures[0]:>9.1f} {figures[1]:>9.1f}  {goal}", flush=True)
+
+
+def on_a_large_graph(folder: Path) -> None:
+    """Suggestions and the agent's new beliefs, all facts told."""
+    world = be.build_world(be.read_wikidata5m(folder, max_object_tokens=0))
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=len(world.facts)), documents=False)
+    agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    known = Known(world, corpus, agent)
+    n = f"{len(known.subjects):,} subjects"
+    for typed in PREFIXES:
+        row(f"suggestions for {typed!r}, {n}", milliseconds(lambda typed=typed: known.suggest("subject", typed)), "150")
+    wish = known.example()
+    row(f"the agent after a request, {n}", milliseconds(lambda: known.outlook(wish, agent)), "150")
+
+    def shown() -> None:
+        picture = draw(known.outlook(wish, agent), agent.objects)
+        show.beliefs(picture), show.logic(picture.logic), ripple(picture)
+
+    row("… and drawn", milliseconds(shown), "150")
+
+
+def on_a_run(session: Session, choices: dict[str, dict]) -> None:
+    """One edit of each editor from the call to the bars, and what fifty leave behind."""
+    wish = session.known.example()
+    row("the model before an edit, first look", milliseconds(lambda: session.look(wish), 1))
+    for name, settings in choices.items():
+        choice = Choice(name, settings)
+
+        def edit(choice: Choice = choice) -> None:
+            picture = session.edit(wish, choice).picture
+            show.beliefs(picture), show.logic(picture.logic), ripple(picture)
+
+        row(f"{name}: edit and bars", milliseconds(edit, 5 if name == "lora" else 1), "2000" * (name == "lora"))
+    session.clear()
+    lora = Choice("lora", choices["lora"])
+    sizes = []
+    for number in range(50):
+        session.edit(wish, lora)
+        if number in (9, 49):
+            sizes.append((tensor_megabytes(), resident_megabytes()))
+    row("MB in tensors after 10 and 50 LoRA edits", (sizes[0][0], sizes[1][0]))
+    row("MB resident after 10 and 50 LoRA edits", (sizes[0][1], sizes[1][1]))
+
+
+def tensor_megabytes() -> float:
+    gc.collect()
+    storages = {thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes() for thing in gc.get_objects()
+                if issubclass(type(thing), torch.Tensor)}
+    return sum(storages.values()) / 1e6
+
+
+def resident_megabytes() -> float:
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--params", type=Path, default=Path("params/demo.yaml"))
+    parser.add_argument("--graph", type=Path, help="a large graph in Wikidata5m's layout, for example FB13")
+    parser.add_argument("--editors", nargs="*", default=["lora", "finetune", "bayes", "rome", "grace", "in_context"])
+    options = parser.parse_args()
+    print(f"{'milliseconds':<62} {'median':>9} {'longest':>9}  goal")
+    if options.graph:
+        on_a_large_graph(options.graph)
+    session, experiment = open_run(options.run, be.load_params(options.params))
+    choices = choices_of(experiment)
+    on_a_run(session, {name: choices[name] for name in dict.fromkeys(["lora", *options.editors])})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""The playground as a visitor meets it: on a Voilà page and in JupyterLab, in a browser without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from ..conftest import ROOT
+from ..sample_notebooks import HOSTILE
+from .test_reports import overflow
+
+NAME = "05_playground.ipynb"
+WAIT = 120_000  # milliseconds; kernels and edits take far longer on busy cores than on idle ones
+
+
+@pytest.fixture(scope="module")
+def folder(playground_run, tmp_path_factory) -> Path:
+    """A checkout's notebook beside a tiny run, and the same notebook pointed at no run."""
+    base = tmp_path_factory.mktemp("visit") / "kit"
+    shutil.copytree(playground_run, base)
+    (base / "notebooks").mkdir()
+    shutil.copy(ROOT / "voila.json", base)
+    for name, run in ((NAME, "tiny"), ("none.ipynb", "none")):
+        notebook = nbformat.read(ROOT / "notebooks" / NAME, 4)
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", ()):
+                cell.source = f'params_file = "../params/tiny.yaml"\nrun_folder = "../runs/{run}"\noverrides = {{}}'
+        nbformat.write(notebook, base / "notebooks" / name)
+    return base
+
+
+@contextmanager
+def served(command: list[str], port: int, folder: Path) -> Iterator[str]:
+    """A server of the folder, ready to be asked, and its address."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1",
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with open(folder / f"{command[0]}.log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log)
+        address = f"http://localhost:{port}"
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"{address}/api", timeout=5).close()
+                    break
+                except urllib.error.HTTPError:
+                    break
+                except OSError:
+                    assert server.poll() is None, Path(log.name).read_text()
+                    time.sleep(0.2)
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+VOILAS_ICONS = re.compile("cdn.jsdelivr.net/npm/@fortawesome.*Content Security Policy")
+"""Voilà's own page asks for icons from elsewhere; voila.json keeps the browser from fetching them."""
+
+
+class Visit:
+    """An open page, and all that went wrong on it."""
+
+    def __init__(self, browser: Browser, address: str) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900})
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.problems: list[str] = []
+        note = self.problems.append
+        self.page.on("console", lambda message: note(message.text) if message.type == "error"
+                     and not VOILAS_ICONS.search(message.text) else None)
+        self.page.on("pageerror", lambda error: note(str(error)))
+        self.page.on("dialog", lambda dialog: (note(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.context.route(lambda url: not url.startswith((address, address.replace("http", "ws"), "data:", "blob:")),
+                           lambda route: (note(f"outside {route.request.url}"), route.abort()))
+
+
+@pytest.fixture(scope="module")
+def voila_server(folder) -> Iterator[str]:
+    port = free_port()
+    with served(["voila", "notebooks", "--no-browser", f"--port={port}"], port, folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def voila(browser, voila_server) -> Iterator[Page]:
+    """The Voilà page with the model's first answers; the tests below use it one after another."""
+    visit = Visit(browser, voila_server)
+    visit.page.goto(f"{voila_server}/voila/render/{NAME}", wait_until="commit")
+    expect(visit.page.get_by_role("heading", name="Change one belief").first).to_be_visible(timeout=WAIT)
+    expect(visit.page.locator(".be-panel")).to_have_count(3, timeout=WAIT)
+    has_bars(visit.page, "before")
+    yield visit.page
+    visit.context.close()
+    assert visit.problems == []
+
+
+def numbers(page: Page, role: str) -> list[str]:
+    """What stands behind the bars of one role."""
+    return page.locator(f'[data-bar="{role}"] em').all_inner_texts()
+
+
+def has_bars(page: Page, role: str, yes: bool = True) -> None:
+    """Wait until a role's bars are there, or gone."""
+    page.wait_for_function("([role, yes]) => [...document.querySelectorAll(`[data-bar=${role}] em`)]"
+                           ".every(number => (number.textContent != '–') == yes)", arg=[role, yes], timeout=WAIT)
+
+
+def says(page: Page, text: str | re.Pattern) -> None:
+    """Wait until the page says so."""
+    expect(page.locator(".be-message").filter(has_text=text)).to_be_visible(timeout=WAIT)
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def field(page: Page, name: str):
+    return page.get_by_label(name, exact=True)
+
+
+def look(page: Page, artifacts: Path, name: str) -> None:
+    """A screenshot of all of a page that scrolls inside."""
+    page.set_viewport_size({"width": 1280, "height": 2300})
+    page.screenshot(path=artifacts / f"playground-{name}.png")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_the_page_opens_with_an_example(voila, artifacts):
+    assert overflow(voila) <= 0
+    assert voila.get_by_text("import beliefedit").count() == 0, "code is hidden"
+    assert field(voila, "Subject").input_value() and field(voila, "New object").input_value()
+    has_bars(voila, "agent")
+    has_bars(voila, "after", False)
+    expect(voila.get_by_role("button", name="Undo")).to_be_disabled()
+    look(voila, artifacts, "voila-1-open")
+
+
+def test_an_edit_moves_the_bars_and_undo_restores_them(voila, artifacts):
+    before = voila.locator(".be-panels").inner_html()
+    press(voila, "Edit")
+    says(voila, "Edited in")
+    has_bars(voila, "after")
+    assert numbers(voila, "after") != numbers(voila, "before")
+    expect(voila.locator(".be-history li")).to_have_count(1)
+    assert overflow(voila) <= 0
+    look(voila, artifacts, "voila-2-edited")
+    press(voila, "Undo")
+    says(voila, "The last edit is undone")
+    has_bars(voila, "after", False)
+    has_bars(voila, "before")
+    assert voila.locator(".be-panels").inner_html() == before
+    expect(voila.locator(".be-history li")).to_have_count(0)
+
+
+def test_a_name_is_found_while_typing_and_chosen_by_keyboard(voila):
+    subject = field(voila, "Subject")
+    subject.fill("")
+    subject.press_sequentially("agnes", delay=20)
+    suggestions = voila.get_by_title("Subject: suggestions")
+    expect(suggestions.locator("option").first).to_have_text(re.compile("Agnes"))
+    assert suggestions.locator("option").count() <= 12
+    subject.press("Tab")
+    suggestions.press("ArrowDown")
+    expect(subject).to_have_value(re.compile("^Agnes "))
+    expect(voila.locator(".be-panel").first).to_contain_text("Agnes")
+    has_bars(voila, "before")
+
+
+def test_the_evidence_slider_answers_the_keyboard(voila):
+    slider = voila.get_by_role("slider", name="Evidence")
+    slider.press("Home")
+    expect(voila.get_by_text("Evidence: 1 observation.")).to_be_visible()
+    expect(slider).to_have_attribute("aria-valuetext", "one observation")
+    one = numbers(voila, "agent")
+    slider.press("ArrowRight")
+    expect(voila.get_by_text("believes it with P = 0.5:")).to_be_visible()
+    assert numbers(voila, "agent") != one
+    slider.press("End")
+    field(voila, "Observations").fill("-3")
+    field(voila, "Observations").press("Enter")
+    says(voila, "-3 observations are no evidence. Give a weight above 0")
+    field(voila, "Observations").fill("20")
+    field(voila, "Observations").press("Enter")
+    expect(voila.get_by_text("Evidence: 20 observations.")).to_be_visible()
+
+
+def test_an_impossible_request_is_explained_and_the_page_goes_on(voila):
+    wanted = field(voila, "New object").input_value()
+    field(voila, "New object").fill("Nobody & <b>Sons</b>")
+    says(voila, "No object is called 'Nobody & <b>Sons</b>'. Pick a suggestion")
+    press(voila, "Edit")
+    expect(voila.get_by_role("alert")).to_contain_text("No object is called 'Nobody & <b>Sons</b>'")
+    field(voila, "New object").fill(wanted)
+    field(voila, "lr").fill("-1")
+    press(voila, "Edit")
+    says(voila, "lr: Input should be greater than 0")
+    field(voila, "lr").fill("0.02")
+
+
+def test_an_edit_can_be_cancelled(voila):
+    field(voila, "steps").fill("1000000")
+    press(voila, "Edit")
+    says(voila, re.compile("step [0-9]+ of 1000000"))
+    press(voila, "Cancel")
+    says(voila, "Stopped. Nothing was changed.")
+    field(voila, "steps").fill("25")
+    expect(voila.locator(".be-history li")).to_have_count(0)
+    expect(voila.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
+
+
+def test_edits_pile_up_are_saved_and_replayed(voila, folder):
+    press(voila, "edits pile up")
+    press(voila, "Edit")
+    expect(voila.locator(".be-history li")).to_have_count(1)
+    says(voila, "Edited in")
+    relations = voila.get_by_title("Relation: suggestions")
+    relations.select_option(index=1)
+    press(voila, "Edit")
+    expect(voila.locator(".be-history li")).to_have_count(2)
+    expect(voila.locator(".be-history li").nth(1)).to_contain_text("on top of earlier ones")
+    saved = folder / "runs" / "tiny" / "playground"
+    for kind in ("adapter", "delta", "model"):
+        field(voila, "Save the edit as").select_option(kind)
+        press(voila, "Save edit")
+        says(voila, re.compile(f"Saved: .*edit-002-{kind}"))
+    assert (saved / "edit-002-adapter" / "adapter_config.json").exists()
+    assert (saved / "edit-002-delta.safetensors").exists() and (saved / "edit-002-model" / "config.json").exists()
+    press(voila, "Save session")
+    says(voila, re.compile(r"Saved: .*session\.json"))
+    shown = voila.locator(".be-panels").inner_html()
+    press(voila, "Replay session")
+    says(voila, "Replayed 2 edits; all numbers are the same.")
+    has_bars(voila, "after")
+    assert voila.locator(".be-panels").inner_html() == shown
+
+
+def test_editors_are_compared(voila, artifacts):
+    press(voila, "Compare editors")
+    says(voila, "Compared; the history stays as it is.")
+    rows = voila.locator(".be-compare tbody th").all_inner_texts()
+    assert rows == ["rational agent", "LM before", "lora", "finetune", "bayes", "in_context"]
+    assert overflow(voila) <= 0
+    look(voila, artifacts, "voila-3-compared")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_seen_and_inert(voila, name, artifacts):
+    field(voila, "Subject").fill(name)
+    fact = voila.locator(".be-panel .be-fact").first
+    expect(fact).to_contain_text(name)
+    has_bars(voila, "before")
+    page = voila.locator(".be-page")
+    assert page.locator("img, script, iframe, a").count() == 0
+    assert name in voila.locator(".be-ripple").inner_text()
+    assert overflow(voila) <= 0
+    if name == HOSTILE[1]:
+        look(voila, artifacts, "voila-4-hostile")
+
+
+CONTROLS = "input:visible, select:visible, button:visible, [tabindex='0']:visible"
+
+
+def test_every_control_has_a_name_and_the_keyboard_reaches_it(voila):
+    page = voila.locator(".be-page")
+    unnamed = page.locator(CONTROLS).evaluate_all(
+        "controls => controls.filter(one => ![one.getAttribute('aria-label'), one.title, one.textContent.trim(), "
+        "...[...(one.labels || [])].map(label => label.textContent.trim())].some(Boolean)).map(one => one.outerHTML)")
+    assert unnamed == []
+    controls = page.locator("input:visible:enabled, select:visible:enabled, button:visible:enabled")
+    controls.evaluate_all("controls => controls.forEach((one, place) => one.dataset.place = place)")
+    n = controls.count()
+    assert n > 15
+    field(voila, "Subject").focus()
+    reached = set()
+    for _ in range(3 * n):
+        reached.add(voila.evaluate("document.activeElement.dataset.place"))
+        voila.keyboard.press("Tab")
+    assert reached >= {str(place) for place in range(n)}
+
+
+def test_without_a_run_the_page_offers_to_make_one(browser, voila_server, artifacts):
+    visit = Visit(browser, voila_server)
+    visit.page.goto(f"{voila_server}/voila/render/none.ipynb", wait_until="commit")
+    expect(visit.page.get_by_text("The playground needs a trained model.")).to_be_visible(timeout=WAIT)
+    expect(visit.page.get_by_text("python run_all.py --params")).to_be_visible()
+    assert overflow(visit.page) <= 0
+    look(visit.page, artifacts, "voila-5-no-run")
+    press(visit.page, "Make the smoke run (about a minute)")
+    expect(visit.page.get_by_role("alert")).to_contain_text("No run_all.py", timeout=WAIT)
+    visit.context.close()
+    assert visit.problems == []
+
+
+def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
+    port = free_port()
+    command = ["jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=",
+               "--ServerApp.port_retries=0"]
+    with served(command, port, folder) as address:
+        visit = Visit(browser, address)
+        page = visit.page
+        page.goto(f"{address}/lab/tree/notebooks/{NAME}", wait_until="commit")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        expect(page.locator(".be-history li")).to_have_count(1, timeout=WAIT)
+        has_bars(page, "after")
+        shown = page.locator(".be-panels").inner_html()
+        look(page, artifacts, "lab-1-edited")
+        assert overflow(page) <= 0
+        assert page.evaluate("(box => box.scrollWidth - box.clientWidth)(document.querySelector('.be-page'))") <= 0
+        press(page, "Undo")
+        says(page, "The last edit is undone")
+        has_bars(page, "after", False)
+        press(page, "Edit")
+        says(page, "Edited in")
+        has_bars(page, "after")
+        assert page.locator(".be-panels").inner_html() == shown
+        visit.context.close()
+        assert visit.problems == []

@@ -1,0 +1,41 @@
+"""A tiny trained run whose people have hostile names, for tests of the playground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from beliefedit import demo_graph, pipeline
+from beliefedit.config import load_params
+from beliefedit.store import Store
+from tests.sample_notebooks import HOSTILE
+
+N_HOSTILE = len(HOSTILE)
+
+
+def write_graph(folder: Path, n_subjects: int = 40) -> None:
+    """The built-in graph, its second and later people renamed to hostile names, and one object too."""
+    demo_graph.write_demo_graph(folder, n_subjects=n_subjects)
+    path = folder / "wikidata5m_entity.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    people = [place for place, line in enumerate(lines) if line.startswith(f"Q{demo_graph.FIRST_PERSON}"[:3])]
+    first = next(place for place in people if lines[place].startswith(f"Q{demo_graph.FIRST_PERSON}\t"))
+    for place, name in zip(range(first + 1, first + 1 + N_HOSTILE), HOSTILE, strict=True):
+        lines[place] = f"{lines[place].split(chr(9))[0]}\t{name}"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_run(folder: Path) -> Path:
+    """params/tiny.yaml and runs/tiny in a folder: graph, corpus and a model that knows a little of it."""
+    (folder / "params").mkdir(parents=True)
+    write_graph(folder / "graph")
+    params = folder / "params" / "tiny.yaml"
+    params.write_text(yaml.safe_dump({
+        "name": "tiny", "graph": {"source": str(folder / "graph"), "min_cooccurrence": 5, "max_object_tokens": 0},
+        "world": {"min_truth": 0.9}, "corpus": {"n_facts": 60, "sentences_per_doc": 1, "n_orders": 1},
+        "model": {"size": "tiny", "vocab_size": 600},
+        "pretraining": {"n_tokens": 150_000, "n_evaluations": 1, "n_eval_facts": 20},
+        "edit": {"n_cases": 10, "editors": {"lora": {"lr": 1e-2}, "finetune": {"lr": 3e-3}}}}))
+    pipeline.make_model(load_params(params), Store(folder / "runs" / "tiny"))
+    return folder
