@@ -136,7 +136,7 @@ class PretrainingConfig(Config):
     batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")
-    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: hidden matrices; AdamW keeps the rest")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices, AdamW the rest; GPUs only")
     lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
     schedule: Literal["linear", "trapezoid", "cosine"] = Field("linear", description="fall of the learning rate")

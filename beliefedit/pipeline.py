@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 1, "model": 1, "beliefs": 1, "edits": 2, "tables": 1}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 1, "edits": 3, "tables": 2}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 DEMO = "demo"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from beliefedit.measures import LOGIC, MEASURES, PROBES, STATES
+from beliefedit.measures import FORMS, LOGIC, MEASURES, PROBES, SAME, STATES
 from beliefedit.store import write_text
 
 _PROBE_NAMES = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
@@ -15,6 +15,8 @@ MEASURE_NAMES = {
     "p_request": "p(request)",
     **{f"accuracy_{probe}": f"accuracy: {name}" for probe, name in _PROBE_NAMES.items()},
     **{f"contains_{probe}": f"accuracy as published: {name}" for probe, name in _PROBE_NAMES.items()},
+    **{name: f"accuracy: downstream fact, {label}" for name, label in zip(
+        FORMS, ("judged", "negated", "in an and", "in an or"), strict=True)},
     **{f"coherence_{probe}": f"coherence error: {name}" for probe, name in _PROBE_NAMES.items()},
     **{name: f"logical error: {'T/F' if name == 'true_false' else name}" for name in LOGIC},
 }
@@ -54,8 +56,9 @@ def write_tables(tables: pl.DataFrame, folder: Path) -> list[Path]:
 def styled(frame: pl.DataFrame) -> str:
     """HTML of tables: a block per editor with a row per measure, before / after / difference per group.
 
-    Means have three decimals with the interval below in small type. Single seeds, where there are several, are folded
-    under the pooled table. All text is escaped; nothing outside the string is needed.
+    Means have three decimals with the interval below in small type, and the mark "told" where the editor had been
+    taught the very fact that is asked for: that is recall, not inference. Single seeds, where there are several, are
+    folded under the pooled table. All text is escaped; nothing outside the string is needed.
 
     Args:
         frame: rows of `analysis.tables`, of one table or more.
@@ -105,13 +108,21 @@ def _n(cells: dict, measure: str, group: str) -> str:
 
 
 def _cell(row: dict | None) -> str:
-    """Mean, and its interval in small type; a dash where there is no value."""
+    """Mean, a mark where the editor was told the answer, the interval in small type; a dash where there is no value."""
     if row is None or row["mean"] is None:
         return "–"
-    text = _number(row["mean"])
+    text = _number(row["mean"]) + _told_mark(row)
     if row["low"] is None:
         return text
     return f'{text}<br><small style="opacity:.75">[{_number(row["low"])}, {_number(row["high"])}]</small>'
+
+
+def _told_mark(row: dict) -> str:
+    """Says of a belief after the edit that it was taught, or in how many of the edits; the request always is."""
+    if row["state"] == "before" or row["measure"] == "p_request" or row["measure"].endswith(SAME) or not row["told"]:
+        return ""
+    share = "" if row["told"] == 1 else f" in {100 * row['told']:.0f}%"
+    return f' <small style="opacity:.75">told{share}</small>'
 
 
 def _number(value: float) -> str:
