@@ -12,7 +12,7 @@ import polars as pl
 from beliefedit import metrics
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
-from beliefedit.measures import EDIT, MEASURES, PROBES, STATES, beliefs, last_step, measures
+from beliefedit.measures import ASKED, EDIT, MEASURES, PROBES, STATES, beliefs, last_step, measures
 from beliefedit.store import MANIFEST, read_json
 
 _CHANGED = ~metrics.exact(pl.col("says_before"), pl.col("request"))
@@ -47,8 +47,9 @@ def tables(measures: pl.DataFrame, config: AnalysisConfig, generator: np.random.
 
     Returns:
         Long: table, editor, seed (null: all seeds pooled; single seeds follow when there are several), group,
-        measure, state (before, after, difference: paired), n (edits with a value), mean, low, high (null: no value,
-        or fewer than two subjects).
+        measure, state (before, after, difference: paired), told (share of those edits whose editor was taught the fact
+        the measure is about: 0 is inference, 1 recall; null: about several facts), n (edits with a value), mean, low,
+        high (null: no value, or fewer than two subjects).
     """
     parts = []
     for table, groups in GROUPS.items():
@@ -65,8 +66,8 @@ def tables(measures: pl.DataFrame, config: AnalysisConfig, generator: np.random.
 
 
 _HEAD = {"table": pl.String, "editor": pl.String, "seed": pl.UInt32, "group": pl.String}
-_MEANS = {"measure": pl.String, "state": pl.String, "n": pl.UInt32, "mean": pl.Float64, "low": pl.Float64,
-          "high": pl.Float64}
+_MEANS = {"measure": pl.String, "state": pl.String, "told": pl.Float64, "n": pl.UInt32, "mean": pl.Float64,
+          "low": pl.Float64, "high": pl.Float64}
 
 
 def summary(tables: pl.DataFrame) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _by_seed(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConf
                         for frame in (chosen, reference))
         both = ours.join(theirs, on=key, suffix="_reference", maintain_order="left")
         differences = both.select(*key, *(pl.col(name) - pl.col(f"{name}_reference") for name in _columns()))
-        paired = _means(differences, config, generator).rename(
+        paired = _means(differences, config, generator).drop("told").rename(
             {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
     parts = [_means(chosen, config, generator).with_columns(seed=pl.lit(None, pl.UInt32)).join(
         paired, on=["measure", "state"], how="left", maintain_order="left")]
@@ -265,7 +266,7 @@ def _columns() -> list[str]:
 
 
 def _means(chosen: pl.DataFrame, config: AnalysisConfig, generator: np.random.Generator) -> pl.DataFrame:
-    """measure, state, n, mean, low, high over the rows of `measures`; the difference only over pairs."""
+    """measure, state, told, n, mean, low, high over the rows of `measures`; the difference only over pairs."""
     values = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
         len(MEASURES), 2, len(chosen))
     values = np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1)
@@ -273,6 +274,16 @@ def _means(chosen: pl.DataFrame, config: AnalysisConfig, generator: np.random.Ge
     found = metrics.bootstrap_interval(values, chosen["subject"].to_numpy(), generator,
                                        n_resamples=config.n_resamples, level=config.level)
     names = [(measure, state) for measure in MEASURES for state in STATES]
+    told = [_told_share(chosen, measure) for measure in MEASURES]
     return pl.DataFrame({
-        "measure": [measure for measure, _ in names], "state": [state for _, state in names], **found._asdict(),
+        "measure": [measure for measure, _ in names], "state": [state for _, state in names],
+        "told": np.repeat(np.array(told, dtype=np.float64), len(STATES)), **found._asdict(),
     }, nan_to_null=True).cast(_MEANS)
+
+
+def _told_share(chosen: pl.DataFrame, measure: str) -> float | None:
+    """Share of the edits with a value of the measure that were taught the fact it is about; None: not known."""
+    column = f"told_{ASKED.get(measure)}"
+    if column not in chosen.columns:
+        return None
+    return chosen.select(pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()).item()

@@ -16,11 +16,15 @@ from beliefedit.config import EditConfig
 from beliefedit.corpus import Corpus
 from beliefedit.language import Atom, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.sentences import Sampler
-from beliefedit.targets import Edit, edit_targets
+from beliefedit.targets import PROBES, Edit, edit_targets
 from beliefedit.world import World
 
-_STREAM, _PROBES_STREAM = 4, 5
+_STREAM, _PROBES_STREAM, _FORMS_STREAM = 4, 5, 8
 """Keep this module's draws apart from those of other stages under the same seed."""
+
+
+FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
+"""Probes for the downstream fact in other forms than stated, where its answer should change."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class Cases:
         cases: one row per case: case, subject, relation, object (true), request, weight, downstream_relation
             (null: the subject has none) and the flags of SPEC 6.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, and the agent's targets
-            p_*. Probes are the four of SPEC 6 (kinds original, requested, modal) and the logic prompts judged_* (kind
-            true) and atomic_a (kind stated).
+            p_*. Probes are the four of SPEC 6 (kinds original, requested, modal), the logic prompts judged_* (kind
+            true) and atomic_a (kind stated), and `FORMS` (kinds original and modal, what is judged; the label is right
+            after the edit).
     """
 
     cases: pl.DataFrame
@@ -55,7 +60,8 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
                          schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
     probes = _stacked([queries for _, queries in targets])
     probes = probes.with_columns(p_generative=pl.Series(world.probabilities(_ids(probes, world))))
-    queries = pl.concat([probes, known.logic(chosen, rng)], how="diagonal")
+    forms = known.forms(cases, probes, np.random.default_rng([seed, _FORMS_STREAM]))
+    queries = pl.concat([probes, known.logic(chosen, rng), forms], how="diagonal")
     return Cases(cases, queries.sort("case", maintain_order=True).with_columns(pl.col(pl.Float64).fill_nan(None)))
 
 
@@ -96,6 +102,8 @@ class _Known:
         self.fact_of[self.subject, self.relation] = np.arange(len(self.subject))
         self.has = self.fact_of >= 0
         ids = {label: index for index, label in enumerate(world.relations)}
+        self.relation_ids = ids
+        self.subject_ids = {world.subjects[s]: at for s, at in zip(self.sampler.subject, self.subject, strict=True)}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
         self.who_has: dict[tuple[int, ...], np.ndarray] = {}
         self.expected: dict[int, tuple[list[str], np.ndarray]] = {}
@@ -191,6 +199,32 @@ class _Known:
                    "label": label_word(label)}
         yield {"probe": "atomic_a", "kind": "stated", "prompt": atomic_prompt(a.subject, a.relation),
                "target": a.object, "label": self.atom(fact).object}
+
+    def forms(self, cases: pl.DataFrame, probes: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+        """`FORMS` of every downstream fact whose answer should change, about the old and about the new object.
+
+        The other part of a compound sentence, of somebody else, leaves its truth open: true for "and", false for "or".
+        """
+        changed = cases.filter("downstream_changes")["case"].implode()
+        asked = probes.filter(pl.col("case").is_in(changed), pl.col("kind").is_in(["original", "modal"]),
+                              probe=PROBES[1]).select("case", "kind", "subject", "relation", "target").unique(
+            ["case", "target"], keep="last", maintain_order=True)  # the old answer may be right again
+        rows = [row | {"case": case, "kind": kind} for case, kind, *fact in asked.iter_rows()
+                for row in self._forms_of(Atom(*fact), kind == "modal", rng)]
+        return pl.DataFrame(rows, schema={"probe": pl.String, "prompt": pl.String, "target": pl.String,
+                                          "label": pl.String, "case": pl.UInt32, "kind": pl.String})
+
+    def _forms_of(self, atom: Atom, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
+        texts = [clause("atomic", atom), clause("not", atom)]
+        s, r = self.subject_ids[atom.subject], self.relation_ids[atom.relation]
+        other = self._somebody_else(s, (r,), rng)
+        if other >= 0:
+            fact = int(self.fact_of[other, r])
+            false = int(self.sampler.false_object(np.array([fact]), rng)[0])
+            texts += [clause("and", atom, self.atom(fact)), clause("or", self.atom(fact, false), atom)]
+        for probe, text in zip(FORMS, texts, strict=False):
+            yield {"probe": probe, "prompt": judged_prompt(text), "target": label_word(True),
+                   "label": label_word(is_true != (probe == "downstream_not"))}
 
     def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Atom, bool]:
         """The fact or, half the time, its false variant; and which of them."""

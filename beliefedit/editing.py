@@ -27,7 +27,7 @@ from beliefedit.targets import PROBES
 log = logging.getLogger(__name__)
 
 SCORES = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32, "probe": pl.String,
-          "kind": pl.String, "log_p": pl.Float64, "decoded": pl.String}
+          "kind": pl.String, "told": pl.Boolean, "log_p": pl.Float64, "decoded": pl.String}
 COMPARED = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, **DISTANCES}
 LOG = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64,
        "refused": pl.String}
@@ -147,7 +147,8 @@ def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(scores, log) of everything that `run_editors` wrote, by editor and case.
 
     Returns:
-        scores: case, editor, seed, step, probe, kind, log_p (nats), decoded; refused edits have none.
+        scores: case, editor, seed, step, probe, kind, told (the editor was taught the fact that is asked for), log_p
+            (nats), decoded; refused edits have none.
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is none), seconds (per
             edit, editing and scoring together, without comparing distributions; null for those scored on the way, for
             trajectories, and for refused ones), refused (null, or the reason).
@@ -240,7 +241,15 @@ def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
                  versions=asked["version"].to_numpy(), decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(piece)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
-    return pl.concat(frames.values()), edited, seconds
+    told = pl.Series("told", [_is_told(requests[version], prompt) for version, prompt in
+                              asked.select("version", "prompt").iter_rows()], dtype=pl.Boolean)
+    return pl.concat(frame.with_columns(told) for frame in frames.values()), edited, seconds
+
+
+def _is_told(request: Request, prompt: str) -> bool:
+    """Whether the fact that a prompt asks for is what was requested, or stands in a lesson in whatever form."""
+    lessons = (lesson.prompt for lesson in request.lessons)
+    return any(f" {prompt} " in f" {text} ".replace('"', " ") for text in (request.prompt, *lessons))
 
 
 def _point(edited: EditedModels, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,

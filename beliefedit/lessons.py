@@ -1,4 +1,4 @@
-"""What an agent believes after a request, as lessons for an editor, and the questions that were kept out of them."""
+"""What an agent believes after a request, as lessons for an editor."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ from beliefedit.editors.base import Lesson
 from beliefedit.language import Atom, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.world import World
 
-_STREAM, _FORMS_STREAM = 7, 8
-"""Keep this module's draws apart from those of other stages under the same seed."""
-
-FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
-"""Forms of the downstream fact that no lesson has (the first one but for "downstream_judged"): to be inferred."""
+_STREAM = 7
+"""Keeps this module's draws apart from those of other stages under the same seed."""
 
 
 @dataclass(frozen=True)
@@ -130,35 +127,3 @@ def _compound(belief: _Belief, known: list[_Belief]) -> list[Lesson]:
         told += [_judged(clause("and", belief.atom, other.atom), belief.p * other.p),
                  _judged(clause("or", other.atom, belief.atom), belief.p + other.p - belief.p * other.p)]
     return told
-
-
-def held_out_forms(neighbourhood: Neighbourhood, cases: pl.DataFrame, modal: dict[int, str]) -> pl.DataFrame:
-    """Judged, negated and compound sentences about downstream facts that should change, which no lesson has.
-
-    Each form once about the object expected after the edit and once about the original one; the other part of a
-    compound sentence leaves its truth open (a true part for "and", a false one for "or").
-
-    Args:
-        cases: rows of the cases whose downstream answer changes.
-        modal: case to the object the agent expects downstream afterwards.
-
-    Returns:
-        case, probe (one of `FORMS`), kind ("new" or "old"), prompt, target (the right label).
-    """
-    rows = []
-    for case in cases.iter_rows(named=True):
-        rng = np.random.default_rng([neighbourhood.seed, _FORMS_STREAM, case["case"]])
-        relation = case["downstream_relation"]
-        after = neighbourhood.agent.after(case["subject"], case["relation"], case["request"], case["weight"])
-        other = neighbourhood.others({**case, "relation": relation}, rng)[0]
-        true = neighbourhood.known(after, other, relation).atom
-        false = Atom(other, relation, next(o for o in rng.permutation(after.objects).tolist() if o != true.object))
-        old = neighbourhood.objects[case["subject"], relation]
-        for kind, object_, truth in (("new", modal[case["case"]], True), ("old", old, False)):
-            atom = Atom(case["subject"], relation, object_)
-            texts = (clause("atomic", atom), clause("not", atom), clause("and", atom, true), clause("or", false, atom))
-            labels = (truth, not truth, truth, truth)
-            rows += [{"case": case["case"], "probe": probe, "kind": kind, "prompt": judged_prompt(text),
-                      "target": label_word(label)} for probe, text, label in zip(FORMS, texts, labels, strict=True)]
-    return pl.DataFrame(rows, schema={"case": pl.UInt32, "probe": pl.String, "kind": pl.String, "prompt": pl.String,
-                                      "target": pl.String})

@@ -8,13 +8,18 @@ import polars as pl
 
 from beliefedit import metrics
 from beliefedit.errors import StoreError
+from beliefedit.language import label_word
 
 SAME = "same_subject_same_relation"
 PROBES = (SAME, "same_subject_other_relation", "other_subject_same_relation", "other_subject_other_relation")
+FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
 LOGIC = ("true_false", "negation", "conjunction", "disjunction", "commutation")
 MEASURES = ("p_request", *(f"accuracy_{probe}" for probe in PROBES), *(f"contains_{probe}" for probe in PROBES),
-            *(f"coherence_{probe}" for probe in PROBES), *(f"tv_{probe}" for probe in PROBES),
+            *FORMS, *(f"coherence_{probe}" for probe in PROBES), *(f"tv_{probe}" for probe in PROBES),
             *(f"kl_{probe}" for probe in PROBES), *LOGIC)
+ASKED = {"p_request": SAME, **{f"{name}_{probe}": probe for name in ("accuracy", "contains", "coherence", "tv", "kl")
+                               for probe in PROBES}, **dict.fromkeys(FORMS, PROBES[1])}
+"""Measure to the probe whose fact it is about; logical errors are about several."""
 STATES = ("before", "after", "difference")
 FLAGS = ("reinforces", "downstream_changes", "is_downstream", "other_is_downstream", "all_independent",
          "other_has_both")
@@ -60,39 +65,41 @@ def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, a
     p_request: the model's probability of the requested object. accuracy_<probe> (exact) and contains_<probe>
     (published): the decoded answer against the original object before; after, against the requested object on same
     subject & same relation and the agent's modal object on the other probes. coherence_<probe>: the probabilistic
-    error of `beliefs`. tv_<probe>, kl_<probe>: total variation and KL (nats) of the whole distributions. true_false,
+    error of `beliefs`. downstream_judged, _not, _and, _or: accuracy on the forms of the downstream fact. tv_<probe>, kl_<probe>: total variation and KL (nats) of the whole distributions. true_false,
     negation, conjunction, disjunction, commutation: the logical errors, p = P("true").
 
     Args:
         cases, queries: the frames of SPEC 6.
         before: scores of the unedited model (case, probe, kind, log_p, decoded).
-        after: scores of edited models (… with editor, seed, step); each edit's highest step counts.
+        after: scores of edited models (… with editor, seed, step, told); each edit's highest step counts.
         distances: from `beliefedit.distances.Comparison`, of the unedited model and of the edited.
 
     Returns:
         One row per (editor, seed, case) in the order of `after`: subject, relation, object, request, the flags,
-        says_before, says_after, and `<measure>_before`, `<measure>_after` for each of `MEASURES` (f64, null where not
-        scored).
+        says_before, says_after, `<measure>_before`, `<measure>_after` for each of `MEASURES` (f64, null where not
+        scored), and told_<probe>: whether the editor was taught the fact the probe asks for.
 
     Raises:
         StoreError: a frame lacks a column.
     """
     _need(cases, ["case", "subject", "relation", "object", "request", *FLAGS], "cases")
-    _need(queries, _QUERY, "queries")
+    _need(queries, [*_QUERY, "label"], "queries")
     _need(before, _SCORE, "the model's scores")
-    _need(after, [*EDIT, "step", *_SCORE[1:]], "the edits' scores")
+    _need(after, [*EDIT, "step", "told", *_SCORE[1:]], "the edits' scores")
     frame = _scores(after).select(EDIT).unique(maintain_order=True).join(
         cases.select(pl.col("case").cast(pl.UInt32), "subject", "relation", "object", "request", *FLAGS),
         on="case", maintain_order="left")
     for state, scores in (("before", before), ("after", last_step(after))):
         keys = [name for name in EDIT if name in scores.columns]
         for part in (_answers(scores, keys), _by_probe(beliefs(queries, scores, state), keys), _logic(scores, keys),
-                     _compared(distances[STATES.index(state)] if distances else _NO_DISTANCES, keys)):
+                     _compared(distances[STATES.index(state)] if distances else _NO_DISTANCES, keys),
+                     _forms(queries, scores, state, keys)):
             named = part.rename({name: f"{name}_{state}" for name in part.columns if name not in keys})
             frame = frame.join(named, on=keys, how="left", maintain_order="left")
+    frame = frame.join(_told(last_step(after)), on=EDIT, how="left", maintain_order="left")
     columns = [pl.col(f"{measure}_{state}").cast(pl.Float64) for state in STATES[:2] for measure in MEASURES]
     return frame.select(*EDIT, "subject", "relation", "object", "request", *FLAGS, "says_before", "says_after",
-                        *columns)
+                        *columns, *(f"told_{probe}" for probe in PROBES))
 
 
 def last_step(scores: pl.DataFrame) -> pl.DataFrame:
@@ -139,6 +146,23 @@ def _logic(scores: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
         conjunction=metrics.conjunction_error(a, b, both),
         disjunction=metrics.disjunction_error(a, b, p("judged_or")),
         commutation=metrics.commutation_error(both, p("judged_and_swapped")))
+
+
+def _told(scores: pl.DataFrame) -> pl.DataFrame:
+    """Per edit, a column per probe: whether its fact was taught; null where the probe was not asked."""
+    return _scores(scores).group_by(EDIT, maintain_order=True).agg(
+        pl.col("told").filter(pl.col("probe") == probe).first().alias(f"told_{probe}") for probe in PROBES)
+
+
+def _forms(queries: pl.DataFrame, scores: pl.DataFrame, state: str, keys: list[str]) -> pl.DataFrame:
+    """Share of the downstream fact's judged, negated and compound sentences that are called rightly, a column each."""
+    asked = queries.filter(pl.col("probe").is_in(FORMS)).select(
+        pl.col("case").cast(pl.UInt32), "probe", "kind",
+        truth=(pl.col("label") == label_word(True)) == (state == "after"))
+    judged = asked.join(_scores(scores), on=["case", "probe", "kind"], maintain_order="right_left")
+    right = (pl.col("log_p").exp() > 0.5) == pl.col("truth")
+    return judged.group_by(keys, maintain_order=True).agg(
+        right.filter(pl.col("probe") == form).mean().alias(form) for form in FORMS)
 
 
 def _scores(scores: pl.DataFrame) -> pl.DataFrame:

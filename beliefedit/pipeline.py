@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 2, "model": 1, "beliefs": 2, "edits": 3, "tables": 3}
+VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 3, "model": 1, "beliefs": 2, "edits": 4, "tables": 4}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 def make_graph(config: Experiment, store: Store) -> Graph:

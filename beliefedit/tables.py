@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from beliefedit.measures import LOGIC, MEASURES, PROBES, STATES
+from beliefedit.measures import FORMS, LOGIC, MEASURES, PROBES, SAME, STATES
 from beliefedit.store import write_text
 from beliefedit.verdict import Claim
 
@@ -21,6 +21,8 @@ MEASURE_NAMES = {
     "p_request": "p(request)",
     **{f"{kind}_{probe}": text.format(name) for probe, name in _LONG_NAMES.items() for kind, text in (
         ("accuracy", "accuracy: {}"), ("contains", "… as published (contains): {}"))},
+    **{name: f"accuracy: downstream fact, {label}" for name, label in zip(
+        FORMS, ("judged", "negated", "in an and", "in an or"), strict=True)},
     **{f"coherence_{probe}": f"coherence error: {name}" for probe, name in _LONG_NAMES.items()},
     **{f"tv_{probe}": f"total variation: {name}" for probe, name in _LONG_NAMES.items()},
     **{f"kl_{probe}": f"KL, nats: {name}" for probe, name in _LONG_NAMES.items()},
@@ -71,8 +73,9 @@ def write_tables(tables: pl.DataFrame, folder: Path) -> list[Path]:
 def styled(frame: pl.DataFrame) -> str:
     """HTML of tables, each folded: a block per editor with a row per measure, before / after / difference per group.
 
-    Means have three decimals, with the interval beside or below them. Single seeds, where there are several, are folded
-    under the pooled table. Each table can be saved as CSV from the page.
+    Means have three decimals, with the interval beside or below them, and the mark "told" where the editor had been
+    taught the very fact that is asked for: that is recall, not inference. Single seeds, where there are several, are
+    folded under the pooled table. Each table can be saved as CSV from the page.
 
     Args:
         frame: rows of `analysis.tables`, of one table or more.
@@ -190,7 +193,7 @@ def _cell(row: dict | None, *, decimals: int = 3) -> str:
     """Mean, and its interval in small type below; a dash where there is no value."""
     if row is None or row["mean"] is None:
         return "–"
-    return _with_interval(*(row[name] for name in ("mean", "low", "high")), "<br>", decimals)
+    return _with_interval(*(row[name] for name in ("mean", "low", "high")), "<br>", decimals, _told_mark(row))
 
 
 def _inline(row: dict | None) -> str:
@@ -206,13 +209,22 @@ def _paired(row: dict) -> str:
     return f"<b>{text}</b>" if differs else text
 
 
-def _with_interval(mean: float, low: float | None, high: float | None, between: str, decimals: int) -> str:
+def _told_mark(row: dict) -> str:
+    """Says of a belief after the edit that it was taught, or in how many of the edits; the request always is."""
+    if row["state"] == "before" or row["measure"] == "p_request" or row["measure"].endswith(SAME) or not row["told"]:
+        return ""
+    share = "" if row["told"] == 1 else f" in {100 * row['told']:.0f}%"
+    return f' <small style="opacity:.75">told{share}</small>'
+
+
+def _with_interval(mean: float, low: float | None, high: float | None, between: str, decimals: int,
+                   mark: str = "") -> str:
     def number(value: float) -> str:
         return f"{value:z.{decimals}f}".replace("-", "−")
 
     if low is None or high is None:
-        return number(mean)
-    return f'{number(mean)}{between}<small style="opacity:.75">[{number(low)}, {number(high)}]</small>'
+        return number(mean) + mark
+    return f'{number(mean)}{mark}{between}<small style="opacity:.75">[{number(low)}, {number(high)}]</small>'
 
 
 def _folded(summary: str, inner: str) -> str:

@@ -13,7 +13,7 @@ from beliefedit import analysis, tables, verdict
 from beliefedit.analysis import MEASURES
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
-from beliefedit.measures import PROBES, measures
+from beliefedit.measures import FORMS, PROBES, measures
 
 CONFIG = AnalysisConfig(n_resamples=200)
 JUDGED = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
@@ -45,6 +45,9 @@ def make_queries():
         rows += [{"case": case, "probe": probe, "kind": "true", "prompt": f'"{probe}" is', "target": "true",
                   "label": "true"} for probe in JUDGED]
         rows.append({"case": case, "probe": "atomic_a", "kind": "stated", "prompt": "A", "target": "a", "label": "a"})
+    rows += [{"case": 0, "probe": form, "kind": kind, "prompt": f'"{form} {kind}" is', "target": "true",
+              "label": str((kind == "modal") != (form == FORMS[1])).lower()}
+             for form in FORMS[:3] for kind in ("original", "modal")]
     return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
 
 
@@ -71,9 +74,9 @@ EARLIER = score(QUERIES, ["?"] * 3, {"original": 0.5, "requested": 0.5, "modal":
     (*JUDGED, "atomic_a"), 0.5))
 
 
-def edited(scores, editor="lora", seed=0, step=40):
+def edited(scores, editor="lora", seed=0, step=40, told=PROBES[:1]):
     return scores.select(pl.lit(editor).alias("editor"), pl.lit(seed, pl.UInt32).alias("seed"),
-                         pl.lit(step, pl.UInt32).alias("step"), pl.all())
+                         pl.lit(step, pl.UInt32).alias("step"), pl.col("probe").is_in(told).alias("told"), pl.all())
 
 
 AFTER = pl.concat([edited(EARLIER, step=20), edited(EDITED)])
@@ -102,6 +105,9 @@ def test_measures_by_hand(frame):
         "coherence_same_subject_same_relation": ([0.1] * 3, [0.04] * 3),   # 0.8-0.7; 0.99-0.95
         "coherence_same_subject_other_relation": ([0.1] * 3, [0.5] * 3),   # 0.8-0.7; 0.1-0.6
         "coherence_other_subject_other_relation": ([0.1] * 3, [0.5] * 3),
+        "downstream_judged": ([1, None, None], [0.5, None, None]),         # p("true") of old, new: 0.8, 0.05; 0.2, 0.1
+        "downstream_not": ([0, None, None], [0.5, None, None]),
+        "downstream_or": ([None] * 3, [None] * 3),                         # nobody else has such a fact: not asked
         "true_false": ([0.3] * 3, [0] * 3),                                # 0.6-0.9
         "negation": ([0.2] * 3, [0] * 3),                                  # 0.9-(1-0.3)
         "conjunction": ([0.05] * 3, [0.25] * 3),                           # 0.4-0.45; 0.5-0.25
@@ -121,6 +127,21 @@ def test_a_prompt_that_was_not_scored_is_missing_not_zero():
     row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
         table="all", measure="negation").select("state", "n", "mean").rows()
     assert row == [("before", 3, pytest.approx(0.2)), ("after", 0, None), ("difference", 0, None)]
+
+
+def test_what_was_told_is_marked_and_in_how_many_edits():
+    told = edited(EDITED, "bayes", told=PROBES[:2]).with_columns(pl.col("told") & (pl.col("case") < 2))
+    result = analysis.tables(measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, told])), CONFIG,
+                             np.random.default_rng(0))
+    share = {(row["editor"], row["measure"]): row["told"] for row in result.filter(table="all", state="after").rows(
+        named=True)}
+    other = "accuracy_same_subject_other_relation"
+    assert share["lora", "p_request"] == 1 and share["lora", other] == share["lora", "downstream_judged"] == 0
+    assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_judged"] == 1
+    assert share["bayes", f"coherence_{PROBES[2]}"] == 0 and share["bayes", "negation"] is None
+    page = tables.styled_editors(result.filter(table="all"))
+    assert page.count("told in 67%") == 3 and page.count("told</small>") == 3  # three forms, of one edit
+    assert "told" not in tables.styled_editors(result.filter(table="all"), "before")
 
 
 def test_frames_of_another_shape_are_named_errors():

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from beliefedit.agent import BayesAgent
-from beliefedit.cases import build_cases, build_probes, load, save
+from beliefedit.cases import FORMS, build_cases, build_probes, load, save
 from beliefedit.config import CorpusConfig, EditConfig
 from beliefedit.corpus import sample_corpus
 from beliefedit.language import Atom, Lexicon, atomic_prompt
@@ -61,6 +61,7 @@ def check_shape(setting, made):
         facts = [known_fact(setting, probe) for probe in probes.values()]
         check_flags(setting, case, facts, probes)
         check_logic(setting, case, queries)
+        check_forms(setting, case, queries, facts[1])
         for rows, fact in zip(probes.values(), facts, strict=True):
             if fact:
                 assert rows["kind"].to_list() == ["original", "requested", "modal"]
@@ -98,9 +99,31 @@ def check_flags(setting, case, facts, probes):
     assert case["downstream_changes"] == (d is not None and after[2] != setting.world.objects[int(before)])
 
 
+def check_forms(setting, case, queries, downstream):
+    """The downstream fact in other forms, about its old and its new object, with the labels that are right after."""
+    asked = queries.filter(pl.col("probe").is_in(FORMS))
+    assert case["downstream_changes"] or asked.is_empty()
+    if not case["downstream_changes"]:
+        return
+    objects = dict(queries.filter(probe=PROBES[1]).select("kind", "target").iter_rows())
+    others = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
+    kinds = ["modal"] if objects["original"] == objects["modal"] else ["modal", "original"]
+    assert sorted(asked["kind"].unique()) == kinds and len(asked) == len(kinds) * (4 if others else 2)
+    for row in asked.rows(named=True):
+        said = setting.lexicon.parse(f"{row['prompt']} true")
+        mine = [atom for atom in said.atoms if (atom.subject, atom.relation) == downstream]
+        rest = [setting.true[atom.subject, atom.relation] == atom.object for atom in said.atoms if atom not in mine]
+        assert [atom.object for atom in mine] == [objects[row["kind"]]]
+        truth = [row["kind"] == "modal", *rest]
+        right = {"atomic": all, "not": lambda x: not all(x), "and": all, "or": any}[said.form](truth)
+        assert FORMS[("atomic", "not", "and", "or").index(said.form)] == row["probe"]
+        assert row["label"] == str(right).lower() and row["target"] == "true"
+        assert not rest or rest == [said.form == "and"]
+
+
 def check_logic(setting, case, queries):
     """Right labels, worked out anew from the sentences."""
-    asked = {row["probe"]: row for row in queries.filter(~pl.col("probe").is_in(PROBES)).rows(named=True)}
+    asked = {row["probe"]: row for row in queries.filter(~pl.col("probe").is_in((*PROBES, *FORMS))).rows(named=True)}
     assert set(asked) == {*LOGIC, "atomic_a"}
     said = {probe: setting.lexicon.parse(asked[probe]["prompt"] + " true") for probe in LOGIC}
     (a,), (b,) = said["judged_a"].atoms, said["judged_b"].atoms

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import beliefedit as be
 from beliefedit import demo_graph
+from beliefedit.cases import FORMS
 from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
 from beliefedit.editors.base import Lesson, Request
 from beliefedit.errors import ConfigError, EditError
-from beliefedit.lessons import Neighbourhood, held_out_forms
+from beliefedit.lessons import Neighbourhood
 from beliefedit.lm import score
 from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
 
@@ -59,7 +61,8 @@ def test_what_probes_ask_of_others_and_downstream_forms_are_never_taught(taught)
     for case in cases.cases.iter_rows(named=True):
         told = by_prompt(neighbourhood(case, BayesConfig()))
         probes = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").str.starts_with("other_subject"))
-        assert not set(probes["prompt"]) & set(told)
+        forms = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(FORMS))
+        assert not set(probes["prompt"]) & set(told) and not set(forms["prompt"]) & set(told)
         if case["downstream_relation"]:
             fact = f"{case['subject']} {case['downstream_relation']}"
             assert [prompt for prompt in told if fact in prompt] == [fact]
@@ -88,24 +91,6 @@ def test_kinds_decide_what_is_taught(taught) -> None:
         be.editor("bayes_untold", kinds=["downstream"])
 
 
-def test_held_out_forms_are_right_about_new_and_old(taught) -> None:
-    neighbourhood, cases = taught
-    changed = cases.cases.filter("downstream_changes").head(3)
-    probes = cases.queries.filter(probe="same_subject_other_relation", kind="modal")
-    modal = dict(probes.select("case", "target").rows())
-    forms = held_out_forms(neighbourhood, changed, modal)
-    assert len(forms) == 3 * 2 * 4
-    case = changed.row(0, named=True)
-    about = {(probe, kind): (prompt, target) for _, probe, kind, prompt, target in
-             forms.filter(pl.col("case") == case["case"]).rows()}
-    new = f"{case['subject']} {case['downstream_relation']} {modal[case['case']]}"
-    assert about["downstream_judged", "new"] == (f'"{new}" is', "true")
-    assert about["downstream_not", "new"] == (f'"not {new}" is', "false")
-    assert about["downstream_judged", "old"][1] == about["downstream_or", "old"][1] == "false"
-    told = set(by_prompt(neighbourhood(case, BayesConfig())))
-    assert not told & set(forms["prompt"])
-
-
 def test_the_editor_comes_to_believe_its_lessons() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
     lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)),
@@ -119,6 +104,12 @@ def test_the_editor_comes_to_believe_its_lessons() -> None:
             np.testing.assert_allclose(p, lesson.probabilities, atol=0.03)
 
 
+def log_p_end(model, tokenizer, sentence):
+    """Of the end token or the full stop after a sentence, whichever the unedited model finds likelier."""
+    log_p = model(torch.tensor([tokenizer(sentence)["input_ids"]])).logits[0, -1].log_softmax(-1)
+    return max(log_p[tokenizer.eos_token_id].item(), log_p[tokenizer.convert_tokens_to_ids(".")].item())
+
+
 def test_its_loss_is_the_divergence_over_named_targets_and_the_rest() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
     lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)), Lesson("Cy speaks", ("Danish",), (0.9,)))
@@ -128,6 +119,7 @@ def test_its_loss_is_the_divergence_over_named_targets_and_the_rest() -> None:
     for lesson, share in zip(lessons, (0.25, 0.75), strict=True):
         n = len(lesson.targets)
         log_p = score(model, tokenizer, [lesson.prompt] * n, lesson.targets)
+        log_p += [log_p_end(model, tokenizer, f"{lesson.prompt} {target}") for target in lesson.targets]
         rest = 1 - sum(lesson.probabilities)
         expected -= share * (np.dot(lesson.probabilities, log_p) + rest * np.log(1 - np.exp(log_p).sum()))
     assert edited.losses[0] == pytest.approx(expected, rel=1e-4)

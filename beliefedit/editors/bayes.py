@@ -15,7 +15,7 @@ from beliefedit.config import BayesConfig
 from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Editor, Lesson, Request, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
-from beliefedit.editors.training import Sentences, by_length, encode_sentences, row_nll
+from beliefedit.editors.training import Sentences, by_length, encode_sentences, row_nll, with_ends
 
 _LEAST = 1e-6
 """Keeps the logarithm of what is left finite where targets begin alike and seem to sum to more than 1."""
@@ -71,7 +71,8 @@ class BayesEditor(Editor):
                 versions.append(version)
         prompts, targets, weights, lesson_of, version_of = zip(*rows, strict=True)
         sentences = encode_sentences(tokenizer, prompts, targets, model.device)
-        sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
+        sentences = replace(with_ends(model, tokenizer, sentences),
+                            versions=torch.tensor(version_of, device=model.device))
         return _Taught(by_length(sentences), *(torch.tensor(values, device=model.device)
                                                for values in (weights, lesson_of, rest, share, versions)))
 

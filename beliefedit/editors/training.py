@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
+from beliefedit.language import SEPARATOR
 from beliefedit.lm import encode_pairs
 
 
@@ -49,6 +50,24 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
     return Sentences(torch.from_numpy(pairs.ids).to(device), torch.from_numpy(pairs.is_target).to(device),
                      1 / torch.tensor(n_tokens, dtype=torch.float32, device=device),
                      torch.arange(len(texts), device=device), torch.zeros(0, dtype=torch.int64, device=device))
+
+
+def with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sentences: Sentences) -> Sentences:
+    """The sentences with each target's end as part of it, so that a taught answer also stops.
+
+    In a corpus a sentence is followed by the end token or by the separator of sentences: by whichever of the two the
+    unedited model finds likelier there.
+    """
+    separator = tokenizer(SEPARATOR.strip(), add_special_tokens=False)["input_ids"][0]
+    ends = torch.tensor([tokenizer.eos_token_id, separator], device=sentences.ids.device)
+    row = torch.arange(len(sentences.ids), device=ends.device)
+    place = sentences.is_target.shape[1] - sentences.is_target.int().flip(1).argmax(1)
+    ids, is_target = (torch.nn.functional.pad(values, (0, 1)) for values in (sentences.ids, sentences.is_target))
+    with torch.no_grad():
+        hidden = model.get_decoder()(input_ids=sentences.ids, use_cache=False).last_hidden_state[row, place - 1]
+        ids[row, place] = ends[model.get_output_embeddings()(hidden)[:, ends].argmax(1)]
+    is_target[row, place] = True
+    return replace(sentences, ids=ids, is_target=is_target)
 
 
 def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel, sentences: Sentences) -> Tensor:
