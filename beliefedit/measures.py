@@ -65,8 +65,9 @@ def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, a
     p_request: the model's probability of the requested object. accuracy_<probe> (exact) and contains_<probe>
     (published): the decoded answer against the original object before; after, against the requested object on same
     subject & same relation and the agent's modal object on the other probes. coherence_<probe>: the probabilistic
-    error of `beliefs`. downstream_judged, _not, _and, _or: accuracy on the forms of the downstream fact. tv_<probe>, kl_<probe>: total variation and KL (nats) of the whole distributions. true_false,
-    negation, conjunction, disjunction, commutation: the logical errors, p = P("true").
+    error of `beliefs`. downstream_judged, _not, _and, _or: accuracy on the forms of the downstream fact. tv_<probe>,
+    kl_<probe>: total variation and KL (nats) of the whole distributions. true_false, negation, conjunction, disjunction,
+    commutation: the logical errors, p = P("true").
 
     Args:
         cases, queries: the frames of SPEC 6.
