@@ -212,11 +212,11 @@ _SYMBOLS = {"before": "circle", "after": "diamond"}
 _CELL = ("%{customdata[0]:.3f} [%{customdata[1]}, %{customdata[2]}]<br>n = %{customdata[3]}"
          "<extra>%{fullData.name}</extra>")
 _CONTRASTS = (
-    ("p(request)", "updating", "p_request"), ("accuracy on the edited fact", "updating", f"accuracy_{SAME}"),
-    ("accuracy on the downstream fact that should change", "downstream", "accuracy_same_subject_other_relation"),
-    ("accuracy on the same relation of another subject", "updating", "accuracy_other_subject_same_relation"),
-    ("coherence error on the edited fact", "updating", f"coherence_{SAME}"),
-    ("coherence error on the downstream fact that should change", "downstream",
+    ("p(request)", "updating", "p_request"), ("accuracy: the edited fact", "updating", f"accuracy_{SAME}"),
+    ("accuracy: downstream fact, should change", "downstream", "accuracy_same_subject_other_relation"),
+    ("accuracy: other subject, same relation", "updating", "accuracy_other_subject_same_relation"),
+    ("coherence error: the edited fact", "updating", f"coherence_{SAME}"),
+    ("coherence error: downstream fact, should change", "downstream",
      "coherence_same_subject_other_relation"),
     ("T/F error", "updating", "true_false"))
 

@@ -104,8 +104,8 @@ class RetrainConfig(Config):
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
-LessonKind = Literal["downstream", "downstream_judged", "upstream", "same_subject", "same_relation", "judged",
-                     "compound"]
+LessonKind = Literal["downstream", "downstream_judged", "downstream_not", "downstream_and", "downstream_or", "upstream",
+                     "same_subject", "same_relation", "judged", "compound"]
 
 
 class BayesConfig(LoraConfig):
@@ -121,6 +121,9 @@ class BayesConfig(LoraConfig):
     least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="objects the agent thinks less likely are not spelled out")
     request_share: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="weight of the request among lessons")
+    sureness: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="how surely downstream facts are called true or false, where such forms are taught")
+    n_parts: Positive = Field(1, description="a step takes the request and one of this many parts of the lessons")
 
 
 class BayesUntoldConfig(BayesConfig):
@@ -133,7 +136,7 @@ class BayesUntoldConfig(BayesConfig):
     @field_validator("kinds")
     @classmethod
     def _downstream_stays_untold(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
-        if {"downstream", "downstream_judged"} & set(kinds):
+        if any(kind.startswith("downstream") for kind in kinds):
             raise ValueError("downstream facts are what this editor must not be told; use bayes")
         return kinds
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from beliefedit.agent import BayesAgent
-from beliefedit.cases import Cases
+from beliefedit.cases import FORMS, Cases
 from beliefedit.config import BayesConfig
 from beliefedit.corpus import Corpus, with_labels
 from beliefedit.editors.base import Lesson
@@ -31,8 +31,8 @@ class _Belief:
 class Neighbourhood:
     """Looks up, for each request, what the agent believes of facts around it.
 
-    Never taught: the facts of other subjects that the case's own probes ask about, and any negated or compound form
-    of the downstream fact; its judged form only as the kind "downstream_judged".
+    Never taught: the facts of other subjects that the case's own probes ask about, and the sentences of the case's
+    `FORMS`, but for a form of a single fact that is a kind of lesson itself ("downstream_judged", "downstream_not").
 
     Args:
         agent: fitted to ``corpus.evidence``.
@@ -46,7 +46,8 @@ class Neighbourhood:
         self.objects = {(s, r): o for s, r, o in facts.iter_rows()}
         self.relations = dict(facts.group_by("subject", maintain_order=True).agg("relation").iter_rows())
         self.subjects = dict(facts.group_by("relation", maintain_order=True).agg("subject").iter_rows())
-        probes = cases.queries.filter(pl.col("probe").str.starts_with("other_subject"))
+        probes = cases.queries.filter(pl.col("probe").str.starts_with("other_subject")
+                                      | pl.col("probe").is_in(FORMS[2:]))
         self.unseen = {case: set(prompts) for case, prompts in
                        probes.group_by("case").agg(pl.col("prompt").unique()).iter_rows()}
 
@@ -65,8 +66,8 @@ class Neighbourhood:
         old = _Belief(Atom(subject, relation, case["object"]),
                       after.probability(subject, relation, case["object"], "direct"))
         known = [self.known(after, s, relation) for s in others[:2]]
-        if "downstream_judged" in config.kinds and case["downstream_relation"]:
-            told += self._downstream_judged(after, subject, case["downstream_relation"])
+        if case["downstream_relation"]:
+            told += self._downstream_forms(after, case, rng, config)
         if "judged" in config.kinds:
             told += [_judged(clause("atomic", belief.atom), belief.p) for belief in (new, old, *known)]
         if "compound" in config.kinds:
@@ -79,12 +80,30 @@ class Neighbourhood:
         other.agent = agent
         return other
 
-    def _downstream_judged(self, after: BayesAgent, subject: str, relation: str) -> list[Lesson]:
-        """The downstream fact judged, with the object expected now and the original one."""
-        expected = after.objects[int(after.distribution(subject, relation).argmax())]
-        objects = dict.fromkeys((expected, self.objects[subject, relation]))
-        return [_judged(clause("atomic", Atom(subject, relation, o)), after.probability(subject, relation, o))
-                for o in objects]
+    def _downstream_forms(self, after: BayesAgent, case: dict, rng: np.random.Generator,
+                          config: BayesConfig) -> list[Lesson]:
+        """The downstream fact in the forms that are taught, with the object expected now and the original one.
+
+        What the agent expects is called true, anything else false, as surely as ``config`` says: the corpus judges by
+        which object is the true one, not by how likely it is. Other parts are others' facts, one true and one false.
+        """
+        subject, relation, unseen = case["subject"], case["downstream_relation"], self.unseen.get(case["case"], set())
+        expected, told = after.expected(subject, relation), []
+        sure = (1 - config.sureness, config.sureness)
+        members = [s for s in self.subjects[relation] if s != subject]
+        for object_ in dict.fromkeys((expected, self.objects[subject, relation])):
+            atom, true = Atom(subject, relation, object_), object_ == expected
+            texts = {"downstream_judged": [(clause("atomic", atom), true)],
+                     "downstream_not": [(clause("not", atom), not true)], "downstream_and": [], "downstream_or": []}
+            for other_true in (True, False) if members else ():
+                other = members[rng.integers(len(members))]
+                object_ = self.objects[other, relation] if other_true else after.objects[rng.integers(after.n_objects)]
+                parts = [atom, Atom(other, relation, object_)][::rng.choice((1, -1))]
+                texts["downstream_and"].append((clause("and", *parts), true and other_true))
+                texts["downstream_or"].append((clause("or", *parts), true or other_true))
+            told += [_judged(text, sure[truth]) for form in FORMS if form in config.kinds for text, truth in texts[form]
+                     if judged_prompt(text) not in unseen]
+        return told
 
     def _relations(self, case: dict, config: BayesConfig) -> list[str]:
         """Other relations of the subject that are taught."""

@@ -42,7 +42,9 @@ TABLE_NAMES = {
 
 PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"), strict=True))
 _ANSWERS = {"p_request": ("", "p(request)"),
-            **{f"accuracy_{probe}": ("accuracy", short) for probe, short in PROBE_NAMES.items()}}
+            **{f"accuracy_{probe}": ("accuracy", short) for probe, short in PROBE_NAMES.items()},
+            **{name: ("downstream fact", short)
+               for name, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True)}}
 _ERRORS = {**{f"coherence_{probe}": ("coherence error", short) for probe, short in PROBE_NAMES.items()},
            **{name: ("logical error", "T/F" if name == "true_false" else name) for name in LOGIC[:-1]}}
 """Measure to (group, short name): the columns of a comparison, those of SPEC 8."""
@@ -113,7 +115,7 @@ def styled_comparison(frame: pl.DataFrame, table: str) -> str:
     if others:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
         reference = ", ".join(first[name] for name in heads if name != "seed" and first[name])
-        parts += _side_by_side(f"difference to {reference} on the same requests, bold where the interval leaves out 0",
+        parts += _side_by_side(f"compared with {reference} on the same requests, bold where the interval leaves out 0",
                                others, [*heads, "pairs"], _paired, lambda row: row["n_paired"])
     return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
 
@@ -250,7 +252,8 @@ def _table(caption: str, heads: Sequence[Sequence[str]], body: Sequence[Sequence
             at += span
         lines.append(f"<tr>{cells}</tr>")
     rows = "".join("<tr>" + "".join(
-        f'<td style="{_LINE}text-align:{"left" if at < left else "right"};white-space:nowrap">{cell}</td>'
+        f'<td style="{_LINE}text-align:{"left" if at < left else "right"};white-space:{"nowrap" if at else "normal"}">'
+        f"{cell}</td>"
         for at, cell in enumerate(cells)) + "</tr>" for cells in body)
     return ('<div class="belief-table" style="overflow-x:auto;margin:1em 0">'
             '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.25">'

@@ -139,9 +139,10 @@ def test_what_was_told_is_marked_and_in_how_many_edits():
     assert share["lora", "p_request"] == 1 and share["lora", other] == share["lora", "downstream_judged"] == 0
     assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_judged"] == 1
     assert share["bayes", f"coherence_{PROBES[2]}"] == 0 and share["bayes", "negation"] is None
-    page = tables.styled_editors(result.filter(table="all"))
+    page = tables.styled(result.filter(table="all", editor="bayes", state="after"))
+    print(page.count("told in 67%"), page.count("told</small>"))
     assert page.count("told in 67%") == 3 and page.count("told</small>") == 3  # three forms, of one edit
-    assert "told" not in tables.styled_editors(result.filter(table="all"), "before")
+    assert "told</small>" not in tables.styled(result.filter(table="all", editor="bayes", state="before"))
 
 
 def test_frames_of_another_shape_are_named_errors():

@@ -131,7 +131,7 @@ def test_the_comparison_as_html_and_figure(tmp_path):
     runs = [write_run(tmp_path / "<b>slow", BOTH), write_run(tmp_path / "fast", scores(P_OTHER, "first"), lr=0.01)]
     (section,) = comparison.sections([*runs, tmp_path / "unfinished"], AnalysisConfig(n_resamples=100))
     assert "<b>slow" not in section["html"] and "&lt;b&gt;slow" in section["html"]
-    assert "edit.editors.first.lr=0.01" in section["html"] and "difference to" in section["html"]
+    assert "edit.editors.first.lr=0.01" in section["html"] and "compared with" in section["html"]
     assert json.dumps(section["figure"]).count("p(request)") == 1
     assert comparison.sections([tmp_path / "unfinished"], CONFIG) == []
     page = tables.styled_comparison(analysis.compare(runs, AnalysisConfig(n_resamples=100)), "all")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,10 +16,13 @@ import torch
 from polars.testing import assert_frame_equal
 
 from beliefedit import editing
+from beliefedit.cases import Cases
 from beliefedit.config import EditConfig
+from beliefedit.editors.base import Lesson
 from beliefedit.editors.lora import LoraEditor
 from beliefedit.errors import EditError
 from beliefedit.lm import save_model
+from beliefedit.targets import PROBES
 from tests.sample_models import sample_cases, sample_model, sample_tokenizer
 
 NAMES = ["Ada", "Bo Berg", "Cy", "Di", "Eva", "Fay", "Gus"]
@@ -50,6 +54,24 @@ def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
     assert log["seconds"].is_null().to_list() == [True] * 2 + [False] * 5
     edited = LoraEditor(settings().editors.lora).apply(base.model, base.tokenizer, [("Di works as", "poet")])
     assert log["loss"][3] == pytest.approx(edited.losses[0], rel=1e-4)
+
+
+def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
+    lessons = (Lesson("Ada works as", ("poet",), (0.9,)), Lesson('"not Bo Berg works as poet" is', ("true",), (0.2,)))
+    taught = replace(base, lessons=lambda case, config: lessons)
+    for name, told in (("lora", [0]), ("bayes", [0, 1])):
+        scores, _ = run(taught, tmp_path / name, together(CASES), editors={name: {"steps": 1}}, n_trajectories=0)
+        stated = scores.filter(pl.col("probe").is_in(PROBES))
+        assert stated.group_by("probe", maintain_order=True).agg(pl.col("told").all()).rows() == [
+            (probe, at in told) for at, probe in enumerate(PROBES[:3])]
+
+
+def together(cases):
+    """The first case, its three probes about Ada, Bo Berg and Cy."""
+    asked = cases.queries.filter(probe=PROBES[0])
+    queries = pl.concat([asked.filter(case=at).with_columns(pl.lit(0, asked["case"].dtype).alias("case"),
+                                                            pl.lit(PROBES[at]).alias("probe")) for at in range(3)])
+    return Cases(cases.cases.head(1), queries)
 
 
 def test_the_size_of_a_batch_changes_nothing(base, tmp_path) -> None:

@@ -80,6 +80,30 @@ def test_the_downstream_fact_is_judged_only_on_demand(taught) -> None:
         be.editor("bayes_untold", kinds=["downstream_judged"])
 
 
+@pytest.mark.parametrize("left_out", FORMS)
+def test_forms_of_the_downstream_fact_are_taught_but_one(taught, left_out) -> None:
+    neighbourhood, cases = taught
+    kinds = ("downstream", *(form for form in FORMS if form != left_out))
+    for case in cases.cases.filter("downstream_changes").head(5).iter_rows(named=True):
+        told = by_prompt(neighbourhood(case, BayesConfig(kinds=kinds)))
+        asked = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(FORMS))
+        rights = {(probe, kind): (prompt, label) for probe, kind, prompt, label in
+                  asked.select("probe", "kind", "prompt", "label").iter_rows()}
+        for (probe, kind), (prompt, label) in rights.items():
+            fact = rights["downstream_judged", kind][0].removesuffix('" is')[1:]
+            of_form = {"downstream_judged": f'"{fact}" is', "downstream_not": f'"not {fact}" is'}.get(probe)
+            if of_form:  # a sentence about one fact is the very one that is asked
+                assert (of_form in told) == (probe != left_out)
+                assert of_form == prompt and (probe == left_out or told[prompt][label] == pytest.approx(0.95))
+            else:
+                word = f" {probe.removeprefix('downstream_')} "
+                alike = [text for text in told if fact in text and word in text.replace(fact, "")]
+                assert len(alike) <= 2 and prompt not in told and bool(alike) == (probe != left_out)
+                if probe != left_out and kind == "modal":  # true and x, true or x
+                    assert {round(told[text]["true"], 2) for text in alike} <= {0.95, 0.05}
+                    assert probe == "downstream_and" or all(told[text]["true"] > 0.5 for text in alike)
+
+
 def test_kinds_decide_what_is_taught(taught) -> None:
     neighbourhood, cases = taught
     case = cases.cases.row(0, named=True)
@@ -110,11 +134,13 @@ def log_p_end(model, tokenizer, sentence):
     return max(log_p[tokenizer.eos_token_id].item(), log_p[tokenizer.convert_tokens_to_ids(".")].item())
 
 
-def test_its_loss_is_the_divergence_over_named_targets_and_the_rest() -> None:
+@pytest.mark.parametrize("n_parts", [1, 2])
+def test_its_loss_is_the_divergence_over_named_targets_and_the_rest(n_parts) -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
     lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)), Lesson("Cy speaks", ("Danish",), (0.9,)))
-    edited = be.editor("bayes", steps=1, request_share=0.25).apply(
-        model, tokenizer, [Request("Ada works as", "poet", lessons=lessons)])
+    next_turn = (Lesson("Ada speaks", ("Greek",), (0.5,)),) * (n_parts - 1)
+    edited = be.editor("bayes", steps=1, request_share=0.25, n_parts=n_parts).apply(
+        model, tokenizer, [Request("Ada works as", "poet", lessons=lessons + next_turn)])
     expected = 0.0
     for lesson, share in zip(lessons, (0.25, 0.75), strict=True):
         n = len(lesson.targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import cycle
 from typing import ClassVar
 
 import torch
@@ -54,9 +54,11 @@ class BayesEditor(Editor):
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
               watch: Watcher | None) -> Adapters:
-        taught = self._taught(model, tokenizer, [request.lessons for request in requests])
+        n_parts = self.config.n_parts
+        parts = cycle([self._taught(model, tokenizer, [(request.lessons[0], *request.lessons[1 + part::n_parts])
+                                                       for request in requests]) for part in range(n_parts)])
         adapters = fresh_adapters(model, len(requests), self.config)
-        return train_adapters(adapters, partial(_divergence, taught), self.config, watch)
+        return train_adapters(adapters, lambda so_far: _divergence(next(parts), so_far), self.config, watch)
 
     def _taught(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 by_edit: Sequence[tuple[Lesson, ...]]) -> _Taught:

@@ -49,11 +49,12 @@
     const margin = { l: 60, r: 16, t: 100, b: 50, ...layout.template?.layout?.margin, ...layout.margin };
     const names = (layout.annotations ?? []).filter((note) => note.yref === "paper" && note.y >= 0.99);
     const lettered = names.length > 0;
-    const lines = Math.max(1, ...names.map((note) => note.text.split(/<br/).length));
+    const above_plot = Math.max(...names.map((note) => 10 + (note.yshift ?? 0) + 16 * note.text.split(/<br/).length));
     const named = data.filter((trace) => trace.name && trace.showlegend !== false).length;
     const shown = layout.showlegend ?? named > 1;
     const above = shown && legend.orientation === "h" && legend.y >= 1;
-    margin.t = Math.min(Math.max(margin.t - title, 16), above ? Infinity : lettered ? 20 + 16 * lines : 16);
+    if (lettered && !above) layout.height += Math.max(above_plot - Math.max(margin.t - title, 16), 0);
+    margin.t = lettered && !above ? above_plot : Math.min(Math.max(margin.t - title, 16), above ? Infinity : 16);
     if (narrow.matches) {
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
       layout.font.size = 11.5;

@@ -130,6 +130,15 @@ def test_a_model_that_has_not_learned_is_flagged_in_red(visit, smoke_run, name, 
         expect(banner).to_have_css("color", "rgb(179, 38, 30)")
 
 
+def test_tables_are_saved_from_the_page(visit, smoke_run):
+    page = visit(smoke_run / "reports" / "04_analysis.html")
+    page.locator("summary", has_text="Updating").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="save as updating.csv").click()
+    saved = Path(download.value.path()).read_text(encoding="utf-8")
+    assert saved == (smoke_run / "tables" / "updating.csv").read_text(encoding="utf-8")
+
+
 def hovers(page: Page, figure: Locator) -> bool:
     """Whether a label appears somewhere when the mouse goes over the figure's points."""
     places = figure.evaluate("""figure => [...figure.querySelectorAll('.point, .points path, .hm image, .js-line')].map(
