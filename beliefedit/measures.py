@@ -66,8 +66,8 @@ def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, a
     (published): the decoded answer against the original object before; after, against the requested object on same
     subject & same relation and the agent's modal object on the other probes. coherence_<probe>: the probabilistic
     error of `beliefs`. downstream_judged, _not, _and, _or: accuracy on the forms of the downstream fact. tv_<probe>,
-    kl_<probe>: total variation and KL (nats) of the whole distributions. true_false, negation, conjunction, disjunction,
-    commutation: the logical errors, p = P("true").
+    kl_<probe>: total variation and KL (nats) of the whole distributions. true_false, negation, conjunction,
+    disjunction, commutation: the logical errors, p = P("true").
 
     Args:
         cases, queries: the frames of SPEC 6.
@@ -87,9 +87,7 @@ def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, a
     _need(queries, [*_QUERY, "label"], "queries")
     _need(before, _SCORE, "the model's scores")
     _need(after, [*EDIT, "step", "told", *_SCORE[1:]], "the edits' scores")
-    frame = _scores(after).select(EDIT).unique(maintain_order=True).join(
-        cases.select(pl.col("case").cast(pl.UInt32), "subject", "relation", "object", "request", *FLAGS),
-        on="case", maintain_order="left")
+    frame = _edits(cases, after)
     for state, scores in (("before", before), ("after", last_step(after))):
         keys = [name for name in EDIT if name in scores.columns]
         for part in (_answers(scores, keys), _by_probe(beliefs(queries, scores, state), keys), _logic(scores, keys),
@@ -97,7 +95,6 @@ def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, a
                      _forms(queries, scores, state, keys)):
             named = part.rename({name: f"{name}_{state}" for name in part.columns if name not in keys})
             frame = frame.join(named, on=keys, how="left", maintain_order="left")
-    frame = frame.join(_told(last_step(after)), on=EDIT, how="left", maintain_order="left")
     columns = [pl.col(f"{measure}_{state}").cast(pl.Float64) for state in STATES[:2] for measure in MEASURES]
     return frame.select(*EDIT, "subject", "relation", "object", "request", *FLAGS, "says_before", "says_after",
                         *columns, *(f"told_{probe}" for probe in PROBES))
@@ -147,6 +144,13 @@ def _logic(scores: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
         conjunction=metrics.conjunction_error(a, b, both),
         disjunction=metrics.disjunction_error(a, b, p("judged_or")),
         commutation=metrics.commutation_error(both, p("judged_and_swapped")))
+
+
+def _edits(cases: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """A row per edit: what it was about, and what the editor was taught."""
+    about = cases.select(pl.col("case").cast(pl.UInt32), "subject", "relation", "object", "request", *FLAGS)
+    return (_scores(after).select(EDIT).unique(maintain_order=True).join(about, on="case", maintain_order="left")
+            .join(_told(last_step(after)), on=EDIT, how="left", maintain_order="left"))
 
 
 def _told(scores: pl.DataFrame) -> pl.DataFrame:

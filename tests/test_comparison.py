@@ -7,6 +7,7 @@ interval's end: intervals end at the smallest and the largest subject mean.
 
 import json
 import math
+import re
 
 import numpy as np
 import polars as pl
@@ -31,7 +32,7 @@ SAYS = ["Rome", "maid", "Oslo", "judge"]  # before: right, wrong, right, right (
 
 def scores(p_request, editor=None, seed=0, cases=range(4)):
     """What the model says of the edited fact alone: the other measures have no value."""
-    rows = [{"case": case, "probe": SAME, "kind": "requested", "log_p": math.log(p_request[case]),
+    rows = [{"case": case, "probe": SAME, "kind": "requested", "told": True, "log_p": math.log(p_request[case]),
              "decoded": SAYS[case] if editor is None else CASES["request"][case]} for case in cases]
     frame = pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
     if editor is None:
@@ -42,7 +43,7 @@ def scores(p_request, editor=None, seed=0, cases=range(4)):
 
 QUERIES = pl.DataFrame([
     {"case": case, "probe": SAME, "kind": kind, "prompt": "p", "target": CASES[column][case],
-     "p_before_predictive": 0.5, "p_after_direct": 0.95, "p_after_predictive": 0.6}
+     "label": CASES["object"][case], "p_before_predictive": 0.5, "p_after_direct": 0.95, "p_after_predictive": 0.6}
     for case in range(4) for kind, column in (("original", "object"), ("requested", "request"))],
     schema_overrides={"case": pl.UInt32})
 BOTH = pl.concat([scores(P_AFTER, "first"), scores(P_OTHER, "second")])
@@ -135,7 +136,8 @@ def test_the_comparison_as_html_and_figure(tmp_path):
     assert json.dumps(section["figure"]).count("p(request)") == 1
     assert comparison.sections([tmp_path / "unfinished"], CONFIG) == []
     page = tables.styled_comparison(analysis.compare(runs, AnalysisConfig(n_resamples=100)), "all")
-    assert ">0.03<br>" in page and "<b>0.03" not in page  # 0.025 [-0.05, 0.10]: leaves zero in
+    difference = re.search(r"(<b>)?0\.0[23]<br>", page)  # 0.025 [-0.05, 0.10]: leaves zero in
+    assert difference and not difference.group(1)
 
 
 def test_compare_names_what_is_missing(tmp_path):
