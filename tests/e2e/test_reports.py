@@ -143,11 +143,11 @@ def hovers(page: Page, figure: Locator) -> bool:
     """Whether a label appears somewhere when the mouse goes over the figure's points."""
     places = figure.evaluate("""figure => [...figure.querySelectorAll('.point, .points path, .hm image, .js-line')].map(
         mark => mark.getBoundingClientRect()).filter(box => box.top > 0 && box.bottom < innerHeight).map(
-        box => [box.left + box.width / 2, box.top + box.height / 2])""")
-    for x, y in places[:: max(1, len(places) // 12)]:
+        box => [box.left + box.width * (box.width > 100 ? 0.33 : 0.5), box.top + box.height / 2])""")  # off a diagonal
+    for x, y in places[:: max(1, len(places) // 6)]:
         page.mouse.move(x, y, steps=2)
         try:
-            figure.locator(".hoverlayer .hovertext").first.wait_for(timeout=700)
+            figure.locator(".hoverlayer .hovertext").first.wait_for(timeout=3000)
         except TimeoutError:
             continue
         return True
