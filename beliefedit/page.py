@@ -65,9 +65,9 @@ class Page(ipw.VBox):
         self._show_history()
 
     def _make_editors(self) -> None:
-        self.editor = ipw.Dropdown(description="Editor", style={"description_width": "auto"}, tooltip="What changes the language model",
-                                   options=[(EDITOR_NAMES.get(name, name), name) for name in self.editors],
-                                   layout={"width": "390px"})
+        self.editor = ipw.Dropdown(
+            description="Editor", options=[(EDITOR_NAMES.get(name, name), name) for name in self.editors],
+            tooltip="What changes the language model", style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
         self.editor.observe(self._choose_editor, "value")
 

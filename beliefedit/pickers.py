@@ -134,13 +134,17 @@ class Pickers(ipw.VBox):
             relation = self.relation.text.value
             own = self.known.relations_of[name]
             self.relation.put(relation if relation in own else own[0])
-            self.object.put(self.object.text.value)
+            self._fit_object(name)
         self._changed()
 
     def _relation_chosen(self, text: str) -> None:
         if text in self.known.relations:
-            self.object.put(self.object.text.value)
+            self._fit_object(self.subject.text.value)
         self._changed()
+
+    def _fit_object(self, subject: str) -> None:
+        """A new object that makes sense with the relation."""
+        self.object.put(self.known.fitting(subject, self.relation.text.value, self.object.text.value))
 
     def _changed(self, _: object = None) -> None:
         if self._settled:

@@ -30,11 +30,13 @@ def ripple(picture: Picture) -> str:
     height = n_rows * _ROW + 30
     nodes, edges = "", ""
     start = (_COLUMNS[0] + 9, height / 2)
+    words = max(len(wish.subject), len(f"{wish.relation} {wish.object}"))
+    behind = (start[0] + 22 + 6.7 * min(words, _CHARACTERS[0]), start[1])
     for column, facts in enumerate(columns):
         for row, fact in enumerate(facts):
             place = start if column == 0 else (_COLUMNS[column] + 9, 36 + (row + 0.5) * _ROW - 9)
             nodes += _node(fact, place, column)
-            edges += _edge(start, place, column, fact) if column else ""
+            edges += _edge(behind, place, column, fact) if column else ""
     heads = "".join(f'<text class="small" x="{x}" y="14" fill-opacity=".7">{name}</text>' for x, name in
                     zip(_COLUMNS, ("the request", "the same subject", "other subjects", ""), strict=True))
     return block(
@@ -57,12 +59,11 @@ def _size(fact: Moved) -> float:
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float], column: int, fact: Moved) -> str:
-    """A line from the request; dashed to what the agent does not move. Lines to the last columns keep to the gaps."""
+    """A line from behind the request's label; dashed to what the agent does not move, none to the last columns."""
     (x0, y0), (x1, y1) = start, end
     dash = ' stroke-dasharray="2 4"' if fact.path == "still" else ""
     if column > 1:
         return ""
-    x0 += 236  # behind the request's label
     return (f'<path d="M{x0:.0f} {y0:.0f} C{x0 + 30:.0f} {y0:.0f} {x1 - 50:.0f} {y1:.0f} {x1 - 12:.0f} '
             f'{y1:.0f}" fill="none" stroke="{NEUTRAL}" stroke-width="1.2" stroke-opacity=".6"{dash}/>')
 
