@@ -80,7 +80,7 @@ class Page(ipw.VBox):
             options=[("each edit alone", False), ("edits pile up", True)], style={"button_width": "125px"},
             layout={"width": "auto"},
             tooltips=["Every edit starts from the unedited model", "Every edit is made on top of the earlier ones"])
-        self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"visibility": "hidden"})
+        self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"display": "none"})
         self.kind = ipw.Dropdown(description="Save the edit as", options=["adapter", "delta", "model"],
                                  style={"description_width": "110px"}, layout={"width": "230px"})
         self.save = _button("Save edit", "Write the last edit into the run folder", self._press_save)
@@ -142,7 +142,7 @@ class Page(ipw.VBox):
         for button in (self.edit, self.compare, self.undo, self.save, self.save_session, self.load_session, self.mode):
             button.disabled = busy
         self.cancel.disabled = not busy
-        self.progress.layout.visibility = "visible" if busy else "hidden"
+        self.progress.layout.display = None if busy else "none"
         if not busy:
             self.undo.disabled = not self.session.history
 

@@ -44,7 +44,7 @@ class Finder(ipw.VBox):
             "width": "100%", "margin": "0"})
         self.text.observe(self._typed, "value")
         self.list.observe(self._chosen, "value")
-        super().__init__([self.text, self.list], layout={"flex": "1 1 280px", "min_width": "0", "margin": "0 8px 0 0"})
+        super().__init__([self.text, self.list], layout={"flex": "1 1 240px", "min_width": "0", "margin": "0 8px 0 0"})
 
     def put(self, value: str) -> None:
         """Show a name and what else there is, without a call to ``changed``."""

@@ -85,7 +85,7 @@ class Offer(ipw.VBox):
         self.whole = ipw.Button(description=f"Make the run of {params.name}", layout={"width": "auto"},
                                 tooltip="The demo takes about four minutes on two cores")
         self.cancel = ipw.Button(description="Cancel", disabled=True, tooltip="Stop making the run")
-        self.progress = ipw.IntProgress(description="Progress", max=100, layout={"visibility": "hidden"})
+        self.progress = ipw.IntProgress(description="Progress", max=100, layout={"display": "none"})
         self.message = ipw.HTML(show.message(reason, "problem"))
         self.small.on_click(lambda _: self._make(smoke, folder.parent / "smoke"))
         self.whole.on_click(lambda _: self._make(params, folder))
@@ -115,7 +115,7 @@ class Offer(ipw.VBox):
     def _busy(self, busy: bool) -> None:
         self.small.disabled = self.whole.disabled = busy
         self.cancel.disabled = not busy
-        self.progress.layout.visibility = "visible" if busy else "hidden"
+        self.progress.layout.display = None if busy else "none"
 
 
 def is_page() -> bool:

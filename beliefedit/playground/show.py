@@ -28,7 +28,7 @@ STYLE = f"""<style>
 .be .soft {{ color:var(--soft); font-size:13px; }}
 .be .key span {{ white-space:nowrap; margin-right:1.2em; }}
 .be .key i {{ display:inline-block; width:.8em; height:.8em; margin-right:.4em; border-radius:2px; }}
-.be-panels {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(300px,1fr)); gap:14px 24px; }}
+.be-panels {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(250px,1fr)); gap:14px 18px; }}
 .be-panel {{ border:1px solid var(--line); border-radius:8px; padding:10px 14px 8px; min-width:0; }}
 .be-fact {{ min-height:4.4em; }}
 .be-row {{ display:grid; grid-template-columns:36% 1fr; gap:10px; align-items:center; padding:3px 0;
@@ -54,6 +54,7 @@ STYLE = f"""<style>
 .be svg {{ display:block; width:100%; height:auto; }} .be svg text {{ font:12px system-ui,sans-serif;
   fill:currentColor; }} .be svg .small {{ font-size:10.5px; }}
 .be-scroll {{ overflow-x:auto; }}
+.be-page :is(.widget-html,.widget-html-content) {{ min-width:0; max-width:100%; }}
 .be-page :is(input,select,button,[role=slider]):focus-visible {{ outline:2px solid {BEFORE}; outline-offset:1px; }}
 </style>"""
 
