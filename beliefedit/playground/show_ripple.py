@@ -81,7 +81,8 @@ def _node(fact: Moved, place: tuple[float, float], column: int) -> str:
               f'fill-opacity="{_depth(fact.by_agent)}"/>'
               f'<path d="M{x} {y - radius} A{radius} {radius} 0 0 1 {x} {y + radius} Z" fill="{AFTER}" '
               f'fill-opacity="{_depth(fact.by_model)}"/>')
-    above = (f'<text x="{x + 15}" y="{y - 20}">{html.escape(_short(fact.subject, _CHARACTERS[0]))}</text>' if column == 0 else "")
+    subject = html.escape(_short(fact.subject, _CHARACTERS[0]))
+    above = f'<text x="{x + 15}" y="{y - 20}">{subject}</text>' if column == 0 else ""
     return (f'<g role="img" aria-label="{html.escape(full)}"><title>{html.escape(full)}</title>{halves}'
             f'<circle cx="{x}" cy="{y}" r="{radius}" fill="none" stroke="{ring}" '
             f'stroke-width="{2.5 if fact.path == "request" else 1}"/>{above}'
