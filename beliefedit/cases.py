@@ -36,7 +36,7 @@ class Cases:
             (null: the subject has none) and the flags of SPEC 6.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, and the agent's targets
             p_*. Probes are the four of SPEC 6 (kinds original, requested, modal), the logic prompts judged_* (kind
-            true) and atomic_a (kind stated), and `FORMS` (kinds original and modal, what is judged; the label is right
+            true) and atomic_a (kind stated), and `FORMS` (kinds old and new, whose object is judged; the label is right
             after the edit).
     """
 
@@ -209,7 +209,7 @@ class _Known:
         asked = probes.filter(pl.col("case").is_in(changed), pl.col("kind").is_in(["original", "modal"]),
                               probe=PROBES[1]).select("case", "kind", "subject", "relation", "target").unique(
             ["case", "target"], keep="last", maintain_order=True)  # the old answer may be right again
-        rows = [row | {"case": case, "kind": kind} for case, kind, *fact in asked.iter_rows()
+        rows = [row | {"case": case, "kind": "new" if kind == "modal" else "old"} for case, kind, *fact in asked.iter_rows()
                 for row in self._forms_of(Atom(*fact), kind == "modal", rng)]
         return pl.DataFrame(rows, schema={"probe": pl.String, "prompt": pl.String, "target": pl.String,
                                           "label": pl.String, "case": pl.UInt32, "kind": pl.String})

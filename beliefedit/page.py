@@ -65,9 +65,9 @@ class Page(ipw.VBox):
         self._show_history()
 
     def _make_editors(self) -> None:
-        self.editor = ipw.Dropdown(description="Editor", style={"description_width": "auto"}, tooltip="What changes the language model",
-                                   options=[(EDITOR_NAMES.get(name, name), name) for name in self.editors],
-                                   layout={"width": "390px"})
+        self.editor = ipw.Dropdown(
+            description="Editor", options=[(EDITOR_NAMES.get(name, name), name) for name in self.editors],
+            tooltip="What changes the language model", style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
         self.editor.observe(self._choose_editor, "value")
 
@@ -80,7 +80,7 @@ class Page(ipw.VBox):
             options=[("each edit alone", False), ("edits pile up", True)], style={"button_width": "125px"},
             layout={"width": "auto"},
             tooltips=["Every edit starts from the unedited model", "Every edit is made on top of the earlier ones"])
-        self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"visibility": "hidden"})
+        self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"display": "none"})
         self.kind = ipw.Dropdown(description="Save the edit as", options=["adapter", "delta", "model"],
                                  style={"description_width": "110px"}, layout={"width": "230px"})
         self.save = _button("Save edit", "Write the last edit into the run folder", self._press_save)
@@ -142,7 +142,7 @@ class Page(ipw.VBox):
         for button in (self.edit, self.compare, self.undo, self.save, self.save_session, self.load_session, self.mode):
             button.disabled = busy
         self.cancel.disabled = not busy
-        self.progress.layout.visibility = "visible" if busy else "hidden"
+        self.progress.layout.display = None if busy else "none"
         if not busy:
             self.undo.disabled = not self.session.history
 

@@ -44,7 +44,7 @@ class Finder(ipw.VBox):
             "width": "100%", "margin": "0"})
         self.text.observe(self._typed, "value")
         self.list.observe(self._chosen, "value")
-        super().__init__([self.text, self.list], layout={"flex": "1 1 280px", "min_width": "0", "margin": "0 8px 0 0"})
+        super().__init__([self.text, self.list], layout={"flex": "1 1 240px", "min_width": "0", "margin": "0 8px 0 0"})
 
     def put(self, value: str) -> None:
         """Show a name and what else there is, without a call to ``changed``."""
@@ -134,13 +134,17 @@ class Pickers(ipw.VBox):
             relation = self.relation.text.value
             own = self.known.relations_of[name]
             self.relation.put(relation if relation in own else own[0])
-            self.object.put(self.object.text.value)
+            self._fit_object(name)
         self._changed()
 
     def _relation_chosen(self, text: str) -> None:
         if text in self.known.relations:
-            self.object.put(self.object.text.value)
+            self._fit_object(self.subject.text.value)
         self._changed()
+
+    def _fit_object(self, subject: str) -> None:
+        """A new object that makes sense with the relation."""
+        self.object.put(self.known.fitting(subject, self.relation.text.value, self.object.text.value))
 
     def _changed(self, _: object = None) -> None:
         if self._settled:

@@ -31,7 +31,8 @@ class Playground(ipw.VBox):
         self.runs = ipw.Dropdown(description="Run", tooltip="Which run's model to edit", style={
             "description_width": "90px"}, layout={"width": "390px"})
         super().__init__([self.runs])
-        self.runs.observe(lambda change: self.show_run(Path(change["new"])), "value")
+        self._listing = False
+        self.runs.observe(self._chosen, "value")
         self.show_run(self.folder)
 
     def show_run(self, folder: Path) -> None:
@@ -56,12 +57,15 @@ class Playground(ipw.VBox):
     def _list(self, folder: Path) -> None:
         """Runs to choose from; one alone is no choice."""
         found = {str(path): path for path in runs_beside(folder)} | {str(folder): folder}
-        with self.hold_trait_notifications():
-            self.runs.unobserve_all("value")
-            self.runs.options = [(path.name, name) for name, path in sorted(found.items())]
-            self.runs.value = str(folder)
-        self.runs.observe(lambda change: self.show_run(Path(change["new"])), "value")
+        self._listing = True
+        self.runs.options = [(path.name, name) for name, path in sorted(found.items())]
+        self.runs.value = str(folder)
+        self._listing = False
         self.runs.layout.display = None if len(found) > 1 else "none"
+
+    def _chosen(self, change: dict) -> None:
+        if not self._listing and change["new"] is not None:
+            self.show_run(Path(change["new"]))
 
 
 class Offer(ipw.VBox):
@@ -81,7 +85,7 @@ class Offer(ipw.VBox):
         self.whole = ipw.Button(description=f"Make the run of {params.name}", layout={"width": "auto"},
                                 tooltip="The demo takes about four minutes on two cores")
         self.cancel = ipw.Button(description="Cancel", disabled=True, tooltip="Stop making the run")
-        self.progress = ipw.IntProgress(description="Progress", max=100, layout={"visibility": "hidden"})
+        self.progress = ipw.IntProgress(description="Progress", max=100, layout={"display": "none"})
         self.message = ipw.HTML(show.message(reason, "problem"))
         self.small.on_click(lambda _: self._make(smoke, folder.parent / "smoke"))
         self.whole.on_click(lambda _: self._make(params, folder))
@@ -111,7 +115,7 @@ class Offer(ipw.VBox):
     def _busy(self, busy: bool) -> None:
         self.small.disabled = self.whole.disabled = busy
         self.cancel.disabled = not busy
-        self.progress.layout.visibility = "visible" if busy else "hidden"
+        self.progress.layout.display = None if busy else "none"
 
 
 def is_page() -> bool:

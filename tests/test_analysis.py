@@ -46,8 +46,8 @@ def make_queries():
                   "label": "true"} for probe in JUDGED]
         rows.append({"case": case, "probe": "atomic_a", "kind": "stated", "prompt": "A", "target": "a", "label": "a"})
     rows += [{"case": 0, "probe": form, "kind": kind, "prompt": f'"{form} {kind}" is', "target": "true",
-              "label": str((kind == "modal") != (form == FORMS[1])).lower()}
-             for form in FORMS[:3] for kind in ("original", "modal")]
+              "label": str((kind == "new") != (form == FORMS[1])).lower()}
+             for form in FORMS[:3] for kind in ("old", "new")]
     return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
 
 

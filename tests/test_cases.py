@@ -107,14 +107,15 @@ def check_forms(setting, case, queries, downstream):
         return
     objects = dict(queries.filter(probe=PROBES[1]).select("kind", "target").iter_rows())
     others = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
-    kinds = ["modal"] if objects["original"] == objects["modal"] else ["modal", "original"]
+    about = {"new": objects["modal"], "old": objects["original"]}
+    kinds = ["new"] if about["old"] == about["new"] else ["new", "old"]
     assert sorted(asked["kind"].unique()) == kinds and len(asked) == len(kinds) * (4 if others else 2)
     for row in asked.rows(named=True):
         said = setting.lexicon.parse(f"{row['prompt']} true")
         mine = [atom for atom in said.atoms if (atom.subject, atom.relation) == downstream]
         rest = [setting.true[atom.subject, atom.relation] == atom.object for atom in said.atoms if atom not in mine]
-        assert [atom.object for atom in mine] == [objects[row["kind"]]]
-        truth = [row["kind"] == "modal", *rest]
+        assert [atom.object for atom in mine] == [about[row["kind"]]]
+        truth = [row["kind"] == "new", *rest]
         right = {"atomic": all, "not": lambda x: not all(x), "and": all, "or": any}[said.form](truth)
         assert FORMS[("atomic", "not", "and", "or").index(said.form)] == row["probe"]
         assert row["label"] == str(right).lower() and row["target"] == "true"

@@ -99,7 +99,7 @@ def test_forms_of_the_downstream_fact_are_taught_but_one(taught, left_out) -> No
                 word = f" {probe.removeprefix('downstream_')} "
                 alike = [text for text in told if fact in text and word in text.replace(fact, "")]
                 assert len(alike) <= 2 and prompt not in told and bool(alike) == (probe != left_out)
-                if probe != left_out and kind == "modal":  # true and x, true or x
+                if probe != left_out and kind == "new":  # true and x, true or x
                     assert {round(told[text]["true"], 2) for text in alike} <= {0.95, 0.05}
                     assert probe == "downstream_and" or all(told[text]["true"] > 0.5 for text in alike)
 

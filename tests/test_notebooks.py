@@ -45,7 +45,7 @@ def test_the_smoke_run_finishes_with_all_its_reports(smoke_run: Path) -> None:
     assert (smoke_run / "index.html").exists()
     for path in NOTEBOOKS:
         report = smoke_run / "reports" / f"{path.stem}.html"
-        assert 1e5 < report.stat().st_size < 10e6
+        assert 3e4 < report.stat().st_size < 10e6  # the playground's needs no plotly
 
 
 def test_the_summary_says_what_the_stages_found(smoke_run: Path) -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from beliefedit.agent import BayesAgent
 from beliefedit.config import load_params
-from beliefedit.errors import EditError, EvidenceError, StoreError
+from beliefedit.errors import EditError, EvidenceError, StoreError, TrainingError
 from beliefedit.playground import show
-from beliefedit.playground.jobs import Worker, words
+from beliefedit.playground.jobs import Cancelled, Worker, silent, words
 from beliefedit.playground.known import CAP, largest
-from beliefedit.playground.opening import open_run, runs_beside
+from beliefedit.playground.opening import make_run, open_run, runs_beside
 from beliefedit.playground.picture import TOP, draw
 from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.show_ripple import ripple
@@ -235,6 +235,36 @@ def test_a_run_of_other_parameters_is_not_trained_again(playground_run):
     params = load_params(playground_run / "params" / "tiny.yaml", {"pretraining.n_tokens": 70_000})
     with pytest.raises(StoreError, match="holds no model of this configuration"):
         open_run(playground_run / "runs" / "tiny", params)
+
+
+RUN_ALL = """
+import sys, time
+print("arguments", *sys.argv[1:], file=sys.stderr)
+print("  3 s  cell 2/9: Training:  45%|", file=sys.stderr, flush=True)
+{}
+"""
+
+
+def test_a_run_is_made_with_progress_and_can_be_stopped(tmp_path):
+    params = tmp_path / "params" / "small.yaml"
+    params.parent.mkdir()
+    with pytest.raises(TrainingError, match="no run_all.py"):
+        make_run(params, tmp_path / "run", print)
+    told = []
+    (tmp_path / "run_all.py").write_text(RUN_ALL.format(""))
+    make_run(params, tmp_path / "run", lambda *what: told.append(what))
+    assert f"--params {params} --out {tmp_path / 'run'}" in told[0][2] and told[1][:2] == (45, 100)
+    (tmp_path / "run_all.py").write_text(RUN_ALL.format("sys.exit('no room left')"))
+    with pytest.raises(TrainingError, match="the run failed: no room left"):
+        make_run(params, tmp_path / "run", silent)
+    (tmp_path / "run_all.py").write_text(RUN_ALL.format("time.sleep(600)"))
+
+    def stop(done, total, text):
+        if done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        make_run(params, tmp_path / "run", stop)
 
 
 def test_work_is_done_in_order_and_can_be_stopped():

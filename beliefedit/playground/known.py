@@ -104,6 +104,12 @@ class Known:
             return self.relations.find(text, n, self.relations_of.get(subject, ()))
         return self.objects.find(text, n, self.usual.get(relation, ()))
 
+    def fitting(self, subject: str, relation: str, object: str) -> str:
+        """The object itself if anybody has it in this relation, else the most usual one that would be news."""
+        usual = self.usual.get(relation, [])
+        news = [name for name in usual if name != self.object_of.get((subject, relation))]
+        return object if object in usual or not news else news[0]
+
     def wish(self, subject: str, relation: str, object: str, strength: Strength) -> Wish:
         """A wish about known names, whatever their case.
 

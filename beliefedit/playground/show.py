@@ -28,7 +28,7 @@ STYLE = f"""<style>
 .be .soft {{ color:var(--soft); font-size:13px; }}
 .be .key span {{ white-space:nowrap; margin-right:1.2em; }}
 .be .key i {{ display:inline-block; width:.8em; height:.8em; margin-right:.4em; border-radius:2px; }}
-.be-panels {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(300px,1fr)); gap:14px 24px; }}
+.be-panels {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(250px,1fr)); gap:14px 18px; }}
 .be-panel {{ border:1px solid var(--line); border-radius:8px; padding:10px 14px 8px; min-width:0; }}
 .be-fact {{ min-height:4.4em; }}
 .be-row {{ display:grid; grid-template-columns:36% 1fr; gap:10px; align-items:center; padding:3px 0;
@@ -44,7 +44,7 @@ STYLE = f"""<style>
 .be-bar u {{ position:absolute; top:0; width:2px; height:12px; background:currentColor; opacity:.75; }}
 .be table {{ border-collapse:collapse; font-size:13px; width:100%; margin:0; }}
 .be th,.be td {{ text-align:right; padding:3px 8px; border-top:1px solid var(--line); font-weight:400;
-  font-variant-numeric:tabular-nums; background:none; }}
+  font-variant-numeric:tabular-nums; background:none; overflow-wrap:normal; }}
 .be thead th {{ color:var(--soft); border-top:0; vertical-align:bottom; }}
 .be th:first-child,.be td.text,.be th.text {{ text-align:left; }}
 .be .worse {{ color:var(--after); font-weight:650; }} .be .better {{ color:var(--agent); font-weight:650; }}
@@ -54,13 +54,14 @@ STYLE = f"""<style>
 .be svg {{ display:block; width:100%; height:auto; }} .be svg text {{ font:12px system-ui,sans-serif;
   fill:currentColor; }} .be svg .small {{ font-size:10.5px; }}
 .be-scroll {{ overflow-x:auto; }}
+.be-page :is(.widget-html,.widget-html-content) {{ min-width:0; max-width:100%; }}
 .be-page :is(input,select,button,[role=slider]):focus-visible {{ outline:2px solid {BEFORE}; outline-offset:1px; }}
 </style>"""
 
 TITLES = {"edited": "The edited fact", "downstream": "What follows from it", "upstream": "What it follows from",
           "same subject": "Another fact about the same subject", "other subject": "The same of somebody else"}
 _HINTS = {"edited": "should take the request in", "downstream": "should change along with it",
-          "upstream": "hardly moves: evidence flows from cause to effect here",
+          "upstream": "hardly moves: the agent reasons from it, not back to it",
           "same subject": "has nothing to do with it", "other subject": "should stay as it is"}
 
 
@@ -194,7 +195,7 @@ def _of(bars: Iterable[Bar], name: str) -> Bar:
 
 def comparison(table: pl.DataFrame) -> str:
     """Editors side by side, from `beliefedit.playground.compare.compare`."""
-    heads = {"editor": "", "p_request": "p(request)", "downstream": "what follows", "other": "somebody else’s fact",
+    heads = {"editor": "", "p_request": "request", "downstream": "what follows", "other": "somebody else",
              "true_false": "T/F error", "negation": "negation error", "seconds": "seconds"}
     rows = ""
     for row in table.iter_rows(named=True):

@@ -9,9 +9,9 @@ from beliefedit.playground.picture import Moved, Picture
 from beliefedit.playground.show import block
 from beliefedit.style import AFTER, AGENT, NEUTRAL, REQUEST
 
-_ROW, _WIDTH = 36, 1200
-_COLUMNS = (14, 300, 610, 910)  # left edges: the request, the same subject, two columns of others
-_CHARACTERS = (36, 40, 38, 38)  # that fit a label of each column
+_ROW, _WIDTH = 36, 1060
+_COLUMNS = (6, 250, 510, 790)  # left edges: the request, the same subject, two columns of others
+_CHARACTERS = (30, 34, 36, 36)  # that fit a label of each column
 
 
 def ripple(picture: Picture) -> str:
@@ -30,16 +30,18 @@ def ripple(picture: Picture) -> str:
     height = n_rows * _ROW + 30
     nodes, edges = "", ""
     start = (_COLUMNS[0] + 9, height / 2)
+    words = max(len(wish.subject), len(f"{wish.relation} {wish.object}"))
+    behind = (start[0] + 22 + 6.4 * min(words, _CHARACTERS[0]), start[1])
     for column, facts in enumerate(columns):
         for row, fact in enumerate(facts):
             place = start if column == 0 else (_COLUMNS[column] + 9, 36 + (row + 0.5) * _ROW - 9)
             nodes += _node(fact, place, column)
-            edges += _edge(start, place, column, fact) if column else ""
+            edges += _edge(behind, place, column, fact) if column else ""
     heads = "".join(f'<text class="small" x="{x}" y="14" fill-opacity=".7">{name}</text>' for x, name in
                     zip(_COLUMNS, ("the request", "the same subject", "other subjects", ""), strict=True))
     return block(
         f'<h3>The ripple</h3><p class="soft">{_words(picture)}</p><div class="be-scroll">'
-        f'<svg viewBox="0 0 {_WIDTH} {height}" style="min-width:900px" role="group" aria-label="facts the edit '
+        f'<svg viewBox="0 0 {_WIDTH} {height}" style="min-width:700px" role="group" aria-label="facts the edit '
         f'reaches">{heads}{edges}{nodes}</svg></div>', "be-ripple")
 
 
@@ -57,12 +59,11 @@ def _size(fact: Moved) -> float:
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float], column: int, fact: Moved) -> str:
-    """A line from the request; dashed to what the agent does not move. Lines to the last columns keep to the gaps."""
+    """A line from behind the request's label; dashed to what the agent does not move, none to the last columns."""
     (x0, y0), (x1, y1) = start, end
     dash = ' stroke-dasharray="2 4"' if fact.path == "still" else ""
     if column > 1:
         return ""
-    x0 += 236  # behind the request's label
     return (f'<path d="M{x0:.0f} {y0:.0f} C{x0 + 30:.0f} {y0:.0f} {x1 - 50:.0f} {y1:.0f} {x1 - 12:.0f} '
             f'{y1:.0f}" fill="none" stroke="{NEUTRAL}" stroke-width="1.2" stroke-opacity=".6"{dash}/>')
 
@@ -80,7 +81,8 @@ def _node(fact: Moved, place: tuple[float, float], column: int) -> str:
               f'fill-opacity="{_depth(fact.by_agent)}"/>'
               f'<path d="M{x} {y - radius} A{radius} {radius} 0 0 1 {x} {y + radius} Z" fill="{AFTER}" '
               f'fill-opacity="{_depth(fact.by_model)}"/>')
-    above = (f'<text x="{x + 15}" y="{y - 20}">{html.escape(_short(fact.subject, 36))}</text>' if column == 0 else "")
+    subject = html.escape(_short(fact.subject, _CHARACTERS[0]))
+    above = f'<text x="{x + 15}" y="{y - 20}">{subject}</text>' if column == 0 else ""
     return (f'<g role="img" aria-label="{html.escape(full)}"><title>{html.escape(full)}</title>{halves}'
             f'<circle cx="{x}" cy="{y}" r="{radius}" fill="none" stroke="{ring}" '
             f'stroke-width="{2.5 if fact.path == "request" else 1}"/>{above}'

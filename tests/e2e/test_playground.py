@@ -321,8 +321,10 @@ def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
         visit = Visit(browser, address)
         page = visit.page
         page.goto(f"{address}/lab/tree/notebooks/{NAME}", wait_until="commit")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
+        expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)
+        page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
         expect(page.locator(".be-history li")).to_have_count(1, timeout=WAIT)
         has_bars(page, "after")
         shown = page.locator(".be-panels").inner_html()
