@@ -41,16 +41,21 @@ class InContextConfig(Config):
 
 
 class ValueConfig(Config):
-    """What ROME, MEMIT and AlphaEdit share: a value found by descent at the subject's last token (EDITORS.md)."""
+    """What ROME, MEMIT and AlphaEdit share: a value found by descent at one token (EDITORS.md).
 
-    lr: PositiveFloat = Field(0.5, description="of the value, as a multiple of its entries' usual size")
+    The published place is the subject's last token, with lr 0.5, decay 0.5 and several contexts. Models of a few layers
+    look a fact up where subject and relation have met, at the prompt's last token: there these editors work, and at the
+    subject they do not (LOG.md has both). On deep models try ``place: subject``.
+    """
+
+    lr: PositiveFloat = Field(0.3, description="of the value, as a multiple of its entries' usual size")
     steps: Positive = 25
     stop_loss: Annotated[float, Field(ge=0)] = Field(0.05, description="an edit whose loss is below stops")
     kl_factor: Annotated[float, Field(ge=0)] = Field(
         0.0625, description="weight of staying the same on the subject alone")
-    decay: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the change's squared relative length")
-    place: Literal["subject", "prompt"] = Field("subject", description="whose last token is written at")
-    n_contexts: Positive = Field(4, description="beginnings of sentences that the subject is looked at behind")
+    decay: Annotated[float, Field(ge=0)] = Field(0.01, description="weight of the change's squared relative length")
+    place: Literal["subject", "prompt"] = Field("prompt", description="whose last token is written at")
+    n_contexts: Positive = Field(1, description="beginnings of sentences that the words are looked at behind")
     n_tokens: Positive = Field(20_000, description="corpus tokens the key statistics are computed from")
     seed: NonNegative = Field(0, description="of the choice of contexts")
 
@@ -67,7 +72,8 @@ class MemitConfig(ValueConfig):
 
     layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
     largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
-    strength: PositiveFloat = Field(15_000.0, description="lambda: how much what the layers do already counts")
+    strength: PositiveFloat = Field(
+        1.0, description="lambda: how much what the layers do already counts; published: 15,000")
 
 
 class AlphaEditConfig(ValueConfig):
@@ -75,9 +81,9 @@ class AlphaEditConfig(ValueConfig):
 
     layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
     largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
-    ridge: PositiveFloat = Field(10.0, description="lambda")
+    ridge: PositiveFloat = Field(0.01, description="lambda; published: 10")
     threshold: PositiveFloat = Field(2e-2, description="eigenvalues of the key statistics below it count as zero")
-    relative: bool = Field(False, description="the threshold is a share of the summed eigenvalues, kept at the end")
+    relative: bool = Field(True, description="the threshold is a share of the summed eigenvalues, kept at the end")
 
 
 class GraceConfig(Config):

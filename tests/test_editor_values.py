@@ -20,7 +20,7 @@ NAMES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 
 def prepared(name: str, model, **settings):
-    editor = be.editor(name, n_contexts=3, **settings)
+    editor = be.editor(name, **{"n_contexts": 3, "place": "subject"} | settings)
     editor.prepare(model, TOKENIZER, SENTENCES)
     return editor
 
@@ -92,7 +92,8 @@ def test_rome_is_the_least_change_that_gives_the_key_its_value() -> None:
 def test_the_loss_of_a_value_is_what_it_does_at_the_subject() -> None:
     """The loss of EDITORS.md for one text at a time, at the value that six steps found."""
     model, found = sample_model(3), {}
-    settings = {"layer": 0, "lr": 0.05, "n_contexts": 2, "stop_loss": 0, "kl_factor": 0.3, "decay": 0.2}
+    settings = {"layer": 0, "lr": 0.05, "n_contexts": 2, "stop_loss": 0, "kl_factor": 0.3, "decay": 0.2,
+                "place": "subject"}
     for steps in (6, 7):
         editor = be.editor("rome", steps=steps, **settings)
         editor.prepare(model, TOKENIZER, SENTENCES)
@@ -168,7 +169,7 @@ def with_weight(model, name: str, change: np.ndarray):
 def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> None:
     model = sample_model(3)
     where = find_subjects(TOKENIZER, REQUESTS[:1], [""], torch.device("cpu"))
-    editor = be.editor("memit", layers=[0, 1], strength=1e-9, steps=6, n_contexts=1)
+    editor = be.editor("memit", layers=[0, 1], strength=1e-9, steps=6, place="subject")
     editor.prepare(model, TOKENIZER, SENTENCES)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:1])
     before = mean_at(unedited(model), model, where, "model.layers.1", entering=False)
@@ -180,7 +181,7 @@ def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> No
 
 def test_alphaedit_leaves_what_the_corpus_uses_alone() -> None:
     model = sample_model(3)
-    editor = prepared("alphaedit", model, layers=[1], threshold=1e-3, ridge=0.5, steps=6)
+    editor = prepared("alphaedit", model, layers=[1], threshold=1e-3, relative=False, ridge=0.5, steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
     moment = editor.statistics.moments[NAMES[1]]
     values, vectors = torch.linalg.eigh(moment)

@@ -35,8 +35,10 @@ REQUESTS = [request._replace(lessons=(Lesson(request.prompt, (request.target, "c
                                       Lesson("Cy speaks", ("Danish",), (0.9,))))
             for request in sample_models.REQUESTS]
 EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
-         "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0}, "memit": {"steps": 5, "strength": 1.0},
-         "alphaedit": {"steps": 5, "ridge": 1.0}, "grace": {"steps": 5, "layer": 0, "radius": 2.0},
+         "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0, "place": "subject", "n_contexts": 4},
+         "memit": {"steps": 5, "place": "subject", "n_contexts": 4, "lr": 0.5, "decay": 0.5},
+         "alphaedit": {"steps": 5, "ridge": 1.0, "place": "subject", "relative": False, "lr": 0.5},
+         "grace": {"steps": 5, "layer": 0, "radius": 2.0},
          "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5}}
 WITHOUT_WEIGHTS = ("in_context", "grace")
 

@@ -180,7 +180,7 @@ def test_intervals_by_group() -> None:
 def test_alphaedit_keeps_the_keys_of_its_own_row_only(asked) -> None:
     """The row's update is the projected least-squares solution with all earlier keys, written out densely."""
     base, _, cases = asked
-    editor = be.editor("alphaedit", steps=3, layers=[0], ridge=1.0, threshold=1e9, n_contexts=1)
+    editor = be.editor("alphaedit", steps=3, layers=[0], ridge=1.0, threshold=1e9, relative=False)
     editor.prepare(base.model, base.tokenizer, base.texts)
     requests = [editing.request_of(case, editor, base) for case in cases.cases.head(3).iter_rows(named=True)]
     solutions = []
