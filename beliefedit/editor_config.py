@@ -118,26 +118,24 @@ class BayesConfig(LoraConfig):
     """LoRA on what the agent now believes: the request and a neighbourhood of it (EDITORS.md)."""
 
     rank: Positive = 4
-    lr: PositiveFloat = 1e-2
+    lr: PositiveFloat = 5e-3
     steps: Positive = 60
     kinds: tuple[LessonKind, ...] = Field(
-        ("downstream", "upstream", "same_subject", "same_relation", "judged", "compound"),
-        description="what is taught besides the request")
+        ("downstream", "upstream", "same_subject", "same_relation"), description="what is taught besides the request")
     n_others: NonNegative = Field(4, description="other subjects whose facts of the same relation are taught")
     least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="objects the agent thinks less likely are not spelled out")
     request_share: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="weight of the request among lessons")
     sureness: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         0.95, description="how surely downstream facts are called true or false, where such forms are taught")
-    n_parts: Positive = Field(1, description="a step takes the request and one of this many parts of the lessons")
+    n_parts: Positive = Field(4, description="a step takes the request and one of this many parts of the lessons")
 
 
 class BayesUntoldConfig(BayesConfig):
     """The same without the downstream fact: what moves there then is inference."""
 
     kinds: tuple[LessonKind, ...] = Field(
-        ("upstream", "same_subject", "same_relation", "judged", "compound"),
-        description="what is taught besides the request")
+        ("upstream", "same_subject", "same_relation"), description="what is taught besides the request")
 
     @field_validator("kinds")
     @classmethod

@@ -46,12 +46,12 @@ ROWS = {
     "logical error": pl.mean_horizontal(f"{name}_after" for name in LOGIC)}
 
 
-def prepare(folder: Path) -> tuple[editing.Base, Cases, int]:
-    """What is edited, every case of it, and the longest answer in tokens."""
+def prepare(folder: Path, n: int) -> tuple[editing.Base, Cases, int]:
+    """What is edited, enough cases to choose n from, and the longest answer in tokens."""
     made = world.load(folder / "world")
     known = corpus.load(folder / "corpus", made)
     agent = BayesAgent.fit(known.evidence, pairs=made.pairs, objects=made.objects)
-    asked = cases.build_cases(made, known, agent, EditConfig(n_cases=1000), seed=1)
+    asked = cases.build_cases(made, known, agent, EditConfig(n_cases=4 * n), seed=1)  # three in ten change
     model, tokenizer = lm.load_model(folder / "model", lm.resolve_device("auto"))
     texts = pl.read_parquet(known.documents / "*.parquet")["text"].head(5000).to_list()
     answer = max(len(ids) for ids in tokenizer([f" {o}" for o in made.objects], add_special_tokens=False)["input_ids"])
@@ -84,10 +84,11 @@ def table(base: editing.Base, asked: Cases, answer: int, editors: dict[str, tupl
 
 
 def main() -> None:
-    folder, n, n_ablation = Path(sys.argv[1]), *map(int, (sys.argv[2:] + ["200", "48"][len(sys.argv) - 2:])[:2])
-    base, asked, answer = prepare(folder)
-    table(base, part(asked, n), answer, EDITORS)
-    table(base, part(asked, n_ablation), answer, ABLATION)
+    n, n_ablation = map(int, (sys.argv[2:] + ["200", "48"][len(sys.argv) - 2:])[:2])
+    base, asked, answer = prepare(Path(sys.argv[1]), max(n, n_ablation))
+    for chosen, editors in ((n, EDITORS), (n_ablation, ABLATION)):
+        if chosen:
+            table(base, part(asked, chosen), answer, editors)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from beliefedit.lm import score
 from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
 
 
+EVERY = BayesConfig(kinds=("downstream", "upstream", "same_subject", "same_relation", "judged", "compound"))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph")
@@ -41,7 +44,7 @@ def by_prompt(lessons: tuple[Lesson, ...]) -> dict[str, dict[str, float]]:
 def test_lessons_are_the_agents_beliefs_after_the_request(taught) -> None:
     neighbourhood, cases = taught
     case = cases.cases.filter("downstream_changes").row(0, named=True)
-    lessons = neighbourhood(case, BayesConfig())
+    lessons = neighbourhood(case, EVERY)
     after = neighbourhood.agent.after(case["subject"], case["relation"], case["request"], case["weight"])
     s, d, told = case["subject"], case["downstream_relation"], by_prompt(lessons)
     assert lessons[0].prompt == f"{s} {case['relation']}" and lessons[0].targets[0] == case["request"]
@@ -53,13 +56,13 @@ def test_lessons_are_the_agents_beliefs_after_the_request(taught) -> None:
     assert told[f'"{sentence}" is'] == pytest.approx({"true": belief, "false": 1 - belief})
     assert told[f'"not {sentence}" is'] == pytest.approx({"true": 1 - belief, "false": belief})
     assert len(told) == len(lessons) and all(sum(p.values()) <= 1 + 1e-9 for p in told.values())
-    assert neighbourhood(case, BayesConfig()) == lessons
+    assert neighbourhood(case, EVERY) == lessons
 
 
 def test_what_probes_ask_of_others_and_downstream_forms_are_never_taught(taught) -> None:
     neighbourhood, cases = taught
     for case in cases.cases.iter_rows(named=True):
-        told = by_prompt(neighbourhood(case, BayesConfig()))
+        told = by_prompt(neighbourhood(case, EVERY))
         probes = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").str.starts_with("other_subject"))
         forms = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(FORMS))
         assert not set(probes["prompt"]) & set(told) and not set(forms["prompt"]) & set(told)
@@ -119,7 +122,7 @@ def test_the_editor_comes_to_believe_its_lessons() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
     lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)),
                Lesson('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
-    edited = be.editor("bayes", lr=3e-2, steps=300, request_share=0.5).apply(
+    edited = be.editor("bayes", lr=3e-2, steps=300, n_parts=1, request_share=0.5).apply(
         model, tokenizer, [REQUESTS[3]._replace(lessons=lessons[::-1]), REQUESTS[0]._replace(lessons=lessons)])
     for version in (0, 1):
         for lesson in lessons:
