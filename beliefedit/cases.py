@@ -209,7 +209,8 @@ class _Known:
         asked = probes.filter(pl.col("case").is_in(changed), pl.col("kind").is_in(["original", "modal"]),
                               probe=PROBES[1]).select("case", "kind", "subject", "relation", "target").unique(
             ["case", "target"], keep="last", maintain_order=True)  # the old answer may be right again
-        rows = [row | {"case": case, "kind": "new" if kind == "modal" else "old"} for case, kind, *fact in asked.iter_rows()
+        rows = [row | {"case": case, "kind": {"modal": "new", "original": "old"}[kind]}
+                for case, kind, *fact in asked.iter_rows()
                 for row in self._forms_of(Atom(*fact), kind == "modal", rng)]
         return pl.DataFrame(rows, schema={"probe": pl.String, "prompt": pl.String, "target": pl.String,
                                           "label": pl.String, "case": pl.UInt32, "kind": pl.String})

@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import polars as pl
 from IPython.display import HTML
 
@@ -145,12 +144,6 @@ def example_cases(cases: Cases, n_traced: int, n: int = 2) -> list[int]:
     """Cases worth looking at among the traced ones: requests that change the downstream answer come first."""
     order = cases.cases.head(n_traced).sort("downstream_changes", "reinforces", "case", descending=[True, False, False])
     return order["case"].head(n).to_list()
-
-
-def strongest(objects: Sequence[str], *distributions: np.ndarray, n: int = 8) -> list[str]:
-    """The objects that any of several beliefs [n_objects] holds likeliest, by falling largest probability."""
-    largest = np.max(distributions, axis=0)
-    return [objects[o] for o in np.argsort(-largest, kind="stable")[:n]]
 
 
 def head(experiment: Experiment) -> HTML:
