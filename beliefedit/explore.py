@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import plotly.graph_objects as go
 import polars as pl
-from IPython.display import HTML
+from IPython.display import HTML, display
 
 from beliefedit.agent import BayesAgent
 from beliefedit.cases import Cases
@@ -152,6 +154,13 @@ def head(experiment: Experiment) -> HTML:
     text = (f"Experiment {experiment.name} ({experiment.hash}), seed {experiment.seed}: "
             f"{experiment.corpus.n_facts:,} facts of {source}")
     return HTML(f"<p>{html.escape(text)}</p>")
+
+
+def live_figure() -> Callable[[go.Figure], None]:
+    """A place in the notebook, and what draws a figure there, instead of the one before."""
+    place = display({"text/plain": ""}, raw=True, display_id=True)
+    # As data: a figure that is displayed, updating or not, makes a place of its own.
+    return lambda figure: place.update({"application/vnd.plotly.v1+json": json.loads(figure.to_json())}, raw=True)
 
 
 def learned_banner(metrics: pl.DataFrame) -> HTML:
