@@ -25,7 +25,7 @@ from beliefedit.playground.wish import Wish
 
 EDITOR_NAMES = {"lora": "LoRA", "finetune": "fine-tuning", "rome": "ROME", "memit": "MEMIT", "alphaedit": "AlphaEdit",
                 "grace": "GRACE", "in_context": "in context", "retrain": "retraining",
-                "bayes": "bayes: what the agent believes", "bayes_untold": "bayes, consequences untold"}
+                "bayes": "bayes, told what follows", "bayes_untold": "bayes, not told what follows"}
 
 _MAIN = ("rank", "lr", "steps", "n_times", "n_passes", "radius", "largest", "layer")
 """Hyper-parameters with a field of their own; the others keep the run's or their default values."""

@@ -240,7 +240,7 @@ def test_a_run_of_other_parameters_is_not_trained_again(playground_run):
 RUN_ALL = """
 import sys, time
 print("arguments", *sys.argv[1:], file=sys.stderr)
-print("  3 s  cell 2/9: Training:  45%|", file=sys.stderr, flush=True)
+print("  3 s  cell 2/9: Training: 135k/0.3M [00:30<01:30, 2.51ktok/s]", file=sys.stderr, flush=True)
 {}
 """
 

@@ -22,7 +22,8 @@ from beliefedit.playground.known import Known
 from beliefedit.playground.session import Session
 from beliefedit.store import MANIFEST, Store, read_json
 
-_PERCENT = re.compile(r"(\d+)%")
+_PARTS = re.compile(r"([\d.]+)([kM]?)/([\d.]+)([kM]?) \[")
+_THOUSANDS = {"": 1, "k": 1e3, "M": 1e6}
 
 
 class Finished(Store):
@@ -109,11 +110,19 @@ def make_run(params: Path, folder: Path, progress: Progress) -> None:
     try:
         for line in process.stderr or ():
             said = line.strip() or said
-            found = _PERCENT.findall(said)
-            progress(int(found[-1]) if found else 0, 100, said)
+            progress(_percent(said), 100, said)
         if process.wait():
             raise TrainingError(f"the run failed: {said}", remedy=f"see what '{' '.join(command[1:])}' says")
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
+
+
+def _percent(said: str) -> int:
+    """How far a step is, by the parts its progress bar tells ("73.5k/300k [00:30<01:30"); 0 without one."""
+    found = _PARTS.search(said)
+    if not found:
+        return 0
+    done, unit, whole, unit_of_whole = found.groups()
+    return round(100 * float(done) * _THOUSANDS[unit] / max(float(whole) * _THOUSANDS[unit_of_whole], 1))

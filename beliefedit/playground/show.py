@@ -65,6 +65,10 @@ _HINTS = {"edited": "should take the request in", "downstream": "should change a
           "same subject": "has nothing to do with it", "other subject": "should stay as it is"}
 
 
+_TOLD = {"bayes": "bayes (told what follows)"}
+"""Editors whose lessons hold the downstream fact: what moves there is no inference of theirs."""
+
+
 def text(value: object) -> str:
     """Text from data, escaped, and kept from turning the direction of what stands around it."""
     return f"<bdi>{html.escape(str(value))}</bdi>"
@@ -173,7 +177,7 @@ def history(entries: Sequence[Entry]) -> str:
         follows = _follows(entry.picture)
         items += (f"<li>{text(wish.subject)} {text(wish.relation)} <b>{text(wish.object)}</b> "
                   f'<span class="soft">({html.escape(strength_words(wish.strength, entry.picture.weight))}) · '
-                  f"{html.escape(entry.choice.name)}{', on top of earlier ones' * entry.stacked}, "
+                  f"{_editor(entry.choice.name)}{', on top of earlier ones' * entry.stacked}, "
                   f"{entry.seconds:.1f} s</span><br><span class=soft>p(request) {_number(request.p_before)} → "
                   f"{_number(request.p_after)}, agent {_number(request.p_agent)}{follows}</span></li>")
     return block(f"<h3>History</h3><ol>{items}</ol>", "be-history")
@@ -200,13 +204,17 @@ def comparison(table: pl.DataFrame) -> str:
     rows = ""
     for row in table.iter_rows(named=True):
         if row["refused"]:
-            rows += (f'<tr><th scope="row">{html.escape(row["editor"])}</th>'
+            rows += (f'<tr><th scope="row">{_editor(row["editor"])}</th>'
                      f'<td class="text" colspan="6">{html.escape(row["refused"])}</td></tr>')
             continue
         cells = "".join(f"<td>{'–' if row[name] is None else f'{row[name]:.3f}'}</td>" for name in list(heads)[1:6])
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        rows += f'<tr><th scope="row">{html.escape(row["editor"])}</th>{cells}<td>{seconds}</td></tr>'
+        rows += f'<tr><th scope="row">{_editor(row["editor"])}</th>{cells}<td>{seconds}</td></tr>'
     head = "".join(f'<th scope="col">{name}</th>' for name in heads.values())
     return block("<h3>The same request, other editors</h3><p class=soft>Probability of the request, of what the agent "
                  "now expects to follow, and of what was told about somebody else; coherence errors; time.</p>"
                  f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "be-compare")
+
+
+def _editor(name: str) -> str:
+    return html.escape(_TOLD.get(name, name))

@@ -51,7 +51,8 @@ def _words(picture: Picture) -> str:
     model = "" if any(not math.isnan(fact.by_model) for fact in picture.ripple) else " Press Edit to see the model’s."
     return (f'Left half of a node: how far a rational agent moves (<span style="color:{AGENT}">◖</span>); right half: '
             f'how far the edit moved the model (<span style="color:{AFTER}">◗</span>). The deeper, the farther; the '
-            f"largest on top. {n_moved} facts the agent moves, and some it does not.{capped}{model}")
+            f"largest on top. {n_moved} fact{'s' * (n_moved != 1)} the agent moves, and some it does not."
+            f"{capped}{model}")
 
 
 def _size(fact: Moved) -> float:

@@ -260,7 +260,7 @@ def test_editors_are_compared(voila, artifacts):
     press(voila, "Compare editors")
     says(voila, "Compared; the history stays as it is.")
     rows = voila.locator(".be-compare tbody th").all_inner_texts()
-    assert rows == ["rational agent", "LM before", "lora", "finetune", "bayes", "in_context"]
+    assert rows == ["rational agent", "LM before", "lora", "finetune", "bayes (told what follows)", "in_context"]
     assert overflow(voila) <= 0
     look(voila, artifacts, "voila-3-compared")
 
