@@ -218,6 +218,7 @@ def _edit_in_processes(config: Experiment, store: Store, working: Path) -> None:
     write_json(working / parallel.JOB / "job.json",
                {"experiment": config.model_dump(mode="json"), "store": str(store.folder.resolve())})
     problem = parallel.start("beliefedit.edit_jobs", working, config.edit.processes)
+    shutil.rmtree(working / parallel.JOB)
     if problem:
         raise EditError(f"an editing process failed: {problem}", where=str(working),
                         remedy="with edit.processes=1 the whole traceback is shown; what is done is kept")
