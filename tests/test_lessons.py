@@ -17,7 +17,6 @@ from beliefedit.lessons import Neighbourhood
 from beliefedit.lm import score
 from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
 
-
 EVERY = BayesConfig(kinds=("downstream", "upstream", "same_subject", "same_relation", "judged", "compound"))
 
 
