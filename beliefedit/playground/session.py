@@ -225,9 +225,9 @@ class Session:
             case = {"case": 0, "subject": wish.subject, "relation": wish.relation, "request": wish.object,
                     "object": self.known.object_of[wish.subject, wish.relation], "weight": outlook.weight,
                     "downstream_relation": downstream[0] if downstream else None}
-            near = copy.copy(self.base.lessons)
+            near = self.base.lessons.held_by(self.agent)
             shown = {q.prompt for q in outlook.questions if q.role == "other subject"}  # not taught, so that it tells
-            near.agent, near.unseen = self.agent, {0: shown}
+            near.unseen = {0: shown}
             lessons = near(case, editor.config)
         return Request(wish.prompt, wish.object, wish.subject, outlook.weight, lessons)
 
