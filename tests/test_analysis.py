@@ -57,7 +57,7 @@ def score(queries, answers, p, p_true):
     for query in queries.iter_rows(named=True):
         probe, kind = query["probe"], query["kind"]
         decoded = answers[query["case"]] if probe == PROBES[0] else "NEW" if probe == PROBES[1] else "old thing"
-        value = p_true[probe] if kind in ("true", "stated") else p[kind]
+        value = p_true[probe] if kind in ("true", "stated") else p[{"old": "original", "new": "modal"}.get(kind, kind)]
         rows.append({"case": query["case"], "probe": probe, "kind": kind, "log_p": math.log(value),
                      "decoded": decoded})
     return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
