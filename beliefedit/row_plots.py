@@ -115,7 +115,8 @@ def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
 def _told() -> pl.Expr:
     """Mean [low, high] with two decimals; the mean alone where there is no interval."""
     def number(name: str) -> pl.Expr:
-        return pl.col(name).map_elements(lambda value: f"{value:.2f}".replace("-", "−"), return_dtype=pl.String)
+        return pl.col(name).map_elements(
+            lambda value: f"{round(value, 2) + 0.0:.2f}".replace("-", "−"), return_dtype=pl.String)
 
     interval = pl.format("{} [{}, {}]", number("mean"), number("low"), number("high"))
     return pl.when(pl.col("low").is_null()).then(number("mean")).otherwise(interval)
