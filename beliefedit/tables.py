@@ -42,9 +42,9 @@ TABLE_NAMES = {
 
 PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"), strict=True))
 _ANSWERS = {"p_request": ("", "p(request)"),
-            **{f"accuracy_{probe}": ("accuracy", short) for probe, short in PROBE_NAMES.items()},
-            **{name: ("downstream fact", short)
-               for name, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True)}}
+            **{f"accuracy_{probe}": ("accuracy", short) for probe, short in PROBE_NAMES.items()}}
+_JUDGEMENTS = {name: ("accuracy", short)
+               for name, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True)}
 _ERRORS = {**{f"coherence_{probe}": ("coherence error", short) for probe, short in PROBE_NAMES.items()},
            **{name: ("logical error", "T/F" if name == "true_false" else name) for name in LOGIC[:-1]}}
 """Measure to (group, short name): the columns of a comparison, those of SPEC 8."""
@@ -125,9 +125,10 @@ _KEY = ("run", "params", "editor", "seed")
 
 def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: Sequence[str],
                   cell: Callable[[dict], str], count: Callable[[dict], int | None]) -> list[str]:
-    """Two tables, of what the model says and of its errors: a row per block, a column per measure."""
+    """Tables of what the model says, of how it judges what follows, and of its errors: a row per block."""
     found = []
-    for caption, measures in (("Answers", _ANSWERS), ("Errors", _ERRORS)):
+    for caption, measures in (("Answers", _ANSWERS), ("The downstream fact in other forms", _JUDGEMENTS),
+                              ("Errors", _ERRORS)):
         groups, shorts = zip(*measures.values(), strict=True)
         body = []
         for key, block in blocks.items():
