@@ -156,11 +156,19 @@ def head(experiment: Experiment) -> HTML:
     return HTML(f"<p>{html.escape(text)}</p>")
 
 
-def live_figure() -> Callable[[go.Figure], None]:
-    """A place in the notebook, and what draws a figure there, instead of the one before."""
+def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataFrame], None]:
+    """A place in the notebook, and what draws a frame there, instead of the one before.
+
+    Args:
+        plot: frame to figure.
+    """
     place = display({"text/plain": ""}, raw=True, display_id=True)
-    # As data: a figure that is displayed, updating or not, makes a place of its own.
-    return lambda figure: place.update({"application/vnd.plotly.v1+json": json.loads(figure.to_json())}, raw=True)
+
+    def draw(frame: pl.DataFrame) -> None:
+        # As data: a figure that is displayed, updating or not, makes a place of its own.
+        place.update({"application/vnd.plotly.v1+json": json.loads(plot(frame).to_json())}, raw=True)
+
+    return draw
 
 
 def learned_banner(metrics: pl.DataFrame) -> HTML:

@@ -338,3 +338,12 @@ def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
     assert re.search(r"pretraining: 0\.\d+M of 0\.01M tokens, \d+ tokens/s, loss \d\.\d+, accuracy -, \d+ s left",
                      run.stderr)
     assert "%|" not in run.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_who_watches_is_told_of_every_evaluation(corpus, tmp_path, processes):
+    folder, tokenizer, probes = corpus
+    seen = []
+    metrics = train(folder, tokenizer, TINY, quick(processes=processes), folder=tmp_path, probes=probes, device="cpu",
+                    watch=seen.append)
+    assert [len(frame) for frame in seen] == [1, 2, 3] and seen[-1].equals(metrics)
