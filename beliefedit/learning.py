@@ -56,12 +56,11 @@ class TrainingLoss(nn.Module):
                                        use_cache=False).last_hidden_state
         predicted = targets != IGNORED
         logits = self.model.get_output_embeddings()(hidden[predicted]).float()
-        nll = nn.functional.cross_entropy(logits, targets[predicted], reduction="sum")
+        loss = nn.functional.cross_entropy(logits, targets[predicted], reduction="sum",
+                                           label_smoothing=self.label_smoothing)
         if not self.label_smoothing:
-            return nll, nll.detach()
-        smooth = nn.functional.cross_entropy(logits, targets[predicted], reduction="sum",
-                                             label_smoothing=self.label_smoothing)
-        return smooth, nll.detach()
+            return loss, loss.detach()
+        return loss, nn.functional.cross_entropy(logits.detach(), targets[predicted], reduction="sum")
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None,
