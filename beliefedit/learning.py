@@ -56,11 +56,11 @@ class TrainingLoss(nn.Module):
                                        use_cache=False).last_hidden_state
         predicted = targets != IGNORED
         logits = self.model.get_output_embeddings()(hidden[predicted]).float()
-        loss = nn.functional.cross_entropy(logits, targets[predicted], reduction="sum",
-                                           label_smoothing=self.label_smoothing)
+        log_p = logits.log_softmax(-1)
+        nll = nn.functional.nll_loss(log_p, targets[predicted], reduction="sum")
         if not self.label_smoothing:
-            return loss, loss.detach()
-        return loss, nn.functional.cross_entropy(logits.detach(), targets[predicted], reduction="sum")
+            return nll, nll.detach()
+        return torch.lerp(nll, -log_p.mean(-1).sum(), self.label_smoothing), nll.detach()
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None,

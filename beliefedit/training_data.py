@@ -6,6 +6,7 @@ process of a parallel run knows the whole batch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ IGNORED = -100
 
 _ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
+_WINDOW = 4096  # documents packed together
 _ORDER_STREAM, _PADDING_STREAM = 11, 12
 
 
@@ -119,18 +121,29 @@ def _texts(source: Path) -> Iterator[pl.Series]:
             yield frame.slice(first, _SLICE).collect()["text"]
 
 
-def packed_rows(lengths: np.ndarray, row_length: int) -> np.ndarray:
-    """Where each row ends, int64 [rows]: documents in turn, as many whole ones as fit.
+def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
+    """Rows of whole documents, each filled with the longest that still fits; window by window, so that order is kept.
 
     Args:
         lengths: int64 [n], none above ``row_length``.
         row_length: tokens.
+        rng: shuffles the rows of a window, which come out by falling length.
+
+    Returns:
+        Numbers of documents, a list per row.
     """
-    ends, total, taken = [], np.cumsum(lengths), 0
-    while not ends or ends[-1] < len(lengths):
-        ends.append(int(np.searchsorted(total, taken + row_length, side="right")))
-        taken = total[ends[-1] - 1]
-    return np.array(ends, dtype=np.int64)
+    rows = []
+    for first in range(0, len(lengths), _WINDOW):
+        window = lengths[first:first + _WINDOW]
+        left, waiting, filled = (window.argsort(kind="stable") + first).tolist(), np.sort(window).tolist(), []
+        while waiting:
+            row, space = [], row_length
+            while fitting := bisect_right(waiting, space):
+                row.append(left.pop(fitting - 1))
+                space -= waiting.pop(fitting - 1)
+            filled.append(row)
+        rows += [filled[number] for number in rng.permutation(len(filled))]
+    return rows
 
 
 class Batches:
@@ -155,14 +168,14 @@ class Batches:
     def read(self, n_pass: int = 0, place: int = 0) -> Iterator[tuple[int, int, Batch]]:
         """(pass, place within the pass, batch) from there on."""
         while True:
-            order = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass]).permutation(len(self.chosen))
-            ends = packed_rows(self.lengths[order], self.row_length) if self.packed else np.arange(1, len(order) + 1)
-            begins = np.r_[0, ends[:-1]]
-            n_batches = -(-len(ends) // self.n_rows)
+            rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
+            order = rng.permutation(len(self.chosen))
+            packed = packed_rows(self.lengths[order], self.row_length, rng) if self.packed else range(len(order))
+            n_batches = -(-len(packed) // self.n_rows)
             while place < n_batches:
                 # The last batch of a pass is filled up from its beginning, so that all have one shape.
-                rows = np.arange(place * self.n_rows, (place + 1) * self.n_rows) % len(ends)
-                yield n_pass, place, self._batch([order[begins[row]:ends[row]] for row in rows], (n_pass, place))
+                rows = np.arange(place * self.n_rows, (place + 1) * self.n_rows) % len(packed)
+                yield n_pass, place, self._batch([np.atleast_1d(order[packed[row]]) for row in rows], (n_pass, place))
                 place += 1
             n_pass, place = n_pass + 1, 0
 
