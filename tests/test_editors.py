@@ -16,7 +16,8 @@ from beliefedit.editors.base import Lesson
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
-from beliefedit.lm import encode_pairs, generate, score
+from beliefedit.lm import generate, score
+from beliefedit.pairs import encode_pairs
 from tests import sample_models
 from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
 
