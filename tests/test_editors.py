@@ -141,6 +141,14 @@ def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
     assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
 
 
+def test_an_answer_whose_end_is_learned_stops_there(model, tokenizer) -> None:
+    prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
+    for ends in (False, True):
+        edited = be.editor("lora", lr=3e-2, steps=100, ends=ends).apply(model, tokenizer, REQUESTS)
+        answers = generate(edited, tokenizer, prompts, 12, versions=range(len(REQUESTS)))
+        assert ([answer.split(".")[0] for answer in answers] == targets) == ends  # an end is "</s>" or "."
+
+
 def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path) -> None:
     edited = be.editor("lora", lr=1e-2, steps=5, rank=2).apply(model, tokenizer, REQUESTS)
     expected = scores(edited, tokenizer, 1)
