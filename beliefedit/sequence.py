@@ -17,7 +17,8 @@ from beliefedit.editing import Base, request_of
 from beliefedit.editors import EDITORS
 from beliefedit.editors.base import EditedModels, Editor, Request
 from beliefedit.language import atomic_prompt
-from beliefedit.lm import encode_pairs, generate, score
+from beliefedit.lm import generate, score
+from beliefedit.pairs import encode_pairs
 from beliefedit.targets import PROBES
 
 SEQUENCE = {"editor": pl.String, "seed": pl.UInt32, "n_edits": pl.UInt32, "group": pl.String, "cluster": pl.String,

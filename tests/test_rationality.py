@@ -183,15 +183,15 @@ def test_alphaedit_keeps_the_keys_of_its_own_row_only(asked) -> None:
     editor = be.editor("alphaedit", steps=3, layers=[0], ridge=1.0, threshold=1e9, relative=False)
     editor.prepare(base.model, base.tokenizer, base.texts)
     requests = [editing.request_of(case, editor, base) for case in cases.cases.head(3).iter_rows(named=True)]
-    solutions = []
+    seen, solutions = [], []
     original = type(editor).directions
 
     def noted(self, name, moment, keys):
-        past = None if self.earlier is None else self.earlier.get(name, keys[:0].double())
         found = original(self, name, moment, keys)
-        if past is not None:
-            k = keys.double()
-            solutions.append((found, torch.linalg.solve(k.T @ k + past.T @ past + torch.eye(k.shape[1]), k.T).T))
+        if self.earlier is not None:
+            seen.append(keys.double())
+            every = torch.cat(seen)
+            solutions.append((found, torch.linalg.solve(every.T @ every + torch.eye(keys.shape[1]), seen[-1].T).T))
         return found
 
     type(editor).directions = noted
