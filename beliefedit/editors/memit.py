@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
 from beliefedit.editors.adapters import Adapters
-from beliefedit.editors.base import EditedModels, Request, Watcher, chosen_projections
+from beliefedit.editors.base import Plain, Request, Watcher, chosen_projections
 from beliefedit.editors.statistics import Statistics, inverse_times
 from beliefedit.editors.values import (
     Places,
@@ -108,11 +109,12 @@ class AlphaEditEditor(SpreadEditor):
             self.earlier[name] = earlier + keys.T @ keys
         return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison, an edit having one key
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Iterable[Request]) -> Iterator[EditedModels]:
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+              memory: Mapping[str, Tensor] | None = None) -> Iterator[Plain]:
         in_a_row = copy.copy(self)
-        in_a_row.earlier = {}
-        yield from SpreadEditor.stack(in_a_row, model, tokenizer, requests)
+        in_a_row.earlier = dict(memory or {})
+        for edited in SpreadEditor.stack(in_a_row, model, tokenizer, requests):
+            yield replace(edited, memory=in_a_row.earlier)
 
 
 def null_space(moment: Tensor, config: AlphaEditConfig) -> Tensor:
