@@ -7,7 +7,7 @@ A model with an attribute ``prefixes`` (a text per version) has them put in fron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from beliefedit.config import ModelConfig
 from beliefedit.errors import ConfigError, StoreError
 from beliefedit.language import SEPARATOR
-from beliefedit.pairs import Tree, encode_pairs, plant
+from beliefedit.pairs import Pairs, Tree, encode_pairs, plant
 from beliefedit.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -132,8 +132,9 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
     Returns:
         float64 [n], nats.
     """
-    return score_prepared(model, prepare(model, tokenizer, prompts, targets, versions=versions,
-                                         batch_tokens=batch_tokens))
+    pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
+    ready = _ready(pairs, versions, tokenizer.pad_token_id, model.device, batch_tokens)
+    return score_prepared(model, Questions(len(pairs.ids), ready))
 
 
 @dataclass(frozen=True)
@@ -147,30 +148,38 @@ class Questions:
     """
 
     n_pairs: int
-    batches: list[tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]]
+    batches: Iterable[_Batch]
+
+
+_Batch = tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]
 
 
 def prepare(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str], *,
             versions: Sequence[int] | None = None, batch_tokens: int | None = None) -> Questions:
     """What `score` needs of its arguments, computed once; ``model`` gives the device and the prefixes."""
     pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
+    return Questions(len(pairs.ids), list(_ready(pairs, versions, tokenizer.pad_token_id, model.device, batch_tokens)))
+
+
+def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int, device: torch.device,
+           batch_tokens: int | None) -> Iterator[_Batch]:
+    """The batches of `Questions`, one by one: their masks would be many for a whole corpus's questions at once."""
     forest = plant(pairs, [0] * len(pairs.ids) if versions is None else versions, _MOST_NODES)
     sizes = np.array([len(tree.tokens) for tree in forest.trees], dtype=np.int64)
-    row_of, found = np.empty(len(sizes), dtype=np.int64), []
-    for batch in batches(sizes, batch_tokens or _BATCH_TOKENS[model.device.type == "cpu"]):
+    row_of = np.empty(len(sizes), dtype=np.int64)
+    for batch in batches(sizes, batch_tokens or _BATCH_TOKENS[device.type == "cpu"]):
         trees = [forest.trees[number] for number in batch]
-        inputs = _read_at_once(trees, tokenizer.pad_token_id)
+        inputs = _read_at_once(trees, pad)
         if versions is not None:
             inputs["versions"] = torch.tensor([tree.version for tree in trees])
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        inputs = {name: value.to(device) for name, value in inputs.items()}
         n_kept, n_asked = (function([len(tree.asked) for tree in trees]) for function in (max, np.array))
         row_of[batch] = np.arange(len(batch))
         members = np.flatnonzero(np.isin(forest.tree, batch))
         row = row_of[forest.tree[members]]
         where = (row, n_kept - n_asked[row] + forest.node[members], forest.token[members])
-        found.append((inputs | {"use_cache": False, "logits_to_keep": n_kept}, forest.pair[members],
-                      tuple(torch.from_numpy(values).to(model.device) for values in where)))
-    return Questions(forest.n_pairs, found)
+        yield (inputs | {"use_cache": False, "logits_to_keep": n_kept}, forest.pair[members],
+               tuple(torch.from_numpy(values).to(device) for values in where))
 
 
 def _read_at_once(trees: Sequence[Tree], pad: int) -> dict[str, Tensor]:

@@ -113,13 +113,11 @@ class Forest:
 
     Attributes:
         trees: what is to be read.
-        n_pairs: how many pairs there are.
         pair, tree, node, token: int64 [target tokens], whose token, read in which tree, predicted at which of the
             tree's asked nodes (its number among them), and which token.
     """
 
     trees: list[Tree]
-    n_pairs: int
     pair: Ints
     tree: Ints
     node: Ints
@@ -144,4 +142,4 @@ def plant(pairs: Pairs, versions: Sequence[int], most_nodes: int) -> Forest:
         asked = trees[-1].asked
         found += [(pair, len(trees) - 1, asked.setdefault(trees[-1].path[place - 1], len(asked)), texts[pair][place])
                   for place in range(pairs.starts[pair], len(texts[pair]))]
-    return Forest(trees, len(texts), *np.array(found, dtype=np.int64).reshape(-1, 4).T)
+    return Forest(trees, *np.array(found, dtype=np.int64).reshape(-1, 4).T)
