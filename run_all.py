@@ -65,12 +65,13 @@ def _work_together(plans: Sequence[runner.Plan]) -> bool:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("beliefedit").setLevel(logging.INFO)
-    is_first = True
     for plan in plans:
-        wanted = plan.only or plan.experiment.notebooks or [notebook.stem for notebook in plan.notebooks]
-        is_first = together.make_model_together(plan.experiment, Store(plan.folder))
-        if "03_editing" in wanted or "04_analysis" in wanted:
+        wanted = set(plan.only or plan.experiment.notebooks or [notebook.stem for notebook in plan.notebooks])
+        if wanted - {"01_corpus"}:
+            together.make_model_together(plan.experiment, Store(plan.folder))
+        if wanted & {"03_editing", "04_analysis"}:
             together.edit_together(plan.experiment, Store(plan.folder))
+    is_first = int(os.environ.get("RANK", 0)) == 0
     parallel.leave()
     return is_first
 

@@ -138,6 +138,8 @@ class PretrainingConfig(Config):
     packed: bool = Field(True, description="whole documents packed into rows; else one a row, padded at random")
     row_length: Annotated[int, Field(ge=8)] | None = Field(
         None, description="tokens of a row, longer documents are cut; null: the longest document, between 32 and 1024")
+    short_first: Probability = Field(
+        0.35, description="share of the documents, the shortest, that the first pass reads before the others")
     batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")

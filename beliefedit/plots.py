@@ -10,7 +10,6 @@ from beliefedit.edit_plots import coherence_histograms, contrasts, forest, outco
 from beliefedit.metrics import calibration_bins
 from beliefedit.style import BEFORE, FORMS, NAMES, NEUTRAL, ROLES, figure, hover_texts, save_figure
 from beliefedit.world_plots import (
-    belief_bars,
     belief_over_evidence,
     conditional_bars,
     cooccurrence_heatmap,
@@ -20,7 +19,7 @@ from beliefedit.world_plots import (
 )
 
 __all__ = [
-    "accuracy_curves", "belief_bars", "belief_over_evidence", "calibration", "coherence_histograms",
+    "accuracy_curves", "belief_over_evidence", "calibration", "coherence_histograms",
     "conditional_bars", "contrasts", "cooccurrence_heatmap", "forest", "outcomes", "relation_graph", "ripple_bars",
     "save_figure", "training_curves", "trajectories", "truth_histogram",
 ]

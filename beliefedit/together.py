@@ -21,8 +21,8 @@ from beliefedit.pipeline import (
 from beliefedit.store import Store
 
 
-def make_model_together(config: Experiment, store: Store) -> bool:
-    """The model, trained data-parallel; whether this process is the first."""
+def make_model_together(config: Experiment, store: Store) -> None:
+    """The model, trained data-parallel."""
     processes = parallel.join(resolve_device(config.device))
     if processes.is_main:
         make_corpus(config, store)
@@ -32,7 +32,6 @@ def make_model_together(config: Experiment, store: Store) -> bool:
     elif not store.holds("model", **model_key(config, store)):
         train_model(config, store, None)
     processes.wait()
-    return processes.is_main
 
 
 def edit_together(config: Experiment, store: Store) -> None:

@@ -149,6 +149,8 @@ def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) 
 class Batches:
     """Batches without end: passes over the chosen documents, each in a fresh order drawn from seed and pass.
 
+    The first pass reads the shortest documents, `PretrainingConfig.short_first` of all, before the others.
+
     Args:
         documents: to read.
         chosen: int64, numbers of the documents to read.
@@ -164,12 +166,15 @@ class Batches:
         self.n_rows = max(1, training.batch_tokens // self.row_length) if packed else training.batch_size
         self.starts = np.asarray(documents.starts[:-1])[chosen]
         self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
+        self.short = np.quantile(self.lengths, training.short_first) if training.short_first else np.inf
 
     def read(self, n_pass: int = 0, place: int = 0) -> Iterator[tuple[int, int, Batch]]:
         """(pass, place within the pass, batch) from there on."""
         while True:
             rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
             order = rng.permutation(len(self.chosen))
+            if n_pass == 0:
+                order = order[np.argsort(self.lengths[order] > self.short, kind="stable")]
             packed = packed_rows(self.lengths[order], self.row_length, rng) if self.packed else range(len(order))
             n_batches = -(-len(packed) // self.n_rows)
             while place < n_batches:

@@ -10,12 +10,9 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from beliefedit.style import (
-    AFTER,
     AGENT,
-    BEFORE,
     FORMS,
     NEUTRAL,
-    REQUEST,
     ROLES,
     figure,
     hover_texts,
@@ -96,30 +93,6 @@ def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndar
     x, y = (a + (b - a) * along for a, b in zip(start, end, strict=True))
     inwards = 1 if start[0] < 0.5 else -1
     return x + inwards * 0.06 * abs(start[1] - end[1]) * np.sin(np.pi * along) * (start[0] == end[0]), y
-
-
-def belief_bars(objects: Sequence[str], p_before: ArrayLike, p_after: ArrayLike, p_agent: ArrayLike, *,
-                request: str | None = None, title: str = "Belief before and after the edit") -> go.Figure:
-    """Probability of each object: LM before, LM after, agent after.
-
-    Args:
-        objects: labels, first on top.
-        p_before, p_after, p_agent: [objects]; NaN leaves a bar out.
-        request: the object asked for, marked in its colour.
-        title: trusted text.
-    """
-    places = list(range(len(objects)))
-    chart = figure(title, x="probability", height=max(240, 3 * 17 * len(objects) + 150))
-    for name, values, colour in (("LM before", p_before, BEFORE), ("LM after", p_after, AFTER),
-                                 ("agent", p_agent, AGENT)):
-        chart.add_bar(y=places, x=np.asarray(values, dtype=np.float64), orientation="h", name=name,
-                      marker_color=colour, customdata=hover_texts(objects),
-                      hovertemplate=f"%{{customdata}}<br>{name}: %{{x:.3f}}<extra></extra>")
-    names = [f'<span style="color:{REQUEST}"><b>▸ {short(name, 20)}</b></span>' if name == request else short(name, 20)
-             for name in objects]
-    chart.update_yaxes(tickvals=places, ticktext=names, autorange="reversed", showgrid=False)
-    chart.update_xaxes(range=[0, 1])
-    return chart.update_layout(barmode="group", bargroupgap=0.05)
 
 
 def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, given: str, n: int = 10) -> go.Figure:

@@ -87,7 +87,6 @@ FIGURES = {
     "truth_histogram": lambda: plots.truth_histogram(TRUTH),
     "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(SHARED, RELATIONS),
     "relation_graph": lambda: plots.relation_graph({"death": "birth"}, SHARED, RELATIONS),
-    "belief_bars": lambda: plots.belief_bars(["a", NASTY], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9], request=NASTY),
     "conditional_bars": lambda: plots.conditional_bars(["a", NASTY, "c"], [0.2, 0.5, 0.3], relation=NASTY,
                                                        given=NASTY, n=2),
     "belief_over_evidence": lambda: plots.belief_over_evidence(EVIDENCE, true_object="a", about=NASTY),
@@ -145,8 +144,7 @@ def test_figure_of_nothing_is_a_figure(name):
         "truth_histogram": lambda: plots.truth_histogram(TRUTH.clear()),
         "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(np.zeros((0, 0)), []),
         "relation_graph": lambda: plots.relation_graph({}, np.zeros((0, 0)), []),
-        "belief_bars": lambda: plots.belief_bars([], [], [], []),
-        "conditional_bars": lambda: plots.conditional_bars([], [], relation="r", given="x"),
+            "conditional_bars": lambda: plots.conditional_bars([], [], relation="r", given="x"),
         "belief_over_evidence": lambda: plots.belief_over_evidence(EVIDENCE.clear(), true_object="a"),
         "ripple_bars": lambda: plots.ripple_bars(RIPPLES.clear()),
     }
@@ -257,10 +255,6 @@ def test_heatmap_and_graph():
 
 
 def test_belief_figures():
-    bars = plots.belief_bars(["a", "b"], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9], request="b")
-    assert [(t.name, t.marker.color) for t in bars.data] == [
-        ("LM before", style.BEFORE), ("LM after", style.AFTER), ("agent", style.AGENT)]
-    assert style.REQUEST in bars.layout.yaxis.ticktext[1] and style.REQUEST not in bars.layout.yaxis.ticktext[0]
     given = plots.conditional_bars(["a", "b", "c", "d"], [0.2, 0.5, 0.3, 0], relation="r", given="x", n=2)
     assert list(given.layout.yaxis.ticktext) == ["b", "c", "1 others"]
     assert list(given.data[0].x) == pytest.approx([0.5, 0.3, 0.2])

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -201,8 +202,12 @@ def test_progress_renews_one_line_on_a_terminal_and_writes_lines_elsewhere():
         assert ("00:10<00:15" in text) == stream.isatty()
 
 
-def test_processes_of_one_launch_train_together_and_one_goes_on(place):
-    """As `accelerate launch` starts them: both train, the first runs the notebooks and finds the model there."""
+@pytest.mark.parametrize("n_hosts", [1, 2])
+def test_processes_of_one_launch_train_together_and_one_goes_on(place, n_hosts):
+    """As `accelerate launch` starts them: both train, the first runs the notebooks and finds the model there.
+
+    Two hosts are two launchers here, which know each other by an address and share the run folder.
+    """
     (place / "tiny.yaml").write_text("""
 graph: {source: demo, demo_subjects: 300, min_cooccurrence: 10}
 corpus: {n_facts: 20, sentences_per_doc: 1, n_orders: 1}
@@ -216,12 +221,19 @@ edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps
           "pretrain.train = editing._edit_piece = None  # all must be done already\n"
           "scores, log = be.make_edits(be.load_params(params_file, overrides), be.Store(run_folder))\n"
           "print(os.environ.get('WORLD_SIZE', 'alone'), sorted(log['case']))")
-    started = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launchers = [subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(n_hosts), "--node_rank", str(host),
+         "--nproc_per_node", str(2 // n_hosts), "--master_addr", "127.0.0.1", "--master_port", str(port),
          str(ROOT / "run_all.py"), "--params", "tiny.yaml", "--notebooks", "notebooks", "--out", "run"],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert started.returncode == 0, started.stderr
-    assert started.stdout.count("Open ") == 1 and started.stdout.count("03_editing      done") == 1
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        for host in range(n_hosts)]
+    ended = [launcher.communicate() for launcher in launchers]
+    assert not any(launcher.returncode for launcher in launchers), "\n".join(stderr for _, stderr in ended)
+    stdout = "".join(out for out, _ in ended)
+    assert stdout.count("Open ") == 1 and stdout.count("03_editing      done") == 1
     assert [output.text for output in outputs(place / "run" / "notebooks" / "03_editing.ipynb")
             if output.output_type == "stream"][-1] == "alone [0, 1, 2, 3, 4]\n"
     assert json.loads((place / "run" / "model" / "manifest.json").read_text())["tokens_per_second"] > 0
