@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from beliefedit.errors import LanguageError
-from beliefedit.lm import Model, batches, encode_pairs, prefixed
+from beliefedit.lm import Model, batches, prefixed
+from beliefedit.pairs import encode_pairs
 
 _NODES_AT_ONCE = 256  # attention within a pass costs their square
 

@@ -21,7 +21,7 @@ from beliefedit.editors import EDITORS
 from beliefedit.editors.base import EditedModels, Editor, Lesson, Request
 from beliefedit.errors import EditError
 from beliefedit.language import atomic_prompt
-from beliefedit.lm import Model, generate, score
+from beliefedit.lm import Model, Questions, generate, prepare, score, score_prepared
 from beliefedit.targets import PROBES
 
 log = logging.getLogger(__name__)
@@ -230,10 +230,14 @@ def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
     versions = pl.int_range(pl.len(), dtype=pl.Int64).alias("version")
     asked = piece.select("case", versions).join(run.queries, on="case", maintain_order="left")
     frames: dict[int, pl.DataFrame] = {}
+    questions: Questions | None = None  # the same at every step
 
     def watch(step: int, edited: EditedModels) -> None:
+        nonlocal questions
         if step % run.config.trajectory_every == 0 or step == 1:
-            frames[step] = _point(edited, run.base.tokenizer, asked, step)
+            questions = questions or prepare(edited, run.base.tokenizer, asked["prompt"].to_list(),
+                                             asked["target"].to_list(), versions=asked["version"].to_numpy())
+            frames[step] = _point(asked, score_prepared(edited, questions), step)
 
     started = time.perf_counter()
     edited = run.editor.apply(run.base.model, run.base.tokenizer, requests, watch=watch if traced else None)
@@ -252,10 +256,7 @@ def _is_told(request: Request, prompt: str) -> bool:
     return any(f" {prompt} " in f" {text} ".replace('"', " ") for text in (request.prompt, *lessons))
 
 
-def _point(edited: EditedModels, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
-           step: int) -> pl.DataFrame:
+def _point(queries: pl.DataFrame, log_p: np.ndarray, step: int) -> pl.DataFrame:
     """One point of the trajectories, probabilities alone: an answer is decoded only in the end."""
-    log_p = score(edited, tokenizer, queries["prompt"].to_list(), queries["target"].to_list(),
-                  versions=queries["version"].to_numpy())
     return queries.select("case", "probe", "kind", pl.Series("log_p", log_p),
                           pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))

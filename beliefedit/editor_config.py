@@ -20,6 +20,7 @@ class LoraConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     steps: Positive = 40
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
+    ends: bool = Field(False, description="learn where the answer ends, too, which the published loss does not have")
     seed: NonNegative = Field(0, description="of the adapters' first values, the same for every edit")
 
 
@@ -120,6 +121,7 @@ class BayesConfig(LoraConfig):
     rank: Positive = 4
     lr: PositiveFloat = 5e-3
     steps: Positive = 60
+    ends: bool = Field(True, description="learn where answers end, too")
     kinds: tuple[LessonKind, ...] = Field(
         ("downstream", "upstream", "same_subject", "same_relation"), description="what is taught besides the request")
     n_others: NonNegative = Field(4, description="other subjects whose facts of the same relation are taught")

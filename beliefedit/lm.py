@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as transformers_logging
 
 from beliefedit.config import ModelConfig
-from beliefedit.errors import ConfigError, LanguageError, StoreError
+from beliefedit.errors import ConfigError, StoreError
 from beliefedit.language import SEPARATOR
+from beliefedit.pairs import Tree, encode_pairs, plant
 from beliefedit.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ Model = PreTrainedModel | Callable
 
 transformers_logging.disable_progress_bar()  # reading or writing one small file needs no bar of its own
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"  # newer and older transformers
+_MOST_NODES = 256  # attention within a tree costs their square
+_BATCH_TOKENS = (16384, 2048)  # a GPU wants many at once, a CPU's caches hold few
 _N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
 
 
@@ -114,91 +118,89 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[PreTra
     return model.to(device).eval(), load_tokenizer(str(folder))
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Prompts and targets as tokens, padded on the right.
-
-    Attributes:
-        ids: int64 [n, length].
-        lengths: int64 [n], tokens of prompt and target together.
-        starts: int64 [n], place of the first target token; the target reaches to the end.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    starts: np.ndarray
-
-    @property
-    def is_target(self) -> np.ndarray:
-        """bool [n, length]: this token belongs to the target."""
-        place = np.arange(self.ids.shape[1])
-        return (place >= self.starts[:, None]) & (place < self.lengths[:, None])
-
-    @property
-    def attention_mask(self) -> np.ndarray:
-        """int64 [n, length]: 1 for tokens, 0 for padding."""
-        return (np.arange(self.ids.shape[1]) < self.lengths[:, None]).astype(np.int64)
-
-
-def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str]) -> Pairs:
-    """One joint tokenization of each ``prompt + " " + target`` (SPEC 7).
-
-    A token belongs to the target if its characters begin there.
-
-    Raises:
-        LanguageError: a target without a token of its own.
-    """
-    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
-    encoded = tokenizer(texts, return_offsets_mapping=True) if texts else {"input_ids": [], "offset_mapping": []}
-    lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-    ids = np.full((len(lengths), max(lengths, default=0)), tokenizer.pad_token_id, dtype=np.int64)
-    starts = np.empty_like(lengths)
-    for row, (tokens, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
-        ids[row, :len(tokens)] = tokens
-        border = len(prompts[row])
-        starts[row] = sum(first < border or first == last == 0 for first, last in offsets)
-        if starts[row] == len(tokens) or not targets[row]:
-            raise LanguageError(f"the target {targets[row]!r} has no token of its own after {prompts[row]!r}",
-                                remedy="give a target that is not empty")
-    return Pairs(ids, lengths, starts)
-
-
-@torch.no_grad()
 def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str], *,
-          versions: Sequence[int] | None = None, batch_tokens: int = 16384) -> np.ndarray:
+          versions: Sequence[int] | None = None, batch_tokens: int | None = None) -> np.ndarray:
     """Log-probability of each target after its prompt: the sum over the target's tokens (SPEC 7).
-
-    Sequences that begin alike are run once, by rising length, with logits from the first needed position on. Padding
-    is on the right, where a causal model never looks, so no mask is needed.
 
     Args:
         model: a causal LM; see the module's text for ``versions``.
         tokenizer: the model's.
         prompts, targets: n pairs.
         versions: which version answers each pair, n integers.
-        batch_tokens: most tokens run at once, padding included.
+        batch_tokens: most tokens run at once, padding included; None: what suits the device.
 
     Returns:
         float64 [n], nats.
     """
+    return score_prepared(model, prepare(model, tokenizer, prompts, targets, versions=versions,
+                                         batch_tokens=batch_tokens))
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Pairs of prompts and targets, ready to be scored as often as one likes.
+
+    Attributes:
+        n_pairs: how many there are.
+        batches: (what the model is called with, pair [tokens of targets], and as tensors of the same length the row and
+            the place in the logits where each is predicted, and the token).
+    """
+
+    n_pairs: int
+    batches: list[tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]]
+
+
+def prepare(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str], *,
+            versions: Sequence[int] | None = None, batch_tokens: int | None = None) -> Questions:
+    """What `score` needs of its arguments, computed once; ``model`` gives the device and the prefixes."""
     pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
-    asked = np.zeros(len(pairs.lengths), dtype=np.int64) if versions is None else np.asarray(versions, dtype=np.int64)
-    rows, row_of = _shared_rows(pairs, asked)
-    log_p = np.zeros(len(pairs.lengths))
-    for batch in batches(pairs.lengths[rows] - 1, batch_tokens):
-        members = np.flatnonzero(np.isin(row_of, batch))
-        first, length = int(pairs.starts[members].min()) - 1, int(pairs.lengths[rows[batch]].max()) - 1
-        inputs = {"input_ids": torch.from_numpy(pairs.ids[rows[batch], :length]).to(model.device)}
+    forest = plant(pairs, [0] * len(pairs.ids) if versions is None else versions, _MOST_NODES)
+    sizes = np.array([len(tree.tokens) for tree in forest.trees], dtype=np.int64)
+    row_of, found = np.empty(len(sizes), dtype=np.int64), []
+    for batch in batches(sizes, batch_tokens or _BATCH_TOKENS[model.device.type == "cpu"]):
+        trees = [forest.trees[number] for number in batch]
+        inputs = _read_at_once(trees, tokenizer.pad_token_id)
         if versions is not None:
-            inputs["versions"] = torch.from_numpy(asked[rows[batch]]).to(model.device)
-        logits = model(**inputs, use_cache=False, logits_to_keep=length - first).logits
-        row_in_batch = np.empty(len(rows), dtype=np.int64)
-        row_in_batch[batch] = np.arange(len(batch))
-        pair, place = np.nonzero(pairs.is_target[members])
-        needed = logits[row_in_batch[row_of[members[pair]]], place - 1 - first].float()
-        token = torch.from_numpy(pairs.ids[members[pair], place]).to(model.device)
-        found = needed.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        np.add.at(log_p, members[pair], found.double().cpu().numpy())
+            inputs["versions"] = torch.tensor([tree.version for tree in trees])
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        n_kept, n_asked = (function([len(tree.asked) for tree in trees]) for function in (max, np.array))
+        row_of[batch] = np.arange(len(batch))
+        members = np.flatnonzero(np.isin(forest.tree, batch))
+        row = row_of[forest.tree[members]]
+        where = (row, n_kept - n_asked[row] + forest.node[members], forest.token[members])
+        found.append((inputs | {"use_cache": False, "logits_to_keep": n_kept}, forest.pair[members],
+                      tuple(torch.from_numpy(values).to(model.device) for values in where)))
+    return Questions(forest.n_pairs, found)
+
+
+def _read_at_once(trees: Sequence[Tree], pad: int) -> dict[str, Tensor]:
+    """Trees as rows, padded on the left, the asked nodes last; who sees whom as an additive mask."""
+    width = max(len(tree.tokens) for tree in trees)
+    number, end = np.full((2, len(trees), width), -1)
+    ids, positions = np.full((len(trees), width), pad), np.zeros((len(trees), width), dtype=np.int64)
+    for row, tree in enumerate(trees):
+        order = [*(node for node in range(len(tree.tokens)) if node not in tree.asked), *tree.asked]
+        number[row, -len(order):] = order
+        for values, of_node in ((ids, tree.tokens), (positions, tree.depths), (end, tree.ends)):
+            values[row, -len(order):] = np.array(of_node)[order]
+    sees = (number[:, None, :] <= number[:, :, None]) & (number[:, :, None] < end[:, None, :])
+    sees |= np.eye(width, dtype=bool)  # padding sees itself: a row of nothing gives no numbers
+    mask = torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), torch.finfo(torch.float32).min)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": mask[:, None],
+            "position_ids": torch.from_numpy(positions)}
+
+
+@torch.no_grad()
+def score_prepared(model: Model, questions: Questions) -> np.ndarray:
+    """`score` of what `prepare` made ready for this model, or another of the same size: float64 [n], nats.
+
+    What begins alike is read once, each version's questions as a tree, with logits where something is asked only.
+    """
+    log_p = np.zeros(questions.n_pairs)
+    for inputs, pair, (row, place, token) in questions.batches:
+        logits = model(**inputs).logits[row, place].float()
+        found = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        np.add.at(log_p, pair, found.double().cpu().numpy())
     return log_p
 
 
@@ -207,22 +209,6 @@ def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | Non
     prefixes = None if versions is None else getattr(model, "prefixes", None)
     return prompts if prefixes is None else [prefixes[version] + prompt
                                              for version, prompt in zip(versions, prompts, strict=True)]
-
-
-def _shared_rows(pairs: Pairs, versions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs to run, int64 [rows], and the row that holds each pair's input, int64 [n].
-
-    A pair's last token is predicted, not read; so every pair whose input begins another's shares its row.
-    """
-    inputs = [(int(version), *ids[:length - 1].tolist())
-              for version, ids, length in zip(versions, pairs.ids, pairs.lengths, strict=True)]
-    rows: list[int] = []
-    row_of = np.empty(len(inputs), dtype=np.int64)
-    for pair in sorted(range(len(inputs)), key=inputs.__getitem__, reverse=True):  # the longer one comes first
-        if not rows or inputs[rows[-1]][:len(inputs[pair])] != inputs[pair]:
-            rows.append(pair)
-        row_of[pair] = len(rows) - 1
-    return np.array(rows, dtype=np.int64), row_of
 
 
 def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

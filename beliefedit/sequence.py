@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from beliefedit.cases import Cases
 from beliefedit.config import EditConfig
 from beliefedit.editing import Base, request_of
 from beliefedit.editors import EDITORS
-from beliefedit.editors.base import EditedModels, Editor, Request
+from beliefedit.editors.base import EditedModels, Editor, Plain, Request
+from beliefedit.editors.export import load_row, save_row
 from beliefedit.language import atomic_prompt
-from beliefedit.lm import encode_pairs, generate, score
+from beliefedit.lm import generate, score
+from beliefedit.pairs import encode_pairs
 from beliefedit.targets import PROBES
 
 SEQUENCE = {"editor": pl.String, "seed": pl.UInt32, "n_edits": pl.UInt32, "group": pl.String, "cluster": pl.String,
@@ -72,12 +75,13 @@ def run_sequences(base: Base, agent: BayesAgent, cases: Cases, config: EditConfi
                   folder: Path) -> pl.DataFrame:
     """Let every chosen editor carry out the first cases' requests in a row, on one model; the agent is told the same.
 
-    Requests that an editor refuses are left out of its row. A row that is finished is not repeated.
+    Requests that an editor refuses are left out of its row. A row that is finished is not repeated; one that was broken
+    off goes on from the last length it had reached, unless its editor keeps edits beside the model (grace, in_context).
 
     Args:
         agent: as it is before any edit.
         max_new_tokens: longest answer, and longest target a request may have.
-        folder: gets a file per editor.
+        folder: gets a file per editor, and a folder of what an unfinished row has come to.
 
     Returns:
         editor, seed, n_edits (behind it), group (one of `GROUPS`), cluster (subject or document), measure, value.
@@ -91,10 +95,12 @@ def run_sequences(base: Base, agent: BayesAgent, cases: Cases, config: EditConfi
         path = folder / f"{number:02d}-{name}.parquet"
         if not path.exists():
             row = _Row(base, EDITORS[name](hyperparameters), cases, config, max_new_tokens)
-            found = row.go(agent, name).with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
+            found = row.go(agent, name, path.with_suffix(""))
+            found = found.with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
             partial = path.with_suffix(".partial")
             found.select(pl.col(column).cast(dtype) for column, dtype in SEQUENCE.items()).write_parquet(partial)
             partial.replace(path)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         frames.append(pl.read_parquet(path))
     return pl.concat(frames)
 
@@ -119,13 +125,16 @@ class _Row:
         every = max(1, len(base.texts) // config.sequence.n_documents)
         self.documents = [text for text in base.texts[::every] if " " in text][:config.sequence.n_documents]
 
-    def go(self, agent: BayesAgent, name: str) -> pl.DataFrame:
-        """The frame of `run_sequences` without editor and seed."""
-        requests = requests_in_a_row(self.base, agent, self.editor, self.cases, self.config)
-        edited = self.editor.stack(self.base.model, self.base.tokenizer, requests)
+    def go(self, agent: BayesAgent, name: str, folder: Path) -> pl.DataFrame:
+        """The frame of `run_sequences` without editor and seed; ``folder`` keeps what it has come to."""
+        n_before, start, parts = self._reached(folder)
+        for case in self.cases[:n_before]:
+            agent = told(agent, case, self.config)
+        requests = requests_in_a_row(self.base, agent, self.editor, self.cases[n_before:], self.config)
+        edited = self.editor.stack(start.model, self.base.tokenizer, requests, start.memory)
         asked = [Fact(case["subject"], case["relation"], case["request"], "direct") for case in self.cases]
-        parts, last = [], []
-        for n, model in enumerate(tqdm(edited, total=len(self.cases), desc=f"{name} in a row", unit="edit"), start=1):
+        bar, last = tqdm(edited, total=len(self.cases), initial=n_before, desc=f"{name} in a row", unit="edit"), []
+        for n, model in enumerate(bar, start=n_before + 1):
             agent = told(agent, self.cases[n - 1], self.config)
             last.append(self._answers(model, agent, asked[n - 1:n]))
             if n in self.lengths:
@@ -134,7 +143,27 @@ class _Row:
                 parts += [frame.with_columns(pl.lit(n).alias("n_edits"), pl.lit(group).alias("group"))
                           for group, frame in groups.items()]
                 last = []
+                self._keep(folder, n, model, parts)
         return pl.concat(parts) if parts else pl.DataFrame(schema=SEQUENCE)
+
+    def _keep(self, folder: Path, n: int, model: EditedModels, parts: Sequence[pl.DataFrame]) -> None:
+        """Write down where the row is, as a whole or not at all."""
+        if isinstance(model, Plain):
+            partial = folder / "partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            pl.concat(parts).write_parquet(partial / "values.parquet")
+            save_row(model, self.base.model, partial / "model.safetensors")
+            partial.replace(folder / f"{n:07d}")
+            for older in sorted(folder.glob("0*"))[:-1]:
+                shutil.rmtree(older)
+
+    def _reached(self, folder: Path) -> tuple[int, Plain, list[pl.DataFrame]]:
+        """(edits behind it, the model as they left it, values so far) of a row that was broken off, or of none."""
+        for reached in sorted(folder.glob("0*"), reverse=True):
+            return (int(reached.name), load_row(reached / "model.safetensors", self.base.model),
+                    [pl.read_parquet(reached / "values.parquet")])
+        return 0, Plain(self.base.model), []
 
     def _answers(self, model: EditedModels, agent: BayesAgent, facts: Sequence[Fact]) -> pl.DataFrame:
         p_lm, p_agent = probabilities(self.base, model, facts), beliefs(agent, facts)

@@ -25,7 +25,8 @@ from beliefedit import editing, lessons
 from beliefedit.config import EditConfig, ModelConfig
 from beliefedit.distances import Comparison
 from beliefedit.editors.base import Request
-from beliefedit.lm import build_model, encode_pairs, generate, load_tokenizer, score
+from beliefedit.lm import build_model, generate, load_tokenizer, score
+from beliefedit.pairs import encode_pairs
 from beliefedit.targets import PROBES
 
 LORA = {"lr": 2e-3}

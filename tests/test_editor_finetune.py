@@ -10,7 +10,8 @@ import torch
 
 import beliefedit as be
 from beliefedit.errors import EditError
-from beliefedit.lm import encode_pairs, score
+from beliefedit.lm import score
+from beliefedit.pairs import encode_pairs
 from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
 
 TOKENIZER = sample_tokenizer()

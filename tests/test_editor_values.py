@@ -12,7 +12,8 @@ from beliefedit.editors.memit import null_space
 from beliefedit.editors.statistics import second_moments, sentence_beginnings
 from beliefedit.editors.values import find_subjects, layer_of, mean_at, unedited
 from beliefedit.errors import EditError
-from beliefedit.lm import encode_pairs, score
+from beliefedit.lm import score
+from beliefedit.pairs import encode_pairs
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 
 TOKENIZER = sample_tokenizer()

@@ -16,7 +16,8 @@ from beliefedit.editors.base import Lesson
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
-from beliefedit.lm import encode_pairs, generate, score
+from beliefedit.lm import generate, score
+from beliefedit.pairs import encode_pairs
 from tests import sample_models
 from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
 
@@ -138,6 +139,14 @@ def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
     assert (np.exp(after) > 0.9).all()
     answers = generate(edited, tokenizer, prompts, 4, versions=range(len(REQUESTS)))
     assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
+
+
+def test_an_answer_whose_end_is_learned_stops_there(model, tokenizer) -> None:
+    prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
+    for ends in (False, True):
+        edited = be.editor("lora", lr=3e-2, steps=100, ends=ends).apply(model, tokenizer, REQUESTS)
+        answers = generate(edited, tokenizer, prompts, 12, versions=range(len(REQUESTS)))
+        assert ([answer.split(".")[0] for answer in answers] == targets) == ends  # an end is "</s>" or "."
 
 
 def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path) -> None:

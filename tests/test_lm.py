@@ -7,9 +7,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from beliefedit import lm
 from beliefedit.config import ModelConfig
 from beliefedit.errors import ConfigError, LanguageError, StoreError
-from beliefedit.lm import CACHE, build_model, encode_pairs, generate, load_model, resolve_device, save_model, score
+from beliefedit.lm import (
+    CACHE,
+    build_model,
+    generate,
+    load_model,
+    prepare,
+    resolve_device,
+    save_model,
+    score,
+    score_prepared,
+)
+from beliefedit.pairs import encode_pairs
 from beliefedit.tokenizer import train_tokenizer
 
 TEXTS = ["ada lovelace place of birth london", '"ada lovelace place of birth paris" is false',
@@ -83,11 +95,20 @@ def slow_answer(model, tokenizer, prompt, n_tokens):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 16384])
-def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens):
+@pytest.mark.parametrize("most_nodes", [1, 12, 256])
+def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, most_nodes, monkeypatch):
+    monkeypatch.setattr(lm, "_MOST_NODES", most_nodes)
     expected = [slow_log_p(model, tokenizer, *pair) for pair in zip(PROMPTS, TARGETS, strict=True)]
     log_p = score(model, tokenizer, PROMPTS, TARGETS, batch_tokens=batch_tokens)
     assert log_p.dtype == np.float64
     np.testing.assert_allclose(log_p, expected, atol=1e-4)
+
+
+def test_what_was_prepared_once_is_asked_of_many(model, tokenizer):
+    other = build_model(TINY, tokenizer, torch.Generator().manual_seed(2))
+    questions = prepare(model, tokenizer, PROMPTS, TARGETS)
+    for asked in (model, other, model):
+        np.testing.assert_array_equal(score_prepared(asked, questions), score(asked, tokenizer, PROMPTS, TARGETS))
 
 
 def test_what_begins_alike_is_run_once(model, tokenizer):
@@ -98,8 +119,11 @@ def test_what_begins_alike_is_run_once(model, tokenizer):
         return model(**inputs)
 
     counted.device = model.device
-    score(counted, tokenizer, ["ada lovelace"] * 3 + ["b"], ["true", "false", "true", "true"])
-    assert sum(rows for rows, _ in seen) == 2
+    score(counted, tokenizer, ["ada lovelace"] * 3 + ["ada turing", "ada"], ["true", "false", "true", "true", "true"])
+    inputs = [tokenizer(text)["input_ids"] for text in ("ada lovelace true", "ada lovelace false", "ada turing true",
+                                                        "ada true")]
+    beginnings = {tuple(ids[:n]) for ids in inputs for n in range(1, len(ids))}
+    assert seen == [(1, len(beginnings))]
 
 
 def test_one_token_targets_have_the_probabilities_of_next_tokens(model, tokenizer):

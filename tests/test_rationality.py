@@ -98,6 +98,36 @@ def test_what_is_finished_is_not_repeated(asked, row, tested, monkeypatch) -> No
         rationality.run_tests(*asked, CONFIG, seed=3, max_new_tokens=30, folder=tested[1])
 
 
+@pytest.mark.parametrize("name, settings", [("lora", EDITORS["lora"]), ("alphaedit", {"steps": 2, "layers": [0]}),
+                                            ("in_context", {}), ("bayes", {"steps": 2})])
+def test_a_row_that_was_broken_off_goes_on_where_it_was(asked, name, settings, tmp_path, monkeypatch) -> None:
+    config = CONFIG.model_copy(update={"editors": EditConfig(editors={name: settings}).editors,
+                                       "sequence": CONFIG.sequence.model_copy(update={"lengths": (1, 3, 5)})})
+    whole = sequence.run_sequences(*asked, config, seed=3, max_new_tokens=30, folder=tmp_path / "whole")
+    reached, losses = [], sequence._Row._losses
+
+    def broken(self, model):
+        reached.append(model)
+        if len(reached) == 3:  # at five edits
+            raise KeyboardInterrupt
+        return losses(self, model)
+
+    monkeypatch.setattr(sequence._Row, "_losses", broken)
+    with pytest.raises(KeyboardInterrupt):
+        sequence.run_sequences(*asked, config, seed=3, max_new_tokens=30, folder=tmp_path / "row")
+    monkeypatch.undo()
+    applied, apply = [], editing.EDITORS[name].apply
+
+    def noted(self, *arguments, **options):
+        applied.append(1)
+        return apply(self, *arguments, **options)
+
+    monkeypatch.setattr(editing.EDITORS[name], "apply", noted)
+    again = sequence.run_sequences(*asked, config, seed=3, max_new_tokens=30, folder=tmp_path / "row")
+    assert again.equals(whole) and len(applied) == (5 if name == "in_context" else 2)
+    assert [path.name for path in (tmp_path / "row").iterdir()] == [f"00-{name}.parquet"]
+
+
 def test_the_exact_agent_passes_every_test(tested) -> None:
     found, _ = tested
     assert found.schema == rationality.RATIONALITY
@@ -183,15 +213,15 @@ def test_alphaedit_keeps_the_keys_of_its_own_row_only(asked) -> None:
     editor = be.editor("alphaedit", steps=3, layers=[0], ridge=1.0, threshold=1e9, relative=False)
     editor.prepare(base.model, base.tokenizer, base.texts)
     requests = [editing.request_of(case, editor, base) for case in cases.cases.head(3).iter_rows(named=True)]
-    solutions = []
+    seen, solutions = [], []
     original = type(editor).directions
 
     def noted(self, name, moment, keys):
-        past = None if self.earlier is None else self.earlier.get(name, keys[:0].double())
         found = original(self, name, moment, keys)
-        if past is not None:
-            k = keys.double()
-            solutions.append((found, torch.linalg.solve(k.T @ k + past.T @ past + torch.eye(k.shape[1]), k.T).T))
+        if self.earlier is not None:
+            seen.append(keys.double())
+            every = torch.cat(seen)
+            solutions.append((found, torch.linalg.solve(every.T @ every + torch.eye(keys.shape[1]), seen[-1].T).T))
         return found
 
     type(editor).directions = noted

@@ -90,12 +90,17 @@ class EditedModels(ABC):
 
 @dataclass
 class Plain(EditedModels):
-    """One model, as it is, as the only version."""
+    """One model, as it is, as the only version.
+
+    Attributes:
+        memory: what an editor needs to know of the edits that the model holds, besides its weights, to go on.
+    """
 
     model: PreTrainedModel
     steps: int = 1
     losses: tuple[float, ...] = ()
     refused: dict[int, str] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return 1
@@ -201,11 +206,12 @@ class Editor(ABC):
             return "the request brings no lessons: what else is to be believed is unknown"
         return None
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Iterable[Request]) -> Iterator[EditedModels]:
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+              memory: Mapping[str, Tensor] | None = None) -> Iterator[EditedModels]:
         """The requests one after another, each on top of those before it.
 
         Yields, after each request, one version that holds all so far. It is valid until the next one is asked for.
+        Where it is `Plain`, the row can be gone on with from there: with its model and its ``memory``.
 
         Raises:
             EditError: a request cannot be carried out.

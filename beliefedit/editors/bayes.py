@@ -73,8 +73,9 @@ class BayesEditor(Editor):
                 versions.append(version)
         prompts, targets, weights, lesson_of, version_of = zip(*rows, strict=True)
         sentences = encode_sentences(tokenizer, prompts, targets, model.device)
-        sentences = replace(with_ends(model, tokenizer, sentences),
-                            versions=torch.tensor(version_of, device=model.device))
+        if self.config.ends:
+            sentences = with_ends(model, tokenizer, sentences)
+        sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
         return _Taught(by_length(sentences), *(torch.tensor(values, device=model.device)
                                                for values in (weights, lesson_of, rest, share, versions)))
 

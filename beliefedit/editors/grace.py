@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -122,8 +122,8 @@ class GraceEditor(Editor):
                 watch=None if watch is None else lambda step, so_far: watch(step, result(so_far[0])))
         return replace(result(values), losses=tuple(losses.tolist()))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Iterable[Request]) -> Iterator[Codebooks]:
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+              memory: Mapping[str, Tensor] | None = None) -> Iterator[Codebooks]:
         book = Codebook()
         for request in requests:
             new = self.apply(model, tokenizer, [request])

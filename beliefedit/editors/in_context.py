@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,8 +58,8 @@ class InContextEditor(Editor):
         return Told(model, tuple(f"{request.prompt} {request.target}{SEPARATOR}" * self.config.n_times
                                  for request in requests))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Iterable[Request]) -> Iterator[Told]:
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+              memory: Mapping[str, Tensor] | None = None) -> Iterator[Told]:
         prefix = ""
         for request in requests:
             prefix += self.apply(model, tokenizer, [request]).prefixes[0]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from beliefedit.config import LoraConfig
 from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Editor, Request, Watcher, down_projections
-from beliefedit.editors.training import clip_each, encode_sentences, frozen, losses_per_edit
+from beliefedit.editors.training import clip_each, encode_sentences, frozen, losses_per_edit, with_ends
 
 
 class LoraEditor(Editor):
@@ -28,6 +28,8 @@ class LoraEditor(Editor):
               watch: Watcher | None) -> Adapters:
         sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
                                      [request.target for request in requests], model.device)
+        if self.config.ends:
+            sentences = with_ends(model, tokenizer, sentences)
 
         def losses_of(adapters: Adapters) -> Tensor:
             return losses_per_edit(adapters, model, sentences, len(requests))

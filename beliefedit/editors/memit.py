@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
 from beliefedit.editors.adapters import Adapters
-from beliefedit.editors.base import EditedModels, Request, Watcher, chosen_projections
+from beliefedit.editors.base import Plain, Request, Watcher, chosen_projections
 from beliefedit.editors.statistics import Statistics, inverse_times
 from beliefedit.editors.values import (
     Places,
@@ -81,29 +82,39 @@ class AlphaEditEditor(SpreadEditor):
     """Only along directions that the corpus's keys do not use: ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ.
 
     Attributes:
-        earlier: per projection the keys K_p of the edits before this one, float64 [n, inputs], in a row of edits;
-            None: independent edits, which know of no others.
+        unused: per projection P, float64 [inputs, inputs].
+        earlier: per projection K_p K_pᵀ, float64 [inputs, inputs], over the keys of the edits before this one in a row
+            of edits; None: independent edits, which know of no others.
     """
 
     config: AlphaEditConfig
+    unused: dict[str, Tensor]
     earlier: dict[str, Tensor] | None = None
 
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+        known = self.statistics
+        super().prepare(model, tokenizer, texts)
+        if self.statistics is not known:
+            self.unused = {name: null_space(moment, self.config) for name, moment in self.statistics.moments.items()}
+
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
-        free, keys = keys.double() @ null_space(moment, self.config), keys.double()
+        keys = keys.double()
+        free = keys @ self.unused[name]
         free_of = free / self.config.ridge
         if self.earlier is not None:
-            kept = self.earlier.get(name, keys[:0])
-            matrix = null_space(moment, self.config) @ kept.T @ kept
+            earlier = self.earlier.get(name, torch.zeros_like(moment))
+            matrix = self.unused[name] @ earlier
             matrix.diagonal().add_(self.config.ridge)
             free_of = torch.linalg.solve(matrix, free.T).T
-            self.earlier[name] = torch.cat([kept, keys])
+            self.earlier[name] = earlier + keys.T @ keys
         return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison, an edit having one key
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Iterable[Request]) -> Iterator[EditedModels]:
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+              memory: Mapping[str, Tensor] | None = None) -> Iterator[Plain]:
         in_a_row = copy.copy(self)
-        in_a_row.earlier = {}
-        yield from SpreadEditor.stack(in_a_row, model, tokenizer, requests)
+        in_a_row.earlier = dict(memory or {})
+        for edited in SpreadEditor.stack(in_a_row, model, tokenizer, requests):
+            yield replace(edited, memory=in_a_row.earlier)
 
 
 def null_space(moment: Tensor, config: AlphaEditConfig) -> Tensor:

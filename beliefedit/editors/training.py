@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.language import SEPARATOR
-from beliefedit.lm import encode_pairs
+from beliefedit.pairs import encode_pairs
 
 
 @dataclass(frozen=True)

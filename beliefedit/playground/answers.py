@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from beliefedit.editors.base import EditedModels
-from beliefedit.lm import encode_pairs, score
+from beliefedit.lm import score
+from beliefedit.pairs import encode_pairs
 
 _SLACK = 1e-3
 """Nats by which the same probability may differ between batches of other shapes."""
