@@ -97,9 +97,8 @@ class _Known:
         self.sampler = Sampler(world, corpus.config, corpus.facts)
         self.facts = corpus.facts
         self.subject = self.sampler.subject - self.sampler.subject[0]
-        self.relation = corpus.facts["relation"].to_numpy().astype(np.int64)
         self.fact_of = np.full((self.subject[-1] + 1, len(world.relations)), -1)
-        self.fact_of[self.subject, self.relation] = np.arange(len(self.subject))
+        self.fact_of[self.subject, self.sampler.relation] = np.arange(len(self.subject))
         self.has = self.fact_of >= 0
         ids = {label: index for index, label in enumerate(world.relations)}
         self.relation_ids = ids
@@ -116,7 +115,7 @@ class _Known:
 
     def edit(self, fact: int, rng: np.random.Generator) -> Edit:
         """The request about a fact and the facts its four probes look at."""
-        s, r = int(self.subject[fact]), int(self.relation[fact])
+        s, r = int(self.subject[fact]), int(self.sampler.relation[fact])
         d = self.downstream.get(r, -1)
         d = d if d >= 0 and self.has[s, d] else -1
         others = np.flatnonzero(self.has[s] & (np.arange(self.has.shape[1]) != r))
@@ -176,7 +175,8 @@ class _Known:
         """The fact as labels, with its true object or another."""
         world = self.world
         o = self.sampler.object[fact] if object is None else object
-        return Atom(world.subjects[self.sampler.subject[fact]], world.relations[self.relation[fact]], world.objects[o])
+        subject, relation = world.subjects[self.sampler.subject[fact]], world.relations[self.sampler.relation[fact]]
+        return Atom(subject, relation, world.objects[o])
 
     def _upstream_object(self, fact: int) -> str | None:
         x = self.facts["upstream_object"][int(fact)]

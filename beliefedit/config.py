@@ -67,6 +67,8 @@ class WorldConfig(Config):
     """The generative model (SPEC 3)."""
 
     min_truth: Annotated[float, Field(gt=0.5, le=1)] = Field(0.6, description="least probability of a true object")
+    same_relation: Probability = Field(
+        0.0, description="share of false objects drawn among those of the fact's relation, not among all")
 
 
 class CorpusConfig(Config):

@@ -60,7 +60,7 @@ def make_world(config: Experiment, store: Store) -> World:
     folder = store.stage("world", version=VERSIONS["world"], inputs=keys_of(store, "graph"),
                          config={"world": config.world.model_dump(), "seed": config.seed},
                          build=lambda folder: world.save(
-                             world.build_world(graph, config.world.min_truth, config.seed), folder))
+                             world.build_world(graph, seed=config.seed, **config.world.model_dump()), folder))
     return world.load(folder)
 
 

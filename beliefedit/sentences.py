@@ -62,6 +62,7 @@ class Sampler:
     config: CorpusConfig
     facts: pl.DataFrame
     subject: np.ndarray = field(init=False)
+    relation: np.ndarray = field(init=False)
     object: np.ndarray = field(init=False)
     p_true: np.ndarray = field(init=False)
     distractor: np.ndarray = field(init=False)
@@ -71,6 +72,7 @@ class Sampler:
     def __post_init__(self) -> None:
         facts, conditional = self.facts, self.world.conditional
         self.subject = facts["subject"].to_numpy().astype(np.int64)
+        self.relation = facts["relation"].to_numpy().astype(np.int64)
         self.object = facts["object"].to_numpy().astype(np.int64)
         self.p_true = facts["p_true"].to_numpy()
         self.distractor = facts["distractor"].to_numpy().astype(np.int64)
@@ -176,9 +178,8 @@ class Sampler:
         return [Sentences.of(owner, OR if name == "or" else AND, label, *left, second=tuple(right))]
 
     def false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A wrong object for each fact: its distractor if independent, else any other object (SPEC 4)."""
-        other = rng.integers(len(self.world.objects) - 1, size=len(fact))
-        other += other >= self.object[fact]
+        """A wrong object for each fact: its distractor if independent, else another object (SPEC 4)."""
+        other = self.world.false_objects(self.relation[fact], self.object[fact], rng)
         if not self.config.use_distractors:
             return other
         return np.where(self.group[fact] < 0, self.distractor[fact], other)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import networkx
@@ -31,6 +32,7 @@ class World:
             distractor.
         conditional: relation, upstream_object, object, p: q_r(o | x), sorted by these ids.
         cooccurrence: [n_relations, n_relations] subjects that have both relations, diagonal 0.
+        same_relation: share of false objects that are drawn among the objects of the fact's relation.
     """
 
     subjects: list[str]
@@ -41,6 +43,7 @@ class World:
     facts: pl.DataFrame
     conditional: pl.DataFrame
     cooccurrence: np.ndarray
+    same_relation: float = 0.0
 
     def first_facts(self, n_facts: int) -> pl.DataFrame:
         """Facts of the first subjects that together cover ``n_facts``; the last subject is kept whole (SPEC 4).
@@ -53,6 +56,31 @@ class World:
                              where="corpus.n_facts", remedy=f"set corpus.n_facts to at most {self.facts.height}")
         last = self.facts["subject"][n_facts - 1]
         return self.facts.filter(pl.col("subject") <= last)
+
+    def false_objects(self, relation: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Another object than the true one for each fact, int64 [n]: uniform over all others (SPEC 3, 4).
+
+        A share `same_relation` of them is uniform over the other objects of the fact's relation instead, where it has
+        any: then an object's type does not tell whether it is true.
+        """
+        other = rng.integers(len(self.objects) - 1, size=len(true))
+        other += other >= true
+        if not self.same_relation:
+            return other
+        first, objects = self._of_relation
+        n_others = np.diff(first)[relation] - 1
+        keys = np.repeat(np.arange(len(self.relations)), np.diff(first)) * len(self.objects) + objects
+        place = rng.integers(np.maximum(n_others, 1))
+        place += first[relation] + (place >= keys.searchsorted(relation * len(self.objects) + true) - first[relation])
+        chosen = (rng.random(len(true)) < self.same_relation) & (n_others > 0)
+        return np.where(chosen, objects[np.minimum(place, len(objects) - 1)], other)
+
+    @cached_property
+    def _of_relation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each relation's objects begin, [n_relations + 1], and the objects the graph has under it, rising."""
+        used = self.facts.select("relation", "graph_object").unique().sort("relation", "graph_object")
+        first = used["relation"].search_sorted(np.arange(len(self.relations) + 1)).to_numpy().astype(np.int64)
+        return first, used["graph_object"].to_numpy().astype(np.int64)
 
     def probabilities(self, queries: pl.DataFrame) -> np.ndarray:
         """Generative p(o | s, r), float64 [n], for id columns subject, relation, object.
@@ -72,20 +100,23 @@ class World:
         return rows.select(pl.when(known).then(p).otherwise(float("nan")))[:, 0].to_numpy()
 
 
-def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0) -> World:
+def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0, same_relation: float = 0.0) -> World:
     """Tie relations into pairs and give every (subject, relation) a distribution over objects (SPEC 3).
 
     Args:
         graph: facts with one object per (subject, relation).
         min_truth: m, the least probability of a true object, in (0.5, 1].
         seed: decides the independent facts' certainty and distractors.
+        same_relation: see `World`.
 
     Raises:
         GraphError: fewer than two objects or relations.
-        ConfigError: min_truth outside its range.
+        ConfigError: min_truth or same_relation outside its range.
     """
     if not 0.5 < min_truth <= 1:
         raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}", where="world.min_truth")
+    if not 0 <= same_relation <= 1:
+        raise ConfigError(f"same_relation is a share from 0 to 1, not {same_relation}", where="world.same_relation")
     if len(graph.objects) < 2 or len(graph.relations) < 2:
         raise GraphError(f"a world needs two objects and two relations; the graph has {len(graph.objects)} and "
                          f"{len(graph.relations)}", remedy="use a larger graph")
@@ -100,15 +131,14 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0) -> World:
     rng = np.random.default_rng([seed, _STREAM])
     certainty = rng.integers(math.ceil(100 * _exact(min_truth)), 101, size=facts.height) / 100
     true_object = facts["mode"].fill_null(facts["graph_object"])
-    distractor = rng.integers(len(graph.objects) - 1, size=facts.height)
-    distractor += distractor >= true_object.to_numpy()
     facts = facts.select(
         "subject", "relation", true_object.alias("object"), "graph_object", "upstream_object",
-        pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"),
-        pl.Series("distractor", distractor, dtype=pl.UInt32))
+        pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"))
     labels = graph.relations
-    return World(graph.subjects, labels, graph.objects, {labels[d]: labels[u] for d, u in sorted(pairs.items())},
-                 min_truth, facts, conditional, cooccurrence)
+    made = World(graph.subjects, labels, graph.objects, {labels[d]: labels[u] for d, u in sorted(pairs.items())},
+                 min_truth, facts, conditional, cooccurrence, same_relation)
+    distractor = made.false_objects(*(facts[name].to_numpy().astype(np.int64) for name in ("relation", "object")), rng)
+    return replace(made, facts=facts.with_columns(pl.Series("distractor", distractor, dtype=pl.UInt32)))
 
 
 def relation_cooccurrence(graph: Graph) -> np.ndarray:
@@ -179,7 +209,8 @@ def save(world: World, folder: Path) -> None:
     world.conditional.write_parquet(folder / "conditional.parquet")
     write_json(folder / "world.json", {
         "subjects": world.subjects, "relations": world.relations, "objects": world.objects, "pairs": world.pairs,
-        "min_truth": world.min_truth, "cooccurrence": world.cooccurrence.tolist()})
+        "min_truth": world.min_truth, "same_relation": world.same_relation,
+        "cooccurrence": world.cooccurrence.tolist()})
 
 
 def load(folder: Path) -> World:

@@ -112,6 +112,16 @@ def conditional_shares(facts: list[tuple[str, str, str]], downstream: str, upstr
     return shares
 
 
+def false_shares(facts: list[tuple[str, str, str]], relation: str, true: str, share: float) -> dict[str, float]:
+    """How likely each object is drawn as a false one: any other object, or a share of the relation's other objects."""
+    others = {o for _, _, o in facts} - {true}
+    related = {o for _, r, o in facts if r == relation} - {true}
+    p = dict.fromkeys(others, (1 - share if related else 1) / len(others))
+    for o in related:
+        p[o] += share / len(related)
+    return p
+
+
 WEIGHTS = {("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0,
            ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
 """SPEC 4's evidence of a sentence on each of its atoms, by form and label."""

@@ -248,6 +248,16 @@ def test_false_objects(world):
     assert (free != sampler.object[fact]).all() and (free[independent] != sampler.distractor[fact][independent]).any()
 
 
+def test_false_objects_of_the_same_relation(graph):
+    made = build_world(graph, same_relation=1.0)
+    config = CorpusConfig(n_facts=100, use_distractors=False)
+    sampler, said = sample_sentences(made, config)
+    under = set(made.facts.select("relation", "graph_object").rows())
+    for fact, o in ((said.fact, said.object), (said.second_fact, said.second_object)):
+        there = (fact >= 0) & (o != sampler.object[fact]) & (said.form != ATOMIC)  # atomic: drawn from the world
+        assert there.sum() > 50 and set(zip(sampler.relation[fact[there]], o[there], strict=True)) <= under
+
+
 def test_subjects_are_whole(world):
     for n_facts in (1, 2, 7, 100):
         facts = sample_corpus(world, CorpusConfig(n_facts=n_facts), documents=False).facts

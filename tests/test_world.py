@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from beliefedit import kg, world
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.world import build_world, match_relations, relation_cooccurrence
-from tests.oracles import best_matching, conditional_shares
+from tests.oracles import best_matching, conditional_shares, false_shares
 from tests.worlds import FB13, graph_of, random_graph, small_demo
 
 
@@ -117,6 +117,40 @@ def test_certainties_and_distractors_are_uniform():
     assert set(counts[:, 0]) == set(range(1, 10)) and ((counts["count"] - 20_001 / 9).abs() < 230).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_false_objects_are_of_the_relation_as_often_as_asked(share):
+    facts = [*random_graph(7, n_objects=9).facts.rows(), ("subject x", "lone relation", "object 3")]
+    made = build_world(graph_of(facts), same_relation=share)
+    n, rng = 4000, np.random.default_rng(0)
+    for relation, true in made.facts.select("relation", "object").unique().sort("relation", "object").rows():
+        drawn = made.false_objects(np.full(n, relation), np.full(n, true), rng)
+        observed = np.bincount(drawn, minlength=len(made.objects))
+        wanted = false_shares(facts, made.relations[relation], made.objects[true], share)
+        expected = n * np.array([wanted.get(o, 0.0) for o in made.objects])
+        assert observed[expected == 0].sum() == 0 and observed.sum() == n
+        assert (np.abs(observed - expected) <= 5 * np.sqrt(expected)).all()
+
+
+def test_distractors_are_false_objects_and_any_by_default():
+    graph = random_graph(5)
+    made = build_world(graph, 0.6, 3)
+    rng, n = np.random.default_rng([3, 1]), made.facts.height  # the draws as SPEC 3 has them, one after the other
+    rng.integers(60, 101, size=n)
+    drawn = rng.integers(len(made.objects) - 1, size=n)
+    assert [d + (d >= o) for d, o in zip(drawn, made.facts["object"], strict=True)] == [*made.facts["distractor"]]
+    related = build_world(graph, 0.6, 3, same_relation=1.0)
+    assert related.facts.drop("distractor").equals(made.facts.drop("distractor"))
+    under = {(r, o) for r, o in related.facts.select("relation", "graph_object").rows()}
+    rows = related.facts.select("relation", "object", "distractor").rows()
+    assert all((r, distractor) in under and distractor != o for r, o, distractor in rows)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_impossible_shares_are_refused(share):
+    with pytest.raises(ConfigError, match="same_relation"):
+        build_world(random_graph(0), same_relation=share)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.6, 1.0]))
 def test_probabilities_sum_to_one_and_prefer_the_truth(seed, min_truth):
@@ -160,12 +194,12 @@ def test_too_small_a_graph_is_refused(facts):
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    made = build_world(random_graph(3), 0.75, 5)
+    made = build_world(random_graph(3), 0.75, 5, 0.5)
     world.save(made, tmp_path)
     again = world.load(tmp_path)
     assert (again.facts.equals(made.facts) and again.conditional.equals(made.conditional)
             and again.pairs == made.pairs and again.objects == made.objects and again.min_truth == made.min_truth
-            and (again.cooccurrence == made.cooccurrence).all())
+            and again.same_relation == made.same_relation and (again.cooccurrence == made.cooccurrence).all())
 
 
 def test_the_seed_decides_the_world():
