@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
     Raises:
         TrainingError: it could not be written; the older checkpoint is still there.
     """
-    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    tensors = {_MODEL + name: value.clone() for name, value in model.state_dict().items()}  # tied ones have two names
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"{_OPTIMIZER}{number}.{index}.{key}": value for key, value in values.items()}

@@ -15,12 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import MistralConfig, MistralForCausalLM
 
 from beliefedit import checkpoint
 from beliefedit.config import ModelConfig, PretrainingConfig
 from beliefedit.errors import ConfigError, TrainingError
 from beliefedit.learning import TrainingLoss, evaluate, precision
-from beliefedit.lm import build_model, generate, load_model, score
+from beliefedit.lm import build_model, generate, load_model, save_model, score
 from beliefedit.optimizers import build_optimizers, learning_rate_factor
 from beliefedit.pretrain import train
 from beliefedit.tokenizer import train_tokenizer
@@ -214,6 +215,18 @@ def test_starts_from_an_existing_model(corpus, tmp_path):
     second = train(folder, tokenizer, config, quick(lr=1e-6, optimizer="adamw"), folder=tmp_path / "b", device="cpu")
     assert second["eval_loss"][0] == pytest.approx(first["eval_loss"][-1], abs=0.01)
     assert second["atomic"].null_count() == second.height
+
+
+def test_a_model_with_tied_embeddings_trains_and_keeps_checkpoints(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    save_model(MistralForCausalLM(MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=True)), tokenizer, tmp_path / "a")
+    config = ModelConfig(init=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
+    metrics = train(folder, tokenizer, config, quick(checkpoint_seconds=0), folder=tmp_path / "b", device="cpu")
+    assert metrics["eval_loss"].is_sorted(descending=True)
+    model, _ = load_model(tmp_path / "b")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 RUN = """
