@@ -218,7 +218,8 @@ def main() -> None:
         ours = run(train_ours, experiment, inputs, folder / "ours")
         report_learning(ours)
         utilisation = report_utilisation(ours, experiment, inputs)
-        race = with_training(experiment, stop_at={"atomic": arguments.goal}, n_eval_facts=200,
+        # A run to a goal has no budget for its rate to fall over: it stays at its peak.
+        race = with_training(experiment, stop_at={"atomic": arguments.goal}, n_eval_facts=200, schedule="trapezoid",
                              n_evaluations=experiment.pretraining.n_tokens // EVERY + 1)
         atomic = {**inputs, "probes": str(folder / "atomic.parquet")}
         pl.read_parquet(inputs["probes"]).filter(kind="atomic").write_parquet(atomic["probes"])
