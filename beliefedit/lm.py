@@ -34,7 +34,7 @@ Model = PreTrainedModel | Callable
 transformers_logging.disable_progress_bar()  # reading or writing one small file needs no bar of its own
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"  # newer and older transformers
 _MOST_NODES = 256  # attention within a tree costs their square
-_BATCH_TOKENS = (16384, 2048)  # a GPU wants many at once, a CPU's caches hold few
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # a GPU wants many at once, a CPU's caches hold few
 _N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
 
 
@@ -133,8 +133,7 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
         float64 [n], nats.
     """
     pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
-    ready = _ready(pairs, versions, tokenizer.pad_token_id, model.device, batch_tokens)
-    return score_prepared(model, Questions(len(pairs.ids), ready))
+    return _score(model, len(pairs.ids), _ready(pairs, versions, tokenizer.pad_token_id, model.device, batch_tokens))
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Questions:
     """
 
     n_pairs: int
-    batches: Iterable[_Batch]
+    batches: list[_Batch]
 
 
 _Batch = tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]
@@ -167,13 +166,14 @@ def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int, device: torch
     forest = plant(pairs, [0] * len(pairs.ids) if versions is None else versions, _MOST_NODES)
     sizes = np.array([len(tree.tokens) for tree in forest.trees], dtype=np.int64)
     row_of = np.empty(len(sizes), dtype=np.int64)
-    for batch in batches(sizes, batch_tokens or _BATCH_TOKENS[device.type == "cpu"]):
+    for batch in batches(sizes, batch_tokens or _BATCH_TOKENS[device.type]):
         trees = [forest.trees[number] for number in batch]
         inputs = _read_at_once(trees, pad)
         if versions is not None:
             inputs["versions"] = torch.tensor([tree.version for tree in trees])
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        n_kept, n_asked = (function([len(tree.asked) for tree in trees]) for function in (max, np.array))
+        n_asked = np.array([len(tree.asked) for tree in trees])
+        n_kept = int(n_asked.max())
         row_of[batch] = np.arange(len(batch))
         members = np.flatnonzero(np.isin(forest.tree, batch))
         row = row_of[forest.tree[members]]
@@ -199,14 +199,16 @@ def _read_at_once(trees: Sequence[Tree], pad: int) -> dict[str, Tensor]:
             "position_ids": torch.from_numpy(positions)}
 
 
-@torch.no_grad()
 def score_prepared(model: Model, questions: Questions) -> np.ndarray:
-    """`score` of what `prepare` made ready for this model, or another of the same size: float64 [n], nats.
+    """`score` of what `prepare` made ready for this model, or another of the same size: float64 [n], nats."""
+    return _score(model, questions.n_pairs, questions.batches)
 
-    What begins alike is read once, each version's questions as a tree, with logits where something is asked only.
-    """
-    log_p = np.zeros(questions.n_pairs)
-    for inputs, pair, (row, place, token) in questions.batches:
+
+@torch.no_grad()
+def _score(model: Model, n_pairs: int, ready: Iterable[_Batch]) -> np.ndarray:
+    """What begins alike is read once, each version's questions as a tree, with logits where something is asked only."""
+    log_p = np.zeros(n_pairs)
+    for inputs, pair, (row, place, token) in ready:
         logits = model(**inputs).logits[row, place].float()
         found = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
         np.add.at(log_p, pair, found.double().cpu().numpy())

@@ -145,12 +145,14 @@ class _Tests:
             self.editor.prepare(self.base.model, self.base.tokenizer, self.base.texts)
 
     def order(self) -> Found:
+        """Told a then b, and b then a."""
         for trial in self.trials:
             asked = [trial.requested, _requested(trial.other)]
             ways = [self._after([trial.case, trial.other], asked), self._after([trial.other, trial.case], asked)]
             yield "order", trial, _mean_distances(*ways)
 
     def repetition(self) -> Found:
+        """Told a twice, against the agent told once with twice the weight."""
         for trial in self.trials:
             p_lm, p_agent = self._after([trial.case, trial.case], [trial.requested])
             once = told(self.agent, trial.case | {"weight": 2 * trial.case["weight"]}, self.config)
@@ -158,6 +160,7 @@ class _Tests:
             yield "repetition", trial, _mean_distances((p_lm, p_agent), (goal, goal))
 
     def retraction(self) -> Found:
+        """Told the request, then the original object until the agent believes that as much."""
         for trial in self.trials:
             case, asked = trial.case, [*trial.probes, replace(trial.requested, view="predictive")]
             fact = Atom(case["subject"], case["relation"], case["object"])
@@ -186,6 +189,7 @@ class _Tests:
                 yield "slope", trial, (_slope(theirs, ours), _slope(theirs, theirs))
 
     def irrelevance(self) -> Found:
+        """Beliefs in unrelated facts, after the request and before."""
         for first, edited in self._batches([trial.case for trial in self.trials]):
             for version, trial in enumerate(self.trials[first:first + len(edited)]):
                 asked = trial.unrelated

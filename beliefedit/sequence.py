@@ -160,10 +160,11 @@ class _Row:
 
     def _reached(self, folder: Path) -> tuple[int, Plain, list[pl.DataFrame]]:
         """(edits behind it, the model as they left it, values so far) of a row that was broken off, or of none."""
-        for reached in sorted(folder.glob("0*"), reverse=True):
-            return (int(reached.name), load_row(reached / "model.safetensors", self.base.model),
-                    [pl.read_parquet(reached / "values.parquet")])
-        return 0, Plain(self.base.model), []
+        reached = max(folder.glob("0*"), default=None)
+        if reached is None:
+            return 0, Plain(self.base.model), []
+        return (int(reached.name), load_row(reached / "model.safetensors", self.base.model),
+                [pl.read_parquet(reached / "values.parquet")])
 
     def _answers(self, model: EditedModels, agent: BayesAgent, facts: Sequence[Fact]) -> pl.DataFrame:
         p_lm, p_agent = probabilities(self.base, model, facts), beliefs(agent, facts)

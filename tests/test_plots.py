@@ -144,7 +144,7 @@ def test_figure_of_nothing_is_a_figure(name):
         "truth_histogram": lambda: plots.truth_histogram(TRUTH.clear()),
         "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(np.zeros((0, 0)), []),
         "relation_graph": lambda: plots.relation_graph({}, np.zeros((0, 0)), []),
-            "conditional_bars": lambda: plots.conditional_bars([], [], relation="r", given="x"),
+        "conditional_bars": lambda: plots.conditional_bars([], [], relation="r", given="x"),
         "belief_over_evidence": lambda: plots.belief_over_evidence(EVIDENCE.clear(), true_object="a"),
         "ripple_bars": lambda: plots.ripple_bars(RIPPLES.clear()),
     }

@@ -135,10 +135,8 @@ def test_batches_hold_each_document_once_a_pass(lengths, packed, seed):
 
 def test_short_documents_come_first_in_the_first_pass_alone():
     lengths = [2, 9] * 20
-    training = PretrainingConfig(row_length=10, batch_tokens=10, short_first=0.5)
-    batches = Batches(documents_of(lengths), np.arange(40), training, packed=False, seed=0)
-    batches.n_rows = 1
-    read = batches.read()
+    training = PretrainingConfig(row_length=10, batch_size=1, short_first=0.5)
+    read = Batches(documents_of(lengths), np.arange(40), training, packed=False, seed=0).read()
     first, second = ([next(read)[2].n_tokens for _ in range(40)] for _ in range(2))
     assert first == [2] * 20 + [9] * 20
     assert sorted(second) == sorted(lengths) and second != first

@@ -98,6 +98,7 @@ class AlphaEditEditor(SpreadEditor):
             self.unused = {name: null_space(moment, self.config) for name, moment in self.statistics.moments.items()}
 
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
+        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K, float64 [n, inputs]; in a row, the key is kept."""
         keys = keys.double()
         free = keys @ self.unused[name]
         free_of = free / self.config.ridge

@@ -124,6 +124,7 @@ class _Adam:
 
     @torch.no_grad()
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Move the values in place, as torch's Adam does with its default betas."""
         self.step_number += 1
         correction = 1 - 0.9**self.step_number, (1 - 0.999**self.step_number) ** 0.5
         torch._foreach_lerp_(self.means, list(gradients), 0.1)
