@@ -124,7 +124,7 @@ class GraceEditor(Editor):
 
     def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
               memory: Mapping[str, Tensor] | None = None) -> Iterator[Codebooks]:
-        """All edits so far in one codebook, where close ones share an entry; a row always begins anew."""
+        """All edits so far in one codebook; ``memory`` is not used, a row always begins anew."""
         book = Codebook()
         for request in requests:
             new = self.apply(model, tokenizer, [request])
