@@ -138,8 +138,10 @@ class PretrainingConfig(Config):
     packed: bool = Field(True, description="whole documents packed into rows; else one a row, padded at random")
     row_length: Annotated[int, Field(ge=8)] | None = Field(
         None, description="tokens of a row, longer documents are cut; null: the longest document, between 32 and 1024")
-    short_first: Probability = Field(
-        0.35, description="share of the documents, the shortest, that the first pass reads before the others")
+    window: Positive = Field(
+        2048, description="packed documents of a pass whose common beginnings are computed once; 1: each its own")
+    short_passes: NonNegative = Field(0, description="first passes that read the shortest documents alone")
+    short_share: Probability = Field(0.35, description="share of the documents that counts as the shortest")
     batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from beliefedit.lm import generate, score
-from beliefedit.training_data import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,7 +31,10 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 class TrainingLoss(nn.Module):
-    """Loss of a batch, with attention kept inside documents and logits only where a token is predicted.
+    """Loss of a batch's documents, with attention along their paths and logits only where a token is predicted.
+
+    What documents share is computed once and counts as often as there are documents: the loss and its gradient are
+    those of the documents one by one.
 
     Args:
         model: a causal LM of `transformers`.
@@ -43,24 +45,28 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, document: torch.Tensor,
-                targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, parents: torch.Tensor, ends: torch.Tensor,
+                counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss to descend, NLL), both summed over predicted tokens; arguments as in `training_data.Batch`."""
-        length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        # Given as a mask, not left to be read off the positions: that is skipped wherever a cache is made.
-        mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+        n_rows, length = ids.shape
+        place = torch.arange(length, device=ids.device)
+        mask = (place <= place[:, None]) & (place[:, None] < ends[:, None])
+        mask = (mask | (place == place[:, None]))[:, None]  # padding sees itself: a row of nothing gives no numbers
         if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
             mask = torch.zeros(mask.shape, device=ids.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        # Given as a mask, not left to be read off the positions: that is skipped wherever a cache is made.
         hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
                                        use_cache=False).last_hidden_state
-        predicted = targets != IGNORED
-        logits = self.model.get_output_embeddings()(hidden[predicted]).float()
-        log_p = logits.log_softmax(-1)
-        nll = nn.functional.nll_loss(log_p, targets[predicted], reduction="sum")
+        predicted = parents >= 0
+        predicting = (parents + length * torch.arange(n_rows, device=ids.device)[:, None])[predicted]
+        places, number = predicting.unique(return_inverse=True)
+        log_p = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places]).float().log_softmax(-1)
+        weight = counts[predicted].to(log_p.dtype)
+        nll = -(log_p[number, ids[predicted]] * weight).sum()
         if not self.label_smoothing:
             return nll, nll.detach()
-        return torch.lerp(nll, -log_p.mean(-1).sum(), self.label_smoothing), nll.detach()
+        n_predicted = torch.zeros_like(log_p[:, 0]).index_add(0, number, weight)
+        return torch.lerp(nll, -(log_p.mean(-1) * n_predicted).sum(), self.label_smoothing), nll.detach()
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None,

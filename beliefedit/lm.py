@@ -22,8 +22,9 @@ from transformers.utils import logging as transformers_logging
 from beliefedit.config import ModelConfig
 from beliefedit.errors import ConfigError, StoreError
 from beliefedit.language import SEPARATOR
-from beliefedit.pairs import Pairs, Tree, encode_pairs, plant
+from beliefedit.pairs import Pairs, encode_pairs
 from beliefedit.tokenizer import load_tokenizer
+from beliefedit.trees import plant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -163,40 +164,24 @@ def prepare(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[
 def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int, device: torch.device,
            batch_tokens: int | None) -> Iterator[_Batch]:
     """The batches of `Questions`, one by one: their masks would be many for a whole corpus's questions at once."""
-    forest = plant(pairs, [0] * len(pairs.ids) if versions is None else versions, _MOST_NODES)
-    sizes = np.array([len(tree.tokens) for tree in forest.trees], dtype=np.int64)
-    row_of = np.empty(len(sizes), dtype=np.int64)
-    for batch in batches(sizes, batch_tokens or _BATCH_TOKENS[device.type]):
-        trees = [forest.trees[number] for number in batch]
-        inputs = _read_at_once(trees, pad)
+    kinds = np.zeros(len(pairs.ids), dtype=np.int64) if versions is None else np.array(versions)
+    forest = plant(pairs.ids, pairs.lengths - 1, _MOST_NODES, kinds=kinds)  # the last token is predicted, not read
+    pair, place = np.nonzero(pairs.is_target)
+    node, token = forest.nodes[pair, place - 1], pairs.ids[pair, place]
+    back = forest.places_from_the_end(node)
+    row_of, version = np.empty((2, len(forest.sizes)), dtype=np.int64)
+    version[forest.tree] = kinds
+    for batch in batches(forest.sizes, batch_tokens or _BATCH_TOKENS[device.type]):
+        inputs = forest.rows(batch, back, pad)
         if versions is not None:
-            inputs["versions"] = torch.tensor([tree.version for tree in trees])
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        n_asked = np.array([len(tree.asked) for tree in trees])
-        n_kept = int(n_asked.max())
+            inputs["versions"] = version[batch]
+        members = np.flatnonzero(np.isin(forest.tree[pair], batch))
         row_of[batch] = np.arange(len(batch))
-        members = np.flatnonzero(np.isin(forest.tree, batch))
-        row = row_of[forest.tree[members]]
-        where = (row, n_kept - n_asked[row] + forest.node[members], forest.token[members])
-        yield (inputs | {"use_cache": False, "logits_to_keep": n_kept}, forest.pair[members],
+        n_kept = int(back[node[members]].max()) + 1
+        where = row_of[forest.tree[pair[members]]], n_kept - 1 - back[node[members]], token[members]
+        inputs = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
+        yield (inputs | {"use_cache": False, "logits_to_keep": n_kept}, pair[members],
                tuple(torch.from_numpy(values).to(device) for values in where))
-
-
-def _read_at_once(trees: Sequence[Tree], pad: int) -> dict[str, Tensor]:
-    """Trees as rows, padded on the left, the asked nodes last; who sees whom as an additive mask."""
-    width = max(len(tree.tokens) for tree in trees)
-    number, end = np.full((2, len(trees), width), -1)
-    ids, positions = np.full((len(trees), width), pad), np.zeros((len(trees), width), dtype=np.int64)
-    for row, tree in enumerate(trees):
-        order = [*(node for node in range(len(tree.tokens)) if node not in tree.asked), *tree.asked]
-        number[row, -len(order):] = order
-        for values, of_node in ((ids, tree.tokens), (positions, tree.depths), (end, tree.ends)):
-            values[row, -len(order):] = np.array(of_node)[order]
-    sees = (number[:, None, :] <= number[:, :, None]) & (number[:, :, None] < end[:, None, :])
-    sees |= np.eye(width, dtype=bool)  # padding sees itself: a row of nothing gives no numbers
-    mask = torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), torch.finfo(torch.float32).min)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": mask[:, None],
-            "position_ids": torch.from_numpy(positions)}
 
 
 def score_prepared(model: Model, questions: Questions) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Prompts and targets as tokens, and as trees of tokens, in which every common beginning stands once (SPEC 7)."""
+"""Prompts and targets as tokens (SPEC 7)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,82 +64,3 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], tar
             raise LanguageError(f"the target {targets[row]!r} has no token of its own after {prompts[row]!r}",
                                 remedy="give a target that is not empty")
     return Pairs(ids, lengths, starts)
-
-
-@dataclass
-class Tree:
-    """What some pairs of one version have a model read: each beginning once, in preorder.
-
-    A token sees those on its own path only: token i sees j where j <= i < ends[j].
-
-    Attributes:
-        version: which version reads it.
-        tokens: one per node.
-        depths: how many stand before it on its path, which is its position.
-        ends: where the nodes that continue it end.
-        path: the nodes of the sequence added last.
-        asked: nodes that a token of a target is predicted at, numbered.
-    """
-
-    version: int
-    tokens: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)
-    asked: dict[int, int] = field(default_factory=dict)
-
-    def shared(self, ids: Sequence[int]) -> int:
-        """How much of a sequence is the beginning of the one added last."""
-        n = 0
-        while n < min(len(ids), len(self.path)) and self.tokens[self.path[n]] == ids[n]:
-            n += 1
-        return n
-
-    def add(self, ids: Sequence[int]) -> None:
-        """Another sequence, whose nodes are then the path; they must come in the order of their tokens."""
-        known = self.shared(ids)
-        n_before, new = len(self.tokens), ids[known:]
-        self.path = self.path[:known] + list(range(n_before, n_before + len(new)))
-        self.tokens += new
-        self.depths += range(known, len(ids))
-        self.ends += [0] * len(new)
-        for node in self.path:
-            self.ends[node] = len(self.tokens)
-
-
-@dataclass(frozen=True)
-class Forest:
-    """Trees, and where the tokens of pairs' targets are predicted.
-
-    Attributes:
-        trees: what is to be read.
-        pair, tree, node, token: int64 [target tokens], whose token, read in which tree, predicted at which of the
-            tree's asked nodes (its number among them), and which token.
-    """
-
-    trees: list[Tree]
-    pair: Ints
-    tree: Ints
-    node: Ints
-    token: Ints
-
-
-def plant(pairs: Pairs, versions: Sequence[int], most_nodes: int) -> Forest:
-    """The pairs as trees of one version each; only a single sequence may have more than ``most_nodes``.
-
-    A pair's last token is predicted, not read.
-    """
-    texts = [ids[:length].tolist() for ids, length in zip(pairs.ids, pairs.lengths, strict=True)]
-    keys = [(int(version), ids[:-1]) for version, ids in zip(versions, texts, strict=True)]
-    trees: list[Tree] = []
-    found: list[tuple[int, int, int, int]] = []
-    for pair in sorted(range(len(keys)), key=keys.__getitem__):  # what begins alike are neighbours
-        version, ids = keys[pair]
-        if (not trees or trees[-1].version != version
-                or len(trees[-1].tokens) + len(ids) - trees[-1].shared(ids) > most_nodes):
-            trees.append(Tree(version))
-        trees[-1].add(ids)
-        asked = trees[-1].asked
-        found += [(pair, len(trees) - 1, asked.setdefault(trees[-1].path[place - 1], len(asked)), texts[pair][place])
-                  for place in range(pairs.starts[pair], len(texts[pair]))]
-    return Forest(trees, *np.array(found, dtype=np.int64).reshape(-1, 4).T)

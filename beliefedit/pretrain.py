@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.parquet"
-_SCHEMA = {"step": pl.Int64, "tokens": pl.Int64, "seconds": pl.Float64, "learning_rate": pl.Float64,
-           "train_loss": pl.Float64, "eval_loss": pl.Float64, **dict.fromkeys(KINDS, pl.Float64),
-           "coherence": pl.Float64}
+_SCHEMA = {"step": pl.Int64, "tokens": pl.Int64, "computed": pl.Int64, "seconds": pl.Float64,
+           "learning_rate": pl.Float64, "train_loss": pl.Float64, "eval_loss": pl.Float64,
+           **dict.fromkeys(KINDS, pl.Float64), "coherence": pl.Float64}
 _HELD_OUT_STREAM = 13
 
 Watcher = Callable[[pl.DataFrame], None]
@@ -60,8 +60,9 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         watch: told of every evaluation.
 
     Returns:
-        The metrics: step, tokens, seconds, learning_rate, train_loss and eval_loss (nats per token), exact accuracies
-        of greedy answers by kind, coherence (mean |p_LM - p_agent| over atomic probes).
+        The metrics: step, tokens (of the documents), computed (the same, but what documents share counted once),
+        seconds, learning_rate, train_loss and eval_loss (nats per token), exact accuracies of greedy answers by kind,
+        coherence (mean |p_LM - p_agent| over atomic probes).
 
     Raises:
         TrainingError: no documents, loss not finite, nothing can be written, a process failed.
@@ -88,6 +89,7 @@ class _Position:
     fingerprint: str
     step: int = 0
     tokens: int = 0
+    computed: int = 0
     seconds: float = 0.0
     n_pass: int = 0
     place: int = 0
@@ -110,7 +112,8 @@ class _Run:
             encoded = encode_documents(Path(documents), tokenizer, working)
         training_set, self.held_out = _split(encoded, training.n_eval_documents, seed)
         self.batches = Batches(encoded, training_set, training, packed=training.packed, seed=seed)
-        self.held_out_batches = Batches(encoded, self.held_out, training, packed=True, seed=seed)
+        self.held_out_batches = Batches(encoded, self.held_out, training.model_copy(update={"short_passes": 0}),
+                                        packed=True, seed=seed)
         self.model: PreTrainedModel = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                                                   max(2048, self.batches.row_length)).to(self.device).train()
         if self.device.type == "cpu":  # the fused kernel's backward pass takes almost half of a step there
@@ -187,13 +190,13 @@ class _Run:
         n_pass, place, _ = read[-1]
         self.at.n_pass, self.at.place, self.at.step = n_pass, place + 1, self.at.step + 1
         self.at.tokens += sum(batch.n_tokens for _, _, batch in read)
+        self.at.computed += sum(batch.n_computed for _, _, batch in read)
         self.at.loss, self.at.n_targets = self.at.loss + value, self.at.n_targets + n_targets
 
     def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss to descend, NLL), both summed over this process's rows."""
         mine = self.processes.share(batch)
-        arrays = (torch.from_numpy(array).to(self.device, non_blocking=True)
-                  for array in (mine.ids, mine.positions, mine.document, mine.targets))
+        arrays = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in mine.arrays)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.loss(*arrays)
 
@@ -219,8 +222,8 @@ class _Run:
             found = {}
         found = self.processes.from_main(found)
         self.at.rows.append({
-            **dict.fromkeys(_SCHEMA), "step": self.at.step, "tokens": self.at.tokens, "seconds": self.at.seconds,
-            "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
+            **dict.fromkeys(_SCHEMA), "step": self.at.step, "tokens": self.at.tokens, "computed": self.at.computed,
+            "seconds": self.at.seconds, "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
             "train_loss": self.at.loss / max(self.at.n_targets, 1), **found})
         self.at.loss, self.at.n_targets = 0.0, 0
         if self.processes.is_main:
@@ -241,8 +244,7 @@ class _Run:
         for n_pass, _, batch in self.held_out_batches.read():
             if n_pass:
                 return total / max(n_targets, 1)
-            arrays = (torch.from_numpy(array).to(self.device)
-                      for array in (batch.ids, batch.positions, batch.document, batch.targets))
+            arrays = (torch.from_numpy(array).to(self.device) for array in batch.arrays)
             total, n_targets = total + float(loss(*arrays)[1]), n_targets + batch.n_targets
         return None
 

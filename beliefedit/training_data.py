@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,17 @@ import polars as pl
 
 from beliefedit.config import PretrainingConfig
 from beliefedit.errors import TrainingError
+from beliefedit.trees import plant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IGNORED = -100
-"""Target of a place where nothing is predicted."""
-
 _ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
-_WINDOW = 4096  # documents packed together
-_ORDER_STREAM, _PADDING_STREAM = 11, 12
+_PACKED_TOGETHER = 4096  # documents, at least
+_LEAST_SHARED = 2  # tokens: what shares the start token alone packs better apart
+_EMPTY = np.array([0, 0, -1, 0, 0])  # a place of padding, in the order of `Batch.arrays`
+_ORDER_STREAM = 11
 
 
 @dataclass(frozen=True)
@@ -50,37 +51,47 @@ class Documents:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens.
+    """Rows of trees of tokens (`trees.Forest`): a document is a path in a tree, and equal beginnings stand once.
 
     Attributes:
         ids: int64 [rows, length].
         positions: int64 [rows, length].
-        document: int32 [rows, length], number of the document within its row; -1 for padding.
-        targets: int64 [rows, length], the next token of the same document, or `IGNORED`.
+        parents: int64 [rows, length], the place in the row that predicts this token; -1 where none does.
+        ends: int64 [rows, length], place i is seen from the places from i on and before ends[i]; 0 for padding.
+        counts: int64 [rows, length], how many documents this token belongs to; 0 for padding.
         members: int64, the documents read, by their number in the corpus.
     """
 
     ids: np.ndarray
     positions: np.ndarray
-    document: np.ndarray
-    targets: np.ndarray
+    parents: np.ndarray
+    ends: np.ndarray
+    counts: np.ndarray
     members: np.ndarray
 
     @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What `learning.TrainingLoss` takes."""
+        return self.ids, self.positions, self.parents, self.ends, self.counts
+
+    @property
     def n_tokens(self) -> int:
-        """Tokens without padding."""
-        return int((self.document >= 0).sum())
+        """Tokens of the documents."""
+        return int(self.counts.sum())
+
+    @property
+    def n_computed(self) -> int:
+        """Tokens computed: those that documents share counted once."""
+        return int((self.counts > 0).sum())
 
     @property
     def n_targets(self) -> int:
-        """Tokens predicted."""
-        return int((self.targets != IGNORED).sum())
+        """Tokens of the documents that are predicted."""
+        return int(self.counts[self.parents >= 0].sum())
 
     def share(self, rank: int, n_processes: int) -> Batch:
         """The rows of one process."""
-        mine = slice(rank, None, n_processes)
-        return replace(self, ids=self.ids[mine], positions=self.positions[mine], document=self.document[mine],
-                       targets=self.targets[mine])
+        return Batch(*(array[rank::n_processes] for array in self.arrays), self.members)
 
 
 def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Documents:
@@ -122,34 +133,30 @@ def _texts(source: Path) -> Iterator[pl.Series]:
 
 
 def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
-    """Rows of whole documents, each filled with the longest that still fits; window by window, so that order is kept.
+    """Rows, each filled with the longest that still fits.
 
     Args:
-        lengths: int64 [n], none above ``row_length``.
+        lengths: int64 [n], of documents or trees of them, none above ``row_length``.
         row_length: tokens.
-        rng: shuffles the rows of a window, which come out by falling length.
+        rng: shuffles the rows, which come out by falling length.
 
     Returns:
         Numbers of documents, a list per row.
     """
-    rows = []
-    for first in range(0, len(lengths), _WINDOW):
-        window = lengths[first:first + _WINDOW]
-        left, waiting, filled = (window.argsort(kind="stable") + first).tolist(), np.sort(window).tolist(), []
-        while waiting:
-            row, space = [], row_length
-            while fitting := bisect_right(waiting, space):
-                row.append(left.pop(fitting - 1))
-                space -= waiting.pop(fitting - 1)
-            filled.append(row)
-        rows += [filled[number] for number in rng.permutation(len(filled))]
-    return rows
+    left, waiting, filled = lengths.argsort(kind="stable").tolist(), np.sort(lengths).tolist(), []
+    while waiting:
+        row, space = [], row_length
+        while fitting := bisect_right(waiting, space):
+            row.append(left.pop(fitting - 1))
+            space -= waiting.pop(fitting - 1)
+        filled.append(row)
+    return [filled[number] for number in rng.permutation(len(filled))]
 
 
 class Batches:
     """Batches without end: passes over the chosen documents, each in a fresh order drawn from seed and pass.
 
-    The first pass reads the shortest documents, `PretrainingConfig.short_first` of all, before the others.
+    The first passes may be over the shortest documents alone (`PretrainingConfig.short_passes`).
 
     Args:
         documents: to read.
@@ -164,51 +171,90 @@ class Batches:
         self.documents, self.chosen, self.packed, self.seed = documents, chosen, packed, seed
         self.row_length = training.row_length or int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
         self.n_rows = max(1, training.batch_tokens // self.row_length) if packed else training.batch_size
+        self.window, self.n_short_passes = training.window, training.short_passes
         self.starts = np.asarray(documents.starts[:-1])[chosen]
         self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
-        self.short = np.quantile(self.lengths, training.short_first) if training.short_first else np.inf
+        self.short = self.lengths <= np.quantile(self.lengths, training.short_share)
 
     def read(self, n_pass: int = 0, place: int = 0) -> Iterator[tuple[int, int, Batch]]:
         """(pass, place within the pass, batch) from there on."""
         while True:
             rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
             order = rng.permutation(len(self.chosen))
-            if n_pass == 0:
-                order = order[np.argsort(self.lengths[order] > self.short, kind="stable")]
-            packed = packed_rows(self.lengths[order], self.row_length, rng) if self.packed else range(len(order))
-            n_batches = -(-len(packed) // self.n_rows)
-            while place < n_batches:
-                # The last batch of a pass is filled up from its beginning, so that all have one shape.
-                rows = np.arange(place * self.n_rows, (place + 1) * self.n_rows) % len(packed)
-                yield n_pass, place, self._batch([np.atleast_1d(order[packed[row]]) for row in rows], (n_pass, place))
-                place += 1
+            if n_pass < self.n_short_passes:
+                order = order[self.short[order]]
+            for number, batch in enumerate(self._packed(order, rng) if self.packed else self._padded(order, rng)):
+                if number >= place:
+                    yield n_pass, number, batch
             n_pass, place = n_pass + 1, 0
 
-    def _batch(self, rows: list[np.ndarray], number: tuple[int, int]) -> Batch:
-        """Rows of documents as arrays, without a loop over tokens."""
-        counts = np.array([len(row) for row in rows])
-        documents = np.concatenate(rows)
+    def _ids(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n, length], tokens padded on the right; int64 [n], how many)"""
         lengths = self.lengths[documents]
-        row = np.repeat(np.arange(len(rows)), counts)
-        within_row = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
-        before = np.cumsum(lengths) - lengths
-        offset = before - before[np.cumsum(counts) - counts][row]
-        width = self.row_length if self.packed else int(lengths.max())
-        if not self.packed:
-            rng = np.random.default_rng([self.seed, _PADDING_STREAM, *number])
-            offset = rng.integers(0, width - lengths + 1)
-        within = np.arange(lengths.sum()) - np.repeat(before, lengths)
-        source = np.repeat(self.starts[documents], lengths) + within
-        goal = np.repeat(row * width + offset, lengths) + within
-        ids, targets = np.zeros((2, len(rows) * width), dtype=np.int64)
-        positions, document = np.zeros_like(ids), np.full(len(ids), -1, dtype=np.int32)
-        ids[goal] = self.documents.tokens[source]
-        targets.fill(IGNORED)
-        inner = within < np.repeat(lengths, lengths) - 1
-        targets[goal[inner]] = ids[goal[inner] + 1]
-        document[goal] = np.repeat(within_row, lengths)
-        # Padded rows keep the place in the row as position: that is what random padding varies.
-        positions[goal] = within if self.packed else goal % width
-        shape = len(rows), width
-        return Batch(ids.reshape(shape), positions.reshape(shape), document.reshape(shape), targets.reshape(shape),
-                     self.chosen[documents])
+        within = np.arange(lengths.max())
+        inside = within < lengths[:, None]
+        ids = np.zeros(inside.shape, dtype=np.int64)
+        ids[inside] = self.documents.tokens[(self.starts[documents][:, None] + within)[inside]]
+        return ids, lengths
+
+    def _packed(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
+        """Batches of one shape: the last is filled up from the beginning of its pass."""
+        begun: list[_Row] = []
+        waiting: list[_Row] = []
+        together = self.window * -(-_PACKED_TOGETHER // self.window)
+        for first in range(0, len(order), together):
+            waiting += self._rows(order[first:first + together], rng)
+            begun = begun or waiting[:self.n_rows]
+            while len(waiting) >= self.n_rows:
+                yield _joined(waiting[:self.n_rows])
+                del waiting[:self.n_rows]
+        if waiting:
+            yield _joined([*waiting, *islice(cycle(begun), self.n_rows - len(waiting))])
+
+    def _rows(self, documents: np.ndarray, rng: np.random.Generator) -> list[_Row]:
+        """The documents of some windows as trees, packed into rows."""
+        window = np.arange(len(documents)) // self.window
+        forest = plant(*self._ids(documents), self.row_length, kinds=window, least_shared=_LEAST_SHARED)
+        packed = packed_rows(forest.sizes, self.row_length, rng)
+        trees = np.concatenate(packed)
+        row = np.repeat(np.arange(len(packed)), [len(members) for members in packed])
+        sizes = forest.sizes[trees]
+        before = sizes.cumsum() - sizes
+        offset = before - before[np.searchsorted(row, row)]  # where in its row a tree begins
+        nodes, of_node = forest.nodes_of(trees), np.repeat(np.arange(len(trees)), sizes)
+        shift = (offset - forest.starts[:-1][trees])[of_node]
+        arrays = np.zeros((len(packed), len(_EMPTY), self.row_length), dtype=np.int64) + _EMPTY[:, None]
+        parents = forest.parents[nodes]
+        arrays[row[of_node], :, nodes + shift] = np.stack(
+            [forest.tokens[nodes], forest.depths[nodes], np.where(parents < 0, -1, parents + shift),
+             forest.ends[nodes] + shift, forest.counts[nodes]], axis=1)
+        row_of = np.empty(len(trees), dtype=np.int64)
+        row_of[trees] = row
+        members = row_of[forest.tree]
+        by_row = members.argsort(kind="stable")
+        split = np.split(self.chosen[documents[by_row]], np.searchsorted(members[by_row], np.arange(1, len(packed))))
+        return list(zip(arrays, split, strict=True))
+
+    def _padded(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
+        """One document a row; the place in the row is its position too: that is what random padding varies."""
+        for first in range(0, len(order), self.n_rows):
+            documents = np.take(order, range(first, first + self.n_rows), mode="wrap")
+            ids, lengths = self._ids(documents)
+            n_rows, width = ids.shape
+            offset = rng.integers(0, width - lengths + 1)[:, None]
+            within = np.arange(width) - offset
+            inside = (within >= 0) & (within < lengths[:, None])
+            position = np.broadcast_to(np.arange(width), ids.shape)
+            yield Batch(
+                ids=np.where(inside, np.take_along_axis(ids, within.clip(0, width - 1), axis=1), 0),
+                positions=np.where(inside, position, 0), parents=np.where(inside & (within > 0), position - 1, -1),
+                ends=np.where(inside, offset + lengths[:, None], 0), counts=inside.astype(np.int64),
+                members=self.chosen[documents])
+
+
+_Row = tuple[np.ndarray, np.ndarray]
+"""(int64 [5, length], the arrays of a `Batch`; int64, its documents)"""
+
+
+def _joined(rows: list[_Row]) -> Batch:
+    return Batch(*np.stack([arrays for arrays, _ in rows], axis=1), np.concatenate([members for _, members in rows]))

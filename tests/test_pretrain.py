@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import takewhile
 
 import numpy as np
 import polars as pl
@@ -15,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
 from beliefedit import checkpoint
@@ -25,7 +28,7 @@ from beliefedit.lm import build_model, generate, load_model, save_model, score
 from beliefedit.optimizers import build_optimizers, learning_rate_factor
 from beliefedit.pretrain import train
 from beliefedit.tokenizer import train_tokenizer
-from beliefedit.training_data import IGNORED, Batches, Documents, encode_documents, packed_rows
+from beliefedit.training_data import Batches, Documents, encode_documents, packed_rows
 
 TINY = ModelConfig(vocab_size=400, size=None, hidden_size=32, n_layers=2)
 FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": "new york", "emmy noether": "bryn mawr",
@@ -97,49 +100,81 @@ def test_rows_hold_whole_documents_each_the_longest_that_still_fits(lengths, row
         assert not any(length <= space for length in unused.values())
 
 
-def test_packing_keeps_the_order_of_its_windows():
-    lengths = np.random.default_rng(0).integers(6, 25, 10_000)
+def test_rows_of_a_window_are_full_and_shuffled():
+    lengths = np.random.default_rng(0).integers(6, 25, 4096)
     rows = packed_rows(lengths, 32, np.random.default_rng(0))
-    windows = [number // 4096 for row in rows for number in row]
-    assert windows == sorted(windows)
     assert lengths.sum() / (32 * len(rows)) > 0.93  # 0.83 where documents are taken as they come
+    first, second = np.array_split([lengths[row].max() for row in rows], 2)
+    assert abs(first.mean() - second.mean()) < 1
 
 
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), packed=st.booleans(), seed=st.integers(0, 5))
+def test_documents_are_packed_tightly_whatever_the_window():
+    lengths = np.random.default_rng(0).integers(6, 25, 6000)
+    for window in (1, 64, 5000):
+        training = PretrainingConfig(row_length=32, batch_tokens=256, window=window)
+        reader = Batches(documents_of(lengths), np.arange(6000), training, packed=True, seed=0).read()
+        assert np.mean([next(reader)[2].n_computed for _ in range(100)]) > 0.93 * 256
+
+
+def documents_in(batch):
+    """The token sequences of a batch, each as often as documents hold it, walked node by node."""
+    for ids, positions, parents, ends, counts in zip(*batch.arrays, strict=True):
+        continued = np.bincount(parents[parents >= 0], counts[parents >= 0], minlength=len(ids)).astype(int)
+        for last in np.flatnonzero(counts > continued):
+            path = [last]
+            while parents[path[0]] >= 0:
+                path.insert(0, parents[path[0]])
+            assert [place for place in range(last + 1) if place <= last < ends[place]] == path
+            assert (np.diff(positions[path]) == 1).all()
+            yield from [(tuple(ids[path]), positions[path[0]])] * (counts[last] - continued[last])
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), packed=st.booleans(), seed=st.integers(0, 5),
+       n_words=st.sampled_from([2, 1000]), window=st.sampled_from([1, 7, 100]))
 @settings(deadline=None)
-def test_batches_hold_each_document_once_a_pass(lengths, packed, seed):
+def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, window):
     documents = documents_of(lengths)
-    training = PretrainingConfig(row_length=10, batch_tokens=40, batch_size=4)
-    seen, rows = [], 0
+    documents = Documents(np.asarray(documents.tokens) % n_words, documents.starts)  # of two words: much is shared
+    training = PretrainingConfig(row_length=10, batch_tokens=40, batch_size=4, window=window)
+    seen, computed = Counter(), 0
     for n_pass, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
         if n_pass:
             break
-        for row in range(len(batch.ids)):
-            for number in range(batch.document[row].max() + 1):
-                inside = batch.document[row] == number
-                ids, targets = batch.ids[row][inside], batch.targets[row][inside]
-                assert np.array_equal(targets, [*ids[1:], IGNORED])
-                place = np.flatnonzero(inside)
-                expected = np.arange(len(ids)) if packed else place
-                assert np.array_equal(place, np.arange(place[0], place[0] + len(ids)))
-                assert np.array_equal(batch.positions[row][inside], expected)
-                seen.append(tuple(ids))
-            rows += 1
-        assert (batch.targets[batch.document < 0] == IGNORED).all()
-    expected = {tuple(range(start + 1, start + 1 + min(length, 10)))
-                for start, length in zip(documents.starts, lengths, strict=False)}
-    assert set(seen) == expected
-    if packed or len(lengths) % 4 == 0:
-        assert len(seen) >= len(expected)
+        found = list(documents_in(batch))
+        assert sum(len(ids) for ids, _ in found) == batch.n_tokens
+        assert sum(len(ids) - 1 for ids, _ in found) == batch.n_targets
+        assert len(found) == len(batch.members)
+        assert not packed or {first for _, first in found} == {0}
+        assert (batch.parents[batch.counts == 0] == -1).all() and (batch.ends[batch.counts == 0] == 0).all()
+        assert len(batch.ids) == 4 and (not packed or batch.ids.shape[1] == 10)
+        seen.update(ids for ids, _ in found)
+        computed += batch.n_computed
+    expected = Counter(tuple(documents.tokens[start:start + min(length, 10)])
+                       for start, length in zip(documents.starts, lengths, strict=False))
+    assert seen.keys() == expected.keys() and all(seen[ids] >= n for ids, n in expected.items())
+    n_read = sum(len(ids) * n for ids, n in seen.items())
+    assert computed <= n_read if packed and window > 1 else computed == n_read
 
 
-def test_short_documents_come_first_in_the_first_pass_alone():
+def test_common_beginnings_of_a_window_are_computed_once():
+    rng = np.random.default_rng(0)
+    documents = Documents(rng.integers(0, 2, 8 * 512).astype(np.uint16), np.arange(513) * 8)
+    for window, most in ((512, 0.2), (32, 0.6), (1, 1.0)):
+        training = PretrainingConfig(row_length=32, batch_tokens=64, window=window)
+        reader = Batches(documents, np.arange(512), training, packed=True, seed=0).read()
+        batches = [batch for n_pass, _, batch in takewhile(lambda read: read[0] == 0, reader)]
+        assert sum(len(batch.members) for batch in batches) >= 512
+        share = sum(batch.n_computed for batch in batches) / sum(batch.n_tokens for batch in batches)
+        assert share == 1 if window == 1 else share < most
+
+
+def test_first_passes_may_be_over_short_documents_alone():
     lengths = [2, 9] * 20
-    training = PretrainingConfig(row_length=10, batch_size=1, short_first=0.5)
+    training = PretrainingConfig(row_length=10, batch_size=1, short_passes=2, short_share=0.5)
     read = Batches(documents_of(lengths), np.arange(40), training, packed=False, seed=0).read()
-    first, second = ([next(read)[2].n_tokens for _ in range(40)] for _ in range(2))
-    assert first == [2] * 20 + [9] * 20
-    assert sorted(second) == sorted(lengths) and second != first
+    first, second, third = ([next(read)[2].n_tokens for _ in range(n)] for n in (20, 20, 40))
+    assert first == second == [2] * 20
+    assert sorted(third) == sorted(lengths)
 
 
 def test_a_resumed_reader_reads_on():
@@ -152,29 +187,33 @@ def test_a_resumed_reader_reads_on():
     assert not np.array_equal(whole[0][2].ids, next(batches.read(1))[2].ids)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_loss_of_a_batch_is_that_of_its_documents_alone(corpus, tmp_path, packed):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("packed", "window", "attention"), [
+    (True, 100, "eager"), (True, 100, "sdpa"), (True, 1, "eager"), (False, 1, "eager")])
+def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, window, attention,
+                                                                       smoothing):
     folder, tokenizer, _ = corpus
     documents = encode_documents(folder, tokenizer, tmp_path)
     model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
     batch = next(Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
-        row_length=64, batch_size=5, batch_tokens=256), packed=packed, seed=0).read())[2]
-    arrays = [torch.from_numpy(getattr(batch, name)) for name in ("ids", "positions", "document", "targets")]
-    loss, nll = TrainingLoss(model, 0.0)(*arrays)
-    expected, n_targets = 0.0, 0
+        row_length=64, batch_size=5, batch_tokens=256, window=window), packed=packed, seed=0).read())[2]
+    expected, nll, n_targets = 0.0, 0.0, 0
     for number in batch.members:
-        start, end = documents.starts[number], documents.starts[number + 1]
-        ids = torch.tensor(documents.tokens[start:end].astype(np.int64))[None]
-        expected += model(ids, labels=ids).loss.item() * (end - start - 1)  # rotary positions: only distances count
-        n_targets += end - start - 1
-    assert n_targets == batch.n_targets
-    assert loss.item() == pytest.approx(expected, rel=1e-5) and nll.item() == loss.item()
-    smooth, nll = TrainingLoss(model, 0.1)(*arrays)
-    together = (arrays[2][:, :, None] == arrays[2][:, None]) & (arrays[1][:, :, None] >= arrays[1][:, None])
-    logits = model(arrays[0], position_ids=arrays[1], use_cache=False, attention_mask=together[:, None]).logits
-    oracle = torch.nn.functional.cross_entropy(logits.flatten(0, 1), arrays[3].flatten(), label_smoothing=0.1,
-                                               reduction="sum", ignore_index=IGNORED)
-    assert smooth.item() == pytest.approx(oracle.item(), rel=1e-4) and nll.item() == pytest.approx(loss.item())
+        ids = torch.from_numpy(documents.tokens[slice(*documents.starts[number:number + 2])].astype(np.int64))
+        logits = model(ids[None]).logits[0, :-1]  # rotary positions: only distances count
+        expected += nn.functional.cross_entropy(logits, ids[1:], label_smoothing=smoothing, reduction="sum")
+        nll += nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
+        n_targets += len(ids) - 1
+    expected.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad()
+    model.set_attn_implementation(attention)
+    loss, found = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
+    loss.backward()
+    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == (window > 1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() == pytest.approx(nll, rel=1e-5)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -319,7 +358,7 @@ except TrainingError as error:
 def test_two_processes_learn_as_one(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     # AdamW, as Muon orthogonalises in bfloat16 and so turns differences of rounding into ones of 5e-4.
-    training = quick(n_tokens=50 * 230, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw")
+    training = quick(n_tokens=50 * 420, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw")
     one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=2, device="cpu")
     two = train(folder, tokenizer, TINY, training.model_copy(update={"processes": 2}), folder=tmp_path / "two", seed=2,
                 device="cpu")

@@ -1,0 +1,115 @@
+"""Sequences of tokens as trees, in which every common beginning stands once, to be read and computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees one after the other, nodes in preorder: node j continues node i, or is it, where i <= j < ends[i].
+
+    Attributes:
+        tokens: int64 [n_nodes].
+        depths: int64 [n_nodes], how many nodes stand before it on its path.
+        parents: int64 [n_nodes], the node before it on its path; -1 for the first.
+        ends: int64 [n_nodes], where the nodes that continue it end.
+        counts: int64 [n_nodes], how many sequences pass through it.
+        starts: int64 [n_trees + 1], where each tree begins.
+        nodes: int64 [n, length], the node of each token of each sequence; past its end anything.
+        tree: int64 [n], the tree of each sequence.
+    """
+
+    tokens: Ints
+    depths: Ints
+    parents: Ints
+    ends: Ints
+    counts: Ints
+    starts: Ints
+    nodes: Ints
+    tree: Ints
+
+    @property
+    def sizes(self) -> Ints:
+        """int64 [n_trees], nodes of each."""
+        return np.diff(self.starts)
+
+    def nodes_of(self, trees: Sequence[int] | Ints) -> Ints:
+        """The nodes of some trees, tree by tree."""
+        sizes = self.sizes[trees]
+        return np.repeat(self.starts[:-1][trees] - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
+
+
+    def places_from_the_end(self, asked: Ints) -> Ints:
+        """int64 [n_nodes], each node's place in its tree counted from the end, where the ``asked`` nodes come last."""
+        tree = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        order = np.lexsort((np.isin(np.arange(len(tree)), asked), tree))
+        places = np.empty_like(tree)
+        places[order] = self.starts[1:][tree] - 1 - np.arange(len(tree))
+        return places
+
+    def rows(self, trees: Ints, places_from_the_end: Ints, pad: int) -> dict[str, NDArray]:
+        """Trees as rows, padded on the left, as a causal LM takes them; who sees whom as a mask to be added."""
+        width, nodes = int(self.sizes[trees].max()), self.nodes_of(trees)
+        row, place = np.repeat(np.arange(len(trees)), self.sizes[trees]), width - 1 - places_from_the_end[nodes]
+        number, ends = np.full((2, len(trees), width), -1)
+        ids, positions = np.full_like(ends, pad), np.zeros_like(ends)
+        number[row, place], ends[row, place] = nodes, self.ends[nodes]
+        ids[row, place], positions[row, place] = self.tokens[nodes], self.depths[nodes]
+        sees = (number[:, None, :] <= number[:, :, None]) & (number[:, :, None] < ends[:, None, :])
+        sees |= np.eye(width, dtype=bool)  # padding sees itself: a row of nothing gives no numbers
+        mask = np.where(sees, np.float32(0), np.finfo(np.float32).min)
+        return {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}
+
+
+def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = None, least_shared: int = 0) -> Forest:
+    """Sequences as trees; only a tree of a single sequence may have more than ``most_nodes``.
+
+    Args:
+        ids: int64 [n, length], tokens padded on the right.
+        lengths: int64 [n], at least 1.
+        most_nodes: of a tree.
+        kinds: int64 [n], sequences of different kinds stand in different trees.
+        least_shared: so many tokens must a sequence share with the one before it to stand in its tree.
+    """
+    ids = ids[:, :max(lengths, default=1)]
+    valid = np.arange(ids.shape[1]) < lengths[:, None]
+    kind = np.zeros((len(ids), 1), dtype=np.int64) if kinds is None else np.asarray(kinds)[:, None]
+    keys = np.ascontiguousarray(np.concatenate([kind, np.where(valid, ids + 1, 0)], axis=1), dtype=">u4")
+    order = keys.view(f"V{4 * keys.shape[1]}")[:, 0].argsort(kind="stable")  # what begins alike are neighbours
+    keys, valid, lengths = keys[order], valid[order], lengths[order]
+    alike = np.logical_and.accumulate(keys[1:] == keys[:-1], axis=1)
+    shared = np.append(0, (alike[:, 1:] & valid[1:]).sum(1))
+    borders = np.append(np.flatnonzero(~alike[:, 0] | (shared[1:] < least_shared)) + 1, len(ids))
+    firsts = _cut(lengths, shared, borders, most_nodes)
+    shared[firsts] = 0
+    new = valid & (np.arange(ids.shape[1]) >= shared[:, None])
+    number = new.cumsum().reshape(new.shape) - 1
+    nodes = np.maximum.accumulate(np.where(new, number, -1), axis=0)
+    row, depth = np.nonzero(new)
+    passed, last = nodes[valid], np.empty(len(row), dtype=np.int64)
+    last[passed] = np.nonzero(valid)[0]  # of all sequences through a node the last one stays
+    n_new = new.sum(1)
+    so_far, unsorted = n_new.cumsum(), order.argsort()
+    return Forest(
+        tokens=ids[order][new], depths=depth, parents=np.where(depth > 0, nodes[row, depth - 1], -1),
+        ends=so_far[last], counts=np.bincount(passed), starts=np.append((so_far - n_new)[firsts], len(row)),
+        nodes=nodes[unsorted], tree=(np.bincount(firsts, minlength=len(ids)).cumsum() - 1)[unsorted])
+
+
+def _cut(lengths: Ints, shared: Ints, borders: Ints, most_nodes: int) -> Ints:
+    """Where trees begin: at every border, and wherever a sequence no longer fits."""
+    added = np.cumsum(lengths - shared)
+    firsts, end = [], 0
+    while end < len(lengths):
+        first = end
+        firsts.append(first)
+        fitting = int(added.searchsorted(most_nodes + added[first] - lengths[first], side="right"))
+        end = min(max(fitting, first + 1), int(borders[borders.searchsorted(first, side="right")]))
+    return np.array(firsts, dtype=np.int64)
