@@ -24,7 +24,7 @@ from beliefedit.errors import TrainingError
 from beliefedit.learning import KINDS, TrainingLoss, evaluate, precision
 from beliefedit.lm import build_model, resolve_device, save_model
 from beliefedit.optimizers import build_optimizers, learning_rate_factor, set_learning_rate
-from beliefedit.training_data import Batch, Batches, Documents, encode_documents
+from beliefedit.training_data import Batch, Batches, Documents, encode_documents, read_ahead
 from beliefedit.training_progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class _Run:
         """Train to the end of the budget or to the accuracies asked for, and save the model."""
         began = time.monotonic() - self.at.seconds
         saved = time.monotonic()
-        reader = self.batches.read(self.at.n_pass, self.at.place)
+        reader = read_ahead(self.batches.read(self.at.n_pass, self.at.place))
         with TrainingProgress(self.training.n_tokens, self.at.tokens, self.processes.is_main) as progress:
             while not self._reached():
                 tokens = self.at.tokens

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,7 @@ from beliefedit.trees import plant
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+T = TypeVar("T")
 _ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
 _PACKED_TOGETHER = 4096  # documents, at least
@@ -168,10 +170,9 @@ class Batches:
 
     def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *, packed: bool,
                  seed: int) -> None:
-        self.documents, self.chosen, self.packed, self.seed = documents, chosen, packed, seed
+        self.documents, self.chosen, self.training, self.packed, self.seed = documents, chosen, training, packed, seed
         self.row_length = training.row_length or int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
         self.n_rows = max(1, training.batch_tokens // self.row_length) if packed else training.batch_size
-        self.window, self.n_short_passes = training.window, training.short_passes
         self.starts = np.asarray(documents.starts[:-1])[chosen]
         self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
         self.short = self.lengths <= np.quantile(self.lengths, training.short_share)
@@ -180,10 +181,11 @@ class Batches:
         """(pass, place within the pass, batch) from there on."""
         while True:
             rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
-            order = rng.permutation(len(self.chosen))
-            if n_pass < self.n_short_passes:
-                order = order[self.short[order]]
-            for number, batch in enumerate(self._packed(order, rng) if self.packed else self._padded(order, rng)):
+            order, window = rng.permutation(len(self.chosen)), self.training.window
+            if n_pass < self.training.short_passes:  # as many short documents share a window as where all are read
+                order, window = order[self.short[order]], max(1, round(window * self.training.short_share))
+            batches = self._packed(order, window, rng) if self.packed else self._padded(order, rng)
+            for number, batch in enumerate(batches):
                 if number >= place:
                     yield n_pass, number, batch
             n_pass, place = n_pass + 1, 0
@@ -197,13 +199,13 @@ class Batches:
         ids[inside] = self.documents.tokens[(self.starts[documents][:, None] + within)[inside]]
         return ids, lengths
 
-    def _packed(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
+    def _packed(self, order: np.ndarray, window: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches of one shape: the last is filled up from the beginning of its pass."""
         begun: list[_Row] = []
         waiting: list[_Row] = []
-        together = self.window * -(-_PACKED_TOGETHER // self.window)
+        together = window * -(-_PACKED_TOGETHER // window)
         for first in range(0, len(order), together):
-            waiting += self._rows(order[first:first + together], rng)
+            waiting += self._rows(order[first:first + together], window, rng)
             begun = begun or waiting[:self.n_rows]
             while len(waiting) >= self.n_rows:
                 yield _joined(waiting[:self.n_rows])
@@ -211,10 +213,10 @@ class Batches:
         if waiting:
             yield _joined([*waiting, *islice(cycle(begun), self.n_rows - len(waiting))])
 
-    def _rows(self, documents: np.ndarray, rng: np.random.Generator) -> list[_Row]:
+    def _rows(self, documents: np.ndarray, window: int, rng: np.random.Generator) -> list[_Row]:
         """The documents of some windows as trees, packed into rows."""
-        window = np.arange(len(documents)) // self.window
-        forest = plant(*self._ids(documents), self.row_length, kinds=window, least_shared=_LEAST_SHARED)
+        forest = plant(*self._ids(documents), self.row_length, kinds=np.arange(len(documents)) // window,
+                       least_shared=_LEAST_SHARED)
         packed = packed_rows(forest.sizes, self.row_length, rng)
         trees = np.concatenate(packed)
         row = np.repeat(np.arange(len(packed)), [len(members) for members in packed])
@@ -258,3 +260,13 @@ _Row = tuple[np.ndarray, np.ndarray]
 
 def _joined(rows: list[_Row]) -> Batch:
     return Batch(*np.stack([arrays for arrays, _ in rows], axis=1), np.concatenate([members for _, members in rows]))
+
+
+def read_ahead(batches: Iterator[T]) -> Iterator[T]:
+    """The same, the next one made in a thread while the last one is in use: a fast GPU would otherwise wait for it."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches)
+        while True:
+            batch = coming.result()
+            coming = thread.submit(next, batches)
+            yield batch
