@@ -140,7 +140,7 @@ class PretrainingConfig(Config):
         None, description="tokens of a row, longer documents are cut; null: the longest document, between 32 and 1024")
     window: Positive = Field(
         2048, description="packed documents of a pass whose common beginnings are computed once; 1: each its own")
-    short_passes: NonNegative = Field(0, description="first passes that read the shortest documents alone")
+    short_passes: NonNegative = Field(2, description="first passes that read the shortest documents alone")
     short_share: Probability = Field(0.35, description="share of the documents that counts as the shortest")
     batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")

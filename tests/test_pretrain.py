@@ -28,7 +28,7 @@ from beliefedit.lm import build_model, generate, load_model, save_model, score
 from beliefedit.optimizers import build_optimizers, learning_rate_factor
 from beliefedit.pretrain import train
 from beliefedit.tokenizer import train_tokenizer
-from beliefedit.training_data import Batches, Documents, encode_documents, packed_rows
+from beliefedit.training_data import Batches, Documents, encode_documents, packed_rows, read_ahead
 
 TINY = ModelConfig(vocab_size=400, size=None, hidden_size=32, n_layers=2)
 FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": "new york", "emmy noether": "bryn mawr",
@@ -175,6 +175,17 @@ def test_first_passes_may_be_over_short_documents_alone():
     first, second, third = ([next(read)[2].n_tokens for _ in range(n)] for n in (20, 20, 40))
     assert first == second == [2] * 20
     assert sorted(third) == sorted(lengths)
+
+
+def test_reading_ahead_gives_the_same_and_its_errors():
+    def numbers():
+        yield from range(3)
+        raise OSError("gone")
+
+    ahead = read_ahead(numbers())
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(ahead)
 
 
 def test_a_resumed_reader_reads_on():
