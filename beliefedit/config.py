@@ -138,8 +138,8 @@ class PretrainingConfig(Config):
     packed: bool = Field(True, description="whole documents packed into rows; else one a row, padded at random")
     row_length: Annotated[int, Field(ge=8)] | None = Field(
         None, description="tokens of a row, longer documents are cut; null: the longest document, between 32 and 1024")
-    window: Positive = Field(
-        2048, description="packed documents of a pass whose common beginnings are computed once; 1: each its own")
+    parts: Positive | None = Field(
+        16, description="parts of a packed pass; documents of one share the computing of common beginnings; null: none")
     short_passes: NonNegative = Field(2, description="first passes that read the shortest documents alone")
     short_share: Probability = Field(0.35, description="share of the documents that counts as the shortest")
     batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")

@@ -28,6 +28,7 @@ T = TypeVar("T")
 _ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
 _PACKED_TOGETHER = 4096  # documents, at least
+_LARGEST_PART = 65_536  # documents, for the sake of memory
 _LEAST_SHARED = 2  # tokens: what shares the start token alone packs better apart
 _EMPTY = np.array([0, 0, -1, 0, 0])  # a place of padding, in the order of `Batch.arrays`
 _ORDER_STREAM = 11
@@ -181,10 +182,10 @@ class Batches:
         """(pass, place within the pass, batch) from there on."""
         while True:
             rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
-            order, window = rng.permutation(len(self.chosen)), self.training.window
-            if n_pass < self.training.short_passes:  # as many short documents share a window as where all are read
-                order, window = order[self.short[order]], max(1, round(window * self.training.short_share))
-            batches = self._packed(order, window, rng) if self.packed else self._padded(order, rng)
+            order = rng.permutation(len(self.chosen))
+            if n_pass < self.training.short_passes:
+                order = order[self.short[order]]
+            batches = self._packed(order, rng) if self.packed else self._padded(order, rng)
             for number, batch in enumerate(batches):
                 if number >= place:
                     yield n_pass, number, batch
@@ -199,13 +200,14 @@ class Batches:
         ids[inside] = self.documents.tokens[(self.starts[documents][:, None] + within)[inside]]
         return ids, lengths
 
-    def _packed(self, order: np.ndarray, window: int, rng: np.random.Generator) -> Iterator[Batch]:
+    def _packed(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches of one shape: the last is filled up from the beginning of its pass."""
         begun: list[_Row] = []
         waiting: list[_Row] = []
-        together = window * -(-_PACKED_TOGETHER // window)
+        part = min(-(-len(order) // self.training.parts), _LARGEST_PART) if self.training.parts else 1
+        together = part * -(-_PACKED_TOGETHER // part)
         for first in range(0, len(order), together):
-            waiting += self._rows(order[first:first + together], window, rng)
+            waiting += self._rows(order[first:first + together], part, rng)
             begun = begun or waiting[:self.n_rows]
             while len(waiting) >= self.n_rows:
                 yield _joined(waiting[:self.n_rows])
@@ -213,9 +215,9 @@ class Batches:
         if waiting:
             yield _joined([*waiting, *islice(cycle(begun), self.n_rows - len(waiting))])
 
-    def _rows(self, documents: np.ndarray, window: int, rng: np.random.Generator) -> list[_Row]:
-        """The documents of some windows as trees, packed into rows."""
-        forest = plant(*self._ids(documents), self.row_length, kinds=np.arange(len(documents)) // window,
+    def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[_Row]:
+        """The documents of some parts, each of so many, as trees packed into rows."""
+        forest = plant(*self._ids(documents), self.row_length, kinds=np.arange(len(documents)) // part,
                        least_shared=_LEAST_SHARED)
         packed = packed_rows(forest.sizes, self.row_length, rng)
         trees = np.concatenate(packed)

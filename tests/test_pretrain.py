@@ -100,7 +100,7 @@ def test_rows_hold_whole_documents_each_the_longest_that_still_fits(lengths, row
         assert not any(length <= space for length in unused.values())
 
 
-def test_rows_of_a_window_are_full_and_shuffled():
+def test_rows_are_full_and_shuffled():
     lengths = np.random.default_rng(0).integers(6, 25, 4096)
     rows = packed_rows(lengths, 32, np.random.default_rng(0))
     assert lengths.sum() / (32 * len(rows)) > 0.93  # 0.83 where documents are taken as they come
@@ -108,10 +108,10 @@ def test_rows_of_a_window_are_full_and_shuffled():
     assert abs(first.mean() - second.mean()) < 1
 
 
-def test_documents_are_packed_tightly_whatever_the_window():
+def test_documents_are_packed_tightly_however_small_the_parts():
     lengths = np.random.default_rng(0).integers(6, 25, 6000)
-    for window in (1, 64, 5000):
-        training = PretrainingConfig(row_length=32, batch_tokens=256, window=window)
+    for parts in (None, 100, 1):
+        training = PretrainingConfig(row_length=32, batch_tokens=256, parts=parts, short_passes=0)
         reader = Batches(documents_of(lengths), np.arange(6000), training, packed=True, seed=0).read()
         assert np.mean([next(reader)[2].n_computed for _ in range(100)]) > 0.93 * 256
 
@@ -130,12 +130,12 @@ def documents_in(batch):
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), packed=st.booleans(), seed=st.integers(0, 5),
-       n_words=st.sampled_from([2, 1000]), window=st.sampled_from([1, 7, 100]))
+       n_words=st.sampled_from([2, 1000]), parts=st.sampled_from([None, 5, 1]))
 @settings(deadline=None)
-def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, window):
+def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, parts):
     documents = documents_of(lengths)
     documents = Documents(np.asarray(documents.tokens) % n_words, documents.starts)  # of two words: much is shared
-    training = PretrainingConfig(row_length=10, batch_tokens=40, batch_size=4, window=window)
+    training = PretrainingConfig(row_length=10, batch_tokens=40, batch_size=4, parts=parts, short_passes=0)
     seen, computed = Counter(), 0
     for n_pass, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
         if n_pass:
@@ -153,19 +153,19 @@ def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, 
                        for start, length in zip(documents.starts, lengths, strict=False))
     assert seen.keys() == expected.keys() and all(seen[ids] >= n for ids, n in expected.items())
     n_read = sum(len(ids) * n for ids, n in seen.items())
-    assert computed <= n_read if packed and window > 1 else computed == n_read
+    assert computed <= n_read if packed and parts else computed == n_read
 
 
-def test_common_beginnings_of_a_window_are_computed_once():
+def test_common_beginnings_of_a_part_are_computed_once():
     rng = np.random.default_rng(0)
     documents = Documents(rng.integers(0, 2, 8 * 512).astype(np.uint16), np.arange(513) * 8)
-    for window, most in ((512, 0.2), (32, 0.6), (1, 1.0)):
-        training = PretrainingConfig(row_length=32, batch_tokens=64, window=window)
+    for parts, most in ((1, 0.2), (16, 0.6), (None, 1.0)):
+        training = PretrainingConfig(row_length=32, batch_tokens=64, parts=parts, short_passes=0)
         reader = Batches(documents, np.arange(512), training, packed=True, seed=0).read()
         batches = [batch for n_pass, _, batch in takewhile(lambda read: read[0] == 0, reader)]
         assert sum(len(batch.members) for batch in batches) >= 512
         share = sum(batch.n_computed for batch in batches) / sum(batch.n_tokens for batch in batches)
-        assert share == 1 if window == 1 else share < most
+        assert share < most if parts else share == 1
 
 
 def test_first_passes_may_be_over_short_documents_alone():
@@ -199,15 +199,15 @@ def test_a_resumed_reader_reads_on():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("packed", "window", "attention"), [
-    (True, 100, "eager"), (True, 100, "sdpa"), (True, 1, "eager"), (False, 1, "eager")])
-def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, window, attention,
+@pytest.mark.parametrize(("packed", "parts", "attention"), [
+    (True, 1, "eager"), (True, 1, "sdpa"), (True, None, "eager"), (False, None, "eager")])
+def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, parts, attention,
                                                                        smoothing):
     folder, tokenizer, _ = corpus
     documents = encode_documents(folder, tokenizer, tmp_path)
     model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
     batch = next(Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
-        row_length=64, batch_size=5, batch_tokens=256, window=window), packed=packed, seed=0).read())[2]
+        row_length=64, batch_size=5, batch_tokens=256, parts=parts), packed=packed, seed=0).read())[2]
     expected, nll, n_targets = 0.0, 0.0, 0
     for number in batch.members:
         ids = torch.from_numpy(documents.tokens[slice(*documents.starts[number:number + 2])].astype(np.int64))
@@ -221,7 +221,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     model.set_attn_implementation(attention)
     loss, found = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
     loss.backward()
-    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == (window > 1)
+    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == bool(parts)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() == pytest.approx(nll, rel=1e-5)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
