@@ -71,7 +71,8 @@ def training_costs(store: Store, model: PreTrainedModel, metrics: pl.DataFrame) 
     config = model.config
     speed = manifest.get("tokens_per_second") or 0.0
     rows = {"model": f"{config.num_hidden_layers} layers × {config.hidden_size}, {model.num_parameters():,} parameters",
-            "tokens read": f"{last['tokens']:,} in {last['step']:,} steps", "time": duration(last["seconds"]),
+            "tokens read": f"{last['tokens']:,} of documents in {last['step']:,} steps; what they share computed once, "
+                           f"{last['computed']:,}", "time": duration(last["seconds"]),
             "throughput": f"{speed:,.0f} tokens per second on {manifest.get('device', 'an unknown device')}",
             "training loss": f"{last['train_loss']:.3f} nats per token",
             "evaluation loss": "–" if last["eval_loss"] is None else f"{last['eval_loss']:.3f} nats per token"}
