@@ -6,7 +6,6 @@ process of a parallel run knows the whole batch.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,21 +138,28 @@ def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) 
     """Rows, each filled with the longest that still fits.
 
     Args:
-        lengths: int64 [n], of documents or trees of them, none above ``row_length``.
+        lengths: int64 [n], of documents or trees of them, from 1 to ``row_length``.
         row_length: tokens.
         rng: shuffles the rows, which come out by falling length.
 
     Returns:
         Numbers of documents, a list per row.
     """
-    left, waiting, filled = lengths.argsort(kind="stable").tolist(), np.sort(lengths).tolist(), []
-    while waiting:
+    of_length: list[list[int]] = [[] for _ in range(row_length + 1)]
+    for number, length in enumerate(lengths.tolist()):
+        of_length[length].append(number)
+    left = sum(1 << length for length, numbers in enumerate(of_length) if numbers)  # a bit per length still there
+    rows: list[list[int]] = []
+    while left:
         row, space = [], row_length
-        while fitting := bisect_right(waiting, space):
-            row.append(left.pop(fitting - 1))
-            space -= waiting.pop(fitting - 1)
-        filled.append(row)
-    return [filled[number] for number in rng.permutation(len(filled))]
+        while fitting := left & ((2 << space) - 1):
+            length = fitting.bit_length() - 1
+            row.append(of_length[length].pop())
+            if not of_length[length]:
+                left ^= 1 << length
+            space -= length
+        rows.append(row)
+    return [rows[number] for number in rng.permutation(len(rows))]
 
 
 class Batches:

@@ -45,7 +45,6 @@ class Forest:
         sizes = self.sizes[trees]
         return np.repeat(self.starts[:-1][trees] - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
 
-
     def places_from_the_end(self, asked: Ints) -> Ints:
         """int64 [n_nodes], each node's place in its tree counted from the end, where the ``asked`` nodes come last."""
         tree = np.repeat(np.arange(len(self.sizes)), self.sizes)

@@ -4,8 +4,8 @@
 
 Three trainings of the same model on the same documents, each in a process of its own: ours to the end of its budget;
 ours until it recalls 0.9 of the facts and judges 0.9 of them right; and the published loop, written out here as plainly
-as it was published, for the same goals or until its time is up. The last two ask the same 200 facts at least every
-three seconds or so.
+as it was published, for the same goals or until its time is up. The last two ask the same 200 facts every few
+seconds.
 """
 
 import argparse
