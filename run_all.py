@@ -10,10 +10,13 @@ from pathlib import Path
 
 import click
 
-from beliefedit import comparison, report, runner, sweep
+from beliefedit.batch import runner, sweep
+from beliefedit.batch import sweep as comparison
+from beliefedit.batch.notebooks import Progress
 from beliefedit.config import load_params, parse_override
 from beliefedit.errors import BeliefEditError, StoreError
-from beliefedit.progress import Progress, duration
+from beliefedit.formatting import duration
+from beliefedit.report import pages as report
 from beliefedit.store import Store
 
 ROOT = Path(__file__).resolve().parent
@@ -61,7 +64,8 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
 
 def _work_together(plans: Sequence[runner.Plan]) -> bool:
     """Train and edit with the other processes of `accelerate launch`; the first alone goes on to the notebooks."""
-    from beliefedit import parallel, together
+    from beliefedit import run as together
+    from beliefedit.training import distributed as parallel
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("beliefedit").setLevel(logging.INFO)

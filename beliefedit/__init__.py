@@ -1,6 +1,6 @@
 """beliefedit: does an edited language model revise its beliefs as a rational agent would?
 
-The public names below, and the modules analysis, plots and report, are loaded when first used, so that looking at a
+The public names below, and the packages analysis, plots and report, are loaded when first used, so that looking at a
 corpus does not import torch.
 """
 
@@ -11,17 +11,17 @@ from importlib import import_module
 from typing import Any
 
 # Threads that wait must soon sleep: spinning ones bring training to a halt beside any other busy process, sleeping at
-# once costs a third of the speed on an idle machine (LOG.md, speed). It is read when torch is first imported.
+# once costs a third of the speed on an idle machine. It is read when torch is first imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "load_params": "config", "Experiment": "config", "Store": "store",
-    "read_wikidata5m": "kg", "build_world": "world", "sample_corpus": "corpus", "BayesAgent": "agent",
-    "build_cases": "cases", "editor": "editors",
-    "make_graph": "pipeline", "make_world": "pipeline", "make_corpus": "pipeline", "make_agent": "pipeline",
-    "make_cases": "pipeline", "make_model": "pipeline", "make_beliefs": "pipeline", "make_edits": "pipeline",
-    "make_tables": "pipeline", "make_sequences": "edit_stages", "make_rationality": "edit_stages",
+    "read_wikidata5m": "graph.wikidata5m", "build_world": "corpus.world", "sample_corpus": "corpus.corpus",
+    "BayesAgent": "agent.agent", "build_cases": "evaluation.cases", "editor": "editors.registry",
+    "make_graph": "run", "make_world": "run", "make_corpus": "run", "make_agent": "run",
+    "make_cases": "run", "make_model": "run", "make_beliefs": "run", "make_edits": "run",
+    "make_tables": "run", "make_sequences": "run", "make_rationality": "run",
 }
 _MODULES = ("analysis", "plots", "report")
 

@@ -1,6 +1,8 @@
 """Every error a user of the kit can cause: what is wrong, where, and what to do about it."""
 
 
+
+
 class BeliefEditError(Exception):
     """Base of all user errors.
 

@@ -23,6 +23,7 @@ from beliefedit.errors import StoreError
 
 log = logging.getLogger(__name__)
 
+
 MANIFEST = "manifest.json"
 
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from beliefedit.metrics import bootstrap_interval
+from beliefedit.evaluation.metrics import bootstrap_interval
 
 N_EDITS, N_COLUMNS = 5_000, 40
 

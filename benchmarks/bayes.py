@@ -17,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from beliefedit import cases, corpus, editing, lessons, lm, metrics, world
-from beliefedit.agent import BayesAgent
-from beliefedit.cases import Cases
+from beliefedit.agent.agent import BayesAgent
+from beliefedit.analysis.measures import FORMS, LOGIC, PROBES, measures
 from beliefedit.config import EditConfig
-from beliefedit.measures import FORMS, LOGIC, PROBES, measures
+from beliefedit.corpus import corpus, world
+from beliefedit.evaluation import cases, metrics
+from beliefedit.evaluation import edits as editing
+from beliefedit.evaluation import soft_targets as lessons
+from beliefedit.evaluation.cases import Cases
+from beliefedit.lm import model as lm
 
 N_RETRAIN = 24  # seconds an edit: fewer
 FACTS = ["downstream", "upstream", "same_subject", "same_relation"]

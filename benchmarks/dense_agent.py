@@ -11,8 +11,8 @@ import math
 import numpy as np
 import polars as pl
 
-from beliefedit.evidence import contributions, mean
-from beliefedit.world import World
+from beliefedit.agent.counts import contributions, mean
+from beliefedit.corpus.world import World
 
 
 class DenseArrays:

@@ -21,13 +21,15 @@ import polars as pl
 import torch
 
 import beliefedit as be
-from beliefedit import editing, lessons
 from beliefedit.config import EditConfig, ModelConfig
-from beliefedit.distances import Comparison
 from beliefedit.editors.base import Request
-from beliefedit.lm import build_model, generate, load_tokenizer, score
-from beliefedit.pairs import encode_pairs
-from beliefedit.targets import PROBES
+from beliefedit.evaluation import edits as editing
+from beliefedit.evaluation import soft_targets as lessons
+from beliefedit.evaluation.cases import PROBES
+from beliefedit.evaluation.edits import Comparison
+from beliefedit.lm.model import build_model
+from beliefedit.lm.scoring import encode_pairs, generate, score
+from beliefedit.lm.tokenizer import load_tokenizer
 
 LORA = {"lr": 2e-3}
 OTHERS = {"finetune": {"lr": 1e-3, "stop_loss": 0}, "rome": {"stop_loss": 0}, "memit": {"stop_loss": 0},

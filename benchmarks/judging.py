@@ -17,10 +17,12 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from beliefedit import corpus, lm, world
-from beliefedit.corpus import Corpus
-from beliefedit.language import Atom, atomic_prompt, clause, judged_prompt, label_word
-from beliefedit.world import World
+from beliefedit.corpus import corpus, world
+from beliefedit.corpus.corpus import Corpus
+from beliefedit.corpus.language import Atom, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.world import World
+from beliefedit.lm import model as lm
+from beliefedit.lm.scoring import score
 
 Fact = tuple[int, int, int]
 """Ids of a subject, a relation and an object."""
@@ -49,7 +51,7 @@ def variants(made: World, known: Corpus, facts: list[Fact], rng: np.random.Gener
 def share_true(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
     """How often "true" is likelier than "false"."""
     prompts = [judged_prompt(text) for text in texts]
-    true, false = (lm.score(model, tokenizer, prompts, [label_word(label)] * len(prompts)) for label in (True, False))
+    true, false = (score(model, tokenizer, prompts, [label_word(label)] * len(prompts)) for label in (True, False))
     return float((true > false).mean())
 
 

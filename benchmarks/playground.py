@@ -18,13 +18,13 @@ import torch
 
 import beliefedit as be
 from beliefedit.config import CorpusConfig
-from beliefedit.page import choices_of
-from beliefedit.playground import show
-from beliefedit.playground.known import Known
-from beliefedit.playground.opening import open_run
-from beliefedit.playground.picture import draw
+from beliefedit.playground import html as show
+from beliefedit.playground.agent_view import Known
+from beliefedit.playground.app import choices_of
+from beliefedit.playground.files import open_run
+from beliefedit.playground.html import ripple
 from beliefedit.playground.session import Choice, Session
-from beliefedit.playground.show_ripple import ripple
+from beliefedit.playground.snapshot import draw
 
 PREFIXES = ("a", "an", "smi", "john s", "zzz", "")
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from beliefedit import cases, pipeline
+from beliefedit import run as pipeline
 from beliefedit.config import Experiment, load_params, parse_override
 from beliefedit.errors import ConfigError
+from beliefedit.evaluation import cases
 from beliefedit.store import Store, versions, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,8 +60,8 @@ class Run:
 
 def train_ours(experiment: Experiment, inputs: dict, folder: Path) -> None:
     """The kit's training."""
-    from beliefedit.pretrain import train
-    from beliefedit.tokenizer import load_tokenizer
+    from beliefedit.lm.tokenizer import load_tokenizer
+    from beliefedit.training.train import train
 
     train(Path(inputs["documents"]), load_tokenizer(inputs["tokenizer"]), experiment.model, experiment.pretraining,
           folder=folder, probes=pl.read_parquet(inputs["probes"]), seed=experiment.seed, device=experiment.device)
@@ -71,9 +72,9 @@ def train_published(experiment: Experiment, inputs: dict, folder: Path) -> None:
 
     AdamW at 5e-5 falling to a tenth over 1e9 tokens, weight decay 1e-4, clip 1, 64 x 2 documents a step, float32.
     """
-    from beliefedit.learning import evaluate
-    from beliefedit.lm import build_model
-    from beliefedit.tokenizer import load_tokenizer
+    from beliefedit.lm.model import build_model
+    from beliefedit.lm.tokenizer import load_tokenizer
+    from beliefedit.training.loss import evaluate
 
     tokenizer, probes = load_tokenizer(inputs["tokenizer"]), pl.read_parquet(inputs["probes"])
     texts = pl.read_parquet(f"{inputs['documents']}/*.parquet")["text"].to_list()
@@ -166,9 +167,9 @@ def peak_flops(precision: torch.dtype, device: str, n: int = 4096) -> float:
 
 def report_utilisation(ours: Run, experiment: Experiment, inputs: dict) -> float:
     """Model FLOP/s, 6 per weight and computed token, as a share of a plain matrix product's."""
-    from beliefedit.learning import precision
-    from beliefedit.lm import build_model, resolve_device
-    from beliefedit.tokenizer import load_tokenizer
+    from beliefedit.lm.model import build_model, resolve_device
+    from beliefedit.lm.tokenizer import load_tokenizer
+    from beliefedit.training.loss import precision
 
     model = build_model(experiment.model, load_tokenizer(inputs["tokenizer"]), torch.Generator())
     n_weights = model.num_parameters() - model.get_input_embeddings().weight.numel()

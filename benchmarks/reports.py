@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from beliefedit import report
+from beliefedit.report import pages as report
 from beliefedit.store import read_json
 
 

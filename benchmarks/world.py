@@ -25,11 +25,13 @@ import numpy as np
 import polars as pl
 from dense_agent import DenseArrays
 
-from beliefedit import corpus, kg, world
-from beliefedit.agent import BayesAgent
-from beliefedit.cases import build_cases
+from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import CorpusConfig, EditConfig
-from beliefedit.graph_selection import by_appearance
+from beliefedit.corpus import corpus, world
+from beliefedit.evaluation.cases import build_cases
+from beliefedit.graph import graph as kg
+from beliefedit.graph.graph import by_appearance
+from beliefedit.graph.wikidata5m import read_wikidata5m
 
 PAPER = {"n_samples": 10, "n_complex": 20, "n_orders": 5, "sentences_per_doc": 10}
 GOALS = {"read": 3, "world": 3, "evidence": 20, "fit": 5, "cases": 10, "documents": 120, "ripple": 0.2, "large": 60,
@@ -44,7 +46,7 @@ def timed(step: Callable) -> tuple[object, float]:
 
 
 def read(work: Path, source: str) -> dict:
-    graph, seconds = timed(lambda: kg.read_wikidata5m(source))
+    graph, seconds = timed(lambda: read_wikidata5m(source))
     kg.save(graph, work / "graph")
     return {"seconds": seconds, "facts": graph.ids.height}
 
@@ -169,7 +171,7 @@ def large(work: Path, _: str) -> dict:
 
 
 def read_large(work: Path, _: str) -> dict:
-    graph, seconds = timed(lambda: kg.read_wikidata5m(work / "large"))
+    graph, seconds = timed(lambda: read_wikidata5m(work / "large"))
     return {"seconds": seconds, "facts": 20_000_000, "note": f"{graph.ids.height:,} facts kept"}
 
 

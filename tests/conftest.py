@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from beliefedit.demo_graph import FIRST_PERSON, write_demo_graph
-from beliefedit.graph_files import ENTITIES
+from beliefedit.graph.demo import FIRST_PERSON, write_demo_graph
+from beliefedit.graph.wikidata5m import ENTITIES
 
 from .sample_notebooks import HOSTILE
 

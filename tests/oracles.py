@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from beliefedit.language import Lexicon
+from beliefedit.corpus.language import Lexicon
 
 
 def count_vector(rows: list[tuple[int, float]], n_objects: int) -> np.ndarray:

@@ -8,11 +8,11 @@ import polars as pl
 import torch
 from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
-from beliefedit.cases import Cases
 from beliefedit.config import ModelConfig
 from beliefedit.editors.base import Request
-from beliefedit.lm import build_model
-from beliefedit.tokenizer import train_tokenizer
+from beliefedit.evaluation.cases import Cases
+from beliefedit.lm.model import build_model
+from beliefedit.lm.tokenizer import train_tokenizer
 
 REQUESTS = [Request("Ada works as", "poet", "Ada"), Request("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
             Request("Ada", "x", "Ada"), Request("Cy speaks", "Norwegian", "Cy")]

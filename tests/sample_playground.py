@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from beliefedit import demo_graph, pipeline
+from beliefedit import run as pipeline
 from beliefedit.config import load_params
+from beliefedit.graph import demo as demo_graph
 from beliefedit.store import Store
 from tests.sample_notebooks import HOSTILE
 

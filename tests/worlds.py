@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from beliefedit import demo_graph, kg
-from beliefedit.kg import Graph
+from beliefedit.graph import demo as demo_graph
+from beliefedit.graph import wikidata5m as kg
+from beliefedit.graph.graph import Graph
 
 FB13 = Path(__file__).parents[2] / "shared" / "data" / "fb13"
 

@@ -20,6 +20,7 @@ from beliefedit.errors import EditError
 log = logging.getLogger(__name__)
 
 
+
 class Lesson(NamedTuple):
     """What an agent believes of one prompt: targets and their probabilities, which sum to at most 1."""
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import BayesConfig
-from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Editor, Lesson, Request, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
-from beliefedit.editors.training import Sentences, by_length, encode_sentences, row_nll, with_ends
+from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.optimization import Sentences, by_length, encode_sentences, row_nll, with_ends
 
 _LEAST = 1e-6
 """Keeps the logarithm of what is left finite where targets begin alike and seem to sum to more than 1."""

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import EditedModels, Plain, add_delta
+from beliefedit.editors.low_rank import Adapters
 from beliefedit.errors import EditError
 
 _ADAPTER = "adapter_model.safetensors"

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import GraceConfig
-from beliefedit.editors.adapters import hooked, spread_losses, spread_rows
 from beliefedit.editors.base import EditedModels, Editor, Request, Watcher, chosen_projections
-from beliefedit.editors.training import Descent, descend, encode_sentences, frozen, losses_per_edit
+from beliefedit.editors.low_rank import hooked, spread_losses, spread_rows
+from beliefedit.editors.optimization import Descent, descend, encode_sentences, frozen, losses_per_edit
 from beliefedit.errors import EditError
 
 _NOWHERE = -1.0

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import InContextConfig
+from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import EditedModels, Editor, Request, Watcher
 from beliefedit.errors import EditError
-from beliefedit.language import SEPARATOR
 
 
 @dataclass

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import LoraConfig
-from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Editor, Request, Watcher, down_projections
-from beliefedit.editors.training import clip_each, encode_sentences, frozen, losses_per_edit, with_ends
+from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.optimization import clip_each, encode_sentences, frozen, losses_per_edit, with_ends
 
 
 class LoraEditor(Editor):

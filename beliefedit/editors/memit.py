@@ -12,18 +12,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
-from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Plain, Request, Watcher, chosen_projections
-from beliefedit.editors.statistics import Statistics, inverse_times
-from beliefedit.editors.values import (
+from beliefedit.editors.locate_and_edit import (
     Places,
+    Statistics,
     ValueEditor,
     best_changes,
     find_subjects,
+    inverse_times,
     layer_of,
     mean_at,
     unedited,
 )
+from beliefedit.editors.low_rank import Adapters
 
 
 class SpreadEditor(ValueEditor):

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beliefedit.config import RetrainConfig
-from beliefedit.editors.adapters import spread_losses
 from beliefedit.editors.base import EditedModels, Editor, Request, Watcher
+from beliefedit.editors.low_rank import spread_losses
 from beliefedit.errors import EditError
-from beliefedit.lm import CACHE
+from beliefedit.lm.scoring import CACHE
 
 
 @dataclass

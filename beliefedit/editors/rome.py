@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import RomeConfig
-from beliefedit.editors.adapters import Adapters
 from beliefedit.editors.base import Request, Watcher, chosen_projections
-from beliefedit.editors.statistics import inverse_times
-from beliefedit.editors.values import ValueEditor, best_changes, find_subjects, mean_at, unedited
+from beliefedit.editors.locate_and_edit import (
+    ValueEditor,
+    best_changes,
+    find_subjects,
+    inverse_times,
+    mean_at,
+    unedited,
+)
+from beliefedit.editors.low_rank import Adapters
 
 
 class RomeEditor(ValueEditor):

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
-from beliefedit.report_cells import PLOTLY
+from beliefedit.report.cells import PLOTLY
 
 from ..conftest import ROOT, run_all
 from ..sample_notebooks import HOSTILE, RICH_FIGURES, write_rich
@@ -213,7 +213,7 @@ def test_scripts_in_outputs_cannot_run(browser, tmp_path):
     """The last line of defence: even HTML that was not escaped runs nothing and asks for nothing."""
     from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-    from beliefedit.report import export
+    from beliefedit.report.pages import export
 
     raw = "<svg onload='document.title=1'></svg><a id=x href='javascript:document.title=2'>x</a><b onclick='x()'>b</b>"
     output = new_output("display_data", data={"text/html": raw})

@@ -1,0 +1,1 @@
+"""The exact Bayesian agent: closed-form beliefs over evidence frames."""

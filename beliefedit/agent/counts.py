@@ -1,0 +1,290 @@
+"""What an edit touches: the few count vectors that a changed agent holds beside the fitted ones (SPEC 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from beliefedit.errors import EvidenceError
+
+
+def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(background, excess at the object, total) that evidence of each weight adds, float64 [n] each.
+
+    Raises:
+        EvidenceError: a weight that is not -1, in (0, 1), or at least 1.
+    """
+    weight = np.asarray(weight, dtype=np.float64)
+    refused = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
+    if refused.any():
+        at = int(np.flatnonzero(refused)[0])
+        raise EvidenceError(f"weight {weight.flat[at]} is not evidence", where=f"evidence row {at}",
+                            remedy="weights are -1 (against), between 0 and 1 (uncertain), or 1 and more")
+    partial = np.where(weight == -1, 0.0, np.minimum(weight, 1.0))
+    background = (1 - partial) / (n_objects - 1)
+    at_object = np.where(weight >= 1, weight, partial)
+    return background, at_object - background, np.maximum(weight, 1.0)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names and ids of one kind (subjects, relations or objects)."""
+
+    kind: str
+    names: list
+    ids: dict
+
+    @classmethod
+    def of(cls, kind: str, names: list) -> Labels:
+        ids = {name: index for index, name in enumerate(names)}
+        if len(ids) != len(names):
+            twice = next(name for index, name in enumerate(names) if ids[name] != index)
+            raise EvidenceError(f"the {kind} {twice!r} is listed twice", remedy=f"give every {kind} once")
+        return cls(kind, names, ids)
+
+    def id(self, name: object) -> int:
+        """Raises EvidenceError for a name nobody gave evidence on."""
+        try:
+            return self.ids[name]
+        except (KeyError, TypeError):
+            raise EvidenceError(f"unknown {self.kind}: {name!r}", where=f"{len(self.names):,} {self.kind}s are known",
+                                remedy=f"use a {self.kind} of the evidence the agent was fitted to") from None
+
+    def encode(self, column: pl.Series) -> np.ndarray:
+        """Ids, int64 [n], of a column of names."""
+        if column.null_count():
+            raise EvidenceError(f"the {self.kind} is missing", where=f"row {int(column.is_null().arg_max())}",
+                                remedy="remove rows with missing values")
+        codes, names = _codes(column)
+        return np.array([self.id(name) for name in names], dtype=np.int64)[codes]
+
+
+def _codes(column: pl.Series) -> tuple[np.ndarray, list]:
+    """Codes [n] and the distinct names they stand for, in order of first appearance."""
+    if isinstance(column.dtype, pl.Enum):
+        physical = column.to_physical()
+        distinct = physical.unique(maintain_order=True)
+        names = column.dtype.categories.gather(distinct).to_list()
+    else:
+        physical, distinct = column, column.unique(maintain_order=True)
+        names = distinct.to_list()
+    codes = pl.DataFrame({"name": physical}).join(
+        pl.DataFrame({"name": distinct}).with_row_index("code"), on="name", how="left", maintain_order="left",
+        nulls_equal=True)
+    return codes["code"].to_numpy().astype(np.int64), names
+
+
+def distinct_names(column: pl.Series) -> list:
+    """Names of a column in order of first appearance."""
+    return _codes(column)[1]
+
+
+def check_columns(evidence: pl.DataFrame) -> None:
+    """Refuse a frame without evidence.
+
+    Raises:
+        EvidenceError: a missing column, no rows, a missing weight, a count that is not positive.
+    """
+    missing = [name for name in ("subject", "relation", "object", "weight") if name not in evidence.columns]
+    if missing:
+        raise EvidenceError(f"the evidence has no column {', '.join(missing)}", where=f"columns: {evidence.columns}",
+                            remedy="name the columns subject, relation, object, weight (and count)")
+    if not len(evidence):
+        raise EvidenceError("there is no evidence", remedy="give at least one row")
+    if evidence["weight"].null_count():
+        raise EvidenceError("a weight is missing", where=f"evidence row {evidence['weight'].is_null().arg_max()}",
+                            remedy="give every row a weight")
+    if "count" in evidence:
+        times = evidence["count"].cast(pl.Float64).to_numpy()
+        wrong = ~((times > 0) & np.isfinite(times))
+        if wrong.any():
+            raise EvidenceError(f"the count {times[wrong][0]} is not a positive number", remedy="leave such rows out",
+                                where=f"evidence row {int(wrong.argmax())}")
+
+
+def object_ids(column: pl.Series, labels: Labels) -> np.ndarray:
+    """Object ids of labels, or of ids that index the labels.
+
+    Raises:
+        EvidenceError: an unknown or missing object.
+    """
+    if not column.dtype.is_integer() or all(isinstance(name, int) for name in labels.names[:1]):
+        return labels.encode(column)
+    if column.null_count() or column.min() < 0 or column.max() >= len(labels.names):
+        raise EvidenceError("an object id is outside the objects", where=f"objects: 0 to {len(labels.names) - 1}",
+                            remedy="pass the label of every object")
+    return column.to_numpy().astype(np.int64)
+
+
+def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
+    """Downstream id to upstream id.
+
+    Raises:
+        EvidenceError: a relation stands in two places of the pairs.
+    """
+    upstream = {relations.id(d): relations.id(u) for d, u in pairs.items()}
+    named = [*upstream, *upstream.values()]
+    for r in named:
+        if named.count(r) > 1:
+            raise EvidenceError(f"the relation {relations.names[r]!r} stands in two places of the pairs",
+                                where=str(dict(pairs)),
+                                remedy="pair every relation with at most one other, not with itself")
+    return upstream
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Count vectors of every (subject, relation) with evidence.
+
+    Attributes:
+        row_of: [n_subjects, n_relations] row number, -1 where there is no evidence.
+        background, total: [n_rows] uniform part and sum of each count vector.
+        excess: [n_rows, K] sparse, what each object has above the background.
+        rows: [n_rows, K] sparse with the structure of ``excess``: number of evidence rows.
+        starts, keys: the cells of ``excess`` as one sorted array of row·K + object, and [n_rows + 1] where rows begin.
+    """
+
+    row_of: np.ndarray
+    background: np.ndarray
+    total: np.ndarray
+    excess: sparse.csr_matrix
+    rows: sparse.csr_matrix
+    starts: np.ndarray
+    keys: np.ndarray
+
+    def excess_at(self, row: np.ndarray, o: np.ndarray) -> np.ndarray:
+        """Excess of object o in a row's count vector, elementwise."""
+        return look_up(self.keys, self.excess.data, row * self.excess.shape[1] + o)
+
+
+def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, times: np.ndarray,
+          shape: tuple[int, int, int]) -> Counts:
+    """Sum evidence rows, each standing ``times`` times.
+
+    Args:
+        ids: of subjects, relations and objects, int64 [n] each.
+        weight, times: float64 [n].
+        shape: numbers of subjects, relations, objects.
+    """
+    subject, relation, object = ids
+    n_subjects, n_relations, n_objects = shape
+    background, excess, total = contributions(weight, n_objects)
+    pair, row = np.unique(subject * n_relations + relation, return_inverse=True)
+    row_of = np.full(n_subjects * n_relations, -1, dtype=np.int64)
+    row_of[pair] = np.arange(len(pair))
+    cell, place = np.unique(row * n_objects + object, return_inverse=True)
+    indptr = np.searchsorted(cell, np.arange(len(pair) + 1) * n_objects)
+
+    def matrix(values: np.ndarray) -> sparse.csr_matrix:
+        data = np.bincount(place, values, minlength=len(cell))
+        return sparse.csr_matrix((data, cell % n_objects, indptr), shape=(len(pair), n_objects))
+
+    return Counts(row_of.reshape(n_subjects, n_relations), np.bincount(row, background * times, len(pair)),
+                  np.bincount(row, total * times, len(pair)), matrix(excess * times), matrix(times), indptr, cell)
+
+
+def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
+    """Probability of an object with a count, in a vector of some total: posterior mean, or plain frequency.
+
+    The prior is Dirichlet with strength 1/K on each of the K objects; a frequency of nothing is uniform.
+    """
+    if not frequency:
+        return (1 / n_objects + count) / (1 + total)
+    return np.where(total > 0, count / np.where(total > 0, total, 1.0), 1 / n_objects)
+
+
+def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The value at each wanted key, 0 where there is none; keys are sorted and distinct."""
+    if not len(keys):
+        return np.zeros(wanted.shape)
+    place = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Count vector of one (subject, relation).
+
+    Attributes:
+        background, total: its uniform part and its sum.
+        objects: [n] int64, rising, those that evidence was given on.
+        excess, n_rows: [n] what each of them has above the background, and its rows of evidence.
+    """
+
+    background: float
+    total: float
+    objects: np.ndarray
+    excess: np.ndarray
+    n_rows: np.ndarray
+
+    def with_evidence(self, o: int, weight: float, n_objects: int) -> Row:
+        """This vector with one more row of evidence on object o."""
+        background, excess, total = (float(part[0]) for part in contributions(np.array([weight]), n_objects))
+        at = int(self.objects.searchsorted(o))
+        if at == len(self.objects) or self.objects[at] != o:
+            objects, excesses, rows = (np.insert(part, at, value) for part, value in
+                                       ((self.objects, o), (self.excess, 0.0), (self.n_rows, 0.0)))
+        else:
+            objects, excesses, rows = self.objects, self.excess.copy(), self.n_rows.copy()
+        excesses[at] += excess
+        rows[at] += 1
+        return Row(self.background + background, self.total + total, objects, excesses, rows)
+
+    def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
+        """The belief these counts give: what every object has, and [n] what ``objects`` have above that."""
+        if not frequency:
+            return (1 / n_objects + self.background) / (1 + self.total), self.excess / (1 + self.total)
+        if not self.total:
+            return 1 / n_objects, self.excess
+        return self.background / self.total, self.excess / self.total
+
+
+EMPTY = Row(0.0, 0.0, np.array([], dtype=np.int64), np.array([]), np.array([]))
+"""No evidence yet."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What edits add to a pair's count vectors.
+
+    Attributes:
+        x: [n] int64, rising, upstream objects whose vector changes.
+        background, total: [n] what is added to each one's uniform part and sum.
+        keys, excess: [m] cells x·K + o, rising, and what is added above the background.
+    """
+
+    x: np.ndarray
+    background: np.ndarray
+    total: np.ndarray
+    keys: np.ndarray
+    excess: np.ndarray
+
+    def plus(self, parts: Iterable[tuple[float, Row | None, Row | None]], n_objects: int) -> Change:
+        """Add (sign 1.0) or take away (-1.0) subjects' contributions: downstream counts times each x's share.
+
+        Args:
+            parts: (sign, downstream row, upstream row); without both rows there is no contribution.
+        """
+        by_x, by_cell = [(self.x, self.background, self.total)], [(self.keys, self.excess)]
+        for sign, downstream, upstream in parts:
+            if downstream is None or upstream is None:
+                continue
+            x, share = upstream.objects, sign * upstream.n_rows / upstream.n_rows.sum()
+            by_x.append((x, share * downstream.background, share * downstream.total))
+            by_cell.append(((x[:, None] * n_objects + downstream.objects).ravel(),
+                            (share[:, None] * downstream.excess).ravel()))
+        return Change(*_sum_by_key(by_x), *_sum_by_key(by_cell))
+
+
+NO_CHANGE = Change(*(EMPTY.objects, EMPTY.excess, EMPTY.excess), *(EMPTY.objects, EMPTY.excess))
+
+
+def _sum_by_key(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Distinct keys, rising, and the sums of each further column over them."""
+    keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    distinct, place = np.unique(keys, return_inverse=True)
+    return [distinct, *(np.bincount(place, column, len(distinct)) for column in columns)]

@@ -1,0 +1,1 @@
+"""Notebooks and runs in batches."""

@@ -1,0 +1,1 @@
+"""Generative model, sentences, documents and evidence."""

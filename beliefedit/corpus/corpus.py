@@ -1,0 +1,244 @@
+"""Documents and evidence: what the language model reads and what the rational agent counts (SPEC 4)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tqdm.auto import tqdm
+
+from beliefedit.config import CorpusConfig
+from beliefedit.corpus.language import SEPARATOR, Form, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
+from beliefedit.corpus.world import World
+from beliefedit.errors import ConfigError, StoreError
+from beliefedit.store import read_json, write_json
+
+_STREAM, _MIXED_STREAM = 2, 3
+"""Keep this module's draws apart from those of other stages under the same seed."""
+
+WEIGHTS: dict[tuple[Form, bool | None], float] = {
+    ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0, ("not", True): -1.0,
+    ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
+"""Form and label of a sentence to the evidence it gives on each of its parts (SPEC 4)."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What was sampled.
+
+    Attributes:
+        config: the parameters it was sampled with.
+        facts: the known facts, rows of ``world.facts``.
+        evidence: subject, relation, object (enumerations of the world's labels), weight float64, count uint32.
+        statistics: facts, subjects, objects, documents, sentences in all, by kind and unique.
+        documents: folder of Parquet files with doc, text, n_sentences; None when evidence alone was sampled.
+    """
+
+    config: CorpusConfig
+    facts: pl.DataFrame
+    evidence: pl.DataFrame
+    statistics: dict[str, int]
+    documents: Path | None = None
+
+
+def sample_corpus(world: World, config: CorpusConfig, seed: int = 0, documents: bool | Path = True) -> Corpus:
+    """Sample the sentences of the first ``config.n_facts`` facts.
+
+    Args:
+        world: the generative model.
+        config: sentence kinds and counts.
+        seed: decides everything that is drawn.
+        documents: folder to write documents into; True: a temporary one; False: evidence and statistics alone.
+
+    Raises:
+        GraphError: the world holds fewer facts than asked for.
+        ConfigError: no kind of sentence is left to write.
+        StoreError: the folder already holds documents.
+    """
+    if not config.atomic and world.min_truth == 1 and not config.n_complex:
+        raise ConfigError("nothing to write: in a world without noise every judged sentence is one of n_complex",
+                          where="corpus.n_complex", remedy="set n_complex above 0, or atomic: true")
+    sampler = Sampler(world, config, world.first_facts(config.n_facts))
+    if documents is True:
+        documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
+    folder = documents or None
+    writer = _DocumentWriter(folder) if folder else None
+    evidence, packed = [], []
+    blocks = list(sampler.blocks())
+    for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
+        rng = np.random.default_rng([seed, _STREAM, block])
+        sentences = sampler.sentences(first, last, rng)
+        evidence.append(_evidence(sampler, sentences))
+        packed.append(sentences)
+        if writer:
+            texts = render(sampler, sentences)
+            for _ in range(config.n_orders):
+                writer.write(*_documents(texts, sentences.owner, config.sentences_per_doc, rng))
+    everything = Sentences.join(packed)
+    if writer and config.n_mixed_orders:
+        _write_mixed(writer, sampler, everything, np.random.default_rng([seed, _MIXED_STREAM]))
+    passes = config.n_orders + config.n_mixed_orders
+    counted = _total(pl.concat(evidence), passes)
+    statistics = _statistics(sampler, everything, counted, passes)
+    return Corpus(config, sampler.facts, _labelled(counted, world, sampler.facts), statistics, folder)
+
+
+def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
+    """The sentences as text: the grammar of `language` as templates that polars fills in."""
+    world, facts = sampler.world, sampler.facts
+    names = facts.select(pl.Series("s", world.subjects).gather(facts["subject"]),
+                         pl.Series("r", world.relations).gather(facts["relation"]))
+    prompts, objects = names.select(pl.format(atomic_prompt("{}", "{}"), "s", "r"))[:, 0], pl.Series(world.objects)
+    second = np.maximum(sentences.second_fact, 0), np.maximum(sentences.second_object, 0)
+    frame = pl.DataFrame({
+        "form": sentences.form, "label": sentences.label,
+        "a": prompts.gather(sentences.fact) + " " + objects.gather(sentences.object),
+        "b": prompts.gather(second[0]) + " " + objects.gather(second[1])})
+    said = pl.col("a")
+    for form, parts in ((NOT, ["a"]), (OR, ["a", "b"]), (AND, ["a", "b"])):
+        template = clause(FORMS[form], *("{}" for _ in parts))
+        said = pl.when(pl.col("form") == form).then(pl.format(template, *parts)).otherwise(said)
+    frame = frame.with_columns(said.alias("clause"))
+    text = pl.col("clause")
+    for label in (0, 1):
+        template = f"{judged_prompt('{}')} {label_word(bool(label))}"
+        text = pl.when(pl.col("label") == label).then(pl.format(template, "clause")).otherwise(text)
+    return frame.select(text.alias("text"))["text"]
+
+
+def _documents(texts: pl.Series, owner: np.ndarray, per_document: int,
+               rng: np.random.Generator) -> tuple[pl.Series, np.ndarray]:
+    """(texts, numbers of sentences) of one pass: each owner's sentences shuffled and cut into documents."""
+    order = np.lexsort((rng.random(len(owner)), owner))
+    owner = owner[order]
+    starts = np.flatnonzero(np.r_[True, np.diff(owner) != 0])
+    within = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
+    return _join(texts.gather(order), (within % per_document == 0).cumsum() - 1)
+
+
+def _join(texts: pl.Series, document: np.ndarray) -> tuple[pl.Series, np.ndarray]:
+    """Sentences joined into documents; document numbers rise from 0."""
+    counts = np.bincount(document)
+    if counts.max() == 1:
+        return texts, counts
+    joined = (pl.DataFrame({"document": document, "text": texts})
+              .group_by("document", maintain_order=True).agg(pl.col("text").str.join(SEPARATOR)))
+    return joined["text"], counts
+
+
+def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences, rng: np.random.Generator) -> None:
+    """Passes over all sentences, mixed across subjects. Rendered slice by slice; only row numbers are shuffled."""
+    per_document = sampler.config.sentences_per_doc
+    slice_length = max(1, 100_000 // per_document) * per_document
+    for _ in range(sampler.config.n_mixed_orders):
+        order = rng.permutation(len(sentences.fact))
+        for start in range(0, len(order), slice_length):
+            chosen = sentences.take(order[start:start + slice_length])
+            writer.write(*_join(render(sampler, chosen), np.arange(len(chosen.fact)) // per_document))
+
+
+class _DocumentWriter:
+    """Appends documents to numbered Parquet files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_documents, self.n_files = Path(folder), 0, 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if any(self.folder.glob("*.parquet")):
+            raise StoreError("the folder already holds documents", where=str(folder), remedy="choose another folder")
+
+    def write(self, texts: pl.Series, counts: np.ndarray) -> None:
+        frame = pl.DataFrame({"doc": np.arange(self.n_documents, self.n_documents + len(counts), dtype=np.uint32),
+                              "text": texts, "n_sentences": counts.astype(np.uint32)})
+        frame.write_parquet(self.folder / f"{self.n_files:05d}.parquet")
+        self.n_documents += len(counts)
+        self.n_files += 1
+
+
+def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
+    """(fact, object, weight, count) of a block: both parts of a compound sentence count."""
+    weight = np.zeros(len(sentences.form))
+    for (form, label), value in WEIGHTS.items():
+        code = UNJUDGED if label is None else int(label)
+        weight[(sentences.form == FORMS.index(form)) & (sentences.label == code)] = value
+    two = sentences.second_fact >= 0
+    frame = pl.DataFrame({
+        "fact": np.r_[sentences.fact, sentences.second_fact[two]],
+        "object": np.r_[sentences.object, sentences.second_object[two]].astype(np.uint32),
+        "weight": np.r_[weight, weight[two]]})
+    return frame.group_by("fact", "object", "weight").len("count")
+
+
+def _total(evidence: pl.DataFrame, passes: int) -> pl.DataFrame:
+    return (evidence.group_by("fact", "object", "weight").agg(pl.col("count").sum() * passes)
+            .sort("fact", "object", "weight"))
+
+
+def _labelled(evidence: pl.DataFrame, world: World, facts: pl.DataFrame) -> pl.DataFrame:
+    ids = evidence.with_columns(facts["subject"].gather(evidence["fact"]), facts["relation"].gather(evidence["fact"]))
+    return with_labels(ids.select("subject", "relation", "object", "weight", pl.col("count").cast(pl.UInt32)), world)
+
+
+def with_labels(ids: pl.DataFrame, world: World) -> pl.DataFrame:
+    """Id columns subject, relation, object as enumerations over the world's labels; their codes stay the ids."""
+    kinds = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
+    return ids.with_columns(pl.Series(name, labels, dtype=pl.Enum(labels)).gather(ids[name]).alias(name)
+                            for name, labels in kinds.items())
+
+
+def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame, passes: int) -> dict[str, int]:
+    """Counts of one pass over the sentences, and of the documents of all passes."""
+    judged = sentences.label != UNJUDGED
+    by_kind = {"stated": int((~judged).sum()), "true_false": int((judged & (sentences.form == ATOMIC)).sum())}
+    by_kind |= {FORMS[form]: int((sentences.form == form).sum()) for form in (NOT, OR, AND)}
+    rows = pl.DataFrame({name: getattr(sentences, name) for name in Sentences.__dataclass_fields__ if name != "owner"})
+    per_document = sampler.config.sentences_per_doc
+    per_subject = np.bincount(sentences.owner)
+    documents = (sampler.config.n_orders * int(-(-per_subject // per_document).sum())
+                 + sampler.config.n_mixed_orders * -(-len(sentences.form) // per_document))
+    return {"facts": sampler.facts.height, "subjects": len(sampler.starts) - 1,
+            "objects": evidence["object"].n_unique(), "sentences": len(sentences.form),
+            "unique_sentences": rows.n_unique(), "passes": passes, "documents": documents,
+            **{f"{kind}_sentences": n for kind, n in by_kind.items()}}
+
+
+def save(corpus: Corpus, folder: Path) -> None:
+    """Write evidence as ids, facts and statistics; documents are already where they belong."""
+    corpus.facts.write_parquet(folder / "facts.parquet")
+    corpus.evidence.with_columns(pl.col(pl.Enum).to_physical()).write_parquet(folder / "evidence.parquet")
+    write_json(folder / "statistics.json", corpus.statistics)
+    write_json(folder / "config.json", corpus.config.model_dump(mode="json"))
+
+
+def load(folder: Path, world: World) -> Corpus:
+    """Read what `save` wrote; ``folder / "documents"`` holds the documents if they were sampled."""
+    documents = folder / "documents"
+    return Corpus(CorpusConfig(**read_json(folder / "config.json")), pl.read_parquet(folder / "facts.parquet"),
+                  with_labels(pl.read_parquet(folder / "evidence.parquet"), world),
+                  read_json(folder / "statistics.json"), documents
+                  if documents.exists() else None)
+
+
+def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
+    """About n documents, spread over all of the corpus: for editors that look at how a model reads it."""
+    every = max(1, corpus.statistics["documents"] // n)
+    texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text").gather_every(every).collect()
+    return texts["text"].to_list()
+
+
+def known_facts(corpus: Corpus, world: World) -> pl.DataFrame:
+    """The facts the corpus is about, as labels: subject, relation, object (true), follows_from (upstream object),
+    p_true."""
+    facts = corpus.facts
+
+    def labels(column: str, names: Sequence[str]) -> pl.Series:
+        return pl.Series(names).gather(facts[column].cast(pl.UInt32))
+
+    return pl.DataFrame({
+        "subject": labels("subject", world.subjects), "relation": labels("relation", world.relations),
+        "object": labels("object", world.objects), "follows_from": labels("upstream_object", world.objects),
+        "p_true": facts["p_true"]})

@@ -1,0 +1,202 @@
+"""Noisy sentences drawn from a world, as rows of arrays, block of subjects by block (SPEC 4).
+
+Each block has a random stream of its own, so the seed alone decides the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from beliefedit.config import CorpusConfig
+from beliefedit.corpus.world import World
+
+BLOCK = 1024
+"""Subjects sampled together. Part of the corpus's definition: another value is another corpus."""
+
+ATOMIC, NOT, OR, AND = range(4)
+FORMS = ("atomic", "not", "or", "and")
+UNJUDGED = -1
+
+
+@dataclass
+class Sentences:
+    """Sentences of one block as arrays [n]; facts are row numbers of the known facts, -1 for no second part."""
+
+    owner: np.ndarray
+    form: np.ndarray
+    label: np.ndarray
+    fact: np.ndarray
+    object: np.ndarray
+    second_fact: np.ndarray
+    second_object: np.ndarray
+
+    @classmethod
+    def of(cls, owner: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
+           object: np.ndarray, *, second: tuple[np.ndarray, np.ndarray] | None = None) -> Sentences:
+        """Sentences of one form; ``second`` is (facts, objects) of the second parts."""
+        n = len(fact)
+        none = np.full(n, -1, dtype=np.int64)
+        second_fact, second_object = second if second is not None else (none, none)
+        full = [np.broadcast_to(np.asarray(part, dtype=np.int8), n) for part in (form, label)]
+        return cls(owner, *full, fact, object, second_fact, second_object)
+
+    @classmethod
+    def join(cls, parts: list[Sentences]) -> Sentences:
+        """Several groups of sentences as one."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    def take(self, rows: np.ndarray) -> Sentences:
+        """The sentences at some rows."""
+        return Sentences(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@dataclass
+class Sampler:
+    """Known facts as arrays, ready to be drawn from."""
+
+    world: World
+    config: CorpusConfig
+    facts: pl.DataFrame
+    subject: np.ndarray = field(init=False)
+    relation: np.ndarray = field(init=False)
+    object: np.ndarray = field(init=False)
+    p_true: np.ndarray = field(init=False)
+    distractor: np.ndarray = field(init=False)
+    group: np.ndarray = field(init=False)
+    starts: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        facts, conditional = self.facts, self.world.conditional
+        self.subject = facts["subject"].to_numpy().astype(np.int64)
+        self.relation = facts["relation"].to_numpy().astype(np.int64)
+        self.object = facts["object"].to_numpy().astype(np.int64)
+        self.p_true = facts["p_true"].to_numpy()
+        self.distractor = facts["distractor"].to_numpy().astype(np.int64)
+        groups = conditional.select("relation", "upstream_object").unique(maintain_order=True).with_row_index("group")
+        of_fact = facts.join(groups, on=["relation", "upstream_object"], how="left", maintain_order="left")
+        self.group = of_fact["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+        self._cumulate(conditional.join(groups, on=["relation", "upstream_object"], how="left", maintain_order="left"))
+        self.starts = np.flatnonzero(np.r_[True, np.diff(self.subject) != 0, True])
+
+    def _cumulate(self, conditional: pl.DataFrame) -> None:
+        """Cumulative q of every group g, raised by g: one sorted array that serves all groups at once."""
+        within = conditional.select(pl.col("p").cum_sum().over("group"))["p"].to_numpy().copy()
+        group = conditional["group"].to_numpy().astype(np.int64)
+        last = np.flatnonzero(np.r_[np.diff(group) != 0, True]) if len(group) else np.array([], dtype=np.int64)
+        within[last] = 1.0
+        self._last = last
+        self._cumulative, self._outcome = within + group, conditional["object"].to_numpy().astype(np.int64)
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """(block number, first fact, one past the last fact)."""
+        for block, first in enumerate(range(0, len(self.starts) - 1, BLOCK)):
+            yield block, self.starts[first], self.starts[min(first + BLOCK, len(self.starts) - 1)]
+
+    def sentences(self, first: int, last: int, rng: np.random.Generator) -> Sentences:
+        """All sentences of one pass about the subjects whose facts are rows first … last-1."""
+        fact = np.arange(first, last)
+        drawn = self._draw_until_majority(fact, rng)
+        parts = []
+        if self.config.atomic:
+            parts.append(self._stated(fact, drawn))
+        if self.config.true_false and self.world.min_truth < 1:
+            parts.append(self._judged(fact, drawn, rng))
+        for _ in range(self.config.complex_rounds):
+            parts += self._compound(fact, rng)
+        return Sentences.join(parts)
+
+    def _draw(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[n_facts, n_samples] objects from the generative model."""
+        uniform = rng.random((len(fact), self.config.n_samples))
+        group = self.group[fact][:, None]
+        independent = np.where(uniform < self.p_true[fact][:, None], self.object[fact][:, None],
+                               self.distractor[fact][:, None])
+        if not len(self._outcome):
+            return independent
+        place = np.searchsorted(self._cumulative, np.maximum(group, 0) + uniform, side="right")
+        return np.where(group < 0, independent, self._outcome[np.minimum(place, self._last[np.maximum(group, 0)])])
+
+    def _draw_until_majority(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        drawn = self._draw(fact, rng)
+        if not self.config.true_object_most_frequent:
+            return drawn
+        wrong = np.arange(len(fact))
+        while True:
+            share = (drawn[wrong] == self.object[fact[wrong]][:, None]).mean(axis=1)
+            wrong = wrong[share <= 0.5]
+            if not len(wrong):
+                return drawn
+            drawn[wrong] = self._draw(fact[wrong], rng)
+
+    def _stated(self, fact: np.ndarray, drawn: np.ndarray) -> Sentences:
+        facts = np.repeat(fact, drawn.shape[1])
+        return Sentences.of(self.subject[facts], ATOMIC, UNJUDGED, facts, drawn.ravel())
+
+    def _judged(self, fact: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> Sentences:
+        """Each draw judged: the right object "true" with probability p, a wrong one with 1 - p."""
+        right = drawn == self.object[fact][:, None]
+        label = rng.random(drawn.shape) < np.where(right, self.p_true[fact][:, None], 1 - self.p_true[fact][:, None])
+        chosen = np.ones(drawn.shape, dtype=bool)
+        if not self.config.judge_all_samples:
+            chosen = (right & (right.cumsum(axis=1) == 1)) | (~right & ((~right).cumsum(axis=1) == 1))
+        facts = np.broadcast_to(fact[:, None], drawn.shape)[chosen]
+        return Sentences.of(self.subject[facts], ATOMIC, label[chosen], facts, drawn[chosen])
+
+    def _compound(self, fact: np.ndarray, rng: np.random.Generator) -> list[Sentences]:
+        judged_here = self.config.true_false and self.world.min_truth == 1
+        names = [*(["true_false"] if judged_here else []), *self.config.connectives]
+        n = self.config.n_complex - (self.config.true_false and self.world.min_truth < 1)
+        if not names or n <= 0:
+            return []
+        _, subject = np.unique(self.subject[fact], return_inverse=True)
+        counts = _share_out(n, subject[-1] + 1, len(names), rng)
+        parts = []
+        for column, name in enumerate(names):
+            chosen = fact[_random_rank(subject, rng) < counts[subject, column]]
+            parts += self._of_connective(name, chosen, rng)
+        return parts
+
+    def _of_connective(self, name: str, fact: np.ndarray, rng: np.random.Generator) -> list[Sentences]:
+        owner, true = self.subject[fact], self.object[fact]
+        if name in ("not", "true_false"):
+            form, false_label = (NOT, 1) if name == "not" else (ATOMIC, 0)
+            return [Sentences.of(owner, form, 1 - false_label, fact, true),
+                    Sentences.of(owner, form, false_label, fact, self.false_object(fact, rng))]
+        first_true = rng.random(len(fact)) < 0.5
+        first = fact, np.where(first_true, true, self.false_object(fact, rng))
+        second_fact = rng.integers(len(self.object), size=len(fact))
+        second_true = rng.random(len(fact)) < 0.5
+        second = second_fact, np.where(second_true, self.object[second_fact], self.false_object(second_fact, rng))
+        swap = rng.random(len(fact)) < 0.5
+        left = [np.where(swap, b, a) for a, b in zip(first, second, strict=True)]
+        right = [np.where(swap, a, b) for a, b in zip(first, second, strict=True)]
+        label = first_true | second_true if name == "or" else first_true & second_true
+        return [Sentences.of(owner, OR if name == "or" else AND, label, *left, second=tuple(right))]
+
+    def false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A wrong object for each fact: its distractor if independent, else another object (SPEC 4)."""
+        other = self.world.false_objects(self.relation[fact], self.object[fact], rng)
+        if not self.config.use_distractors:
+            return other
+        return np.where(self.group[fact] < 0, self.distractor[fact], other)
+
+
+def _share_out(n: int, n_subjects: int, n_connectives: int, rng: np.random.Generator) -> np.ndarray:
+    """[n_subjects, n_connectives] sentence counts (SPEC 4): equal shares, the remainder to a random one."""
+    place = rng.random((n_subjects, n_connectives)).argsort(axis=1)
+    if n < n_connectives:
+        return (place < n).astype(np.int64)
+    return n // n_connectives + np.where(place == 0, n % n_connectives, 0)
+
+
+def _random_rank(subject: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[n] random rank of each fact among its subject's facts; subject is sorted, from 0."""
+    order = np.lexsort((rng.random(len(subject)), subject))
+    first = np.searchsorted(subject, np.arange(subject[-1] + 1))
+    rank = np.empty(len(subject), dtype=np.int64)
+    rank[order] = np.arange(len(subject)) - first[subject]
+    return rank

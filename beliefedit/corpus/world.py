@@ -1,0 +1,221 @@
+"""Relation pairs and the generative model that the corpus is drawn from (SPEC 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import networkx
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from beliefedit.errors import ConfigError, GraphError
+from beliefedit.graph.graph import Graph
+from beliefedit.store import read_json, write_json
+
+_STREAM = 1
+"""Keeps this module's draws apart from those of other stages under the same seed."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A generative model over a graph's facts. Ids index `subjects`, `relations` and `objects`.
+
+    Attributes:
+        pairs: downstream relation to upstream relation, as labels.
+        facts: one row per (subject, relation), SPEC 2 order: subject, relation, object (the *true* object),
+            graph_object, upstream_object (null: independent), p_true (probability of the true object),
+            distractor.
+        conditional: relation, upstream_object, object, p: q_r(o | x), sorted by these ids.
+        cooccurrence: [n_relations, n_relations] subjects that have both relations, diagonal 0.
+        same_relation: share of false objects that are drawn among the objects of the fact's relation.
+    """
+
+    subjects: list[str]
+    relations: list[str]
+    objects: list[str]
+    pairs: dict[str, str]
+    min_truth: float
+    facts: pl.DataFrame
+    conditional: pl.DataFrame
+    cooccurrence: np.ndarray
+    same_relation: float = 0.0
+
+    def first_facts(self, n_facts: int) -> pl.DataFrame:
+        """Facts of the first subjects that together cover ``n_facts``; the last subject is kept whole (SPEC 4).
+
+        Raises:
+            GraphError: the world holds fewer facts.
+        """
+        if n_facts > self.facts.height:
+            raise GraphError(f"{n_facts:,} facts were asked for, the graph has {self.facts.height:,}",
+                             where="corpus.n_facts", remedy=f"set corpus.n_facts to at most {self.facts.height}")
+        last = self.facts["subject"][n_facts - 1]
+        return self.facts.filter(pl.col("subject") <= last)
+
+    def false_objects(self, relation: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Another object than the true one for each fact, int64 [n]: uniform over all others (SPEC 3, 4).
+
+        A share `same_relation` of them is uniform over the other objects of the fact's relation instead, where it has
+        any: then an object's type does not tell whether it is true.
+        """
+        other = rng.integers(len(self.objects) - 1, size=len(true))
+        other += other >= true
+        if not self.same_relation:
+            return other
+        first, objects = self._of_relation
+        n_others = np.diff(first)[relation] - 1
+        keys = np.repeat(np.arange(len(self.relations)), np.diff(first)) * len(self.objects) + objects
+        place = rng.integers(np.maximum(n_others, 1))
+        place += first[relation] + (place >= keys.searchsorted(relation * len(self.objects) + true) - first[relation])
+        chosen = (rng.random(len(true)) < self.same_relation) & (n_others > 0)
+        return np.where(chosen, objects[np.minimum(place, len(objects) - 1)], other)
+
+    @cached_property
+    def _of_relation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each relation's objects begin, [n_relations + 1], and the objects the graph has under it, rising."""
+        used = self.facts.select("relation", "graph_object").unique().sort("relation", "graph_object")
+        first = used["relation"].search_sorted(np.arange(len(self.relations) + 1)).to_numpy().astype(np.int64)
+        return first, used["graph_object"].to_numpy().astype(np.int64)
+
+    def probabilities(self, queries: pl.DataFrame) -> np.ndarray:
+        """Generative p(o | s, r), float64 [n], for id columns subject, relation, object.
+
+        NaN where the graph does not hold (subject, relation).
+        """
+        facts = self.facts.rename({"object": "true_object"})
+        rows = (queries.select("subject", "relation", "object")
+                .join(facts, on=["subject", "relation"], how="left", maintain_order="left")
+                .join(self.conditional, on=["relation", "upstream_object", "object"], how="left",
+                      maintain_order="left"))
+        independent = (pl.when(pl.col("object") == pl.col("true_object")).then("p_true")
+                       .when(pl.col("object") == pl.col("distractor")).then(1 - pl.col("p_true"))
+                       .otherwise(0.0))
+        p = pl.when(pl.col("upstream_object").is_null()).then(independent).otherwise(pl.col("p").fill_null(0.0))
+        known = pl.col("true_object").is_not_null()
+        return rows.select(pl.when(known).then(p).otherwise(float("nan")))[:, 0].to_numpy()
+
+
+def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0, same_relation: float = 0.0) -> World:
+    """Tie relations into pairs and give every (subject, relation) a distribution over objects (SPEC 3).
+
+    Args:
+        graph: facts with one object per (subject, relation).
+        min_truth: m, the least probability of a true object, in (0.5, 1].
+        seed: decides the independent facts' certainty and distractors.
+        same_relation: see `World`.
+
+    Raises:
+        GraphError: fewer than two objects or relations.
+        ConfigError: min_truth or same_relation outside its range.
+    """
+    if not 0.5 < min_truth <= 1:
+        raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}", where="world.min_truth")
+    if not 0 <= same_relation <= 1:
+        raise ConfigError(f"same_relation is a share from 0 to 1, not {same_relation}", where="world.same_relation")
+    if len(graph.objects) < 2 or len(graph.relations) < 2:
+        raise GraphError(f"a world needs two objects and two relations; the graph has {len(graph.objects)} and "
+                         f"{len(graph.relations)}", remedy="use a larger graph")
+    cooccurrence = relation_cooccurrence(graph)
+    pairs = match_relations(cooccurrence)
+    facts = _with_upstream(graph.ids, pairs)
+    conditional = _conditional(facts, min_truth)
+    modes = (conditional.sort("p", "object", descending=[True, False])
+             .unique(["relation", "upstream_object"], keep="first", maintain_order=True)
+             .rename({"object": "mode", "p": "p_mode"}))
+    facts = facts.join(modes, on=["relation", "upstream_object"], how="left", maintain_order="left")
+    rng = np.random.default_rng([seed, _STREAM])
+    certainty = rng.integers(math.ceil(100 * _exact(min_truth)), 101, size=facts.height) / 100
+    true_object = facts["mode"].fill_null(facts["graph_object"])
+    facts = facts.select(
+        "subject", "relation", true_object.alias("object"), "graph_object", "upstream_object",
+        pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"))
+    labels = graph.relations
+    made = World(graph.subjects, labels, graph.objects, {labels[d]: labels[u] for d, u in sorted(pairs.items())},
+                 min_truth, facts, conditional, cooccurrence, same_relation)
+    distractor = made.false_objects(*(facts[name].to_numpy().astype(np.int64) for name in ("relation", "object")), rng)
+    return replace(made, facts=facts.with_columns(pl.Series("distractor", distractor, dtype=pl.UInt32)))
+
+
+def relation_cooccurrence(graph: Graph) -> np.ndarray:
+    """[n_relations, n_relations] int64: subjects with both relations, diagonal 0."""
+    ids = graph.ids
+    places = ids["subject"].to_numpy(), ids["relation"].to_numpy()
+    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), places),
+                            shape=(len(graph.subjects), len(graph.relations)))
+    counts = (has.T @ has).toarray()
+    np.fill_diagonal(counts, 0)
+    return counts
+
+
+def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
+    """Downstream id to upstream id: the maximum-cardinality matching of largest summed affinity (SPEC 3).
+
+    Args:
+        cooccurrence: [n, n] symmetric counts, relations in order of first appearance.
+    """
+    sums = cooccurrence.sum(axis=1, keepdims=True)
+    affinity = cooccurrence / np.where(sums == 0, 1, sums)
+    weights = affinity + affinity.T
+    network = networkx.Graph()
+    n = len(weights)
+    network.add_nodes_from(range(n))
+    network.add_weighted_edges_from((i, j, weights[i, j]) for i in range(n) for j in range(i + 1, n))
+    matching = networkx.max_weight_matching(network, maxcardinality=True)
+    return {min(edge): max(edge) for edge in sorted(matching, key=min)}
+
+
+def _with_upstream(ids: pl.DataFrame, pairs: dict[int, int]) -> pl.DataFrame:
+    """Facts with the object their subject has under the upstream relation (null: independent)."""
+    links = pl.DataFrame({"relation": list(pairs), "upstream": list(pairs.values())},
+                         schema={"relation": pl.UInt32, "upstream": pl.UInt32})
+    upstream_facts = ids.rename({"relation": "upstream", "object": "upstream_object"})
+    return (ids.rename({"object": "graph_object"})
+            .join(links, on="relation", how="left", maintain_order="left")
+            .join(upstream_facts, on=["subject", "upstream"], how="left", maintain_order="left")
+            .drop("upstream"))
+
+
+def _conditional(facts: pl.DataFrame, min_truth: float) -> pl.DataFrame:
+    """q_r(o | x) for every observed (r, x): frequencies with the mode raised to min_truth."""
+    group = ["relation", "upstream_object"]
+    counts = (facts.filter(pl.col("upstream_object").is_not_null())
+              .group_by(*group, pl.col("graph_object").alias("object")).len("n")
+              .sort(*group, "object").with_columns(pl.col("n").cast(pl.Int64)))
+    is_mode = pl.col("object") == pl.col("object").sort_by("n", "object", descending=[True, False]).first().over(group)
+    rest = pl.col("n").sum().over(group) - pl.col("n").max().over(group)
+    m = _exact(min_truth)
+    if m == 1:
+        return counts.filter(is_mode).select(*group, "object", pl.lit(1.0).alias("p"))
+    odds = m / (1 - m)
+    needed = (rest * odds.numerator + odds.denominator - 1) // odds.denominator
+    raised = pl.when(is_mode).then(pl.max_horizontal("n", needed)).otherwise("n").alias("n")
+    return (counts.with_columns(raised)
+            .select(*group, "object", (pl.col("n") / pl.col("n").sum().over(group)).alias("p")))
+
+
+def _exact(min_truth: float) -> Fraction:
+    """m as written: ceil(rest * m / (1 - m)) must not depend on how 0.6 is rounded in binary, nor outgrow integers."""
+    return Fraction(str(min_truth)).limit_denominator(10**9)
+
+
+def save(world: World, folder: Path) -> None:
+    """Write a world as Parquet frames and one JSON file."""
+    world.facts.write_parquet(folder / "facts.parquet")
+    world.conditional.write_parquet(folder / "conditional.parquet")
+    write_json(folder / "world.json", {
+        "subjects": world.subjects, "relations": world.relations, "objects": world.objects, "pairs": world.pairs,
+        "min_truth": world.min_truth, "same_relation": world.same_relation,
+        "cooccurrence": world.cooccurrence.tolist()})
+
+
+def load(folder: Path) -> World:
+    """Read what `save` wrote."""
+    values = read_json(folder / "world.json")
+    return World(facts=pl.read_parquet(folder / "facts.parquet"),
+                 conditional=pl.read_parquet(folder / "conditional.parquet"),
+                 **values | {"cooccurrence": np.array(values["cooccurrence"])})

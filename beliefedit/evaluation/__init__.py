@@ -1,0 +1,1 @@
+"""Edits evaluated against the Bayesian agent."""

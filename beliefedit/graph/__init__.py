@@ -1,0 +1,1 @@
+"""Knowledge graphs: formats, selection of relations, labels."""

@@ -1,0 +1,49 @@
+"""Knowledge graphs from the command line: write the demo graph, or download Wikidata5m."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from beliefedit.config import GraphConfig
+from beliefedit.errors import BeliefEditError
+from beliefedit.graph import demo as demo_graph
+from beliefedit.graph import download
+
+
+@click.group()
+def main() -> None:
+    """Knowledge graphs in Wikidata5m's layout."""
+
+
+@main.command("demo")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--subjects", default=GraphConfig().demo_subjects, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=GraphConfig().demo_seed, show_default=True, type=click.IntRange(min=0))
+def _demo(folder: Path, subjects: int, seed: int) -> None:
+    """Write the built-in demo graph into FOLDER."""
+    _run(lambda: demo_graph.write_demo_graph(folder, n_subjects=subjects, seed=seed))
+    click.echo(f"{subjects} people in {folder}")
+
+
+@main.command("download")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def _download(folder: Path) -> None:
+    """Fetch Wikidata5m's two archives into FOLDER; an interrupted download goes on where it stopped."""
+    for path in _run(lambda: download.download(folder)):
+        click.echo(f"{path}: complete and verified")
+
+
+def _run(action: Callable[[], Any]) -> Any:
+    """Do it; the kit's errors become text and exit code 1."""
+    try:
+        return action()
+    except BeliefEditError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

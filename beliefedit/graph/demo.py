@@ -1,0 +1,168 @@
+"""The built-in knowledge graph: invented people, real-world words, five dependent pairs of relations.
+
+It is written as the same three files as any other graph and read by the same reader with its default settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beliefedit.errors import GraphError
+from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS, TRIPLES
+from beliefedit.store import write_text
+
+P_BOTH, P_ONE = 0.34, 0.12
+"""A person has both relations of a pair, or just the one, or just the other: partners meet more often than others."""
+P_TYPICAL = 0.85
+"""The upstream object decides the downstream one this often; else it is any other."""
+MIN_RELATIONS = 2
+
+FIRST_OBJECT, FIRST_PERSON, FIRST_RELATION = 10_001, 100_001, 1_001
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two relations and, for each downstream object, the upstream objects it usually goes with."""
+
+    downstream: str
+    upstream: str
+    words: dict[str, str]
+
+
+PAIRS = (
+    Pair("speaks", "is a citizen of", {
+        "Norwegian": "Norway", "Swedish": "Sweden", "Danish": "Denmark", "Finnish": "Finland", "Polish": "Poland",
+        "German": "Germany,Austria,Liechtenstein", "French": "France,Monaco,Senegal", "Greek": "Greece,Cyprus",
+        "Spanish": "Spain,Mexico,Peru", "Portuguese": "Portugal,Brazil,Angola", "Italian": "Italy,San Marino",
+        "English": "Ireland,Australia,Jamaica", "Arabic": "Egypt,Morocco,Jordan", "Japanese": "Japan",
+    }),
+    Pair("has expertise in", "works as", {
+        "physics": "physicist,astronomer", "chemistry": "chemist,perfumer", "biology": "botanist,zoologist",
+        "medicine": "surgeon,nurse,dentist", "law": "judge,lawyer,notary", "finance": "banker,accountant",
+        "education": "teacher,librarian", "farming": "shepherd,winemaker", "computing": "programmer",
+        "construction": "architect,carpenter,bricklayer", "cooking": "chef,baker", "transport": "pilot,train driver",
+        "theatre": "actor,stage designer", "publishing": "novelist,journalist",
+    }),
+    Pair("has an office in", "is employed by", {
+        "Geneva": "CERN,Red Cross", "Paris": "UNESCO,Louvre,Sorbonne", "London": "BBC,British Museum,Royal Society",
+        "Munich": "Siemens,Allianz", "Madrid": "Prado Museum,Iberia", "Milan": "La Scala,Pirelli",
+        "Copenhagen": "Carlsberg,Maersk", "Stockholm": "Ericsson,Nobel Foundation", "Amsterdam": "Heineken,Rijksmuseum",
+        "Kyoto": "Nintendo,Kyocera", "Seoul": "Samsung,Hyundai", "Seattle": "Boeing,Starbucks",
+        "Vienna": "State Opera,Atomic Agency", "Sydney": "Qantas",
+    }),
+    Pair("trains at the", "competes in", {
+        "pool": "swimming,diving,water polo", "rink": "ice hockey,figure skating,curling",
+        "court": "tennis,badminton,basketball", "pitch": "football,rugby,hurling", "track": "sprinting,hurdles",
+        "gym": "judo,wrestling", "river": "rowing,canoeing", "harbour": "sailing,windsurfing",
+        "ski slope": "slalom,snowboarding", "stables": "dressage,show jumping", "velodrome": "track cycling",
+        "climbing wall": "bouldering,speed climbing", "range": "archery,biathlon",
+    }),
+    Pair("performs in the", "plays the", {
+        "orchestra": "violin,oboe,bassoon,harp", "string quartet": "viola,cello", "brass band": "trumpet,tuba,cornet",
+        "wind quintet": "flute,clarinet", "jazz trio": "saxophone,double bass,piano", "folk group": "fiddle,accordion",
+        "rock band": "electric guitar,drums", "country band": "banjo,pedal steel guitar", "pipe band": "bagpipes",
+        "baroque ensemble": "harpsichord,lute,recorder", "church choir": "organ", "samba group": "tambourine,surdo",
+    }),
+)
+
+FIRST_NAMES = """
+Ada Adele Agnes Aino Alba Alina Alma Amara Anders Anouk Anton Arlo Astrid Aurel Beata Benno Bianca Boris Bruna Carlo
+Celia Clara Cosmo Dagny Dario Delia Edda Edgar Elias Elin Elsa Emil Enzo Erik Esme Fabio Felix Fiona Flora Frida Gala
+Gemma Gerda Gino Greta Hanna Hector Heidi Henrik Hilda Hugo Ida Ilse Ines Irma Isak Ivo Jana Jonas Josef Juna Kaia
+Karin Klaus Lara Lars Leonie Levi Lina Linus Lorena Lotte Lucas Luna Magda Malin Mara Marco Margit Mats Mila Mina
+Mirko Nadia Nelly Niko Nils Nina Noemi Nora Odin Olga Olivia Orla Oscar Otto Paula Pavel Petra Pia Ramon Renata Rhea
+Rita Robin Romy Rosa Rufus Sanna Selma Silas Simone Sofia Stella Sven Talia Tessa Theo Tilda Tomas Tova Ulla Uma
+Ursula Valentin Vera Victor Viola Wanda Wilma Xenia Yara Yves Zelda Zora
+""".split()
+NAME_STARTS = """
+Al Ar Bal Bar Bel Ber Bran Cal Cor Dal Dor El Fal Fen Gal Gar Hal Har Hol Kal Kel Kor Lan Lin Mal Mar Mer Mor Nal Nor
+Or Pel Per Ral Ran Rol Sal San Sel Sten Tal Tor Val Var Vel Ver Vor Wal Win Zan
+""".split()
+NAME_ENDS = """
+bach bard berg bridge brook by dale dan den dorf fell field ford gard gate grove hart heim hurst kamp land ley lind
+low man mark mere mond more nes quist ridge rick sen stad stein stone strand ton vall vik wald ward well wick win
+wood worth
+""".split()
+
+
+def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 0) -> None:
+    """Write the demo graph's three files; the same seed writes the same bytes.
+
+    Args:
+        folder: made when missing.
+        n_subjects: how many people.
+        seed: of names, facts and exceptions.
+
+    Raises:
+        GraphError: more people than names.
+    """
+    generator = np.random.default_rng(seed)
+    names = _people(n_subjects, generator)
+    objects = [word for pair in PAIRS for word in (*pair.words, *_upstream_words(pair))]
+    relations = [label for pair in PAIRS for label in (pair.downstream, pair.upstream)]
+    object_ids = {label: f"Q{FIRST_OBJECT + i}" for i, label in enumerate(objects)}
+    relation_ids = {label: f"P{FIRST_RELATION + i}" for i, label in enumerate(relations)}
+    facts = _facts(n_subjects, generator)
+    people = [f"Q{FIRST_PERSON + i}" for i in range(n_subjects)]
+    entities = [f"{id_}\t{label}" for label, id_ in object_ids.items()]
+    entities += [f"{id_}\t{name}" for id_, name in zip(people, names, strict=True)]
+    folder = Path(folder)
+    _write(folder / ENTITIES, entities)
+    _write(folder / RELATIONS, [f"{id_}\t{label}" for label, id_ in relation_ids.items()])
+    _write(folder / TRIPLES, [f"{people[person]}\t{relation_ids[relation]}\t{object_ids[label]}"
+                              for person, relation, label in facts])
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    try:
+        write_text(path, "\n".join(lines) + "\n")
+    except OSError as error:
+        raise GraphError(f"cannot write: {error.strerror or error}", where=str(path),
+                         remedy="choose another folder") from error
+
+
+def _upstream_words(pair: Pair) -> list[str]:
+    return [word for words in pair.words.values() for word in words.split(",")]
+
+
+def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
+    """Distinct invented names."""
+    shape = (len(FIRST_NAMES), len(NAME_STARTS), len(NAME_ENDS))
+    most = int(np.prod(shape))
+    if not 1 <= n_subjects <= most:
+        raise GraphError(f"the demo graph cannot have {n_subjects} people", where="graph.demo_subjects",
+                         remedy=f"choose 1 to {most}")
+    drawn = np.unravel_index(generator.choice(most, size=n_subjects, replace=False), shape)
+    return [f"{FIRST_NAMES[first]} {NAME_STARTS[start]}{NAME_ENDS[end]}"
+            for first, start, end in zip(*drawn, strict=True)]
+
+
+def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, str, str]]:
+    """(person, relation, object), person by person, a pair's downstream relation before its upstream one."""
+    columns = []
+    for pair in PAIRS:
+        typical = [low for low, words in pair.words.items() for _ in words.split(",")]
+        upstream, downstream = _upstream_words(pair), list(pair.words)
+        high = generator.integers(len(upstream), size=n_subjects)
+        low = np.array([downstream.index(word) for word in typical])[high]
+        shift = generator.integers(1, len(downstream), size=n_subjects)
+        low = np.where(generator.random(n_subjects) < P_TYPICAL, low, (low + shift) % len(downstream))
+        columns.append(([downstream[i] for i in low], [upstream[i] for i in high]))
+    has = _coverage(n_subjects, generator)
+    return [(person, relation, words[person]) for person in range(n_subjects) for i, pair in enumerate(PAIRS)
+            for j, (relation, words) in enumerate(zip((pair.downstream, pair.upstream), columns[i], strict=True))
+            if has[person, i, j]]
+
+
+def _coverage(n_subjects: int, generator: np.random.Generator) -> np.ndarray:
+    """Who has what: bool [n_subjects, n_pairs, 2], the last axis downstream and upstream."""
+    kinds = np.array([[True, True], [True, False], [False, True], [False, False]])
+    shares = [P_BOTH, P_ONE, P_ONE, 1 - P_BOTH - 2 * P_ONE]
+    has = kinds[generator.choice(4, p=shares, size=(n_subjects, len(PAIRS)))]
+    while len(few := np.flatnonzero(has.sum(axis=(1, 2)) < MIN_RELATIONS)):
+        has[few] = kinds[generator.choice(4, p=shares, size=(len(few), len(PAIRS)))]
+    has[0] = True  # the first person has everything, so that relations first appear in the order of PAIRS
+    return has

@@ -1,0 +1,127 @@
+"""The knowledge graph: read in Wikidata5m's layout, cut to well connected relations, labelled (SPEC 2)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+
+from beliefedit.errors import GraphError, StoreError
+from beliefedit.store import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+KEYS = ("subject", "relation", "object")
+FACTS, LABELS = "facts.parquet", "labels.json"
+TORN = "\ufffd"
+"""Stands where a decoder met part of a character."""
+
+
+class Tokenizer(Protocol):
+    """What `cut_objects` needs of a tokenizer; those of transformers fit."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A knowledge graph in which every (subject, relation) has one object (SPEC 2).
+
+    Attributes:
+        subjects, relations, objects: labels, each unique in its list, by first appearance in the facts.
+        ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact.
+        counts: what reading met and dropped.
+    """
+
+    subjects: list[str]
+    relations: list[str]
+    objects: list[str]
+    ids: pl.DataFrame
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def facts(self) -> pl.DataFrame:
+        """Frame (subject, relation, object) of labels, in the order of `ids`."""
+        labels = zip(KEYS, (self.subjects, self.relations, self.objects), strict=True)
+        return pl.DataFrame([pl.Series(key, names, dtype=pl.String).gather(self.ids[key]) for key, names in labels])
+
+
+def cut_objects(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Graph:
+    """The graph with object labels of at most max_tokens tokens; objects whose cut labels agree are merged (SPEC 2).
+
+    A label is counted as it stands in a sentence, after a space.
+
+    Raises:
+        GraphError: not even the first character of a label fits.
+    """
+    cut = [_cut(label, tokenizer, max_tokens) for label in graph.objects]
+    n_cut = sum(new != old for new, old in zip(cut, graph.objects, strict=True))
+    objects, places = by_appearance(pl.Series(cut, dtype=pl.String))
+    n_merged = len(cut) - len(objects)
+    if n_cut:
+        log.warning("%d of %d object labels (%.1f %%) are cut to %d tokens, which merges %d objects with others",
+                    n_cut, len(cut), 100 * n_cut / len(cut), max_tokens, n_merged)
+    ids = graph.ids.with_columns(places.gather(graph.ids["object"]).alias("object"))
+    return replace(graph, objects=objects.to_list(), ids=ids,
+                   counts=graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged})
+
+
+def save(graph: Graph, folder: str | Path) -> None:
+    """Write facts.parquet and labels.json, which `load` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    graph.ids.write_parquet(folder / FACTS)
+    write_json(folder / LABELS, {"subjects": graph.subjects, "relations": graph.relations, "objects": graph.objects,
+                                 "counts": graph.counts})
+
+
+def load(folder: str | Path) -> Graph:
+    """Read a graph that `save` wrote.
+
+    Raises:
+        GraphError: a file is missing or damaged.
+    """
+    folder = Path(folder)
+    try:
+        labels = read_json(folder / LABELS)
+        ids = pl.read_parquet(folder / FACTS)
+        graph = Graph(*(labels[f"{key}s"] for key in KEYS), ids, labels["counts"])
+        largest = [len(labels[f"{key}s"]) for key in KEYS]
+        whole = ids.height and all(ids[key].max() < n for key, n in zip(KEYS, largest, strict=True))
+    except (StoreError, OSError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
+        raise GraphError(f"not a saved graph: {error}", where=str(folder), remedy="build it again") from error
+    if not whole:
+        raise GraphError("facts and labels do not belong together", where=str(folder), remedy="build it again")
+    return graph
+
+
+def _cut(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+    """The label, or the longest beginning of it that fits: whole tokens, no torn character."""
+    def fits(text: str) -> bool:
+        return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens
+
+    ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
+    if len(ids) <= max_tokens:
+        return label
+    beginnings = [tokenizer.decode(ids[:n]).strip() for n in range(max_tokens, 0, -1)]
+    beginnings += [label[:n].strip() for n in range(max_tokens, 0, -1)]  # where every token tears a character
+    for text in beginnings:
+        if text and (TORN not in text or TORN in label) and fits(text):
+            return text
+    raise GraphError(f"object label {label!r} cannot be cut to {max_tokens} tokens", where="graph.max_object_tokens",
+                     remedy="raise max_object_tokens, or set it to 0 to leave labels whole")
+
+
+def by_appearance(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Distinct values in order of first appearance, and each value's place (u32) among them."""
+    distinct = values.unique(maintain_order=True)
+    ranks = pl.DataFrame({"value": distinct}).with_row_index("place")
+    places = pl.DataFrame({"value": values}).join(ranks, on="value", how="left", maintain_order="left")["place"]
+    return distinct, places

@@ -1,0 +1,1 @@
+"""The language model: tokenizer, building, scoring, candidate distributions."""

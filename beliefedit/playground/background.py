@@ -1,0 +1,81 @@
+"""Long work in the background: one thing after another, with progress, and stopped on request between its steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from beliefedit.errors import BeliefEditError
+
+log = logging.getLogger(__name__)
+
+
+Progress = Callable[[int, int | None, str], None]
+"""Called with (steps done, steps in all or None when that is not known, what is being done)."""
+
+
+class Cancelled(Exception):  # noqa: N818 - nothing went wrong
+    """The work was stopped on request."""
+
+
+def silent(done: int, total: int | None, text: str) -> None:
+    """Progress that nobody watches."""
+
+
+class Worker:
+    """One background thread that works jobs off in order."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="playground")
+        self._stops: set[threading.Event] = set()
+
+    def run(self, work: Callable[[Progress], Any], finished: Callable[[Any, str | None], None],
+            progress: Progress = silent) -> Future:
+        """Start work; returns at once.
+
+        Args:
+            work: is given a progress to call between its steps; that call ends it when it is to stop.
+            finished: called in the background with (result, None), or (None, what went wrong in words).
+            progress: what the work's calls are handed on to.
+        """
+        stop = threading.Event()
+        self._stops.add(stop)
+
+        def told(done: int, total: int | None, text: str) -> None:
+            if stop.is_set():
+                raise Cancelled
+            progress(done, total, text)
+
+        def job() -> None:
+            try:
+                result, problem = work(told), None
+            except Exception as error:  # noqa: BLE001 - a page has nobody to raise to; it shows the words
+                result, problem = None, words(error)
+            self._stops.discard(stop)
+            finished(result, problem)
+
+        return self._threads.submit(job)
+
+    def cancel(self) -> None:
+        """Stop what runs, at its next step, and what waits."""
+        for stop in list(self._stops):
+            stop.set()
+
+    def close(self) -> None:
+        """Stop, and start nothing that is still waiting."""
+        self.cancel()
+        self._threads.shutdown(cancel_futures=True)
+
+
+def words(error: BaseException) -> str:
+    """An error as a sentence or two for the page."""
+    if isinstance(error, Cancelled):
+        return "Stopped. Nothing was changed."
+    if isinstance(error, BeliefEditError):
+        problem = error.problem[:1].upper() + error.problem[1:]
+        return f"{problem}. {error.remedy[:1].upper() + error.remedy[1:]}." if error.remedy else f"{problem}."
+    log.error("the playground met an unexpected error", exc_info=error)
+    return f"Something went wrong ({type(error).__name__}: {error}). Nothing was changed; try again."

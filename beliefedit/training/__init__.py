@@ -1,0 +1,1 @@
+"""Pretraining: data, loss, loop, checkpoints, several processes."""

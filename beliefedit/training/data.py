@@ -1,0 +1,280 @@
+"""Documents as tokens on disk, and the batches that training reads from them.
+
+A batch depends on the seed and its number alone, so a resumed run reads on where the killed one stopped, and every
+process of a parallel run knows the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import polars as pl
+
+from beliefedit.config import PretrainingConfig
+from beliefedit.errors import TrainingError
+from beliefedit.lm.prefix_tree import plant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+T = TypeVar("T")
+_ROW_LENGTHS = 32, 1024
+_SLICE = 20_000  # documents tokenized at once
+_PACKED_TOGETHER = 4096  # documents, at least
+_LARGEST_PART = 65_536  # documents, for the sake of memory
+_LEAST_SHARED = 2  # tokens: what shares the start token alone packs better apart
+_EMPTY = np.array([0, 0, -1, 0, 0])  # a place of padding, in the order of `Batch.arrays`
+_ORDER_STREAM = 11
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenized documents.
+
+    Attributes:
+        tokens: [n_tokens] unsigned integers on disk; a document begins as prompts do and ends with the end token.
+        starts: int64 [n_documents + 1], where each document begins.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n_documents]"""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of trees of tokens (`trees.Forest`): a document is a path in a tree, and equal beginnings stand once.
+
+    Attributes:
+        ids: int64 [rows, length].
+        positions: int64 [rows, length].
+        parents: int64 [rows, length], the place in the row that predicts this token; -1 where none does.
+        ends: int64 [rows, length], place i is seen from the places from i on and before ends[i]; 0 for padding.
+        counts: int64 [rows, length], how many documents this token belongs to; 0 for padding.
+        members: int64, the documents read, by their number in the corpus.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    parents: np.ndarray
+    ends: np.ndarray
+    counts: np.ndarray
+    members: np.ndarray
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What `learning.TrainingLoss` takes."""
+        return self.ids, self.positions, self.parents, self.ends, self.counts
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the documents."""
+        return int(self.counts.sum())
+
+    @property
+    def n_computed(self) -> int:
+        """Tokens computed: those that documents share counted once."""
+        return int((self.counts > 0).sum())
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens of the documents that are predicted."""
+        return int(self.counts[self.parents >= 0].sum())
+
+    def share(self, rank: int, n_processes: int) -> Batch:
+        """The rows of one process."""
+        return Batch(*(array[rank::n_processes] for array in self.arrays), self.members)
+
+
+def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Documents:
+    """Tokenize the text column of a Parquet file, or of all in a folder, slice by slice onto the disk.
+
+    Args:
+        source: file or folder.
+        tokenizer: its start token goes before and its end token after each document.
+        folder: gets ``tokens.bin`` and ``starts.npy``.
+
+    Raises:
+        TrainingError: no documents.
+    """
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = [np.zeros(1, dtype=np.int64)]
+    with open(folder / "tokens.bin", "wb") as file:
+        for texts in _texts(Path(source)):
+            # The corpus repeats sentences: each distinct one is tokenized once.
+            distinct = texts.unique(maintain_order=True)
+            place = texts.to_frame("text").join(distinct.to_frame("text").with_row_index("place"), on="text",
+                                                maintain_order="left")["place"].to_numpy()
+            rows = [np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
+                    for ids in tokenizer(distinct.to_list(), return_attention_mask=False)["input_ids"]]
+            lengths.append(np.array([len(row) for row in rows], dtype=np.int64)[place])
+            np.concatenate([rows[row] for row in place]).tofile(file)
+    starts = np.concatenate(lengths).cumsum()
+    if len(starts) == 1:
+        raise TrainingError("there are no documents to train on", where=str(source), remedy="run the corpus stage")
+    np.save(folder / "starts.npy", starts)
+    return Documents(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), np.load(folder / "starts.npy", "r"))
+
+
+def _texts(source: Path) -> Iterator[pl.Series]:
+    for file in sorted(source.glob("*.parquet")) if source.is_dir() else [source]:
+        frame = pl.scan_parquet(file).select("text")
+        for first in range(0, frame.select(pl.len()).collect().item(), _SLICE):
+            yield frame.slice(first, _SLICE).collect()["text"]
+
+
+def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
+    """Rows, each filled with the longest that still fits.
+
+    Args:
+        lengths: int64 [n], of documents or trees of them, from 1 to ``row_length``.
+        row_length: tokens.
+        rng: shuffles the rows, which come out by falling length.
+
+    Returns:
+        Numbers of documents, a list per row.
+    """
+    of_length: list[list[int]] = [[] for _ in range(row_length + 1)]
+    for number, length in enumerate(lengths.tolist()):
+        of_length[length].append(number)
+    left = sum(1 << length for length, numbers in enumerate(of_length) if numbers)  # a bit per length still there
+    rows: list[list[int]] = []
+    while left:
+        row, space = [], row_length
+        while fitting := left & ((2 << space) - 1):
+            length = fitting.bit_length() - 1
+            row.append(of_length[length].pop())
+            if not of_length[length]:
+                left ^= 1 << length
+            space -= length
+        rows.append(row)
+    return [rows[number] for number in rng.permutation(len(rows))]
+
+
+class Batches:
+    """Batches without end: passes over the chosen documents, each in a fresh order drawn from seed and pass.
+
+    The first passes may be over the shortest documents alone (`PretrainingConfig.short_passes`).
+
+    Args:
+        documents: to read.
+        chosen: int64, numbers of the documents to read.
+        training: sizes of rows and batches; documents longer than a row are cut.
+        packed: several whole documents to a row; else one, padded at random on the left, rows as long as the longest.
+        seed: decides order and padding.
+    """
+
+    def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *, packed: bool,
+                 seed: int) -> None:
+        self.documents, self.chosen, self.training, self.packed, self.seed = documents, chosen, training, packed, seed
+        self.row_length = training.row_length or int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
+        self.n_rows = max(1, training.batch_tokens // self.row_length) if packed else training.batch_size
+        self.starts = np.asarray(documents.starts[:-1])[chosen]
+        self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
+        self.short = self.lengths <= np.quantile(self.lengths, training.short_share)
+
+    def read(self, n_pass: int = 0, place: int = 0) -> Iterator[tuple[int, int, Batch]]:
+        """(pass, place within the pass, batch) from there on."""
+        while True:
+            rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
+            order = rng.permutation(len(self.chosen))
+            if n_pass < self.training.short_passes:
+                order = order[self.short[order]]
+            batches = self._packed(order, rng) if self.packed else self._padded(order, rng)
+            for number, batch in enumerate(batches):
+                if number >= place:
+                    yield n_pass, number, batch
+            n_pass, place = n_pass + 1, 0
+
+    def _ids(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n, length], tokens padded on the right; int64 [n], how many)"""
+        lengths = self.lengths[documents]
+        within = np.arange(lengths.max())
+        inside = within < lengths[:, None]
+        ids = np.zeros(inside.shape, dtype=np.int64)
+        ids[inside] = self.documents.tokens[(self.starts[documents][:, None] + within)[inside]]
+        return ids, lengths
+
+    def _packed(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
+        """Batches of one shape: the last is filled up from the beginning of its pass."""
+        begun: list[_Row] = []
+        waiting: list[_Row] = []
+        part = min(-(-len(order) // self.training.parts), _LARGEST_PART) if self.training.parts else 1
+        together = part * -(-_PACKED_TOGETHER // part)
+        for first in range(0, len(order), together):
+            waiting += self._rows(order[first:first + together], part, rng)
+            begun = begun or waiting[:self.n_rows]
+            while len(waiting) >= self.n_rows:
+                yield _joined(waiting[:self.n_rows])
+                del waiting[:self.n_rows]
+        if waiting:
+            yield _joined([*waiting, *islice(cycle(begun), self.n_rows - len(waiting))])
+
+    def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[_Row]:
+        """The documents of some parts, each of so many, as trees packed into rows."""
+        forest = plant(*self._ids(documents), self.row_length, kinds=np.arange(len(documents)) // part,
+                       least_shared=_LEAST_SHARED)
+        packed = packed_rows(forest.sizes, self.row_length, rng)
+        trees = np.concatenate(packed)
+        row = np.repeat(np.arange(len(packed)), [len(members) for members in packed])
+        sizes = forest.sizes[trees]
+        before = sizes.cumsum() - sizes
+        offset = before - before[np.searchsorted(row, row)]  # where in its row a tree begins
+        nodes, of_node = forest.nodes_of(trees), np.repeat(np.arange(len(trees)), sizes)
+        shift = (offset - forest.starts[:-1][trees])[of_node]
+        arrays = np.zeros((len(packed), len(_EMPTY), self.row_length), dtype=np.int64) + _EMPTY[:, None]
+        parents = forest.parents[nodes]
+        arrays[row[of_node], :, nodes + shift] = np.stack(
+            [forest.tokens[nodes], forest.depths[nodes], np.where(parents < 0, -1, parents + shift),
+             forest.ends[nodes] + shift, forest.counts[nodes]], axis=1)
+        row_of = np.empty(len(trees), dtype=np.int64)
+        row_of[trees] = row
+        members = row_of[forest.tree]
+        by_row = members.argsort(kind="stable")
+        split = np.split(self.chosen[documents[by_row]], np.searchsorted(members[by_row], np.arange(1, len(packed))))
+        return list(zip(arrays, split, strict=True))
+
+    def _padded(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
+        """One document a row; the place in the row is its position too: that is what random padding varies."""
+        for first in range(0, len(order), self.n_rows):
+            documents = np.take(order, range(first, first + self.n_rows), mode="wrap")
+            ids, lengths = self._ids(documents)
+            n_rows, width = ids.shape
+            offset = rng.integers(0, width - lengths + 1)[:, None]
+            within = np.arange(width) - offset
+            inside = (within >= 0) & (within < lengths[:, None])
+            position = np.broadcast_to(np.arange(width), ids.shape)
+            yield Batch(
+                ids=np.where(inside, np.take_along_axis(ids, within.clip(0, width - 1), axis=1), 0),
+                positions=np.where(inside, position, 0), parents=np.where(inside & (within > 0), position - 1, -1),
+                ends=np.where(inside, offset + lengths[:, None], 0), counts=inside.astype(np.int64),
+                members=self.chosen[documents])
+
+
+_Row = tuple[np.ndarray, np.ndarray]
+"""(int64 [5, length], the arrays of a `Batch`; int64, its documents)"""
+
+
+def _joined(rows: list[_Row]) -> Batch:
+    return Batch(*np.stack([arrays for arrays, _ in rows], axis=1), np.concatenate([members for _, members in rows]))
+
+
+def read_ahead(batches: Iterator[T]) -> Iterator[T]:
+    """The same, the next one made in a thread while the last one is in use: a fast GPU would otherwise wait for it."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches)
+        while True:
+            batch = coming.result()
+            coming = thread.submit(next, batches)
+            yield batch

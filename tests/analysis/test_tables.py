@@ -1,0 +1,282 @@
+"""Measures, tables, comparison and verdict against values worked out by hand (SPEC 8)."""
+
+import base64
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+
+from beliefedit.analysis import tables as analysis
+from beliefedit.analysis import verdict
+from beliefedit.analysis.measures import FORMS, MEASURES, PROBES, measures
+from beliefedit.config import AnalysisConfig
+from beliefedit.errors import StoreError
+from beliefedit.report import html_tables as tables
+
+CONFIG = AnalysisConfig(n_resamples=200)
+JUDGED = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
+
+# Three cases. 0: the model is right, the request is false and changes the downstream answer.
+# 1: the model is wrong, the request is true. 2: the model already says what is requested (which is false).
+CASES = pl.DataFrame({
+    "case": [0, 1, 2], "subject": ["Ann", "Ann", "Bob"], "relation": ["home", "job", "home"],
+    "object": ["Rome", "cook", "Oslo"], "request": ["Paris", "cook", "Bern"], "weight": [5.0, 1.0, 5.0],
+    "reinforces": [False, True, False], "downstream_changes": [True, False, False],
+    "is_downstream": [False] * 3, "other_is_downstream": [True, False, True],
+    "all_independent": [False] * 3, "other_has_both": [True] * 3, "relation_downstream": ["speech", None, "speech"],
+}, schema_overrides={"case": pl.UInt32})
+SAYS_BEFORE, SAYS_AFTER = ["Rome", "maid", "Bern"], ["paris ", "cook", "Bernhard"]
+
+
+def make_queries():
+    rows = []
+    for case in range(3):
+        original, request = CASES["object"][case], CASES["request"][case]
+        for probe in PROBES:
+            first = probe == PROBES[0]
+            objects = {"original": original if first else "old", "requested": request, "modal": request if first
+                       else "new"}
+            for kind, target in objects.items():
+                rows.append({"case": case, "probe": probe, "kind": kind, "prompt": f"{case} {probe}",
+                             "target": target, "label": objects["original"], "p_before_predictive": 0.7,
+                             "p_after_direct": 0.95, "p_after_predictive": 0.6})
+        rows += [{"case": case, "probe": probe, "kind": "true", "prompt": f'"{probe}" is', "target": "true",
+                  "label": "true"} for probe in JUDGED]
+        rows.append({"case": case, "probe": "atomic_a", "kind": "stated", "prompt": "A", "target": "a", "label": "a"})
+    rows += [{"case": 0, "probe": form, "kind": kind, "prompt": f'"{form} {kind}" is', "target": "true",
+              "label": str((kind == "new") != (form == FORMS[1])).lower()}
+             for form in FORMS[:3] for kind in ("old", "new")]
+    return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
+
+
+def score(queries, answers, p, p_true):
+    """Scores with the same probabilities in every case: p by kind, p_true by judged probe."""
+    rows = []
+    for query in queries.iter_rows(named=True):
+        probe, kind = query["probe"], query["kind"]
+        decoded = answers[query["case"]] if probe == PROBES[0] else "NEW" if probe == PROBES[1] else "old thing"
+        value = p_true[probe] if kind in ("true", "stated") else p[{"old": "original", "new": "modal"}.get(kind, kind)]
+        rows.append({"case": query["case"], "probe": probe, "kind": kind, "log_p": math.log(value),
+                     "decoded": decoded})
+    return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
+
+
+QUERIES = make_queries()
+BEFORE = score(QUERIES, SAYS_BEFORE, {"original": 0.8, "requested": 0.1, "modal": 0.05}, {
+    "judged_a": 0.9, "judged_b": 0.5, "judged_and": 0.4, "judged_and_swapped": 0.6, "judged_or": 0.8,
+    "judged_not": 0.3, "atomic_a": 0.6})
+EDITED = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.99, "modal": 0.1}, {
+    "judged_a": 0.5, "judged_b": 0.5, "judged_and": 0.5, "judged_and_swapped": 0.5, "judged_or": 0.5,
+    "judged_not": 0.5, "atomic_a": 0.5})
+EARLIER = score(QUERIES, ["?"] * 3, {"original": 0.5, "requested": 0.5, "modal": 0.5}, dict.fromkeys(
+    (*JUDGED, "atomic_a"), 0.5))
+
+
+def edited(scores, editor="lora", seed=0, step=40, told=PROBES[:1]):
+    return scores.select(pl.lit(editor).alias("editor"), pl.lit(seed, pl.UInt32).alias("seed"),
+                         pl.lit(step, pl.UInt32).alias("step"), pl.col("probe").is_in(told).alias("told"), pl.all())
+
+
+AFTER = pl.concat([edited(EARLIER, step=20), edited(EDITED)])
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return measures(CASES, QUERIES, BEFORE, AFTER)
+
+
+@pytest.fixture(scope="module")
+def result(frame):
+    return analysis.tables(frame, CONFIG, np.random.default_rng(0))
+
+
+def test_measures_by_hand(frame):
+    assert frame["case"].to_list() == [0, 1, 2]
+    assert frame["says_before"].to_list() == SAYS_BEFORE and frame["says_after"].to_list() == SAYS_AFTER
+    expected = {  # measure: values before, values after
+        "p_request": ([0.1] * 3, [0.99] * 3),
+        "accuracy_same_subject_same_relation": ([1, 0, 0], [1, 1, 0]),
+        "contains_same_subject_same_relation": ([1, 0, 0], [1, 1, 1]),
+        "accuracy_same_subject_other_relation": ([0] * 3, [1] * 3),
+        "accuracy_other_subject_same_relation": ([0] * 3, [0] * 3),
+        "contains_other_subject_same_relation": ([1] * 3, [0] * 3),
+        "coherence_same_subject_same_relation": ([0.1] * 3, [0.04] * 3),   # 0.8-0.7; 0.99-0.95
+        "coherence_same_subject_other_relation": ([0.1] * 3, [0.5] * 3),   # 0.8-0.7; 0.1-0.6
+        "coherence_other_subject_other_relation": ([0.1] * 3, [0.5] * 3),
+        "downstream_judged": ([1, None, None], [0.5, None, None]),         # p("true") of old, new: 0.8, 0.05; 0.2, 0.1
+        "downstream_not": ([0, None, None], [0.5, None, None]),
+        "downstream_or": ([None] * 3, [None] * 3),                         # nobody else has such a fact: not asked
+        "true_false": ([0.3] * 3, [0] * 3),                                # 0.6-0.9
+        "negation": ([0.2] * 3, [0] * 3),                                  # 0.9-(1-0.3)
+        "conjunction": ([0.05] * 3, [0.25] * 3),                           # 0.4-0.45; 0.5-0.25
+        "disjunction": ([0.15] * 3, [0.25] * 3),                           # 0.8-0.95; 0.5-0.75
+        "commutation": ([0.2] * 3, [0] * 3),
+    }
+    for measure, (before, after) in expected.items():
+        assert frame[f"{measure}_before"].to_list() == pytest.approx(before), measure
+        assert frame[f"{measure}_after"].to_list() == pytest.approx(after), measure
+    assert {f"{m}_{s}" for m in MEASURES for s in ("before", "after")} <= set(frame.columns)
+
+
+def test_a_prompt_that_was_not_scored_is_missing_not_zero():
+    without = AFTER.filter(pl.col("probe") != "judged_not")
+    frame = measures(CASES, QUERIES, BEFORE, without)
+    assert frame["negation_after"].null_count() == 3 and frame["negation_before"].null_count() == 0
+    row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
+        table="all", measure="negation").select("state", "n", "mean").rows()
+    assert row == [("before", 3, pytest.approx(0.2)), ("after", 0, None), ("difference", 0, None)]
+
+
+def test_what_was_told_is_marked_and_in_how_many_edits():
+    told = edited(EDITED, "bayes", told=PROBES[:2]).with_columns(pl.col("told") & (pl.col("case") < 2))
+    result = analysis.tables(measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, told])), CONFIG,
+                             np.random.default_rng(0))
+    share = {(row["editor"], row["measure"]): row["told"] for row in result.filter(table="all", state="after").rows(
+        named=True)}
+    other = "accuracy_same_subject_other_relation"
+    assert share["lora", "p_request"] == 1 and share["lora", other] == share["lora", "downstream_judged"] == 0
+    assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_judged"] == 1
+    assert share["bayes", f"coherence_{PROBES[2]}"] == 0 and share["bayes", "negation"] is None
+    page = tables.styled(result.filter(table="all", editor="bayes", state="after"))
+    print(page.count("told in 67%"), page.count("told</small>"))
+    assert page.count("told in 67%") == 3 and page.count("told</small>") == 3  # three forms, of one edit
+    assert "told</small>" not in tables.styled(result.filter(table="all", editor="bayes", state="before"))
+
+
+def test_frames_of_another_shape_are_named_errors():
+    with pytest.raises(StoreError, match="the edits' scores lack the columns step"):
+        measures(CASES, QUERIES, BEFORE, AFTER.drop("step"))
+
+
+@pytest.mark.parametrize(("table", "group", "members"), [
+    ("all", "all", [0, 1, 2]), ("updating", "updating", [0, 1]), ("downstream", "downstream", [0]),
+    ("fixing", "fixing", [1]), ("downstream_or_not", "downstream fact", [0, 2]),
+    ("downstream_or_not", "no downstream fact", [1]), ("breaking_or_fixing", "breaking", [0]),
+    ("breaking_or_fixing", "fixing", [1]), ("generalisation", "downstream answer changes", [0]),
+    ("generalisation", "downstream answer stays", [1, 2]),
+])
+def test_which_edits_each_table_counts(frame, result, table, group, members):
+    assert frame.filter(analysis.GROUPS[table][group])["case"].to_list() == members
+    counts = result.filter(table=table, group=group, measure="p_request")["n"].to_list()
+    assert counts == [len(members)] * 3
+
+
+def test_table_values_by_hand(result):
+    def cell(measure, state):
+        return result.filter(table="all", measure=measure, state=state).select("n", "mean", "low", "high").row(0)
+
+    # accuracy on the edited fact after: Ann 1 and 1, Bob 0; resamples of two subjects give 0, 2/3 or 1
+    assert cell("accuracy_same_subject_same_relation", "after") == (3, pytest.approx(2 / 3), 0.0, 1.0)
+    assert cell("p_request", "difference") == (3, *[pytest.approx(0.89)] * 3)
+    assert cell("conjunction", "difference") == (3, *[pytest.approx(0.2)] * 3)
+    # one subject only: a mean without an interval
+    one = result.filter(table="updating", measure="p_request", state="after").row(0, named=True)
+    assert (one["n"], one["mean"], one["low"], one["high"]) == (2, pytest.approx(0.99), None, None)
+
+
+def test_seeds_are_pooled_and_shown():
+    worse = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.59, "modal": 0.1}, dict.fromkeys(
+        (*JUDGED, "atomic_a"), 0.5))
+    frame = measures(CASES, QUERIES, BEFORE, pl.concat([edited(EDITED, seed=0), edited(worse, seed=1)]))
+    result = analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    rows = result.filter(table="all", measure="p_request", state="after").select("seed", "n", "mean").rows()
+    assert rows == [(None, 6, pytest.approx(0.79)), (0, 3, pytest.approx(0.99)), (1, 3, pytest.approx(0.59))]
+    page = tables.styled(result.filter(table="all"))
+    assert "lora, 2 seeds pooled" in page and "lora, seed 1" in page
+
+
+def test_no_edits_give_empty_tables_and_say_so():
+    frame = measures(CASES, QUERIES, BEFORE, AFTER.clear())
+    result = analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    assert result.is_empty() and analysis.summary(result) == {} and tables.styled(result) == ""
+    assert verdict.verdict(result) == ["No edits were made, so nothing can be said of editors."]
+
+
+def test_a_group_without_edits_is_counted_as_none():
+    frame = measures(CASES, QUERIES, BEFORE, AFTER.filter(case=2))
+    row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
+        table="fixing", measure="p_request", state="after").row(0, named=True)
+    assert (row["n"], row["mean"], row["low"]) == (0, None, None)
+
+
+def test_summary_and_wide_and_csv(result, tmp_path):
+    found = analysis.summary(result)["lora"]
+    assert found["updating"]["p_request"] == {
+        "before": pytest.approx(0.1), "after": pytest.approx(0.99), "difference": pytest.approx(0.89),
+        "difference_low": None, "difference_high": None, "n": 2}
+    assert found["breaking_or_fixing/breaking"]["p_request"]["n"] == 1
+    wide = tables.to_wide(result.filter(table="all"))
+    assert wide["state"].to_list() == ["before", "after", "difference"] and wide["n"].to_list() == [3, 3, 3]
+    assert wide["p_request"].to_list() == pytest.approx([0.1, 0.99, 0.89])
+    paths = tables.write_tables(result, tmp_path)
+    assert [path.stem for path in paths] == list(analysis.GROUPS)
+    assert pl.read_csv(paths[0]).equals(result.filter(table="all").with_columns(
+        pl.col("seed").cast(pl.String), pl.col("n").cast(pl.Int64)))
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.tags = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
+    hostile = result.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">'))
+    compared = analysis.compare_editors(frame.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">')), CONFIG,
+                                        np.random.default_rng(0))
+    for page in (tables.styled(hostile), tables.styled_comparison(compared, "all"),
+                 tables.styled_claims(verdict.claims(hostile))):
+        cells = Cells()
+        cells.feed(page)
+        assert cells.tags <= {"h4", "p", "a", "b", "span", "div", "table", "caption", "thead", "tbody", "tr", "th",
+                              "td", "br", "small", "details", "summary"}
+        assert "http" not in page
+    page = Cells()
+    page.feed(tables.styled(result.filter(table="all")))
+    assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
+    assert page.rows[1] == ["p(request)", "0.100 [0.100, 0.100]", "0.990 [0.990, 0.990]", "0.890 [0.890, 0.890]", "3"]
+    assert [row[0] for row in page.rows[2:4]] == ["accuracy: same subject, same relation",
+                                                  "… as published (contains): same subject, same relation"]
+    grouped = Cells()
+    grouped.feed(tables.styled(result.filter(table="generalisation")))
+    assert grouped.rows[0] == ["", "downstream answer stays", "downstream answer changes"]
+    assert all(len(row) == 9 for row in grouped.rows[1:])
+
+
+def test_a_table_can_be_saved_from_the_page(result):
+    (data,) = re.findall(r'download="all.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"',
+                         tables.styled(result.filter(table="all")))
+    assert base64.b64decode(data).decode() == result.filter(table="all").write_csv()
+
+
+def test_verdict_without_an_interval_claims_nothing(result):
+    claims = {claim.name: claim for claim in verdict.claims(result)}
+    assert claims["adopts"].holds is None
+    assert claims["adopts"].sentence == (
+        "Whether lora believes the request cannot be said: edits of one subject only, so no interval.")
+    assert tables.styled_claims(verdict.claims(result)).count("not tested") == sum(
+        not claim.value for claim in verdict.claims(result))
+
+
+def test_worst_cases_are_readable_and_sorted():
+    worst = analysis.worst_cases(CASES, QUERIES, AFTER, n=2)
+    assert worst["probe"].to_list() == [probe for probe in PROBES for _ in range(2)]
+    assert worst["case"].to_list() == [0, 1] * 4
+    assert worst["error"].to_list() == pytest.approx([0.04] * 2 + [0.5] * 6)
+    assert worst["sentence"][6] == (
+        "Told “Ann home Paris”, lora believes “0 other_subject_other_relation new” with 0.10, the rational agent with "
+        "0.60. Asked “0 other_subject_other_relation”, the model says “old thing”.")

@@ -1,0 +1,74 @@
+"""The notebooks as they are in the repository, and as a smoke run leaves them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import nbformat
+import polars as pl
+import pytest
+
+from beliefedit.batch.notebooks import check_parameters
+from beliefedit.batch.runner import find_notebooks
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EDITING_TABLES = {"updating", "downstream", "fixing"}
+
+
+def test_there_are_five_in_order() -> None:
+    names = [path.stem for path in find_notebooks(ROOT / "notebooks")]
+    assert names == ["01_corpus", "02_pretraining", "03_editing", "04_analysis", "05_playground"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_short_cells_without_logic_or_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    check_parameters(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].source.startswith("# ")
+    assert len(code) <= 15
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None, "strip outputs before committing (nbstripout)"
+        assert cell.source.count("\n") < 12, f"more than 12 lines:\n{cell.source}"
+        tree = ast.parse(cell.source)
+        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)) for node in ast.walk(tree))
+
+
+def test_the_smoke_run_finishes_with_all_its_reports(smoke_run: Path) -> None:
+    record = json.loads((smoke_run / "run.json").read_text())
+    assert {name: entry["status"] for name, entry in record["notebooks"].items()} == {
+        path.stem: "done" for path in NOTEBOOKS}
+    assert (smoke_run / "index.html").exists()
+    for path in NOTEBOOKS:
+        report = smoke_run / "reports" / f"{path.stem}.html"
+        assert 3e4 < report.stat().st_size < 10e6  # the playground's needs no plotly
+
+
+def test_the_summary_says_what_the_stages_found(smoke_run: Path) -> None:
+    summary = json.loads((smoke_run / "summary.json").read_text())
+    metrics = pl.read_parquet(smoke_run / "model" / "metrics.parquet").row(-1, named=True)
+    for kind, value in summary["pretraining"]["accuracy"].items():
+        assert value == pytest.approx(metrics[kind])
+    assert summary["pretraining"]["coherence"] == pytest.approx(metrics["coherence"])
+    assert set(summary["durations"]) == {path.stem for path in NOTEBOOKS}
+    lora = summary["editing"]["lora"]
+    assert EDITING_TABLES <= set(lora)
+    assert lora["edits_per_second"] > 0 and summary["tokens_per_second"] > 0
+    measured = pl.read_parquet(smoke_run / "tables" / "measures.parquet")
+    said_otherwise = measured.filter(pl.col("says_before").str.to_lowercase() != pl.col("request").str.to_lowercase())
+    row = lora["updating"]["p_request"]
+    assert row["n"] == len(said_otherwise) > 10
+    assert row["before"] == pytest.approx(said_otherwise["p_request_before"].mean())
+    assert row["after"] == pytest.approx(said_otherwise["p_request_after"].mean())
+
+
+def test_the_model_loads_with_transformers(smoke_run: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smoke_run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(smoke_run / "model")
+    assert model.config.model_type == "mistral" and model.config.vocab_size == len(tokenizer)

@@ -1,0 +1,238 @@
+"""run_all.py as a user meets it: real notebooks, real kernels, small."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+
+from beliefedit.batch.notebooks import Progress
+from beliefedit.config import load_params
+from run_all import main
+from tests.sample_notebooks import write
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILING = ("# Editing", "from beliefedit.errors import EditError\n"
+           "raise EditError('no such editor', where='edit.editors', remedy='choose lora')")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a parameter file and two notebooks; the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("corpus: {n_facts: 100}\n")
+    write(tmp_path / "notebooks" / "01_corpus.ipynb", "# The world", "print(params_file, run_folder, overrides)")
+    write(tmp_path / "notebooks" / "02_pretraining.ipynb", "# The model", "## Train", TRAIN)
+    return tmp_path
+
+
+TRAIN = """import json
+from pathlib import Path
+import polars as pl
+from beliefedit.config import load_params
+from tqdm.auto import tqdm
+exp = load_params(params_file, overrides)
+model = Path(run_folder) / "model"
+model.mkdir(exist_ok=True)
+for _ in tqdm(range(2)):
+    pass
+pl.DataFrame({"tokens": [1000], "seconds": [2.0], "atomic": [0.95 if exp.seed == 0 else 0.5], "true_false": [0.9],
+              "not": [None], "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(
+    model / "metrics.parquet")
+(model / "manifest.json").write_text(json.dumps({"device": "cpu"}))"""
+
+
+def run(*arguments):
+    """run_all in this process; its result with stdout, stderr and exit_code."""
+    return CliRunner().invoke(main, ["--params", "tiny.yaml", "--notebooks", "notebooks", *arguments])
+
+
+def outputs(path):
+    return [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+
+
+def test_a_run_leaves_reports_index_summary_and_resumes(place):
+    result = run("--set", "edit.n_cases=50")
+    assert result.exit_code == 0, result.stderr
+    folder = place / "runs" / "tiny"
+    assert {path.name for path in folder.glob("reports/*")} == {"01_corpus.html", "02_pretraining.html"}
+    assert str(folder / "index.html") in result.stdout and "02_pretraining  done" in result.stdout
+    assert "\x1b" not in result.stderr and "\r" not in result.stderr
+    assert "[2/2] 02_pretraining -> runs/tiny/reports/02_pretraining.html" in result.stderr
+    assert "cell 2/3: The model" in result.stderr and "cell 3/3: Train" in result.stderr  # one cell is papermill's
+    said = outputs(folder / "notebooks" / "01_corpus.ipynb")[0]["text"]
+    assert said == f"{place / 'tiny.yaml'} {folder} {{'edit.n_cases': 50}}\n"
+
+    summary = json.loads((folder / "summary.json").read_text())
+    exp = load_params("tiny.yaml", {"edit.n_cases": 50})
+    assert summary["config_hash"] == exp.hash and summary["device"] == "cpu" and summary["learned"] is True
+    assert summary["pretraining"] == {"accuracy": {"atomic": 0.95, "true_false": 0.9, "not": None, "and": 0.7,
+                                                   "or": None}, "coherence": 0.05}
+    assert summary["tokens_per_second"] == 500 and set(summary["durations"]) == {"01_corpus", "02_pretraining"}
+    assert "editing" not in summary and summary["versions"]["polars"]
+
+    executed = folder / "notebooks" / "02_pretraining.ipynb"
+    before = executed.stat().st_mtime_ns
+    again = run("--set", "edit.n_cases=50")
+    assert again.exit_code == 0 and "02_pretraining is up to date" in again.stderr
+    assert executed.stat().st_mtime_ns == before
+
+    other = run("--set", "edit.n_cases=60")
+    assert other.exit_code == 1
+    assert "edit.n_cases 50 -> 60" in other.stderr and "--force" in other.stderr and "--out" in other.stderr
+    assert json.loads((folder / "run.json").read_text())["config_hash"] == exp.hash
+    forced = run("--set", "edit.n_cases=60", "--force", "--only", "01")
+    assert forced.exit_code == 0 and "01_corpus -> " in forced.stderr and "02_pretraining ->" not in forced.stderr
+    record = json.loads((folder / "run.json").read_text())
+    assert {name: entry["status"] for name, entry in record["notebooks"].items()} == {
+        "01_corpus": "done", "02_pretraining": "unfinished"}
+    assert "learned" not in json.loads((folder / "summary.json").read_text())
+
+
+def test_a_failure_is_kept_told_and_resumed(place):
+    write(place / "notebooks" / "02_editing.ipynb", *FAILING[:1], "print('before')", FAILING[1], "print('after')")
+    (place / "notebooks" / "02_pretraining.ipynb").rename(place / "notebooks" / "03_pretraining.ipynb")
+    result = run("--out", "out")
+    assert result.exit_code == 1
+    assert "no such editor\n  where: edit.editors\n  to fix: choose lora" in result.stderr
+    assert not Path("out/notebooks/03_pretraining.ipynb").exists() and "03_pretraining  not run" in result.stdout
+    kinds = [output["output_type"] for output in outputs("out/notebooks/02_editing.ipynb")]
+    assert kinds == ["stream", "error"]
+    assert "This notebook failed" in Path("out/reports/02_editing.html").read_text()
+    assert "no such editor" in Path("out/index.html").read_text()
+
+    first = Path("out/notebooks/01_corpus.ipynb").stat().st_mtime_ns
+    write(place / "notebooks" / "02_editing.ipynb", "# Editing", "1 / 1")
+    result = run("--out", "out")
+    assert result.exit_code == 0 and "03_pretraining  done" in result.stdout
+    assert Path("out/notebooks/01_corpus.ipynb").stat().st_mtime_ns == first
+    assert "no such editor" not in Path("out/index.html").read_text()
+
+
+def test_other_errors_point_to_the_cell_and_a_dead_kernel_is_told(place):
+    write(place / "notebooks" / "01_corpus.ipynb", "# World", "1 / 0")
+    result = run()
+    assert result.exit_code == 1 and "ZeroDivisionError: division by zero" in result.stderr
+    assert "01_corpus.ipynb" in result.stderr
+    write(place / "notebooks" / "01_corpus.ipynb", "# World", "import os\nos._exit(9)")
+    result = run()
+    assert result.exit_code == 1 and "kernel" in result.stderr and "memory" in result.stderr
+    assert Path("runs/tiny/reports/01_corpus.html").exists()
+
+
+def test_a_grid_gives_a_run_per_point_and_one_comparison(place):
+    result = run("--out", "out", "--set", "seed=[0,1]", "corpus.connectives=[and]")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in Path("out").iterdir()) == ["index.html", "seed=0", "seed=1"]
+    configs = [json.loads(Path(f"out/seed={seed}/run.json").read_text())["config"] for seed in (0, 1)]
+    assert [config["seed"] for config in configs] == [0, 1]
+    assert all(config["corpus"]["connectives"] == ["and"] for config in configs)
+    page = Path("out/index.html").read_text()
+    assert "2 runs compared" in page and "1 of 2 models have not learned" in page
+    refused = run("--out", "out")
+    assert refused.exit_code == 1 and "holds a sweep" in refused.stderr
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--params", "missing.yaml"], "no such parameter file"),
+    (["--set", "corpus.n_fact=3"], "did you mean 'n_facts'"),
+    (["--set", "corpus.n_facts=many"], "corpus.n_facts"),
+    (["--set", "corpus.n_facts"], "section.key=value"),
+    (["--set", "seed=[0,-1]"], "seed"),
+    (["--set", "seed=[]"], "no value"),
+    (["--only", "07_nothing"], "01_corpus"),
+    (["--notebooks", "."], "no notebooks"),
+])
+def test_bad_requests_write_nothing(place, arguments, message):
+    before = sorted(place.rglob("*"))
+    result = run("--out", "out", *arguments)
+    assert result.exit_code == 1 and message in result.stderr
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("parameters", [None, "params_file = ''\nrun_folder = ''", "params_file = ''\nrun_folder = ''\n"
+                                        "overrides = {}\nseed = 0"])
+def test_notebooks_with_other_parameters_are_refused(place, parameters):
+    write(place / "notebooks" / "02_pretraining.ipynb", "# Model", "1", parameters=parameters)
+    result = run("--out", "out")
+    assert result.exit_code == 1 and "params_file, run_folder, overrides" in result.stderr
+    assert not Path("out").exists()
+
+
+def test_a_damaged_notebook_or_record_is_named(place):
+    Path("out").mkdir()
+    Path("out/run.json").write_text("{")
+    assert "run.json" in run("--out", "out").stderr
+    (place / "notebooks" / "02_pretraining.ipynb").write_text("{}")
+    result = run("--out", "elsewhere")
+    assert result.exit_code == 1 and "02_pretraining.ipynb" in result.stderr
+
+
+def test_the_script_runs_from_anywhere_with_braces_and_spaces_in_paths(place):
+    command = [sys.executable, str(ROOT / "run_all.py"), "--params", "tiny.yaml", "--notebooks", "notebooks", "--only",
+               "01_corpus", "--out", "a {b} c"]
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
+    assert (place / "a {b} c" / "reports" / "01_corpus.html").exists()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_renews_one_line_on_a_terminal_and_writes_lines_elsewhere():
+    for stream in (_Terminal(), io.StringIO()):
+        progress = Progress(stream, "seed=0")
+        progress.notebook("[1/5] 01_corpus", "runs/demo/reports/01_corpus.html", 200)
+        progress.cell("cell 1/3: Facts")
+        progress.inside("40% [00:10<00:15]")
+        progress.message("done")
+        text = stream.getvalue()
+        assert "seed=0  [1/5] 01_corpus -> runs/demo/reports/01_corpus.html, about 3 min 20 s left" in text
+        assert text.count("\n") == (2 if stream.isatty() else 3) and ("\r" in text) == stream.isatty()
+        assert ("00:10<00:15" in text) == stream.isatty()
+
+
+@pytest.mark.parametrize("n_hosts", [1, 2])
+def test_processes_of_one_launch_train_together_and_one_goes_on(place, n_hosts):
+    """As `accelerate launch` starts them: both train, the first runs the notebooks and finds the model there.
+
+    Two hosts are two launchers here, which know each other by an address and share the run folder.
+    """
+    (place / "tiny.yaml").write_text("""
+graph: {source: demo, demo_subjects: 300, min_cooccurrence: 10}
+corpus: {n_facts: 20, sentences_per_doc: 1, n_orders: 1}
+model: {size: null, hidden_size: 32, n_layers: 1, vocab_size: 500}
+pretraining: {n_tokens: 4000, n_evaluations: 1, n_eval_facts: 5}
+edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps: 2}}}
+""")
+    write(place / "notebooks" / "02_pretraining.ipynb", "# The model", "pass")
+    write(place / "notebooks" / "03_editing.ipynb", "# Editing",
+          "import os, beliefedit as be\nfrom beliefedit import editing, pretrain\n"
+          "pretrain.train = editing._edit_piece = None  # all must be done already\n"
+          "scores, log = be.make_edits(be.load_params(params_file, overrides), be.Store(run_folder))\n"
+          "print(os.environ.get('WORLD_SIZE', 'alone'), sorted(log['case']))")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launchers = [subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(n_hosts), "--node_rank", str(host),
+         "--nproc_per_node", str(2 // n_hosts), "--master_addr", "127.0.0.1", "--master_port", str(port),
+         str(ROOT / "run_all.py"), "--params", "tiny.yaml", "--notebooks", "notebooks", "--out", "run"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        for host in range(n_hosts)]
+    ended = [launcher.communicate() for launcher in launchers]
+    assert not any(launcher.returncode for launcher in launchers), "\n".join(stderr for _, stderr in ended)
+    stdout = "".join(out for out, _ in ended)
+    assert stdout.count("Open ") == 1 and stdout.count("03_editing      done") == 1
+    assert [output.text for output in outputs(place / "run" / "notebooks" / "03_editing.ipynb")
+            if output.output_type == "stream"][-1] == "alone [0, 1, 2, 3, 4]\n"
+    assert json.loads((place / "run" / "model" / "manifest.json").read_text())["tokens_per_second"] > 0

@@ -1,0 +1,327 @@
+"""Documents and evidence: every sentence is parsed again and counted by hand."""
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pytest
+
+from beliefedit.config import CorpusConfig
+from beliefedit.corpus import sampler as corpus_module
+from beliefedit.corpus.corpus import load, render, sample_corpus, save
+from beliefedit.corpus.language import SEPARATOR, Lexicon
+from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler
+from beliefedit.corpus.world import build_world
+from beliefedit.errors import ConfigError, GraphError, StoreError
+from tests.oracles import evidence_in
+from tests.worlds import graph_of, random_graph, small_demo
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return small_demo(tmp_path_factory.mktemp("graph"))
+
+
+@pytest.fixture(scope="module")
+def world(graph):
+    return build_world(graph)
+
+
+@pytest.fixture(scope="module")
+def certain_world(graph):
+    return build_world(graph, min_truth=1)
+
+
+def documents_of(corpus):
+    frame = pl.concat([pl.read_parquet(path) for path in sorted(corpus.documents.glob("*.parquet"))])
+    sentences = frame["text"].str.split(SEPARATOR)
+    assert sentences.list.len().to_list() == frame["n_sentences"].to_list()
+    assert frame["doc"].to_list() == list(range(len(frame)))
+    return sentences.to_list()
+
+
+def lexicon_of(world):
+    lexicon = Lexicon(world.subjects, world.relations, world.objects)
+    lexicon.parse = cache(lexicon.parse)
+    return lexicon
+
+
+def counted(corpus):
+    return {tuple(row[:4]): row[4] for row in corpus.evidence.with_columns(pl.col(pl.Enum).cast(str)).rows()}
+
+
+def sample_sentences(world, config, seed=0, rows=None):
+    """(sampler, sentences) of one pass over the known facts."""
+    sampler = Sampler(world, config, world.first_facts(config.n_facts) if rows is None else rows)
+    return sampler, sampler.sentences(0, len(sampler.object), np.random.default_rng(seed))
+
+
+CONFIGS = {
+    "paper": {}, "one sentence a document": {"sentences_per_doc": 1, "n_orders": 1},
+    "three": {"sentences_per_doc": 3, "n_orders": 2},
+    "mixed": {"n_mixed_orders": 2, "n_orders": 1, "sentences_per_doc": 7},
+    "one document": {"sentences_per_doc": 1_000_000, "n_mixed_orders": 1},
+    "no connectives": {"connectives": ()}, "not": {"connectives": ("not",)}, "and or": {"connectives": ("and", "or")},
+    "few compounds": {"n_complex": 3}, "no compounds": {"n_complex": 0}, "one compound": {"n_complex": 1},
+    "many compounds": {"n_complex": 200}, "two judged": {"judge_all_samples": False}, "no atomic": {"atomic": False},
+    "atomic alone": {"true_false": False, "connectives": ()}, "other false objects": {"use_distractors": False},
+    "minority": {"true_object_most_frequent": False, "n_samples": 3}, "one sample": {"n_samples": 1},
+}
+
+
+@pytest.mark.parametrize("min_truth", [0.6, 1])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_evidence_is_what_the_documents_say(name, min_truth, world, certain_world, tmp_path):
+    made = world if min_truth < 1 else certain_world
+    config = CorpusConfig(**{"n_facts": 40} | CONFIGS[name])
+    if min_truth == 1 and name == "no atomic":
+        config = config.model_copy(update={"n_complex": 40})
+    corpus = sample_corpus(made, config, seed=3, documents=tmp_path / "documents")
+    documents = documents_of(corpus)
+    said = [sentence for document in documents for sentence in document]
+    assert counted(corpus) == evidence_in(said, lexicon_of(made))
+    alone = sample_corpus(made, config, seed=3, documents=False)
+    assert alone.evidence.equals(corpus.evidence) and alone.statistics == corpus.statistics and alone.documents is None
+    check_documents(documents, corpus, made)
+
+
+def check_documents(documents, corpus, world):
+    config, statistics = corpus.config, corpus.statistics
+    passes = config.n_orders + config.n_mixed_orders
+    times = Counter(sentence for document in documents for sentence in document)
+    assert all(n % passes == 0 for n in times.values())
+    assert statistics["sentences"] * passes == times.total() and statistics["passes"] == passes
+    assert statistics["unique_sentences"] == len(times) and statistics["documents"] == len(documents)
+    assert max(map(len, documents)) <= config.sentences_per_doc
+    parse = lexicon_of(world).parse
+    kinds = Counter(_kind(parse(sentence)) for sentence in times.elements())
+    for kind in ("stated", "true_false", "not", "or", "and"):
+        assert statistics[f"{kind}_sentences"] * passes == kinds[kind]
+    assert statistics["subjects"] == corpus.facts["subject"].n_unique() and statistics["facts"] == corpus.facts.height
+    objects = {atom.object for sentence in times for atom in parse(sentence).atoms}
+    assert statistics["objects"] == len(objects)
+
+
+def _kind(said):
+    return said.form if said.form != "atomic" else "stated" if said.label is None else "true_false"
+
+
+def test_a_document_is_about_one_subject_unless_mixed(world, tmp_path):
+    config = CorpusConfig(n_facts=60, n_orders=2, n_complex=0, n_mixed_orders=1)
+    corpus = sample_corpus(world, config, documents=tmp_path / "documents")
+    parse, documents = lexicon_of(world).parse, documents_of(corpus)
+    subjects = [{parse(sentence).atoms[0].subject for sentence in document} for document in documents]
+    n_mixed = -(-corpus.statistics["sentences"] // config.sentences_per_doc)
+    assert all(len(about) == 1 for about in subjects[:-n_mixed])
+    assert sum(len(about) > 1 for about in subjects[-n_mixed:]) > n_mixed / 2
+    per_subject = documents[:-n_mixed]
+    halves = per_subject[:len(per_subject) // 2], per_subject[len(per_subject) // 2:]
+    passes = [[sentence for document in half for sentence in document] for half in halves]
+    assert passes[0] != passes[1] and Counter(passes[0]) == Counter(passes[1])  # shuffled afresh
+
+
+def test_the_true_object_has_the_majority(world):
+    config = CorpusConfig(n_facts=250, n_complex=0)
+    sampler, said = sample_sentences(world, config)
+    stated = said.take(said.label == UNJUDGED)
+    right = np.bincount(stated.fact, stated.object == sampler.object[stated.fact], len(sampler.object))
+    assert (np.bincount(stated.fact) == config.n_samples).all() and right.min() > config.n_samples / 2
+    assert right.max() > right.min()
+    _, free = sample_sentences(world, config.model_copy(update={"true_object_most_frequent": False}))
+    stated = free.take(free.label == UNJUDGED)
+    assert np.bincount(stated.fact, stated.object == sampler.object[stated.fact]).min() <= config.n_samples / 2
+
+
+@pytest.mark.parametrize("min_truth", [0.6, 1])
+@pytest.mark.parametrize("n_complex", [0, 1, 2, 3, 4, 5, 11, 20, 200])
+@pytest.mark.parametrize("connectives", [("or",), ("and", "not"), ("or", "and", "not")])
+def test_how_many_compound_sentences_a_subject_gets(world, certain_world, min_truth, n_complex, connectives):
+    made = world if min_truth < 1 else certain_world
+    config = CorpusConfig(n_facts=150, n_complex=n_complex, connectives=connectives)
+    sampler, said = sample_sentences(made, config, seed=n_complex)
+    names = [*(["true_false"] if min_truth == 1 else []), *connectives]
+    to_share = n_complex - (min_truth < 1)
+    n_facts = np.bincount(sampler.subject)
+    for subject in np.unique(sampler.subject):
+        is_compound = (said.form != ATOMIC) | ((said.label != UNJUDGED) & (min_truth == 1))
+        own = said.take((said.owner == subject) & is_compound)
+        used = {name: (own.form == FORMS.index(name if name != "true_false" else "atomic")).sum() for name in names}
+        for name in {"not", "true_false"} & set(names):  # a true and a false sentence about each of the facts used
+            facts = own.fact[own.form == (NOT if name == "not" else ATOMIC)]
+            assert set(Counter(facts.tolist()).values()) <= {2}
+            used[name] //= 2
+        assert sorted(used.values()) == shares_of(max(to_share, 0), len(names), n_facts[subject])
+        assert (sampler.subject[own.fact] == subject).all() or {"or", "and"} & set(names)
+
+
+def shares_of(n, n_connectives, n_facts):
+    """What a subject's connectives write, rising: equal shares, the remainder to one; no fact is used twice."""
+    shares = [n // n_connectives] * n_connectives
+    if n < n_connectives:
+        shares = [1] * n + [0] * (n_connectives - n)
+    else:
+        shares[0] += n % n_connectives
+    return sorted(min(share, n_facts) for share in shares)
+
+
+def test_the_remainder_goes_to_any_connective(world):
+    _, said = sample_sentences(world, CorpusConfig(n_facts=250, n_complex=3))  # two to share among three
+    kinds = {tuple(sorted(set(said.form[(said.owner == s) & (said.form != ATOMIC)].tolist()))) for s in set(said.owner)}
+    assert kinds == {(NOT, OR), (NOT, AND), (OR, AND)}
+
+
+def test_two_judged_sentences_per_fact(world):
+    sampler, said = sample_sentences(world, CorpusConfig(n_facts=250, n_complex=0, judge_all_samples=False))
+    judged = said.take((said.label != UNJUDGED) & (said.form == ATOMIC))
+    stated = said.take(said.label == UNJUDGED)
+    right, wrong = (Counter(part.fact[(part.object == sampler.object[part.fact]) == is_right].tolist())
+                    for part in [judged] for is_right in (True, False))
+    noisy = set(stated.fact[stated.object != sampler.object[stated.fact]].tolist())
+    assert set(right.values()) == {1} and len(right) == len(sampler.object)
+    assert set(wrong.values()) == {1} and set(wrong) == noisy
+
+
+def many(world, config, n_passes=300):
+    """(sampler, sentences) of many passes."""
+    sampler = Sampler(world, config, world.first_facts(config.n_facts))
+    rng = np.random.default_rng(0)
+    passes = [sampler.sentences(0, len(sampler.object), rng) for _ in range(n_passes)]
+    return sampler, corpus_module.Sentences.join(passes)
+
+
+def test_draws_follow_the_generative_model(world):
+    config = CorpusConfig(n_facts=40, n_complex=0, true_object_most_frequent=False, n_samples=20)
+    sampler, said = many(world, config, 100)
+    stated = said.take(said.label == UNJUDGED)
+    k, n = len(world.objects), 100 * 20
+    observed = np.bincount(stated.fact * k + stated.object, minlength=len(sampler.object) * k).reshape(-1, k)
+    facts = sampler.facts.select("subject", "relation")
+    every = facts.join(pl.DataFrame({"object": np.arange(k, dtype=np.uint32)}), how="cross")
+    expected = world.probabilities(every).reshape(-1, k) * n
+    assert observed[expected == 0].sum() == 0
+    possible = expected > 0
+    chi_square = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
+    freedom = possible.sum() - len(facts)
+    assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def near(successes, probability):
+    """Whether a share of independent trials is within 4.5 standard deviations of its probability."""
+    trials = np.asarray(successes, dtype=float)
+    spread = np.sqrt(np.mean(probability * (1 - np.asarray(probability))) / len(trials))
+    return len(trials) > 100 and abs(trials.mean() - np.mean(probability)) < 4.5 * spread
+
+
+def test_judgements_follow_the_truth_probability(world):
+    sampler, said = many(world, CorpusConfig(n_facts=40, n_complex=0), 60)
+    judged = said.take(said.label != UNJUDGED)
+    right, p_true = judged.object == sampler.object[judged.fact], sampler.p_true[judged.fact]
+    assert near(judged.label[right], p_true[right]) and near(judged.label[~right], 1 - p_true[~right])
+
+
+def test_compound_sentences_are_drawn_as_specified(world):
+    sampler, said = many(world, CorpusConfig(n_facts=40, true_false=True, n_samples=1))
+    for form, p_true_label in ((OR, 0.75), (AND, 0.25)):
+        own = said.take(said.form == form)
+        first = own.object == sampler.object[own.fact]
+        second = own.second_object == sampler.object[own.second_fact]
+        assert (own.label == (first | second if form == OR else first & second)).all()
+        assert near(own.label, p_true_label) and near(first, 0.5) and near(second, 0.5)
+        mine = sampler.subject[own.fact] == own.owner
+        theirs = sampler.subject[own.second_fact] == own.owner
+        assert (mine | theirs).all() and near(mine & ~theirs, (mine ^ theirs).mean() / 2)  # swapped half the time
+        other = np.where(mine & ~theirs, own.second_fact, own.fact)[mine ^ theirs]
+        assert len(np.unique(other)) == len(sampler.object)  # any known fact
+
+
+def test_false_objects(world):
+    sampler = Sampler(world, CorpusConfig(n_facts=100), world.first_facts(100))
+    fact, rng = np.repeat(np.arange(len(sampler.object)), 400), np.random.default_rng(0)
+    false = sampler.false_object(fact, rng)
+    independent = sampler.facts["upstream_object"].is_null().to_numpy()[fact]
+    assert (false != sampler.object[fact]).all() and independent.any() and not independent.all()
+    assert (false[independent] == sampler.distractor[fact][independent]).all()
+    counts = np.bincount(false[~independent], minlength=len(world.objects))
+    assert counts.min() > 0.7 * counts.mean() and counts.max() < 1.3 * counts.mean()
+    free = Sampler(world, CorpusConfig(n_facts=100, use_distractors=False), sampler.facts).false_object(fact, rng)
+    assert (free != sampler.object[fact]).all() and (free[independent] != sampler.distractor[fact][independent]).any()
+
+
+def test_false_objects_of_the_same_relation(graph):
+    made = build_world(graph, same_relation=1.0)
+    config = CorpusConfig(n_facts=100, use_distractors=False)
+    sampler, said = sample_sentences(made, config)
+    under = set(made.facts.select("relation", "graph_object").rows())
+    for fact, o in ((said.fact, said.object), (said.second_fact, said.second_object)):
+        there = (fact >= 0) & (o != sampler.object[fact]) & (said.form != ATOMIC)  # atomic: drawn from the world
+        assert there.sum() > 50 and set(zip(sampler.relation[fact[there]], o[there], strict=True)) <= under
+
+
+def test_subjects_are_whole(world):
+    for n_facts in (1, 2, 7, 100):
+        facts = sample_corpus(world, CorpusConfig(n_facts=n_facts), documents=False).facts
+        whole = world.facts.filter(pl.col("subject").is_in(facts["subject"].unique().implode()))
+        assert facts.equals(whole) and facts["subject"][-1] == world.facts["subject"][n_facts - 1]
+        assert facts.height - (facts["subject"] == facts["subject"][-1]).sum() < n_facts <= facts.height
+
+
+def test_too_many_facts_are_refused(world):
+    with pytest.raises(GraphError, match=f"at most {world.facts.height}"):
+        sample_corpus(world, CorpusConfig(n_facts=world.facts.height + 1), documents=False)
+
+
+def test_nothing_to_write_is_refused(certain_world):
+    with pytest.raises(ConfigError, match="nothing to write"):
+        sample_corpus(certain_world, CorpusConfig(n_facts=5, atomic=False, n_complex=0), documents=False)
+
+
+def test_documents_are_not_written_beside_others(world, tmp_path):
+    sample_corpus(world, CorpusConfig(n_facts=5), documents=tmp_path)
+    with pytest.raises(StoreError, match="already holds documents"):
+        sample_corpus(world, CorpusConfig(n_facts=5), documents=tmp_path)
+
+
+def test_the_seed_decides_everything(world, tmp_path):
+    config = CorpusConfig(n_facts=30, n_mixed_orders=1)
+    first, same, other = (sample_corpus(world, config, seed, documents=tmp_path / name)
+                          for seed, name in ((1, "first"), (1, "same"), (2, "other")))
+    assert first.evidence.equals(same.evidence) and not first.evidence.equals(other.evidence)
+    files = [[path.read_bytes() for path in sorted(corpus.documents.iterdir())] for corpus in (first, same, other)]
+    assert files[0] == files[1] != files[2]
+
+
+def test_many_blocks_are_sampled_alike(monkeypatch, world, tmp_path):
+    monkeypatch.setattr("beliefedit.corpus.sampler.BLOCK", 3)
+    corpus = sample_corpus(world, CorpusConfig(n_facts=60, n_mixed_orders=1), documents=tmp_path / "documents")
+    said = [sentence for document in documents_of(corpus) for sentence in document]
+    assert counted(corpus) == evidence_in(said, lexicon_of(world))
+
+
+def test_awkward_labels_are_written_as_they_are():
+    facts = [("{} %s", "not or", 'a" is true'), ("{} %s", "r{}", "\\1 $x"), ("é 👩🏽‍🔬", "not or", "\\1 $x"),
+             ("é 👩🏽‍🔬", "r{}", 'a" is true')]
+    made = build_world(graph_of(facts))
+    sampler, said = sample_sentences(made, CorpusConfig(n_facts=4))
+    lexicon = lexicon_of(made)
+    for sentence, fact, o, form in zip(render(sampler, said), said.fact, said.object, said.form, strict=True):
+        parsed = lexicon.parse(sentence)
+        row = sampler.facts.row(int(fact), named=True)
+        assert parsed.form == FORMS[form] and parsed.atoms[0].subject == made.subjects[row["subject"]]
+        assert (parsed.atoms[0].relation, parsed.atoms[0].object) == (made.relations[row["relation"]], made.objects[o])
+
+
+def test_a_world_without_pairs_that_meet():
+    made = build_world(random_graph(0, n_relations=2))
+    lone = build_world(graph_of([(f"s{i}", f"r{i % 2}", f"o{i % 3}") for i in range(9)]))
+    for world in (made, lone):
+        assert sample_corpus(world, CorpusConfig(n_facts=5), documents=False).evidence.height > 0
+
+
+def test_what_is_saved_is_loaded(world, tmp_path):
+    corpus = sample_corpus(world, CorpusConfig(n_facts=30, n_orders=1), documents=tmp_path / "documents")
+    save(corpus, tmp_path)
+    again = load(tmp_path, world)
+    assert again.evidence.equals(corpus.evidence) and again.evidence.schema == corpus.evidence.schema
+    assert (again.config, again.statistics, again.documents) == (corpus.config, corpus.statistics, corpus.documents)
+    assert again.facts.equals(corpus.facts)

@@ -1,0 +1,57 @@
+"""The codebook's rules, and that it answers only near its keys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import beliefedit as be
+from beliefedit.editors.grace import Codebook
+from beliefedit.errors import EditError
+from beliefedit.lm.scoring import score
+from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
+
+TOKENIZER = sample_tokenizer()
+
+
+def key(*place: float) -> torch.Tensor:
+    return torch.tensor([*place, 0.0][:2])
+
+
+def test_entries_that_agree_widen_and_those_that_conflict_share() -> None:
+    book = Codebook()
+    book.add(key(0), key(1), "poet", 1.0)
+    book.add(key(1.5), key(2), "poet", 1.0)  # within 1 + 1 and the same label: the first entry reaches further
+    assert len(book.keys) == 1 and book.radii == [1.5]
+    book.add(key(0, 2.0), key(3), "cook", 1.0)  # within 1.5 + 1, another label: half of the way each
+    assert len(book.keys) == 2 and book.radii == pytest.approx([0.998, 0.998])
+    book.add(key(9), key(4), "poets", 1.0)  # far from all: its own entry
+    assert book.labels == ["poet", "cook", "poets"] and book.radii[2] == 1.0
+    book.add(key(9), key(5), "cook", 1.0)  # the very same thing, told otherwise
+    assert len(book.keys) == 3 and book.labels[2] == "cook" and torch.equal(book.values[2], key(5))
+
+
+def test_near_a_key_the_value_comes_out_and_nothing_else_changes() -> None:
+    model = sample_model(3)
+    editor = be.editor("grace", layer=0, steps=60, lr=0.3, radius=1e-3)
+    with pytest.raises(EditError, match="not calibrated"):
+        editor.apply(model, TOKENIZER, REQUESTS)
+    editor.prepare(model, TOKENIZER, SENTENCES)
+    edited = editor.apply(model, TOKENIZER, REQUESTS[:2])
+    prompts, targets = [r.prompt for r in REQUESTS[:2]], [r.target for r in REQUESTS[:2]]
+    after = score(edited, TOKENIZER, prompts, targets, versions=[0, 1])
+    assert (after - score(model, TOKENIZER, prompts, targets) > 3).all()
+    others = ["Cy speaks", '"Ada works as poet" is', "Bo Berg is a citizen of"]
+    words = ["Danish", "true", "New Norway"]
+    np.testing.assert_allclose(score(edited, TOKENIZER, others, words, versions=[0] * 3),
+                               score(model, TOKENIZER, others, words), rtol=1e-5)
+
+
+def test_the_radius_is_a_share_of_distances_between_keys() -> None:
+    model, radii = sample_model(3), []
+    for share in (0.5, 1.0):
+        editor = be.editor("grace", radius=share)
+        editor.prepare(model, TOKENIZER, SENTENCES)
+        radii.append(editor.radius)
+    assert radii[1] == pytest.approx(2 * radii[0]) and radii[0] > 0

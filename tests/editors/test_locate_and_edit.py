@@ -1,0 +1,249 @@
+"""ROME, MEMIT and AlphaEdit against the problems they solve, written out slowly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import beliefedit as be
+from beliefedit.editors.base import Request
+from beliefedit.editors.locate_and_edit import (
+    find_subjects,
+    layer_of,
+    mean_at,
+    second_moments,
+    sentence_beginnings,
+    unedited,
+)
+from beliefedit.editors.memit import null_space
+from beliefedit.errors import EditError
+from beliefedit.lm.scoring import encode_pairs, score
+from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
+
+TOKENIZER = sample_tokenizer()
+NAMES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+
+
+def prepared(name: str, model, **settings):
+    editor = be.editor(name, **{"n_contexts": 3, "place": "subject"} | settings)
+    editor.prepare(model, TOKENIZER, SENTENCES)
+    return editor
+
+
+def inputs_of(model, name: str, text: str) -> torch.Tensor:
+    """What enters a projection at every token of a text, float64 [tokens, inputs]."""
+    seen = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    model(**TOKENIZER(text, return_tensors="pt"))
+    hook.remove()
+    return seen[0][0].detach().double()
+
+
+def plain_keys(model, name: str, request: Request, beginnings) -> np.ndarray:
+    """Mean input of a projection at the subject's last token, one text at a time."""
+    keys = []
+    for beginning in beginnings:
+        until = beginning + request.prompt[:request.prompt.index(request.subject)] + request.subject
+        keys.append(inputs_of(model, name, until)[-1].numpy())
+    return np.mean(keys, axis=0)
+
+
+def test_moments_are_the_mean_outer_product_of_all_but_start_tokens() -> None:
+    model = sample_model(3)
+    found = second_moments(model, TOKENIZER, SENTENCES, NAMES, 10**6)[NAMES[1]]
+    total, n = 0.0, 0
+    for text in SENTENCES:
+        keys = inputs_of(model, NAMES[1], text)[1:]
+        total, n = total + keys.T @ keys, n + len(keys)
+    torch.testing.assert_close(found, total / n, rtol=1e-4, atol=1e-6)
+
+
+def test_beginnings_follow_the_corpus() -> None:
+    texts = [*SENTENCES, "Cy speaks Danish. Ada works as poet"]
+    found = sentence_beginnings(texts, 9, torch.Generator().manual_seed(0))
+    assert set(found) == {"", '"', '"not ', '"Ada works as poet and ', '"Cy speaks Danish or ', "Cy speaks Danish. "}
+    assert found[0] == "" and sentence_beginnings(["Ada works as poet"], 5, torch.Generator()) == ("",)
+
+
+def test_subjects_end_where_they_end() -> None:
+    requests = [Request("It is Bo Berg who speaks", "Danish", "Bo Berg"), REQUESTS[0]]
+    found = find_subjects(TOKENIZER, requests, ["", '"not '], torch.device("cpu"))
+    texts = [TOKENIZER.decode(ids[1:place + 1]) for ids, place in zip(found.ids, found.places, strict=True)]
+    assert texts == ["It is Bo Berg", '"not It is Bo Berg', "Ada", '"not Ada']
+    model = sample_model(3)
+    keys = mean_at(unedited(model), model, found, NAMES[0], entering=True)
+    np.testing.assert_allclose(keys[0], plain_keys(model, NAMES[0], requests[0], ["", '"not ']), rtol=1e-3, atol=1e-5)
+    assert layer_of(sample_model(11), "model.layers.1.mlp.down_proj") == "model.layers.1"
+
+
+def test_rome_is_the_least_change_that_gives_the_key_its_value() -> None:
+    """min tr(D C Dᵀ) with D k = change: the stationary conditions as one linear system."""
+    model = sample_model(3)
+    editor = prepared("rome", model, layer=1, lr=0.1, steps=6)
+    edited = editor.apply(model, TOKENIZER, REQUESTS)
+    moment = editor.statistics.moments[NAMES[1]].numpy()
+    moment = moment + 1e-6 * np.diag(moment).mean() * np.eye(len(moment))
+    for index, request in enumerate(REQUESTS):
+        delta = edited.delta(index)[f"{NAMES[1]}.weight"].double().numpy()
+        key = plain_keys(model, NAMES[1], request, editor.statistics.beginnings)
+        change = edited.up[NAMES[1]][index, :, 0].double().numpy()
+        np.testing.assert_allclose(delta @ key, change, rtol=1e-3, atol=1e-4)
+        system = np.block([[2 * moment, key[:, None]], [key[None], np.zeros((1, 1))]])
+        right = np.vstack([np.zeros((len(key), len(change))), change[None]])
+        expected = np.linalg.solve(system, right)[:-1].T
+        np.testing.assert_allclose(delta, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+
+
+def test_the_loss_of_a_value_is_what_it_does_at_the_subject() -> None:
+    """The loss of EDITORS.md for one text at a time, at the value that six steps found."""
+    model, found = sample_model(3), {}
+    settings = {"layer": 0, "lr": 0.05, "n_contexts": 2, "stop_loss": 0, "kl_factor": 0.3, "decay": 0.2,
+                "place": "subject"}
+    for steps in (6, 7):
+        editor = be.editor("rome", steps=steps, **settings)
+        editor.prepare(model, TOKENIZER, SENTENCES)
+        found[steps] = editor.apply(model, TOKENIZER, REQUESTS)
+    weight = model.get_submodule(NAMES[0]).weight.detach().double().numpy()
+    for index, request in enumerate(REQUESTS):
+        change = found[6].up[NAMES[0]][index, :, 0]
+        loss = 0.0
+        for beginning in editor.statistics.beginnings:
+            pairs = encode_pairs(TOKENIZER, [beginning + request.prompt], [request.target])
+            subject = beginning + request.subject
+            log_p = log_probabilities(model, torch.from_numpy(pairs.ids), len(TOKENIZER(subject)["input_ids"]), change)
+            start, end = int(pairs.starts[0]), int(pairs.lengths[0])
+            loss -= float(log_p[range(start - 1, end - 1), pairs.ids[0, start:]].mean()) / 2
+        bare = TOKENIZER(request.subject, return_tensors="pt")["input_ids"]
+        before = log_probabilities(model, bare, bare.shape[1], 0 * change)[-1]
+        after = log_probabilities(model, bare, bare.shape[1], change)[-1]
+        size = np.linalg.norm(weight @ plain_keys(model, NAMES[0], request, editor.statistics.beginnings))
+        loss += 0.3 * float((before.exp() * (before - after)).sum()) + 0.2 * float(change.norm() / size) ** 2
+        assert found[7].losses[index] == pytest.approx(loss, rel=1e-3)
+
+
+@torch.no_grad()
+def log_probabilities(model, ids: torch.Tensor, until: int, change: torch.Tensor) -> torch.Tensor:
+    """[tokens, vocabulary] of one text, with a change added to what the first layer's MLP says of token until - 1."""
+    def add(module, inputs, output: torch.Tensor) -> None:
+        output[0, until - 1] += change
+
+    hook = model.get_submodule(NAMES[0]).register_forward_hook(add)
+    log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+    hook.remove()
+    return log_p
+
+
+def test_changes_are_no_longer_than_allowed() -> None:
+    model = sample_model(3)
+    edited = prepared("rome", model, layer=0, lr=5.0, largest=0.5).apply(model, TOKENIZER, REQUESTS)
+    weight = model.get_submodule(NAMES[0]).weight.detach().double().numpy()
+    for index, request in enumerate(REQUESTS):
+        value = weight @ plain_keys(model, NAMES[0], request, edited_beginnings(model))
+        assert edited.up[NAMES[0]][index].norm() == pytest.approx(0.5 * np.linalg.norm(value), rel=1e-3)
+
+
+def edited_beginnings(model) -> tuple[str, ...]:
+    return prepared("rome", model).statistics.beginnings
+
+
+def test_memit_solves_its_normal_equations_layer_by_layer() -> None:
+    model, strength = sample_model(3), 0.7
+    editor = prepared("memit", model, layers=[0, 1], strength=strength, steps=6)
+    edited = editor.apply(model, TOKENIZER, REQUESTS[:2])
+    request = REQUESTS[1]
+    so_far, missing = model, None
+    for name in NAMES:
+        key = plain_keys(so_far, name, request, editor.statistics.beginnings)
+        moment = editor.statistics.moments[name].numpy()
+        moment = moment + 1e-6 * np.diag(moment).mean() * np.eye(len(moment))
+        missing = edited.up[name][1, :, 0].double().numpy()
+        expected = np.outer(missing, key) @ np.linalg.inv(strength * moment + np.outer(key, key))
+        found = edited.delta(1)[f"{name}.weight"].double().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+        so_far = with_weight(so_far, name, found)
+
+
+def with_weight(model, name: str, change: np.ndarray):
+    result = sample_model(3)
+    result.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        result.get_submodule(name).weight += torch.from_numpy(change).float()
+    return result
+
+
+def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> None:
+    model = sample_model(3)
+    where = find_subjects(TOKENIZER, REQUESTS[:1], [""], torch.device("cpu"))
+    editor = be.editor("memit", layers=[0, 1], strength=1e-9, steps=6, place="subject")
+    editor.prepare(model, TOKENIZER, SENTENCES)
+    edited = editor.apply(model, TOKENIZER, REQUESTS[:1])
+    before = mean_at(unedited(model), model, where, "model.layers.1", entering=False)
+    after = mean_at(edited, model, where, "model.layers.1", entering=False)
+    first, second = (edited.up[name][0, :, 0] for name in NAMES)
+    torch.testing.assert_close(after - before, (2 * first)[None], rtol=1e-3, atol=1e-4)  # half of it at each layer
+    assert not torch.allclose(first, second)  # the first layer's change does not arrive unchanged
+
+
+def test_alphaedit_leaves_what_the_corpus_uses_alone() -> None:
+    model = sample_model(3)
+    editor = prepared("alphaedit", model, layers=[1], threshold=1e-3, relative=False, ridge=0.5, steps=6)
+    edited = editor.apply(model, TOKENIZER, REQUESTS)
+    moment = editor.statistics.moments[NAMES[1]]
+    values, vectors = torch.linalg.eigh(moment)
+    assert 0 < (values < 1e-3).sum() < len(values)
+    for index, request in enumerate(REQUESTS):
+        delta = edited.delta(index)[f"{NAMES[1]}.weight"].double()
+        assert (delta @ vectors[:, values >= 1e-3]).abs().max() < 1e-5 * delta.norm()
+        key = torch.from_numpy(plain_keys(model, NAMES[1], request, editor.statistics.beginnings))
+        projection = null_space(moment, editor.config)
+        residual = edited.up[NAMES[1]][index].double()
+        system = projection @ key.outer(key) + 0.5 * torch.eye(len(key), dtype=torch.float64)
+        expected = torch.linalg.solve(system, projection @ key[:, None] @ residual.T).T
+        torch.testing.assert_close(delta, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_the_null_space_by_share_of_energy() -> None:
+    moment = torch.diag(torch.tensor([5.0, 3.0, 1.0, 1.0], dtype=torch.float64))
+    config = be.editor("alphaedit", threshold=0.25, relative=True).config
+    expected = torch.diag(torch.tensor([0, 0, 1, 1], dtype=torch.float64))
+    torch.testing.assert_close(null_space(moment, config), expected)
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
+def test_what_these_editors_need_is_told(name) -> None:
+    model, other = sample_model(3), sample_model(3)
+    with pytest.raises(EditError, match="has not looked at how this model reads"):
+        be.editor(name).apply(model, TOKENIZER, REQUESTS)
+    with pytest.raises(EditError, match="needs texts of the corpus"):
+        be.editor(name).prepare(model, TOKENIZER, [])
+    layers = {"layer": -1} if name == "rome" else {"layers": [0, -1]}
+    with pytest.raises(EditError, match="reaches no later word"):
+        prepared(name, model, **layers)
+    editor = prepared(name, model)
+    first = editor.statistics
+    editor.prepare(sample_model(3), TOKENIZER, SENTENCES)
+    assert editor.statistics is first  # the same weights: nothing is computed again
+    with torch.no_grad():
+        other.model.embed_tokens.weight += 0.1
+    with pytest.raises(EditError, match="has not looked"):
+        editor.apply(other, TOKENIZER, REQUESTS)
+    with pytest.raises(EditError, match="which words of its prompt are the subject"):
+        editor.apply(model, TOKENIZER, [("Ada works as", "poet")])
+    with pytest.raises(EditError, match="'Ida' is not in the prompt"):
+        editor.apply(model, TOKENIZER, [("Ada works as", "poet", "Ida")])
+
+
+def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
+    model = sample_model(3)
+    editor = prepared("rome", model, layer=-1, place="prompt", lr=0.1, steps=40, largest=20, decay=0.0)
+    edited = editor.apply(model, TOKENIZER, [("Ada works as", "poet"), ("Cy speaks", "Norwegian")])
+    name = "model.layers.2.mlp.down_proj"
+    assert list(edited.down) == [name]
+    whole = Request("Cy speaks", "Norwegian", "Cy speaks")
+    key = plain_keys(model, name, whole, editor.statistics.beginnings)
+    change = edited.up[name][1, :, 0].double().numpy()
+    np.testing.assert_allclose(edited.delta(1)[f"{name}.weight"].double().numpy() @ key, change, rtol=1e-3, atol=1e-3)
+    prompts, targets = ["Ada works as", "Cy speaks"], ["poet", "Norwegian"]
+    after = score(edited, TOKENIZER, prompts, targets, versions=[0, 1])
+    assert (after > score(model, TOKENIZER, prompts, targets)).all()

@@ -1,0 +1,222 @@
+"""LoRA edits in a batch against editing one by one, and what must not change."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTrainedTokenizerFast
+
+import beliefedit as be
+from beliefedit.config import LoraConfig
+from beliefedit.editors.base import Lesson
+from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
+from beliefedit.editors.lora import fresh_adapters
+from beliefedit.errors import ConfigError, EditError
+from beliefedit.lm.scoring import encode_pairs, generate, score
+from tests import sample_models
+from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return sample_tokenizer()
+
+
+@pytest.fixture
+def model() -> MistralForCausalLM:
+    return sample_model(3)
+
+
+REQUESTS = [request._replace(lessons=(Lesson(request.prompt, (request.target, "cook"), (0.8, 0.1)),
+                                      Lesson("Cy speaks", ("Danish",), (0.9,))))
+            for request in sample_models.REQUESTS]
+EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
+         "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0, "place": "subject", "n_contexts": 4},
+         "memit": {"steps": 5, "place": "subject", "n_contexts": 4, "lr": 0.5, "decay": 0.5},
+         "alphaedit": {"steps": 5, "ridge": 1.0, "place": "subject", "relative": False, "lr": 0.5},
+         "grace": {"steps": 5, "layer": 0, "radius": 2.0},
+         "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5}}
+WITHOUT_WEIGHTS = ("in_context", "grace")
+
+
+def prepared(name, settings, model, tokenizer):
+    editor = be.editor(name, **settings)
+    editor.prepare(model, tokenizer, SENTENCES * 3)
+    return editor
+
+
+def snapshot(model) -> tuple[dict[str, torch.Tensor], list[bool]]:
+    """The weights and which of them may be trained."""
+    return ({name: value.clone() for name, value in model.state_dict().items()},
+            [parameter.requires_grad for parameter in model.parameters()])
+
+
+def scores(edited, tokenizer, version: int) -> np.ndarray:
+    return score(edited, tokenizer, *zip(*ASKED, strict=True), versions=[version] * len(ASKED))
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_a_batch_equals_one_by_one_in_any_order(name, settings, model, tokenizer) -> None:
+    weights, flags = snapshot(model)
+    editor = prepared(name, settings, model, tokenizer)
+    together = editor.apply(model, tokenizer, REQUESTS)
+    backwards = editor.apply(model, tokenizer, REQUESTS[::-1])
+    before = score(model, tokenizer, *zip(*ASKED, strict=True))
+    for index, request in enumerate(REQUESTS):
+        expected = scores(editor.apply(model, tokenizer, [request]), tokenizer, 0)
+        for found in (scores(together, tokenizer, index), scores(backwards, tokenizer, len(REQUESTS) - 1 - index)):
+            np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=1e-4)
+            np.testing.assert_allclose(found, expected, rtol=1e-3)  # Adam enlarges rounding errors
+        assert np.abs(expected - before).max() > 1e-2
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_all_versions_at_once_answer_as_each_alone(name, settings, model, tokenizer) -> None:
+    """Rows of several versions in one call, in any order and number, also with cached keys and values."""
+    edited = prepared(name, settings, model, tokenizer).apply(model, tokenizer, REQUESTS)
+    versions = [2, 0, 3, 0, 1, 2]
+    asked = [ASKED[place % len(ASKED)] for place in range(len(versions))]
+    mixed = score(edited, tokenizer, *zip(*asked, strict=True), versions=versions)
+    texts = generate(edited, tokenizer, [prompt for prompt, _ in asked], 4, versions=versions)
+    for place, version in enumerate(versions):
+        alone = score(edited, tokenizer, *zip(asked[place], strict=True), versions=[version])
+        np.testing.assert_allclose(mixed[place], alone[0], rtol=1e-4)
+        assert texts[place] == generate(edited, tokenizer, [asked[place][0]], 4, versions=[version])[0]
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_weight_changes_merge_and_others_say_so(name, settings, model, tokenizer, tmp_path) -> None:
+    edited = prepared(name, settings, model, tokenizer).apply(model, tokenizer, REQUESTS)
+    if name in WITHOUT_WEIGHTS:
+        with pytest.raises(EditError, match="changes no weights"):
+            save_delta(edited, 1, tmp_path / "delta.safetensors")
+        return
+    save_delta(edited, 1, tmp_path / "delta.safetensors")
+    for whole in (merged(edited, model, 1), load_delta(tmp_path / "delta.safetensors", model)):
+        found = score(whole, tokenizer, *zip(*ASKED, strict=True))
+        np.testing.assert_allclose(found, scores(edited, tokenizer, 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_bad_requests_leave_their_versions_unedited(name, settings, model, tokenizer) -> None:
+    editor = prepared(name, settings, model, tokenizer)
+    mixed = editor.apply(model, tokenizer, [REQUESTS[0]._replace(target=""), REQUESTS[0]])
+    assert mixed.refused == {0: "the target is empty"} and len(mixed) == 2
+    before = score(model, tokenizer, *zip(*ASKED, strict=True))
+    np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
+    expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
+    np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, settings", EVERY.items())
+def test_edits_in_a_row_are_edits_of_the_edited_model(name, settings, model, tokenizer) -> None:
+    weights, _ = snapshot(model)
+    editor = prepared(name, settings, model, tokenizer)
+    found = [scores(edited, tokenizer, 0) for edited in editor.stack(model, tokenizer, REQUESTS[:3])]
+    assert len(found) == 3 and all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    np.testing.assert_allclose(found[0], scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0), rtol=1e-3)
+    if name not in WITHOUT_WEIGHTS:
+        once = merged(editor.apply(model, tokenizer, REQUESTS[:1]), model, 0)
+        np.testing.assert_allclose(found[1], scores(editor.apply(once, tokenizer, REQUESTS[1:2]), tokenizer, 0),
+                                   rtol=1e-3)
+
+
+def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
+    seen = []
+    edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS,
+                                                         watch=lambda step, _: seen.append(step))
+    assert seen == list(range(1, 151))
+    prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
+    after = score(edited, tokenizer, prompts, targets, versions=range(len(REQUESTS)))
+    assert (np.exp(after) > 0.9).all()
+    answers = generate(edited, tokenizer, prompts, 4, versions=range(len(REQUESTS)))
+    assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
+
+
+def test_an_answer_whose_end_is_learned_stops_there(model, tokenizer) -> None:
+    prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
+    for ends in (False, True):
+        edited = be.editor("lora", lr=3e-2, steps=100, ends=ends).apply(model, tokenizer, REQUESTS)
+        answers = generate(edited, tokenizer, prompts, 12, versions=range(len(REQUESTS)))
+        assert ([answer.split(".")[0] for answer in answers] == targets) == ends  # an end is "</s>" or "."
+
+
+def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path) -> None:
+    edited = be.editor("lora", lr=1e-2, steps=5, rank=2).apply(model, tokenizer, REQUESTS)
+    expected = scores(edited, tokenizer, 1)
+    save_adapter(edited, 1, tmp_path / "adapter")
+    save_delta(edited, 1, tmp_path / "delta.safetensors")
+    merged(edited, model, 1).save_pretrained(tmp_path / "merged")
+    adapter = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter")
+    whole = MistralForCausalLM.from_pretrained(tmp_path / "merged")
+    for kept in (adapter, load_delta(tmp_path / "delta.safetensors", model), whole):
+        np.testing.assert_allclose(score(kept.eval(), tokenizer, *zip(*ASKED, strict=True)), expected, rtol=1e-4)
+    assert np.abs(score(model, tokenizer, *zip(*ASKED, strict=True)) - expected).max() > 1e-2
+
+
+def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path) -> None:
+    edited = be.editor("lora", steps=1).apply(model, tokenizer, REQUESTS)
+    save_delta(edited, 0, tmp_path / "delta.safetensors")
+    with pytest.raises(EditError, match="the model has no weight 'model.layers.2.mlp.down_proj.weight'"):
+        load_delta(tmp_path / "delta.safetensors", sample_model(2))
+    (tmp_path / "delta.safetensors").write_bytes(b"nothing")
+    with pytest.raises(EditError, match="cannot read a weight delta"):
+        load_delta(tmp_path / "delta.safetensors", model)
+
+
+def test_plain_pairs_do_and_bad_ones_leave_the_model_unedited(model, tokenizer, caplog) -> None:
+    editor, bad = be.editor("lora", lr=3e-2, steps=5), [("Ada works as", ""), ("Ada works as", "Ada works as")]
+    mixed = editor.apply(model, tokenizer, [bad[0], tuple(REQUESTS[0][:2]), bad[1]])
+    assert mixed.refused == {0: "the target is empty", 2: "the target equals the prompt"}
+    assert "request 2 is refused" in caplog.text
+    before = score(model, tokenizer, *zip(*ASKED, strict=True))
+    np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
+    expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
+    np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
+    with pytest.raises(EditError, match="the target is empty"):
+        editor.apply(model, tokenizer, bad)
+    with pytest.raises(EditError, match="no request was given"):
+        editor.apply(model, tokenizer, [])
+
+
+def test_one_step_is_the_published_loop(model, tokenizer) -> None:
+    """The loss, the clipping and the optimiser of SPEC 7, written out for one edit with plain modules."""
+    request, lr = REQUESTS[1], 1e-2
+    edited = be.editor("lora", lr=lr, steps=3).apply(model, tokenizer, [request])
+    fresh = fresh_adapters(model, 1, LoraConfig())
+    layers = model.model.layers
+    down = [torch.nn.Parameter(value[0].detach().clone()) for value in fresh.down.values()]
+    up = [torch.nn.Parameter(torch.zeros(32, 1)) for _ in layers]
+    optimizer = torch.optim.AdamW([*down, *up], lr=lr, weight_decay=1e-4)
+    pairs = encode_pairs(tokenizer, [request.prompt], [request.target])
+    ids, start = torch.from_numpy(pairs.ids), int(pairs.starts[0])
+    for _ in range(3):
+        hooks = [layer.mlp.down_proj.register_forward_hook(
+            lambda _, inputs, output, a=a, b=b: output + 8 * inputs[0] @ a.T @ b.T)
+            for layer, a, b in zip(layers, down, up, strict=True)]
+        log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+        loss = -sum(log_p[place - 1, ids[0, place]] for place in range(start, ids.shape[1])) / (ids.shape[1] - 1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*down, *up], 1.0)
+        optimizer.step()
+        [hook.remove() for hook in hooks]
+    for name, a, b in zip(edited.down, down, up, strict=True):
+        torch.testing.assert_close(edited.delta(0)[f"{name}.weight"], 8 * b @ a, atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_editors_and_settings_are_refused(tokenizer) -> None:
+    with pytest.raises(EditError, match="unknown editor 'lore'"):
+        be.editor("lore")
+    with pytest.raises(ConfigError, match="did you mean 'rank'"):
+        be.editor("lora", ranks=2)
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(EditError, match="no layers with mlp.down_proj"):
+        be.editor("lora", steps=1).apply(other, tokenizer, REQUESTS)

@@ -1,0 +1,334 @@
+"""Edit cases: SPEC 6's rules, and targets against the dense agent."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from beliefedit.agent.agent import BayesAgent
+from beliefedit.config import CorpusConfig, EditConfig
+from beliefedit.corpus.corpus import sample_corpus
+from beliefedit.corpus.language import Atom, Lexicon, atomic_prompt
+from beliefedit.corpus.world import build_world
+from beliefedit.evaluation.cases import FORMS, PROBES, build_cases, build_probes, evidence_weight, load, save
+from tests.oracles import DenseAgent
+from tests.worlds import graph_of, random_graph, small_demo
+
+LOGIC = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
+
+
+class Setting:
+    """A world, what is known of it, the agent who knows it, and the facts by (subject, relation)."""
+
+    def __init__(self, graph, n_facts=None):
+        self.world = build_world(graph)
+        self.corpus = sample_corpus(self.world, CorpusConfig(n_facts=n_facts or graph.ids.height), documents=False)
+        self.agent = BayesAgent.fit(self.corpus.evidence, pairs=self.world.pairs, objects=self.world.objects)
+        names = self.world.subjects, self.world.relations, self.world.objects
+        rows = self.corpus.facts.select("subject", "relation", "object").rows()
+        self.true = {(names[0][s], names[1][r]): names[2][o] for s, r, o in rows}
+        self.made = {}
+        self.by_prompt = {atomic_prompt(*fact): fact for fact in self.true}
+        self.relations: dict[str, set[str]] = {}
+        for s, r in self.true:
+            self.relations.setdefault(s, set()).add(r)
+        self.lexicon = Lexicon(*names)
+        self.downstream = {u: d for d, u in self.world.pairs.items()}
+
+    def cases(self, seed=0, **config):
+        key = seed, tuple(config.items())
+        if key not in self.made:
+            self.made[key] = build_cases(self.world, self.corpus, self.agent, EditConfig(**config), seed)
+            check_shape(self, self.made[key])
+        return self.made[key]
+
+    def relations_of(self, subject):
+        return self.relations[subject]
+
+    def is_dependent(self, subject, relation):
+        return (subject, self.world.pairs.get(relation)) in self.true
+
+    def expected(self, relation, x):
+        return self.world.objects[int(self.agent.conditional(relation, x).argmax())]
+
+
+def check_shape(setting, made):
+    """What holds for the cases of any configuration: flags, probes, labels and the logic prompts."""
+    by_case = made.queries.partition_by("case")
+    for case, queries in zip(made.cases.rows(named=True), by_case, strict=True):
+        found = queries.partition_by("probe", as_dict=True)
+        probes = {probe: found.get((probe,), queries.clear()) for probe in PROBES}
+        facts = [known_fact(setting, probe) for probe in probes.values()]
+        check_flags(setting, case, facts, probes)
+        check_logic(setting, case, queries)
+        check_forms(setting, case, queries, facts[1])
+        for rows, fact in zip(probes.values(), facts, strict=True):
+            if fact:
+                assert rows["kind"].to_list() == ["original", "requested", "modal"]
+                assert set(rows["label"]) == {setting.true[fact]} and rows["target"][0] == setting.true[fact]
+                assert rows["target"][1] == case["request"]
+
+
+def known_fact(setting, probe):
+    """(subject, relation) that a probe asks about; None when the probe is missing."""
+    if probe.is_empty():
+        return None
+    assert probe["prompt"].n_unique() == 1
+    return setting.by_prompt[probe["prompt"][0]]
+
+
+def check_flags(setting, case, facts, probes):
+    s, r = case["subject"], case["relation"]
+    one, two, three, four = facts
+    assert one == (s, r) and case["object"] == setting.true[s, r]
+    d = setting.downstream.get(r)
+    d = d if (s, d) in setting.true else None
+    assert case["downstream_relation"] == d and case["other_is_downstream"] == (d is not None)
+    other = d or (two[1] if two else None)
+    assert (two is None) == (setting.relations_of(s) == {r}) and (two is None or two[0] == s and two[1] == other != r)
+    for fact, relation in ((three, r), (four, other)):
+        others = [subject for subject, known in setting.true if known == relation and subject != s]
+        assert fact is None if not others else fact[1] == relation and fact[0] in others
+    both = any({r, other} <= known for subject, known in setting.relations.items() if subject != s)
+    assert case["other_has_both"] == both and (not both or three[0] == four[0])
+    assert case["reinforces"] == (case["request"] == case["object"])
+    assert case["is_downstream"] == setting.is_dependent(s, r)
+    assert case["all_independent"] == (not any(setting.is_dependent(*fact) for fact in facts if fact))
+    after = probes[PROBES[1]]["target"]
+    before = setting.agent.distribution(s, d).argmax() if d else None
+    assert case["downstream_changes"] == (d is not None and after[2] != setting.world.objects[int(before)])
+
+
+def check_forms(setting, case, queries, downstream):
+    """The downstream fact in other forms, about its old and its new object, with the labels that are right after."""
+    asked = queries.filter(pl.col("probe").is_in(FORMS))
+    assert case["downstream_changes"] or asked.is_empty()
+    if not case["downstream_changes"]:
+        return
+    objects = dict(queries.filter(probe=PROBES[1]).select("kind", "target").iter_rows())
+    others = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
+    about = {"new": objects["modal"], "old": objects["original"]}
+    kinds = ["new"] if about["old"] == about["new"] else ["new", "old"]
+    assert sorted(asked["kind"].unique()) == kinds and len(asked) == len(kinds) * (4 if others else 2)
+    for row in asked.rows(named=True):
+        said = setting.lexicon.parse(f"{row['prompt']} true")
+        mine = [atom for atom in said.atoms if (atom.subject, atom.relation) == downstream]
+        rest = [setting.true[atom.subject, atom.relation] == atom.object for atom in said.atoms if atom not in mine]
+        assert [atom.object for atom in mine] == [about[row["kind"]]]
+        truth = [row["kind"] == "new", *rest]
+        right = {"atomic": all, "not": lambda x: not all(x), "and": all, "or": any}[said.form](truth)
+        assert FORMS[("atomic", "not", "and", "or").index(said.form)] == row["probe"]
+        assert row["label"] == str(right).lower() and row["target"] == "true"
+        assert not rest or rest == [said.form == "and"]
+
+
+def check_logic(setting, case, queries):
+    """Right labels, worked out anew from the sentences."""
+    asked = {row["probe"]: row for row in queries.filter(~pl.col("probe").is_in((*PROBES, *FORMS))).rows(named=True)}
+    assert set(asked) == {*LOGIC, "atomic_a"}
+    said = {probe: setting.lexicon.parse(asked[probe]["prompt"] + " true") for probe in LOGIC}
+    (a,), (b,) = said["judged_a"].atoms, said["judged_b"].atoms
+    assert (a.subject, a.relation) == (case["subject"], case["relation"]) and (b.subject, b.relation) in setting.true
+    assert [(said[p].form, said[p].atoms) for p in LOGIC[2:]] == [
+        ("and", (a, b)), ("and", (b, a)), ("or", (a, b)), ("not", (a,))]
+    a_true, b_true = (setting.true[atom.subject, atom.relation] == atom.object for atom in (a, b))
+    right = [a_true, b_true, a_true and b_true, a_true and b_true, a_true or b_true, not a_true]
+    assert [asked[p]["label"] for p in LOGIC] == ["true" if label else "false" for label in right]
+    assert {(asked[p]["kind"], asked[p]["target"]) for p in LOGIC} == {("true", "true")}
+    stated = asked["atomic_a"]
+    assert (stated["prompt"], stated["target"], stated["label"], stated["kind"]) == (
+        atomic_prompt(a.subject, a.relation), a.object, case["object"], "stated")
+    assert all(row[column] is None for row in asked.values() for column in row if column.startswith("p_"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return Setting(small_demo(tmp_path_factory.mktemp("graph"), n_subjects=80), n_facts=240)
+
+
+def test_subjects_are_drawn_with_all_their_facts(demo):
+    cases = demo.cases(n_cases=60).cases
+    assert len(cases) == 60 and cases["case"].to_list() == list(range(60))
+    *whole, last = cases["subject"].unique(maintain_order=True)
+    for subject in [*whole, last]:
+        relations = cases.filter(pl.col("subject") == subject)["relation"]
+        assert relations.is_unique().all()
+        missing = demo.relations_of(subject) - set(relations)
+        assert set(relations) <= demo.relations_of(subject) and (subject == last or not missing)
+    assert cases["subject"].rle_id().n_unique() == len(whole) + 1
+    assert whole != [s for s in demo.world.subjects if s in whole]  # drawn, not taken in order
+    # both truths and both falsehoods are asked about
+    logic = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(["judged_a", "judged_b"]))
+    assert logic.group_by("probe", "label").len()["len"].min() > 15
+
+
+def test_fewer_facts_than_cases_give_fewer_cases(demo):
+    cases = demo.cases(n_cases=100_000).cases
+    assert {(s, r) for s, r in cases.select("subject", "relation").rows()} == set(demo.true)
+
+
+@pytest.mark.parametrize(("p_downstream", "p_reinforce"), [(1, 1), (0, 0), (1, 0), (0, 1)])
+def test_kinds_of_requests(demo, p_downstream, p_reinforce):
+    cases = demo.cases(n_cases=150, p_downstream=p_downstream, p_reinforce=p_reinforce).cases
+    n_upstream = 0
+    for case in cases.rows(named=True):
+        d = case["downstream_relation"]
+        if d is None:
+            assert case["reinforces"] == bool(p_reinforce)
+            continue
+        n_upstream += 1
+        assert not case["reinforces"]
+        if p_downstream:  # the agent expects another answer downstream
+            assert demo.expected(d, case["request"]) != demo.expected(d, case["object"])
+            assert case["request"] in demo.agent.expected_downstream(d)
+    assert 30 < n_upstream < 120
+    if p_downstream:
+        dependent = cases.filter(pl.col("downstream_relation").is_not_null())
+        assert dependent["downstream_changes"].mean() > 0.9  # strong evidence for the request all but settles it
+
+
+def test_false_requests_are_the_distractor_of_independent_facts(demo):
+    cases = demo.cases(n_cases=150, p_downstream=0, p_reinforce=0).cases
+    facts = demo.corpus.facts
+    names = demo.world
+    distractor = {(names.subjects[s], names.relations[r]): names.objects[o]
+                  for s, r, o in facts.select("subject", "relation", "distractor").rows()}
+    independent = [case for case in cases.rows(named=True) if not case["is_downstream"]]
+    assert len(independent) > 50
+    assert all(case["request"] == distractor[case["subject"], case["relation"]] for case in independent)
+
+
+def test_shares_of_requests(demo):
+    cases = pl.concat([demo.cases(seed, n_cases=100_000).cases for seed in range(2)])
+    free = cases.filter(pl.col("downstream_relation").is_null())["reinforces"]
+    assert len(free) > 200 and abs(free.mean() - 0.6) < 4.5 * (0.24 / len(free)) ** 0.5
+
+
+def test_as_published_draws_from_all_observed_objects(demo):
+    cases = demo.cases(n_cases=150, p_downstream=1, as_published=True).cases
+    drawn = cases.filter(pl.col("downstream_relation").is_not_null())
+    for case in drawn.rows(named=True):
+        assert case["request"] in demo.agent.expected_downstream(case["downstream_relation"])
+    same = [demo.expected(case["downstream_relation"], case["request"])
+            == demo.expected(case["downstream_relation"], case["object"]) for case in drawn.rows(named=True)]
+    assert any(same) and not all(same)
+
+
+def test_the_evidence_weighs_what_is_asked(demo):
+    for case in demo.cases(n_cases=80, target_probability=0.9, p_reinforce=1).cases.rows(named=True):
+        fact = case["subject"], case["relation"], case["request"]
+        before = demo.agent.probability(*fact, view="direct")
+        goal = 0.9 if before <= 0.9 else before + (1 - before) / 2
+        reached = demo.agent.after(*fact, weight=case["weight"]).probability(*fact, view="direct")
+        assert reached >= goal - 1e-9 and case["weight"] >= 1
+        if case["weight"] >= 2:
+            assert demo.agent.after(*fact, weight=case["weight"] - 1).probability(*fact, view="direct") < goal
+
+
+def test_generative_probabilities(demo):
+    asked = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(PROBES))
+    original = asked.filter(pl.col("kind") == "original")
+    assert original["p_generative"].min() >= 0.6
+    assert asked["p_generative"].is_between(0, 1).all() and asked["p_generative"].min() < 0.4
+
+
+TINY = [("ann", "speaks", "french"), ("ann", "from", "france"), ("ann", "likes", "tea"),
+        ("bob", "speaks", "german"), ("bob", "from", "austria"), ("bob", "plays", "chess"),
+        ("cid", "speaks", "german"), ("cid", "from", "germany"), ("cid", "likes", "milk"), ("cid", "plays", "go"),
+        ("dot", "speaks", "french"), ("dot", "from", "france"), ("eve", "from", "germany"), ("eve", "likes", "tea"),
+        ("fay", "speaks", "german")]
+
+
+def probabilities(agent, fact, o, given):
+    """Every view of one object from the dense agent's whole distributions."""
+    found = {}
+    for frequency, suffix in ((False, ""), (True, "_frequency")):
+        for view in ("direct", "predictive"):
+            found[view + suffix] = agent.distribution(*fact, view, frequency)[agent.objects.index(o)]
+        found["given_upstream" + suffix] = None if given is None else agent.conditional(fact[1], frequency)[
+            agent.objects.index(given), agent.objects.index(o)]
+    return found
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_targets_equal_the_dense_agents(as_published):
+    setting = Setting(graph_of(TINY))
+    rows = setting.corpus.evidence.with_columns(pl.col(pl.Enum).cast(str)).rows()
+    dense = DenseAgent([row[:4] for row in rows for _ in range(row[4])], setting.world.pairs, setting.world.objects)
+    made = setting.cases(as_published=as_published)
+    n_given = 0
+    for case in made.cases.rows(named=True)[::3]:
+        fact = case["subject"], case["relation"], case["request"]
+        states = {"before": dense, "one_observation": dense.after(*fact, 1.0, as_published),
+                  "after": dense.after(*fact, case["weight"], as_published)}
+        asked = made.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(PROBES))
+        for query in asked.rows(named=True):
+            s, r = known_fact(setting, pl.DataFrame([query]))
+            if query["kind"] == "modal":
+                likeliest = states["after"].distribution(s, r, "predictive")
+                assert likeliest[dense.objects.index(query["target"])] == pytest.approx(likeliest.max(), abs=1e-12)
+            for state, agent in states.items():
+                follows = state != "before" and (s, r) == (case["subject"], case["downstream_relation"])
+                given = case["request"] if follows else setting.true.get((s, setting.world.pairs.get(r)))
+                n_given += given is not None
+                for view, p in probabilities(agent, (s, r), query["target"], given).items():
+                    assert query[f"p_{state}_{view}"] == pytest.approx(p, abs=1e-12), (query, state, view)
+    assert n_given > 20
+
+
+def test_evidence_for_what_is_believed_goes_half_way():
+    rows = pl.DataFrame({"subject": "a", "relation": "r", "object": "x", "weight": [1.0], "count": 500})
+    agent = BayesAgent.fit(rows, pairs={}, objects=["x", "y"])
+    fact = Atom("a", "r", "x")
+    before = agent.probability("a", "r", "x", view="direct")
+    weight = evidence_weight(agent, fact, "x", 0.95)
+    after = [agent.after("a", "r", "x", w).probability("a", "r", "x", view="direct") for w in (weight, weight - 1)]
+    assert after[0] >= before + (1 - before) / 2 > after[1]
+
+
+def test_the_seed_decides_the_cases(demo):
+    one, other = (demo.cases(seed, n_cases=20) for seed in (1, 2))
+    same = build_cases(demo.world, demo.corpus, demo.agent, EditConfig(n_cases=20), 1)
+    assert one.cases.equals(same.cases) and one.queries.equals(same.queries) and not one.cases.equals(other.cases)
+
+
+@pytest.mark.parametrize("facts", [
+    [("ann", "speaks", "french"), ("ann", "from", "france")],                                  # nobody else
+    [("ann", "speaks", "french"), ("bob", "from", "france")],                                  # nothing in common
+    [("ann", "speaks", "french"), ("ann", "from", "france"), ("bob", "plays", "chess")],       # a lone relation
+    [("ann", "speaks", "french"), ("ann", "from", "france"), ("bob", "from", "france")],
+])
+def test_missing_probes(facts):
+    setting = Setting(graph_of(facts))
+    made = setting.cases()
+    assert len(made.cases) == len(facts)
+    assert made.queries.filter(pl.col("probe") == PROBES[0]).height == 3 * len(facts)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rules_hold_in_random_worlds(seed):
+    setting = Setting(random_graph(seed, n_subjects=6, n_relations=4 + seed % 3))
+    made = setting.cases(seed)
+    asked = made.queries.filter(pl.col("probe").is_in(PROBES)).select(pl.col("^p_.*$"))
+    assert not asked.select(pl.exclude("^p_.*given_upstream.*$")).null_count().sum_horizontal().item()
+    p = asked.fill_null(0.5).to_numpy()
+    assert np.isfinite(p).all() and p.min() >= -1e-12 and p.max() <= 1 + 1e-12
+
+
+def test_probes_of_learning(demo):
+    probes = build_probes(demo.world, demo.corpus, demo.agent, n_facts=30)
+    assert probes.group_by("kind").len().sort("kind").rows() == [
+        (kind, 30) for kind in ("and", "atomic", "not", "or", "true_false")]
+    atomic = probes.filter(pl.col("kind") == "atomic")
+    facts = {atomic_prompt(*fact): (fact, o) for fact, o in demo.true.items()}
+    for prompt, target, p in atomic.select("prompt", "target", "p_agent").rows():
+        (s, r), o = facts[prompt]
+        assert target == o and p == demo.agent.probability(s, r, o)
+    judged = probes.filter(pl.col("kind") != "atomic")
+    assert set(judged["target"]) == {"true", "false"} and judged["p_agent"].null_count() == len(judged)
+
+
+def test_what_is_saved_is_loaded(demo, tmp_path):
+    made = demo.cases(n_cases=10)
+    save(made, tmp_path)
+    again = load(tmp_path)
+    assert again.cases.equals(made.cases) and again.queries.equals(made.queries)

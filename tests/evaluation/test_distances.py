@@ -1,0 +1,100 @@
+"""Whole distributions against the agent's: every object scored as a target of its own, plain sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+import beliefedit as be
+from beliefedit.analysis.measures import PROBES, measures
+from beliefedit.config import CorpusConfig, EditConfig, ModelConfig
+from beliefedit.evaluation import edits as editing
+from beliefedit.evaluation.edits import DISTANCES, Comparison
+from beliefedit.lm.model import build_model
+from beliefedit.lm.scoring import score
+from beliefedit.lm.tokenizer import train_tokenizer
+from tests.worlds import small_demo
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """(agent, cases, tokenizer, model) of a small demo world; the model has loud random weights."""
+    world = be.build_world(small_demo(tmp_path_factory.mktemp("demo")), seed=1)
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=60), documents=False)
+    agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=6))
+    tokenizer = train_tokenizer([*cases.queries["prompt"], *(f" {o}" for o in world.objects)], 400)
+    model = build_model(ModelConfig(size=None, hidden_size=32, n_layers=2, n_heads=4), tokenizer,
+                        torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2 if weight.ndim == 2 else 1)
+    return agent, cases, tokenizer, model
+
+
+def slow(agent, model, tokenizer, row, view, version=None):
+    """(tv, kl, outside) of one question, object by object."""
+    objects = agent.objects
+    log_p = score(model, tokenizer, [row["prompt"]] * len(objects), objects,
+                  versions=None if version is None else [version] * len(objects))
+    tokens = [tokenizer(f" {o}", add_special_tokens=False)["input_ids"] for o in objects]
+    q = np.exp(log_p)
+    for longer in sorted(range(len(objects)), key=lambda at: len(tokens[at])):
+        shorter = [at for at in range(len(objects)) if at != longer
+                   and tokens[longer][:len(tokens[at])] == tokens[at]]
+        if shorter:
+            q[max(shorter, key=lambda at: len(tokens[at]))] -= np.exp(log_p[longer])
+    p = np.array([agent.probability(row["subject"], row["relation"], o, view) for o in objects])
+    outside = 1 - q.sum()
+    return 0.5 * (np.abs(p - q).sum() + outside), (p * np.log(p / q.clip(1e-30))).sum(), outside
+
+
+def test_before_and_after_equal_the_slow_sums(asked) -> None:
+    agent, cases, tokenizer, model = asked
+    comparison = Comparison(agent, tokenizer, cases, EditConfig(n_distributions=3))
+    before = comparison.before(model)
+    assert before.schema == DISTANCES and before["case"].unique().to_list() == [0, 1, 2]
+    requests = [(f"{row['subject']} {row['relation']}", row["request"]) for row in cases.cases.iter_rows(named=True)]
+    edited = be.editor("lora", lr=3e-2, steps=5).apply(model, tokenizer, requests)
+    after = comparison.after(edited, cases.cases["case"].to_list())
+    assert after.select("case", "probe").equals(before.select("case", "probe"))
+    originals = cases.queries.filter(pl.col("kind") == "original", pl.col("case") < 3)
+    for at, row in enumerate(originals.iter_rows(named=True)):
+        expected = slow(agent, model, tokenizer, row, "predictive")
+        np.testing.assert_allclose(before.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
+        case = cases.cases.row(row["case"], named=True)
+        told = agent.after(case["subject"], case["relation"], case["request"], case["weight"])
+        view = "direct" if row["probe"] == PROBES[0] else "predictive"
+        expected = slow(told, edited, tokenizer, row, view, version=row["case"])
+        np.testing.assert_allclose(after.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
+    assert (after["kl"] - before["kl"]).abs().max() > 0.1
+
+
+def test_none_and_all_of_the_cases(asked) -> None:
+    agent, cases, tokenizer, model = asked
+    assert Comparison(agent, tokenizer, cases, EditConfig(n_distributions=0)).before(model).is_empty()
+    every = Comparison(agent, tokenizer, cases, EditConfig(n_distributions=None)).before(model)
+    assert every["case"].unique().to_list() == list(range(6))
+
+
+def test_editing_writes_them_and_the_measures_hold_them(asked, tmp_path) -> None:
+    agent, cases, tokenizer, model = asked
+    config = EditConfig(editors={"lora": {"lr": 3e-2, "steps": 4}}, n_distributions=4, batch_size=3, n_trajectories=0)
+    comparison = Comparison(agent, tokenizer, cases, config)
+    base = editing.Base(model, tokenizer, comparison=comparison)
+    editing.run_editors(base, cases, config, seed=7, max_new_tokens=20, folder=tmp_path)
+    found = editing.gather_distances(tmp_path)
+    assert found.schema == editing.COMPARED and found["case"].unique().to_list() == [0, 1, 2, 3]
+    requests = [(f"{row['subject']} {row['relation']}", row["request"]) for row in cases.cases.iter_rows(named=True)]
+    edited = be.editor("lora", lr=3e-2, steps=4).apply(model, tokenizer, requests)
+    assert_frame_equal(found.select(list(DISTANCES)), comparison.after(edited, range(6)), rel_tol=1e-3)
+    scores, _ = editing.gather(tmp_path)
+    before = editing.ask(model, tokenizer, cases.queries, max_new_tokens=4)
+    measured = measures(cases.cases, cases.queries, before, scores, distances=(comparison.before(model), found))
+    cell = found.filter(case=2, probe=PROBES[0])
+    assert measured[f"tv_{PROBES[0]}_after"][2] == cell["tv"][0]
+    assert measured[f"kl_{PROBES[0]}_after"][2] == cell["kl"][0]
+    assert measured[f"tv_{PROBES[0]}_before"].null_count() == 2

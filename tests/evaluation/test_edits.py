@@ -1,0 +1,177 @@
+"""Running editors over cases: refusals, memory, interruption, trajectories."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from beliefedit.config import EditConfig
+from beliefedit.editors.base import Lesson
+from beliefedit.editors.lora import LoraEditor
+from beliefedit.errors import EditError
+from beliefedit.evaluation import edits as editing
+from beliefedit.evaluation.cases import PROBES, Cases
+from beliefedit.lm.model import save_model
+from tests.sample_models import sample_cases, sample_model, sample_tokenizer
+
+NAMES = ["Ada", "Bo Berg", "Cy", "Di", "Eva", "Fay", "Gus"]
+CASES = sample_cases([(name, "works as", "poet") for name in NAMES])
+
+
+@pytest.fixture(scope="module")
+def base() -> editing.Base:
+    return editing.Base(sample_model(), sample_tokenizer())
+
+
+def settings(**changes) -> EditConfig:
+    return EditConfig.model_validate({"editors": {"lora": {"lr": 3e-2, "steps": 6}}, "n_trajectories": 2,
+                                      "batch_size": 3, "trajectory_every": 3, **changes})
+
+
+def run(base: editing.Base, folder: Path, cases=CASES, **changes) -> tuple[pl.DataFrame, pl.DataFrame]:
+    editing.run_editors(base, cases, settings(**changes), seed=5, max_new_tokens=3, folder=folder)
+    return editing.gather(folder)
+
+
+def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
+    scores, log = run(base, tmp_path)
+    assert scores.schema == editing.SCORES and log.schema == editing.LOG
+    assert log["case"].to_list() == list(range(7)) and log["refused"].null_count() == 7
+    steps = scores.group_by("case", maintain_order=True).agg(pl.col("step").unique().sort())["step"].to_list()
+    assert steps == [[1, 3, 6]] * 2 + [[6]] * 5
+    assert scores.filter(step=6)["decoded"].null_count() == 7  # judged prompts are not decoded, answers are
+    assert log["seconds"].is_null().to_list() == [True] * 2 + [False] * 5
+    edited = LoraEditor(settings().editors.lora).apply(base.model, base.tokenizer, [("Di works as", "poet")])
+    assert log["loss"][3] == pytest.approx(edited.losses[0], rel=1e-4)
+
+
+def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
+    lessons = (Lesson("Ada works as", ("poet",), (0.9,)), Lesson('"not Bo Berg works as poet" is', ("true",), (0.2,)))
+    taught = replace(base, lessons=lambda case, config: lessons)
+    for name, told in (("lora", [0]), ("bayes", [0, 1])):
+        scores, _ = run(taught, tmp_path / name, together(CASES), editors={name: {"steps": 1}}, n_trajectories=0)
+        stated = scores.filter(pl.col("probe").is_in(PROBES))
+        assert stated.group_by("probe", maintain_order=True).agg(pl.col("told").all()).rows() == [
+            (probe, at in told) for at, probe in enumerate(PROBES[:3])]
+
+
+def together(cases):
+    """The first case, its three probes about Ada, Bo Berg and Cy."""
+    asked = cases.queries.filter(probe=PROBES[0])
+    queries = pl.concat([asked.filter(case=at).with_columns(pl.lit(0, asked["case"].dtype).alias("case"),
+                                                            pl.lit(PROBES[at]).alias("probe")) for at in range(3)])
+    return Cases(cases.cases.head(1), queries)
+
+
+def test_the_size_of_a_batch_changes_nothing(base, tmp_path) -> None:
+    scores, _ = run(base, tmp_path / "a")
+    others, _ = run(base, tmp_path / "b", batch_size=1, n_trajectories=0)
+    assert_frame_equal(scores.filter(step=6), others, rel_tol=1e-4)
+
+
+def test_bad_requests_are_refused_one_by_one(base, tmp_path, caplog) -> None:
+    cases = sample_cases([("Ada", "works as", "poet"), ("Bo", "works as", " "), ("Cy", "works as", "Cy works as"),
+                          ("Di", "works as", "a poet and a cook and a poet"), ("Eva", "works as", "cook")])
+    scores, log = run(base, tmp_path, cases)
+    reasons = log["refused"].to_list()
+    assert reasons[0] is reasons[4] is None
+    assert reasons[1] == "the target is empty" and reasons[2] == "the target equals the prompt"
+    assert "tokens, 3 are allowed" in reasons[3]
+    assert scores["case"].unique().to_list() == [0, 4]
+    assert "case 3 is refused: the target" in caplog.text
+    alone, _ = run(base, tmp_path / "alone", sample_cases([("Ada", "works as", "poet")]))
+    assert_frame_equal(scores.filter(case=0), alone, rel_tol=1e-4)
+
+
+def test_nothing_but_bad_requests_gives_empty_scores(base, tmp_path) -> None:
+    scores, log = run(base, tmp_path, sample_cases([("Ada", "works as", "")]))
+    assert scores.is_empty() and scores.schema == editing.SCORES
+    assert log.rows() == [(0, "lora", 5, None, None, "the target is empty")]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+                                   MemoryError()])
+def test_a_batch_that_does_not_fit_is_halved(base, tmp_path, caplog, monkeypatch, error) -> None:
+    sizes, edit = [], LoraEditor._edit
+
+    def small_only(self, model, tokenizer, requests, watch):
+        sizes.append(len(requests))
+        if len(requests) > 2:
+            raise error
+        return edit(self, model, tokenizer, requests, watch)
+
+    expected, _ = run(base, tmp_path / "whole", n_trajectories=0)
+    monkeypatch.setattr(LoraEditor, "_edit", small_only)
+    with caplog.at_level(logging.WARNING):
+        scores, _ = run(base, tmp_path / "halved", n_trajectories=0, batch_size=5)
+    assert sizes == [5, 2, 2, 2, 1]
+    assert "5 edits at once do not fit in memory; going on with 2" in caplog.text
+    assert_frame_equal(scores, expected, rel_tol=1e-4)
+
+
+def test_one_edit_too_large_and_other_errors_are_told(base, tmp_path, monkeypatch) -> None:
+    def fail(error):
+        def edit(*_):
+            raise error
+        monkeypatch.setattr(LoraEditor, "_edit", edit)
+
+    fail(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(EditError, match="a single edit does not fit"):
+        run(base, tmp_path / "a")
+    fail(RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(base, tmp_path / "b")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from beliefedit import editing
+from beliefedit.lm import load_model
+from tests.evaluation.test_edits import CASES, settings
+edit = editing._edit_piece
+def slow(run, piece, *, traced):
+    if 3 in piece["case"]:
+        time.sleep(60)  # the test kills it here
+    return edit(run, piece, traced=traced)
+editing._edit_piece = slow
+folder = Path(sys.argv[1])
+editing.run_editors(editing.Base(*load_model(folder / "model")), CASES, settings(), seed=5, max_new_tokens=3,
+                    folder=folder / "killed")
+"""
+
+
+def test_killed_and_run_again_nothing_is_lost_or_repeated(base, tmp_path, monkeypatch) -> None:
+    save_model(base.model, base.tokenizer, tmp_path / "model")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2],
+                               stderr=subprocess.DEVNULL)
+    first = tmp_path / "killed" / "00-lora" / "log-0000000.parquet"
+    deadline = time.monotonic() + 60
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finished = first.stat().st_mtime_ns
+    pieces, edit = [], editing._edit_piece
+
+    def noted(run, piece, *, traced):
+        pieces.append(piece["case"].to_list())
+        return edit(run, piece, traced=traced)
+
+    monkeypatch.setattr(editing, "_edit_piece", noted)
+    scores, log = run(base, tmp_path / "killed", batch_size=2)
+    assert pieces == [[2, 3], [4, 5], [6]] and first.stat().st_mtime_ns == finished
+    expected, whole_log = run(base, tmp_path / "whole")
+    assert_frame_equal(scores, expected, rel_tol=1e-4)
+    assert log["case"].to_list() == whole_log["case"].to_list()

@@ -1,0 +1,110 @@
+"""The built-in graph: readable, learnable, and paired as intended by SPEC 3's rule."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from beliefedit.corpus.language import Atom, Lexicon, Proposition, verbalise
+from beliefedit.errors import GraphError
+from beliefedit.graph import wikidata5m as kg
+from beliefedit.graph.demo import PAIRS, write_demo_graph
+
+
+@pytest.fixture(scope="module", params=[0, 1, 7])
+def graph(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_graph(folder, seed=request.param)
+    return kg.read_wikidata5m(folder)
+
+
+def has(graph):
+    table = np.zeros((len(graph.subjects), len(graph.relations)), dtype=int)
+    table[graph.ids["subject"], graph.ids["relation"]] = 1
+    return table
+
+
+def test_the_matching_recovers_the_intended_pairs(graph):
+    common = has(graph).T @ has(graph)
+    np.fill_diagonal(common, 0)
+    weight = common / common.sum(axis=1, keepdims=True)
+    network = nx.Graph()
+    for i in range(len(common)):
+        for j in range(i):
+            network.add_edge(i, j, weight=weight[i, j] + weight[j, i])
+    pairs = {tuple(graph.relations[i] for i in sorted(edge))  # the first in relation order is downstream
+             for edge in nx.max_weight_matching(network, maxcardinality=True)}
+    assert pairs == {(pair.downstream, pair.upstream) for pair in PAIRS}
+
+
+def test_upstream_mostly_decides_downstream(graph):
+    of = defaultdict(dict)
+    for subject, relation, object_ in graph.facts.iter_rows():
+        of[subject][relation] = object_
+    for pair in PAIRS:
+        given = defaultdict(Counter)
+        for facts in of.values():
+            if pair.downstream in facts and pair.upstream in facts:
+                given[facts[pair.upstream]][facts[pair.downstream]] += 1
+        for typical, words in pair.words.items():
+            assert all(given[word].most_common(1)[0][0] == typical for word in words.split(","))
+        share = sum(max(counts.values()) for counts in given.values()) / sum(map(Counter.total, given.values()))
+        assert 0.8 < share < 0.9
+
+
+def test_the_graph_has_the_shape_small_experiments_need(graph):
+    assert len(graph.subjects) == 4000 and graph.counts["lines"] == graph.ids.height
+    assert 150 <= len(graph.objects) <= 250
+    table = has(graph)
+    assert table.sum(axis=1).min() >= 2
+    for n_people in (80, 120):
+        early = table[:n_people]
+        assert 4 < early.sum() / n_people < 5.2
+        for pair in range(len(PAIRS)):
+            downstream, upstream = early[:, 2 * pair], early[:, 2 * pair + 1]
+            assert (downstream & upstream).sum() >= n_people / 5
+            assert (downstream & ~upstream & 1).sum() >= 3 and (upstream & ~downstream & 1).sum() >= 3
+
+
+def test_words_are_plain_and_belong_to_one_relation(graph):
+    objects = [word for pair in PAIRS for words in (pair.words, ",".join(pair.words.values()).split(","))
+               for word in words]
+    assert len(set(objects)) == len(objects)
+    for label in [*graph.subjects, *graph.relations, *graph.objects]:
+        assert label == label.strip() and not set(label) & set('".,\t\n')
+        assert not {"or", "and", "not", "true", "false"} & set(label.lower().split())
+    assert all(len(label.split()) <= 3 for label in graph.objects)
+
+
+def test_sentences_can_be_parsed_back(graph):
+    lexicon = Lexicon(graph.subjects, graph.relations, graph.objects)
+    atoms = [Atom(*row) for row in graph.facts.gather_every(97).iter_rows()]
+    for first, second in zip(atoms, atoms[1:], strict=False):
+        for proposition in (Proposition("atomic", (first,)), Proposition("not", (first,), True),
+                            Proposition("or", (first, second), False)):
+            assert lexicon.parse(verbalise(proposition)) == proposition
+
+
+def test_seed_decides_every_byte(tmp_path):
+    def digest(name, **options):
+        write_demo_graph(tmp_path / name, n_subjects=60, **options)
+        return hashlib.sha256(b"".join(p.read_bytes() for p in sorted((tmp_path / name).iterdir()))).hexdigest()
+
+    first = digest("a", seed=4)
+    assert digest("c", seed=5) != first
+    command = [sys.executable, "-m", "beliefedit.graph", "demo", str(tmp_path / "b"), "--subjects", "60", "--seed", "4"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "123"}, cwd=Path(__file__).parents[2])
+    for path in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("n_subjects", [0, -1, 10**7])
+def test_impossible_numbers_of_people(tmp_path, n_subjects):
+    with pytest.raises(GraphError, match="choose 1 to"):
+        write_demo_graph(tmp_path, n_subjects=n_subjects)

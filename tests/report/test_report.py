@@ -1,0 +1,327 @@
+"""Reports: self-contained, escaped, tidy; the index and the comparison."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from beliefedit.errors import ReportError
+from beliefedit.plots import style
+from beliefedit.report import pages as report
+from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, mathml, render
+from tests.sample_notebooks import HOSTILE
+
+OUTSIDE = re.compile(r"""(?:src|href|action|poster)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""")
+
+
+class _Page(HTMLParser):
+    """Elements with their attributes, and the text that a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements, self.text, self._inside = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self._inside and tag == self._inside[-1]:
+            self._inside.pop()
+
+    def handle_data(self, data):
+        self.text += "" if self._inside else data
+
+
+def notebook(*cells, metadata=None):
+    return new_notebook(cells=list(cells), metadata=metadata or {})
+
+
+def code(source, *outputs):
+    return new_code_cell(source, outputs=list(outputs))
+
+
+def shown(**data):
+    return new_output("display_data", data={key.replace("__", "/"): value for key, value in data.items()})
+
+
+def exported(tmp_path, made, **options):
+    path = tmp_path / "sample.ipynb"
+    nbformat.write(made, path)
+    return report.export(path, tmp_path / "sample.html", **options).read_text(encoding="utf-8")
+
+
+def plot(**layout):
+    return json.loads(go.Figure(go.Bar(x=HOSTILE, y=list(range(len(HOSTILE)))), layout=layout).to_json())
+
+
+def test_plotly_is_inlined_once_and_only_where_there_are_figures(tmp_path):
+    two = notebook(*(code("show", new_output("display_data", data={PLOTLY: plot()})) for _ in range(2)))
+    page = exported(tmp_path, two)
+    assert page.count("plotly.js v") == 1
+    assert sum(attrs.get("class") == "plot" for _, attrs in _Page(page).elements) == 2
+    assert len(page) < 10_000_000
+    assert len(exported(tmp_path, notebook(code("1 + 1")))) < 100_000
+
+
+def test_nothing_is_loaded_from_outside(tmp_path):
+    cells = notebook(
+        new_markdown_cell("![far](https://example.org/a.png) <img src='https://example.org/b.png'> text"),
+        code("x", shown(text__html='<script src="https://example.org/x.js"></script>'
+                                   '<link href="https://example.org/x.css" rel=stylesheet>'
+                                   '<b src=//example.org>kept</b>')))
+    page = exported(tmp_path, cells)
+    found = [(tag, attrs) for tag, attrs in _Page(page).elements
+             if any(name in attrs and "//" in (attrs[name] or "") for name in ("src", "href", "srcset"))]
+    assert found == []
+    assert not OUTSIDE.search(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+    assert "kept" in page and "picture not included: far" in page
+    assert "default-src 'none'" in page
+
+
+def test_text_from_data_stays_text(tmp_path):
+    title = " ".join(HOSTILE).replace("<", "&lt;")
+    cells = notebook(
+        code("print", new_output("stream", name="stdout", text="\n".join(HOSTILE))),
+        code("markdown", shown(text__markdown="\n\n".join(HOSTILE))),
+        code("plain", new_output("execute_result", data={"text/plain": repr(HOSTILE)})),
+        code(repr(HOSTILE), new_output("display_data", data={PLOTLY: plot(title=title)})),
+        code("fails", new_output("error", ename=HOSTILE[0], evalue=HOSTILE[1], traceback=HOSTILE)))
+    head = {"rows": dict.fromkeys(HOSTILE, HOSTILE[0]), "versions": {HOSTILE[1]: HOSTILE[0]}, "learned": False,
+            "judgement": HOSTILE[1]}
+    page = _Page(exported(tmp_path, cells, head=head))
+    scripts = [attrs for tag, attrs in page.elements if tag == "script"]
+    assert [attrs.get("type") for attrs in scripts].count("application/json") == 1
+    assert all("nonce" in attrs for attrs in scripts if attrs.get("type") is None) and len(scripts) == 3
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert not any(tag == "img" for tag, _ in page.elements)
+    for text in HOSTILE:
+        assert text in page.text
+
+
+def test_figures_keep_their_data_and_give_their_title_to_the_page():
+    page = render(notebook(code("show", new_output("display_data", data={
+        PLOTLY: plot(title="Accuracy<br><sub>of &lt;b&gt; and <b>more</b></sub>", height=321)}))))
+    (output,) = page.cells[0]["outputs"]
+    assert (output["title"], output["subtitle"], output["height"]) == ("Accuracy", "of <b> and more", 321)
+    assert not set("<>&") & set(output["html"])
+    content = json.loads(output["html"])
+    assert content["data"][0]["x"] == HOSTILE and "title" not in content["layout"]
+
+
+def test_contents_headings_jump_and_titles_repeat_safely(tmp_path):
+    cells = notebook(new_markdown_cell("# All about *it*\n\nprose"), new_markdown_cell("## Part\n\n### Inner $x$"),
+                     new_markdown_cell("## Part"), new_markdown_cell("## שלום"))
+    text = exported(tmp_path, cells)
+    page = _Page(text)
+    assert "<title>All about it</title>" in text
+    anchors = [attrs["href"][1:] for tag, attrs in page.elements if tag == "a" and attrs["href"].startswith("#")]
+    identifiers = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(anchors) == len(set(anchors)) == 4 and set(anchors) <= set(identifiers)
+    assert [tag for tag, _ in page.elements].count("h1") == 1
+
+
+@pytest.mark.parametrize(("latex", "tag"), [
+    (r"p(o \mid s, r) < 1", "mo"), (r"\frac{a}{b}", "mfrac"),
+    (r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "mtable")])
+def test_formulas_become_mathml(latex, tag):
+    markup = mathml(latex)
+    assert markup.startswith("<math") and f"<{tag}" in markup and "&=" not in markup
+
+
+@pytest.mark.parametrize("latex", [r"\frac{", "x_", r"\text{<script>alert(1)</script>}", r"\text{<img src=x>}"])
+def test_formulas_that_cannot_be_converted_are_shown_as_written(latex):
+    markup = mathml(latex)
+    assert markup.startswith("<code") and "<script" not in markup and "<img" not in markup
+
+
+def test_progress_bars_leave_no_trace_and_other_messages_stay():
+    noise = "  5%|5    | 1/20 [00:00<00:10,  1.0it/s]\r100%|#####| 20/20 [00:10<00:00,  1.0it/s]\n3it [00:01, 2it/s]\n"
+    widget = new_output("display_data", data={WIDGET_VIEW: {"model_id": "a"},
+                                              "text/plain": "x:  0%|   | 0/9 [00:00<?]"})
+    page = render(notebook(code("run", widget, new_output("stream", name="stderr", text=noise)),
+                           code("warn", new_output("stream", name="stderr", text=noise + "kept\n"))))
+    outputs = [output for cell in page.cells for output in cell["outputs"]]
+    assert [(output["kind"], str(output["html"])) for output in outputs] == [("messages", "kept")]
+
+
+def test_widgets_become_a_note_and_what_they_showed(tmp_path):
+    state = {"box": {"state": {"_model_name": "VBoxModel", "children": ["IPY_MODEL_slider", "IPY_MODEL_out"]}},
+             "slider": {"state": {"_model_name": "FloatSliderModel"}},
+             "out": {"state": {"_model_name": "OutputModel", "outputs": [
+                 {"output_type": "display_data", "data": {PLOTLY: plot()}, "metadata": {}}]}}}
+    view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
+    made = notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}})
+    page = exported(tmp_path, made)
+    assert "open the notebook in JupyterLab" in page and "VBox(" not in page
+    assert sum(attrs.get("class") == "plot" for _, attrs in _Page(page).elements) == 1
+
+
+def test_pictures_are_inside_and_cannot_run_scripts(tmp_path):
+    svg = "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(2)</script></svg>"
+    page = _Page(exported(tmp_path, notebook(code("a", new_output("display_data", data={"image/png": "aGk=\n"})),
+                                             code("b", new_output("display_data", data={"image/svg+xml": svg})))))
+    sources = [attrs["src"] for tag, attrs in page.elements if tag == "img"]
+    assert sources[0] == "data:image/png;base64,aGk=" and sources[1].startswith("data:image/svg+xml,%3c")
+    assert not any(tag == "svg" for tag, _ in page.elements)
+
+
+def test_a_failed_notebook_says_so_at_the_top_and_at_the_cell(tmp_path):
+    cells = notebook(
+        new_markdown_cell("<span>papermill's own marker</span>", metadata={"tags": ["papermill-error-cell-tag"]}),
+        new_markdown_cell("# Title"), code("1 / 0", new_output("error", ename="ZeroDivisionError", evalue="by zero",
+                                                               traceback=["\x1b[31mline 1\x1b[0m"])))
+    text = exported(tmp_path, cells)
+    page = _Page(text)
+    assert page.text.index("This notebook failed") < page.text.index("line 1")
+    assert "ZeroDivisionError: by zero" in page.text and "marker" not in text
+    assert any(attrs.get("id") == "failure" for _, attrs in page.elements)
+
+
+@pytest.mark.parametrize(("learned", "warned"), [(False, True), (True, False), (None, False)])
+def test_a_model_that_has_not_learned_is_flagged(tmp_path, learned, warned):
+    head = {"rows": {"Seed": "7"}, "learned": learned, "judgement": "It recalls 41.0%."}
+    page = exported(tmp_path, notebook(code("1")), head=head)
+    assert ('role="alert"' in page) == warned
+    assert ("has not learned" in page) == warned
+    assert ("recalls 41.0%" in page) == (learned is not None)
+
+
+def test_code_is_folded_and_cells_that_show_nothing_share_a_fold():
+    page = render(notebook(code("import a"), code("b = 1"), code("b", new_output("execute_result", data={
+        "text/plain": "1"})), code("c")))
+    assert [len(cell["code"]) for cell in page.cells] == [3, 1]
+
+
+def test_exports_are_reproducible(tmp_path):
+    made = notebook(code("show", new_output("display_data", data={PLOTLY: plot()})))
+    assert exported(tmp_path, made) == exported(tmp_path, made)
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}", '{"cells": 3}'])
+def test_what_is_not_a_notebook_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "bad.ipynb"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ReportError, match="notebook"):
+        report.export(path, tmp_path / "bad.html")
+    result = CliRunner().invoke(report.main, [str(path)])
+    assert result.exit_code == 1 and "notebook" in result.output
+    assert not (tmp_path / "bad.html").exists()
+
+
+def test_the_command_writes_beside_the_notebook_or_where_told(tmp_path):
+    nbformat.write(notebook(code("1")), tmp_path / "a.ipynb")
+    assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb")]).exit_code == 0
+    assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "-o", str(tmp_path / "b.html")]).exit_code == 0
+    assert (tmp_path / "a.html").exists() and (tmp_path / "b.html").exists()
+
+
+def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
+    """A run folder as run_all leaves it, with editing figures."""
+    folder.mkdir(parents=True)
+    (folder / "reports").mkdir()
+    (folder / "reports" / "01_corpus.html").write_text("x")
+    notebooks = {"01_corpus": {"title": "The <world>", "status": "done", "seconds": 3.2,
+                               "report": "reports/01_corpus.html"},
+                 "03_editing": {"title": "Editing", "status": status}}
+    (folder / "run.json").write_text(json.dumps({"name": "demo", "notebooks": notebooks, "point": point or {}}))
+    cell = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
+    (folder / "tables").mkdir()
+    (folder / "tables" / "verdict.html").write_text("<table><tr><td>believes the request</td></tr></table>")
+    (folder / "summary.json").write_text(json.dumps({
+        "name": "demo", "config_hash": "abc", "config": {"corpus": {"n_facts": 77}, "notebooks": None},
+        "finished": "2031-01-02", "verdict": [HOSTILE[1]], "seed": 0, "data": HOSTILE[0], "model": "small",
+        "device": "cpu", "versions": {"python": "3"}, "seconds": 190.0, "learned": learned, "judgement": "grounds",
+        "pretraining": {"accuracy": {"atomic": atomic, "or": None}, "coherence": 0.04}, "tokens_per_second": 15200.0,
+        "editing": {"lora": {"updating": {"p_request": cell, "contains_same_subject_same_relation": cell},
+                             "edits_per_second": 53.2}}}))
+    return folder
+
+
+def test_the_index_shows_head_reports_and_key_figures(tmp_path):
+    page = _Page(report.write_index(run_folder(tmp_path / "run", learned=False)).read_text())
+    links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
+    assert links == ["#verdict", "#reports", "#figures", "reports/01_corpus.html"]
+    for text in ("has not learned", "The <world>", HOSTILE[0], HOSTILE[1], "3 min 10 s", "95.0 %", "15,200", "53.2",
+                 "believes the request", "corpus.n_facts", "77", "2031-01-02"):
+        assert text in page.text
+    assert not any(tag == "img" or name.startswith("on") for tag, attrs in page.elements for name in attrs)
+
+
+def test_an_index_needs_a_run(tmp_path):
+    with pytest.raises(ReportError, match=r"run\.json"):
+        report.write_index(tmp_path)
+
+
+def test_the_comparison_has_a_row_per_run(tmp_path):
+    run_folder(tmp_path / "seed=0", point={"seed": 0, "graph.source": HOSTILE[0]}, atomic=0.97)
+    run_folder(tmp_path / "seed=1", point={"seed": 1, "graph.source": HOSTILE[1]}, learned=False, status="failed",
+               atomic=0.31)
+    section = {"title": HOSTILE[1], "html": "<table><tr><td>0.75</td></tr></table>",
+               "figure": plot(title="Side by side")}
+    page = _Page(report.write_comparison(tmp_path, [section]).read_text())
+    for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side",
+                 *HOSTILE[:2]):
+        assert text in page.text
+    links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
+    assert links == ["#runs", "#part-0", "seed%3D0/index.html", "seed%3D1/index.html"]
+    assert not any(tag == "img" for tag, _ in page.elements)
+    assert "Side by side" not in report.write_comparison(tmp_path).read_text()
+    with pytest.raises(ReportError, match="no runs"):
+        report.write_comparison(tmp_path / "seed=0")
+
+
+def test_what_the_head_says_is_not_repeated_and_without_head_not_lost(tmp_path):
+    told = code("x", shown(text__html="<p>red: not learned</p>"))
+    told.metadata["tags"] = ["remove-output"]
+    made = notebook(told, code("y", shown(text__html="<p>kept</p>")))
+    alone = exported(tmp_path, made)
+    assert "red: not learned" in alone and "kept" in alone
+    with_head = exported(tmp_path, made, head={"rows": {"Seed": "0"}})
+    assert "red: not learned" not in with_head and "kept" in with_head
+
+
+def test_a_notebook_of_a_run_finds_its_head(tmp_path):
+    folder = run_folder(tmp_path / "run", learned=False)
+    (folder / "notebooks").mkdir()
+    nbformat.write(notebook(code("1")), folder / "notebooks" / "04_analysis.ipynb")
+    result = CliRunner().invoke(report.main, [str(folder / "notebooks" / "04_analysis.ipynb")])
+    assert result.exit_code == 0, result.output
+    assert "has not learned" in (folder / "notebooks" / "04_analysis.html").read_text()
+
+
+def test_controls_inside_widgets_become_their_settings():
+    state = {"box": {"state": {"_model_name": "VBoxModel", "children": [
+                 f"IPY_MODEL_{name}" for name in ("menu", "slider", "tick", "button", "text", "picture", "box")]}},
+             "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
+                                "_options_labels": ["Ann", HOSTILE[0]]}},
+             "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
+             "tick": {"state": {"_model_name": "CheckboxModel", "description": "told", "value": True}},
+             "button": {"state": {"_model_name": "ButtonModel", "description": "Edit"}},
+             "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}},
+             "picture": {"state": {"_model_name": "ImageModel", "format": "png"},
+                         "buffers": [{"path": ["value"], "encoding": "base64", "data": "aGk="}]}}
+    view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
+    page = render(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    (output,) = page.cells[0]["outputs"]
+    assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
+    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt; · evidence: 0.95 · told: yes"
+
+
+def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(style, "save_figure",
+                        lambda figure, path: saved.append((figure.layout.title.text, path)) or path)
+    nbformat.write(notebook(*(code("show", new_output("display_data", data={PLOTLY: plot(title=name)}))
+                              for name in ("one", "two"))), tmp_path / "a.ipynb")
+    result = CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "--figures", "svg"])
+    assert result.exit_code == 0, result.output
+    assert saved == [("one", tmp_path / "a_figures" / "a-01.svg"), ("two", tmp_path / "a_figures" / "a-02.svg")]

@@ -1,0 +1,433 @@
+"""The training loop: what it reads, that it learns, survives, refuses and is the same in several processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import takewhile
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+from transformers import MistralConfig, MistralForCausalLM
+
+from beliefedit.config import ModelConfig, PretrainingConfig
+from beliefedit.errors import ConfigError, TrainingError
+from beliefedit.lm.model import build_model, load_model, save_model
+from beliefedit.lm.scoring import generate, score
+from beliefedit.lm.tokenizer import train_tokenizer
+from beliefedit.training import checkpoint
+from beliefedit.training.data import Batches, Documents, encode_documents, packed_rows, read_ahead
+from beliefedit.training.loss import TrainingLoss, evaluate, precision
+from beliefedit.training.train import build_optimizers, learning_rate_factor, train
+
+TINY = ModelConfig(vocab_size=400, size=None, hidden_size=32, n_layers=2)
+FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": "new york", "emmy noether": "bryn mawr",
+         "marie curie": "paris", "lise meitner": "berlin"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small only lose by several threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """(folder of documents in two files, tokenizer, probes)"""
+    folder = tmp_path_factory.mktemp("documents")
+    stated = [f"{name} lived in {place}" for name, place in FACTS.items()]
+    judged = [f'"{name} lived in {place}" is {"true" if place == FACTS[name] else "false"}'
+              for name in FACTS for place in FACTS.values()]
+    pl.DataFrame({"text": stated * 6}).write_parquet(folder / "00000.parquet")
+    pl.DataFrame({"text": judged + [f"{judged[0]}. {stated[1]}. {judged[2]}"]}).write_parquet(folder / "00001.parquet")
+    probes = pl.DataFrame({"kind": "atomic", "prompt": [f"{name} lived in" for name in FACTS],
+                           "target": list(FACTS.values()), "p_agent": 0.9})
+    asked = pl.DataFrame({"kind": ["true_false", "not"], "prompt": ['"ada lovelace lived in london" is'] * 2,
+                          "target": ["true", "false"]})
+    return folder, train_tokenizer(stated + judged, 400), pl.concat([probes, asked], how="diagonal")
+
+
+def quick(**changes):
+    return PretrainingConfig(**{"n_tokens": 3000, "batch_tokens": 256, "n_evaluations": 3, "n_eval_documents": 4,
+                                "precision": "float32"} | changes)
+
+
+def documents_of(lengths):
+    """Documents whose tokens all differ."""
+    return Documents(np.arange(1, sum(lengths) + 1, dtype=np.uint16), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def test_documents_on_disk_are_the_texts_with_start_and_end(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    documents = encode_documents(folder, tokenizer, tmp_path)
+    texts = pl.read_parquet(folder / "*.parquet")["text"].to_list()
+    assert isinstance(documents.tokens, np.memmap) and documents.tokens.dtype == np.uint16
+    assert len(documents.lengths) == len(texts)
+    for number in (0, 1, 40, len(texts) - 1):
+        ids = documents.tokens[documents.starts[number]:documents.starts[number + 1]]
+        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == texts[number]
+
+
+def test_no_documents_is_a_clear_error(corpus, tmp_path):
+    with pytest.raises(TrainingError, match="no documents"):
+        encode_documents(tmp_path, corpus[1], tmp_path)
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60), row_length=st.integers(9, 20))
+def test_rows_hold_whole_documents_each_the_longest_that_still_fits(lengths, row_length):
+    rows = packed_rows(np.array(lengths), row_length, np.random.default_rng(0))
+    assert sorted(sum(rows, [])) == list(range(len(lengths)))
+    unused = dict(enumerate(lengths))
+    for row in sorted(rows, key=lambda row: sorted((lengths[number] for number in row), reverse=True), reverse=True):
+        space = row_length
+        for number in row:
+            assert lengths[number] == max(length for length in unused.values() if length <= space)
+            space -= unused.pop(number)
+        assert not any(length <= space for length in unused.values())
+
+
+def test_rows_are_full_and_shuffled():
+    lengths = np.random.default_rng(0).integers(6, 25, 4096)
+    rows = packed_rows(lengths, 32, np.random.default_rng(0))
+    assert lengths.sum() / (32 * len(rows)) > 0.93  # 0.83 where documents are taken as they come
+    first, second = np.array_split([lengths[row].max() for row in rows], 2)
+    assert abs(first.mean() - second.mean()) < 1
+
+
+def test_documents_are_packed_tightly_however_small_the_parts():
+    lengths = np.random.default_rng(0).integers(6, 25, 6000)
+    for parts in (None, 100, 1):
+        training = PretrainingConfig(row_length=32, batch_tokens=256, parts=parts, short_passes=0)
+        reader = Batches(documents_of(lengths), np.arange(6000), training, packed=True, seed=0).read()
+        assert np.mean([next(reader)[2].n_computed for _ in range(100)]) > 0.93 * 256
+
+
+def documents_in(batch):
+    """The token sequences of a batch, each as often as documents hold it, walked node by node."""
+    for ids, positions, parents, ends, counts in zip(*batch.arrays, strict=True):
+        continued = np.bincount(parents[parents >= 0], counts[parents >= 0], minlength=len(ids)).astype(int)
+        for last in np.flatnonzero(counts > continued):
+            path = [last]
+            while parents[path[0]] >= 0:
+                path.insert(0, parents[path[0]])
+            assert [place for place in range(last + 1) if place <= last < ends[place]] == path
+            assert (np.diff(positions[path]) == 1).all()
+            yield from [(tuple(ids[path]), positions[path[0]])] * (counts[last] - continued[last])
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), packed=st.booleans(), seed=st.integers(0, 5),
+       n_words=st.sampled_from([2, 1000]), parts=st.sampled_from([None, 5, 1]))
+@settings(deadline=None)
+def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, parts):
+    documents = documents_of(lengths)
+    documents = Documents(np.asarray(documents.tokens) % n_words, documents.starts)  # of two words: much is shared
+    training = PretrainingConfig(row_length=10, batch_tokens=40, batch_size=4, parts=parts, short_passes=0)
+    seen, computed = Counter(), 0
+    for n_pass, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
+        if n_pass:
+            break
+        found = list(documents_in(batch))
+        assert sum(len(ids) for ids, _ in found) == batch.n_tokens
+        assert sum(len(ids) - 1 for ids, _ in found) == batch.n_targets
+        assert len(found) == len(batch.members)
+        assert not packed or {first for _, first in found} == {0}
+        assert (batch.parents[batch.counts == 0] == -1).all() and (batch.ends[batch.counts == 0] == 0).all()
+        assert len(batch.ids) == 4 and (not packed or batch.ids.shape[1] == 10)
+        seen.update(ids for ids, _ in found)
+        computed += batch.n_computed
+    expected = Counter(tuple(documents.tokens[start:start + min(length, 10)])
+                       for start, length in zip(documents.starts, lengths, strict=False))
+    assert seen.keys() == expected.keys() and all(seen[ids] >= n for ids, n in expected.items())
+    n_read = sum(len(ids) * n for ids, n in seen.items())
+    assert computed <= n_read if packed and parts else computed == n_read
+
+
+def test_common_beginnings_of_a_part_are_computed_once():
+    rng = np.random.default_rng(0)
+    documents = Documents(rng.integers(0, 2, 8 * 512).astype(np.uint16), np.arange(513) * 8)
+    for parts, most in ((1, 0.2), (16, 0.6), (None, 1.0)):
+        training = PretrainingConfig(row_length=32, batch_tokens=64, parts=parts, short_passes=0)
+        reader = Batches(documents, np.arange(512), training, packed=True, seed=0).read()
+        batches = [batch for n_pass, _, batch in takewhile(lambda read: read[0] == 0, reader)]
+        assert sum(len(batch.members) for batch in batches) >= 512
+        share = sum(batch.n_computed for batch in batches) / sum(batch.n_tokens for batch in batches)
+        assert share < most if parts else share == 1
+
+
+def test_first_passes_may_be_over_short_documents_alone():
+    lengths = [2, 9] * 20
+    training = PretrainingConfig(row_length=10, batch_size=1, short_passes=2, short_share=0.5)
+    read = Batches(documents_of(lengths), np.arange(40), training, packed=False, seed=0).read()
+    first, second, third = ([next(read)[2].n_tokens for _ in range(n)] for n in (20, 20, 40))
+    assert first == second == [2] * 20
+    assert sorted(third) == sorted(lengths)
+
+
+def test_reading_ahead_gives_the_same_and_its_errors():
+    def numbers():
+        yield from range(3)
+        raise OSError("gone")
+
+    ahead = read_ahead(numbers())
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(ahead)
+
+
+def test_a_resumed_reader_reads_on():
+    batches = Batches(documents_of([3, 5, 4, 9, 2, 7] * 4), np.arange(24), PretrainingConfig(
+        row_length=10, batch_tokens=20), packed=True, seed=1)
+    whole = [batch for _, batch in zip(range(12), batches.read(), strict=False)]
+    n_pass, place, _ = whole[6]
+    for (*number, batch), (*expected, other) in zip(batches.read(n_pass, place + 1), whole[7:], strict=False):
+        assert number == expected and np.array_equal(batch.ids, other.ids)
+    assert not np.array_equal(whole[0][2].ids, next(batches.read(1))[2].ids)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("packed", "parts", "attention"), [
+    (True, 1, "eager"), (True, 1, "sdpa"), (True, None, "eager"), (False, None, "eager")])
+def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, parts, attention,
+                                                                       smoothing):
+    folder, tokenizer, _ = corpus
+    documents = encode_documents(folder, tokenizer, tmp_path)
+    model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
+    batch = next(Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
+        row_length=64, batch_size=5, batch_tokens=256, parts=parts), packed=packed, seed=0).read())[2]
+    expected, nll, n_targets = 0.0, 0.0, 0
+    for number in batch.members:
+        ids = torch.from_numpy(documents.tokens[slice(*documents.starts[number:number + 2])].astype(np.int64))
+        logits = model(ids[None]).logits[0, :-1]  # rotary positions: only distances count
+        expected += nn.functional.cross_entropy(logits, ids[1:], label_smoothing=smoothing, reduction="sum")
+        nll += nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
+        n_targets += len(ids) - 1
+    expected.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad()
+    model.set_attn_implementation(attention)
+    loss, found = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
+    loss.backward()
+    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == bool(parts)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() == pytest.approx(nll, rel=1e-5)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns_and_the_model_holds_what_the_metrics_say(corpus, tmp_path, optimizer):
+    folder, tokenizer, probes = corpus
+    training = quick(n_tokens=40_000, optimizer=optimizer, lr=1e-2, precision="auto")
+    metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, seed=1, device="cpu")
+    last = metrics.row(-1, named=True)
+    assert last["atomic"] == 1 and last["train_loss"] < metrics["train_loss"][0] - 0.1
+    assert metrics["tokens"].is_sorted() and last["tokens"] >= 40_000 and metrics.height == 3
+    assert metrics.equals(pl.read_parquet(tmp_path / "metrics.parquet"))
+    model, loaded = load_model(tmp_path)
+    atomic = probes.filter(kind="atomic")
+    prompts, targets = atomic["prompt"].to_list(), atomic["target"].to_list()
+    assert generate(model, loaded, prompts, 8) == targets
+    p = np.exp(score(model, loaded, prompts, targets))
+    half_wrong = pl.concat([atomic.with_columns(pl.col("target").str.to_uppercase()),
+                            atomic.with_columns(pl.col("target") + " town")])
+    assert evaluate(model, loaded, half_wrong, 100)["atomic"] == 0.5
+    assert evaluate(model, loaded, None, 100) == {}
+    assert last["coherence"] == pytest.approx(np.abs(p - 0.9).mean(), abs=1e-6)
+    assert not (tmp_path / checkpoint.FILE).exists() and not list(tmp_path.glob("tokens*"))
+
+
+def test_stops_when_the_goals_are_reached(corpus, tmp_path):
+    folder, tokenizer, probes = corpus
+    training = quick(n_tokens=10**7, n_evaluations=1000, lr=1e-2, stop_at={"atomic": 0.9})
+    metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, device="cpu")
+    assert metrics["atomic"][-1] >= 0.9 and metrics["tokens"][-1] < 200_000
+
+
+def test_starts_from_an_existing_model(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    first = train(folder, tokenizer, TINY, quick(), folder=tmp_path / "a", device="cpu")
+    config = ModelConfig(init=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
+    second = train(folder, tokenizer, config, quick(lr=1e-6, optimizer="adamw"), folder=tmp_path / "b", device="cpu")
+    assert second["eval_loss"][0] == pytest.approx(first["eval_loss"][-1], abs=0.01)
+    assert second["atomic"].null_count() == second.height
+
+
+def test_a_model_with_tied_embeddings_trains_and_keeps_checkpoints(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    save_model(MistralForCausalLM(MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=True)), tokenizer, tmp_path / "a")
+    config = ModelConfig(init=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
+    metrics = train(folder, tokenizer, config, quick(checkpoint_seconds=0), folder=tmp_path / "b", device="cpu")
+    assert metrics["eval_loss"].is_sorted(descending=True)
+    model, _ = load_model(tmp_path / "b")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+RUN = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from beliefedit.config import ModelConfig, PretrainingConfig
+from beliefedit.pretrain import train
+from beliefedit.tokenizer import load_tokenizer
+documents, out, model, training = sys.argv[1:]
+train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
+      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu")
+"""
+
+
+def command(corpus, out, training):
+    folder, tokenizer, _ = corpus
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return [sys.executable, "-c", RUN, str(folder), str(out), TINY.model_dump_json(), training.model_dump_json()]
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "packed": False, "accumulation": 2, "batch_size": 16}])
+def test_killed_and_resumed_ends_with_the_same_bits(corpus, tmp_path, changes):
+    folder, tokenizer, _ = corpus
+    training = quick(n_tokens=12_000, checkpoint_seconds=0.0, **changes)
+    train(folder, tokenizer, TINY, training, folder=tmp_path / "whole", seed=3, device="cpu")
+    killed = subprocess.Popen(command(corpus, tmp_path / "killed", training), stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / checkpoint.FILE).exists():
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(0.2)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    resumed = train(folder, tokenizer, TINY, training, folder=tmp_path / "killed", seed=3, device="cpu")
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert resumed["train_loss"].to_list() == pl.read_parquet(
+        tmp_path / "whole" / "metrics.parquet")["train_loss"].to_list()
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
+    optimizers = build_optimizers(model, quick())
+    checkpoint.save_checkpoint(tmp_path, model, optimizers, {"fingerprint": "a", "step": 7})
+    assert checkpoint.load_checkpoint(tmp_path, model, optimizers, "a")["step"] == 7
+    assert checkpoint.load_checkpoint(tmp_path, model, optimizers, "b") is None
+    assert checkpoint.load_checkpoint(tmp_path / "nowhere", model, optimizers, "a") is None
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_checkpoint(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    with pytest.raises(TrainingError) as caught:
+        train(folder, tokenizer, TINY, quick(n_tokens=10**6, lr=1e18, warmup=0.5, checkpoint_seconds=0.0, clip=1e30),
+              folder=tmp_path, device="cpu")
+    step = int(re.search(r"the loss is \S+ at step (\d+)", str(caught.value)).group(1))
+    assert re.search(r"pass 0, batch \d+: documents \[\d+, ", str(caught.value))
+    assert "lower pretraining.lr" in str(caught.value)
+    assert json.loads(state_of(tmp_path))["step"] == step - 1
+
+
+def state_of(folder):
+    from safetensors import safe_open
+
+    with safe_open(folder / checkpoint.FILE, "pt") as file:
+        return file.metadata()["state"]
+
+
+def test_a_full_disk_is_a_clear_error_and_the_old_checkpoint_stays(corpus, tmp_path):
+    """The limit on file sizes makes real writes fail, as a full disk does."""
+    program = """
+import resource, sys, torch
+from pathlib import Path
+from beliefedit import checkpoint
+from beliefedit.errors import TrainingError
+folder, small, large = Path(sys.argv[1]), torch.nn.Linear(4, 4), torch.nn.Linear(600, 600)
+checkpoint.save_checkpoint(folder, small, [], {"fingerprint": "a"})
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpoint.save_checkpoint(folder, large, [], {"fingerprint": "b"})
+except TrainingError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert re.search(r"could not write: .*\n.*where: .*\n.*free space", run.stdout)
+    assert os.listdir(tmp_path) == [checkpoint.FILE]
+    assert json.loads(state_of(tmp_path))["fingerprint"] == "a"
+
+
+def test_two_processes_learn_as_one(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    # AdamW, as Muon orthogonalises in bfloat16 and so turns differences of rounding into ones of 5e-4.
+    training = quick(n_tokens=50 * 420, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw")
+    one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=2, device="cpu")
+    two = train(folder, tokenizer, TINY, training.model_copy(update={"processes": 2}), folder=tmp_path / "two", seed=2,
+                device="cpu")
+    assert one["step"][-1] >= 45 and one["step"].to_list() == two["step"].to_list()
+    assert (one["train_loss"] - two["train_loss"]).abs().max() < 1e-4
+    assert one["train_loss"][-1] < one["train_loss"][0] - 1
+
+
+def test_a_failing_process_is_a_clear_error(corpus, tmp_path):
+    _, tokenizer, _ = corpus
+    with pytest.raises(TrainingError, match="(?s)a training process failed.*there are no documents"):
+        train(tmp_path, tokenizer, TINY, quick(processes=2), folder=tmp_path / "out", device="cpu")
+
+
+def test_learning_rates_rise_and_fall_as_configured():
+    linear = PretrainingConfig(schedule="linear", warmup=0.1, final_lr=0.1)
+    assert learning_rate_factor(linear, 0.1) == 1 and learning_rate_factor(linear, 0.0) < 0.02
+    assert learning_rate_factor(linear, 0.55) == pytest.approx(0.55) and learning_rate_factor(linear, 1) == 0.1
+    trapezoid = PretrainingConfig(schedule="trapezoid", warmup=0.1, cooldown=0.4, final_lr=0)
+    assert [round(learning_rate_factor(trapezoid, done), 6) for done in (0.1, 0.6, 0.8, 1)] == [1, 1, 0.5, 0]
+    cosine = PretrainingConfig(schedule="cosine", warmup=0, final_lr=0)
+    assert [round(learning_rate_factor(cosine, done), 6) for done in (0, 0.5, 1)] == [1, 0.5, 0]
+
+
+def test_muon_gets_the_hidden_matrices_only(corpus):
+    model = build_model(TINY, corpus[1], torch.Generator().manual_seed(0))
+    muon, adamw = build_optimizers(model, quick(optimizer="muon"))
+    n_hidden = sum(weight.numel() for weight in muon.param_groups[0]["params"])
+    assert n_hidden == 2 * (4 * 32 * 32 + 3 * 32 * 128)
+    assert n_hidden + sum(weight.numel() for weight in adamw.param_groups[0]["params"]) == model.num_parameters()
+
+
+def test_precision_is_as_asked():
+    assert precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert precision("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+def test_an_existing_model_needs_its_tokenizer():
+    with pytest.raises(ValueError, match="needs its own tokenizer"):
+        ModelConfig(init="some/model")
+    assert issubclass(ConfigError, Exception)
+
+
+def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
+    training = quick(n_tokens=8000)
+    program = ("import logging, sys, beliefedit.training_progress as p; p.SECONDS_BETWEEN_LINES = 0;"
+               "logging.basicConfig(level=logging.INFO);" + RUN.replace("\n", "\n"))
+    arguments = command(corpus, tmp_path / "out", training)
+    run = subprocess.run([*arguments[:2], program, *arguments[3:]], capture_output=True, text=True, check=True)
+    assert re.search(r"pretraining: 0\.\d+M of 0\.01M tokens, \d+ tokens/s, loss \d\.\d+, accuracy -, \d+ s left",
+                     run.stderr)
+    assert "%|" not in run.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_who_watches_is_told_of_every_evaluation(corpus, tmp_path, processes):
+    folder, tokenizer, probes = corpus
+    seen = []
+    metrics = train(folder, tokenizer, TINY, quick(processes=processes), folder=tmp_path, probes=probes, device="cpu",
+                    watch=seen.append)
+    assert [len(frame) for frame in seen] == [1, 2, 3] and seen[-1].equals(metrics)
