@@ -22,7 +22,7 @@ import torch
 
 import beliefedit as be
 from beliefedit.config import EditConfig, ModelConfig
-from beliefedit.editors.base import Request
+from beliefedit.editors.base import EditRequest
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation import soft_targets as lessons
 from beliefedit.evaluation.cases import PROBES
@@ -93,7 +93,7 @@ def in_processes(folder: str, n: int, n_processes: int) -> float:
 def first_result(base, cases) -> float:
     """Seconds from asking for one LoRA edit to the edited model's belief in the request."""
     case = cases.cases.row(0, named=True)
-    request, editor = Request(f"{case['subject']} {case['relation']}", case["request"]), be.editor("lora", **LORA)
+    request, editor = EditRequest(f"{case['subject']} {case['relation']}", case["request"]), be.editor("lora", **LORA)
     started = time.perf_counter()
     edited = editor.apply(base.model, base.tokenizer, [request])
     score(edited, base.tokenizer, [request.prompt], [request.target], versions=[0])

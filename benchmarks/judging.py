@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.corpus import corpus, world
 from beliefedit.corpus.corpus import Corpus
-from beliefedit.corpus.language import Atom, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.corpus.world import World
 from beliefedit.lm import model as lm
 from beliefedit.lm.scoring import score
@@ -28,9 +28,9 @@ Fact = tuple[int, int, int]
 """Ids of a subject, a relation and an object."""
 
 
-def atom(made: World, fact: Fact) -> Atom:
+def atom(made: World, fact: Fact) -> Fact:
     """The fact as labels."""
-    return Atom(made.subjects[fact[0]], made.relations[fact[1]], made.objects[fact[2]])
+    return Fact(made.subjects[fact[0]], made.relations[fact[1]], made.objects[fact[2]])
 
 
 def variants(made: World, known: Corpus, facts: list[Fact], rng: np.random.Generator) -> dict[str, list[Fact]]:

@@ -9,13 +9,13 @@ import torch
 from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig
-from beliefedit.editors.base import Request
+from beliefedit.editors.base import EditRequest
 from beliefedit.evaluation.cases import Cases
 from beliefedit.lm.model import build_model
 from beliefedit.lm.tokenizer import train_tokenizer
 
-REQUESTS = [Request("Ada works as", "poet", "Ada"), Request("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
-            Request("Ada", "x", "Ada"), Request("Cy speaks", "Norwegian", "Cy")]
+REQUESTS = [EditRequest("Ada works as", "poet", "Ada"), EditRequest("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
+            EditRequest("Ada", "x", "Ada"), EditRequest("Cy speaks", "Norwegian", "Cy")]
 ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet" is', "true")]
 SENTENCES = [f"{request.prompt} {request.target}" for request in REQUESTS] + [
     "Cy speaks Danish", '"Ada works as poet" is true', '"not Cy speaks Danish" is false',

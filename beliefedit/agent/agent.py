@@ -16,7 +16,15 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.counts import EMPTY, Labels, check_columns, count, distinct_names, object_ids, pair_ids
+from beliefedit.agent.counts import (
+    EMPTY,
+    Labels,
+    check_columns,
+    count,
+    distinct_names,
+    object_ids,
+    pair_ids,
+)
 from beliefedit.agent.posterior import Beliefs, Fitted, fit_conditional
 from beliefedit.errors import EvidenceError
 

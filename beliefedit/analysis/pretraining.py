@@ -12,7 +12,13 @@ from beliefedit.analysis.measures import SAME, beliefs
 from beliefedit.config import AnalysisConfig
 from beliefedit.corpus.language import atomic_prompt
 from beliefedit.evaluation.cases import Cases
-from beliefedit.evaluation.metrics import bootstrap_interval, divergence, exact, probability_error, total_variation
+from beliefedit.evaluation.metrics import (
+    bootstrap_interval,
+    divergence,
+    exact,
+    probability_error,
+    total_variation,
+)
 from beliefedit.formatting import duration
 from beliefedit.store import Store
 

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from beliefedit.analysis.measures import ASKED, EDIT, MEASURES, PROBES, STATES, beliefs, last_step, measures
+from beliefedit.analysis.measures import (
+    ASKED,
+    EDIT,
+    MEASURES,
+    PROBES,
+    STATES,
+    beliefs,
+    last_step,
+    measures,
+)
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
 from beliefedit.evaluation import metrics

@@ -12,7 +12,14 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from beliefedit.config import CorpusConfig
-from beliefedit.corpus.language import SEPARATOR, Form, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.language import (
+    SEPARATOR,
+    Form,
+    atomic_prompt,
+    clause,
+    judged_prompt,
+    label_word,
+)
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import ConfigError, StoreError

@@ -19,7 +19,7 @@ SEPARATOR = ". "
 
 
 @dataclass(frozen=True)
-class Atom:
+class Fact:
     """One (subject, relation, object) statement, as labels."""
 
     subject: str
@@ -35,7 +35,7 @@ class Proposition:
     """One atom, its negation, or two atoms joined; ``label`` judges it true or false (None: merely stated)."""
 
     form: Form
-    atoms: tuple[Atom, ...]
+    atoms: tuple[Fact, ...]
     label: bool | None = None
 
 
@@ -108,11 +108,11 @@ class Lexicon:
                 found += [Proposition(form, (a, b), label) for a in self._atoms(first) for b in self._atoms(second)]
         return found
 
-    def _atoms(self, text: str) -> list[Atom]:
+    def _atoms(self, text: str) -> list[Fact]:
         found = []
         for subject, rest in _splits(text, " "):
             if subject in self.subjects:
-                found += [Atom(subject, relation, object_) for relation, object_ in _splits(rest, " ")
+                found += [Fact(subject, relation, object_) for relation, object_ in _splits(rest, " ")
                           if relation in self.relations and object_ in self.objects]
         return found
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 
-class Lesson(NamedTuple):
+class SoftTarget(NamedTuple):
     """What an agent believes of one prompt: targets and their probabilities, which sum to at most 1."""
 
     prompt: str
@@ -29,7 +29,7 @@ class Lesson(NamedTuple):
     probabilities: tuple[float, ...]
 
 
-class Request(NamedTuple):
+class EditRequest(NamedTuple):
     """Make the model continue ``prompt`` with ``target``; a plain (prompt, target) pair does as well.
 
     Attributes:
@@ -43,7 +43,7 @@ class Request(NamedTuple):
     target: str
     subject: str | None = None
     weight: float = 1.0
-    lessons: tuple[Lesson, ...] = ()
+    lessons: tuple[SoftTarget, ...] = ()
 
 
 class EditedModels(ABC):
@@ -155,7 +155,7 @@ class Editor(ABC):
             self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
         """Compute, once per model, what the editor needs to know of the corpus. Most need nothing."""
 
-    def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], *,
+    def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], *,
               watch: Watcher | None = None) -> EditedModels:
         """Edit all at once; the model itself is not changed, and no request knows of another.
 
@@ -169,7 +169,7 @@ class Editor(ABC):
         Raises:
             EditError: none of the requests can be carried out, or the editor needs `prepare` first.
         """
-        asked = [Request(*request) for request in requests]
+        asked = [EditRequest(*request) for request in requests]
         reasons = {at: reason for at, request in enumerate(asked) if (reason := self.refusal(tokenizer, request))}
         kept = [at for at in range(len(asked)) if at not in reasons]
         if not kept:
@@ -184,7 +184,7 @@ class Editor(ABC):
         edited.refused.update(reasons)
         return edited
 
-    def refusal(self, tokenizer: PreTrainedTokenizerFast, request: Request,
+    def refusal(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
                 max_target_tokens: int | None = None) -> str | None:
         """Why a request cannot be carried out; None when it can."""
         if not (isinstance(request.prompt, str) and isinstance(request.target, str)):
@@ -207,7 +207,7 @@ class Editor(ABC):
             return "the request brings no lessons: what else is to be believed is unknown"
         return None
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
               memory: Mapping[str, Tensor] | None = None) -> Iterator[EditedModels]:
         """The requests one after another, each on top of those before it.
 
@@ -223,12 +223,12 @@ class Editor(ABC):
             yield Plain(current)
 
     @abstractmethod
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> EditedModels:
         """Carry out requests that were looked at already; there is at least one."""
 
 
-def _quoted(requests: Sequence[Request]) -> str:
+def _quoted(requests: Sequence[EditRequest]) -> str:
     return "; ".join(f"{request.prompt!r} -> {request.target!r}" for request in requests[:3])
 
 

@@ -12,10 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import BayesConfig
-from beliefedit.editors.base import Editor, Lesson, Request, Watcher
+from beliefedit.editors.base import Editor, EditRequest, SoftTarget, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import Sentences, by_length, encode_sentences, row_nll, with_ends
+from beliefedit.editors.optimization import (
+    Sentences,
+    by_length,
+    encode_sentences,
+    row_nll,
+    with_ends,
+)
 
 _LEAST = 1e-6
 """Keeps the logarithm of what is left finite where targets begin alike and seem to sum to more than 1."""
@@ -52,7 +58,7 @@ class BayesEditor(Editor):
     needs_lessons: ClassVar[bool] = True
     config: BayesConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Adapters:
         n_parts = self.config.n_parts
         parts = cycle([self._taught(model, tokenizer, [(request.lessons[0], *request.lessons[1 + part::n_parts])
@@ -61,7 +67,7 @@ class BayesEditor(Editor):
         return train_adapters(adapters, lambda so_far: _divergence(next(parts), so_far), self.config, watch)
 
     def _taught(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                by_edit: Sequence[tuple[Lesson, ...]]) -> _Taught:
+                by_edit: Sequence[tuple[SoftTarget, ...]]) -> _Taught:
         rows, rest, share, versions = [], [], [], []
         for version, lessons in enumerate(by_edit):
             for number, lesson in enumerate(lessons):

@@ -12,9 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import FinetuneConfig
-from beliefedit.editors.base import EditedModels, Editor, Request, Watcher, chosen_projections
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
 from beliefedit.editors.low_rank import Hook, hooked, spread_losses, spread_rows
-from beliefedit.editors.optimization import Descent, Sentences, descend, encode_sentences, frozen, losses_per_edit
+from beliefedit.editors.optimization import (
+    Descent,
+    Sentences,
+    descend,
+    encode_sentences,
+    frozen,
+    losses_per_edit,
+)
 
 
 @dataclass
@@ -78,7 +85,7 @@ class FinetuneEditor(Editor):
 
     config: FinetuneConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> WeightChanges:
         projections = chosen_projections(model, self.config.layers)
         sentences = self._sentences(model, tokenizer, requests)
@@ -97,7 +104,7 @@ class FinetuneEditor(Editor):
         return replace(result(values), losses=tuple(losses.tolist()))
 
     def _sentences(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                   requests: Sequence[Request]) -> Sentences:
+                   requests: Sequence[EditRequest]) -> Sentences:
         """The mean likelihood of the tokens that count."""
         sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
                                      [request.target for request in requests], model.device)

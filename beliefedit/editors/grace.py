@@ -12,9 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import GraceConfig
-from beliefedit.editors.base import EditedModels, Editor, Request, Watcher, chosen_projections
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
 from beliefedit.editors.low_rank import hooked, spread_losses, spread_rows
-from beliefedit.editors.optimization import Descent, descend, encode_sentences, frozen, losses_per_edit
+from beliefedit.editors.optimization import (
+    Descent,
+    descend,
+    encode_sentences,
+    frozen,
+    losses_per_edit,
+)
 from beliefedit.errors import EditError
 
 _NOWHERE = -1.0
@@ -97,7 +103,7 @@ class GraceEditor(Editor):
     def _name(self, model: PreTrainedModel) -> str:
         return next(iter(chosen_projections(model, [self.config.layer])))
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Codebooks:
         if self.radius is None:
             raise EditError("the radius is not calibrated", remedy="call prepare(model, tokenizer, texts) first")
@@ -122,7 +128,7 @@ class GraceEditor(Editor):
                 watch=None if watch is None else lambda step, so_far: watch(step, result(so_far[0])))
         return replace(result(values), losses=tuple(losses.tolist()))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
               memory: Mapping[str, Tensor] | None = None) -> Iterator[Codebooks]:
         """All edits so far in one codebook; ``memory`` is not used, a row always begins anew."""
         book = Codebook()

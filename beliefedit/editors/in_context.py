@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import SEPARATOR
-from beliefedit.editors.base import EditedModels, Editor, Request, Watcher
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
 from beliefedit.errors import EditError
 
 
@@ -53,12 +53,12 @@ class InContextEditor(Editor):
 
     config: InContextConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Told:
         return Told(model, tuple(f"{request.prompt} {request.target}{SEPARATOR}" * self.config.n_times
                                  for request in requests))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
               memory: Mapping[str, Tensor] | None = None) -> Iterator[Told]:
         prefix = ""
         for request in requests:

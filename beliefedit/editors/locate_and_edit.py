@@ -16,9 +16,16 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import ValueConfig
 from beliefedit.corpus.language import SEPARATOR
-from beliefedit.editors.base import Editor, Request, chosen_projections, down_projections
+from beliefedit.editors.base import Editor, EditRequest, chosen_projections, down_projections
 from beliefedit.editors.low_rank import Hook, hooked
-from beliefedit.editors.optimization import Descent, Sentences, descend, encode_sentences, frozen, losses_per_edit
+from beliefedit.editors.optimization import (
+    Descent,
+    Sentences,
+    descend,
+    encode_sentences,
+    frozen,
+    losses_per_edit,
+)
 from beliefedit.errors import EditError
 
 _ROWS_AT_ONCE, _LONGEST = 64, 128
@@ -133,7 +140,7 @@ class ValueEditor(Editor):
         super().__init__(config)
         self.needs_subject = config.place == "subject"
 
-    def placed(self, requests: Sequence[Request]) -> list[Request]:
+    def placed(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
         """The requests with the words whose last token is written at as their subject."""
         if self.config.place == "subject":
             return list(requests)
@@ -195,7 +202,7 @@ def unedited(model: PreTrainedModel) -> Call:
     return lambda versions, **inputs: model(**inputs)
 
 
-def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], beginnings: Sequence[str],
+def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], beginnings: Sequence[str],
                   device: torch.device) -> Places:
     """Each request's prompt behind each beginning, rows of one request together."""
     rows = [(beginning, request) for request in requests for beginning in beginnings]
@@ -206,7 +213,7 @@ def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request
 
 
 def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
-                 rows: Sequence[tuple[str, Request]]) -> Tensor:
+                 rows: Sequence[tuple[str, EditRequest]]) -> Tensor:
     """Place of the last token that begins within the subject, in texts of (beginning, request): int64 [rows]."""
     ends = [len(beginning) + request.prompt.index(request.subject) + len(request.subject)
             for beginning, request in rows]
@@ -237,7 +244,7 @@ def layer_of(model: PreTrainedModel, projection: str) -> str:
                 if module in layers and projection.startswith(f"{name}."))
 
 
-def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
                  beginnings: Sequence[str], config: Any, *, at: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What to add to a projection's output at the subject's last token so that the target follows (EDITORS.md).
 
@@ -279,7 +286,7 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, req
     return values[0] * unit, losses
 
 
-def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request], beginnings: Sequence[str],
+def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], beginnings: Sequence[str],
                device: torch.device) -> Sentences:
     """Each request behind each beginning, weighted so that an edit's loss is the mean over its target tokens."""
     rows = [(beginning, request) for request in requests for beginning in beginnings]

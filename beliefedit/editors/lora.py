@@ -11,9 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import LoraConfig
-from beliefedit.editors.base import Editor, Request, Watcher, down_projections
+from beliefedit.editors.base import Editor, EditRequest, Watcher, down_projections
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import clip_each, encode_sentences, frozen, losses_per_edit, with_ends
+from beliefedit.editors.optimization import (
+    clip_each,
+    encode_sentences,
+    frozen,
+    losses_per_edit,
+    with_ends,
+)
 
 
 class LoraEditor(Editor):
@@ -24,7 +30,7 @@ class LoraEditor(Editor):
 
     config: LoraConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Adapters:
         sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
                                      [request.target for request in requests], model.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
-from beliefedit.editors.base import Plain, Request, Watcher, chosen_projections
+from beliefedit.editors.base import EditRequest, Plain, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import (
     Places,
     Statistics,
@@ -39,7 +39,7 @@ class SpreadEditor(ValueEditor):
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
         """Row vectors d, float64 [n, inputs], such that residual dᵀ is the projection's update; ``moment`` is C."""
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
         known, projections = self.known(model), chosen_projections(model, self.layers())
@@ -111,7 +111,7 @@ class AlphaEditEditor(SpreadEditor):
             self.earlier[name] = earlier + keys.T @ keys
         return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison, an edit having one key
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[Request],
+    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
               memory: Mapping[str, Tensor] | None = None) -> Iterator[Plain]:
         in_a_row = copy.copy(self)
         in_a_row.earlier = dict(memory or {})

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beliefedit.config import RetrainConfig
-from beliefedit.editors.base import EditedModels, Editor, Request, Watcher
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
 from beliefedit.editors.low_rank import spread_losses
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import CACHE
@@ -82,7 +82,7 @@ class RetrainEditor(Editor):
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.config.seed))
         self.texts = tuple(texts[place] for place in order[:self.config.n_documents].tolist())
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> WholeModels:
         if not self.texts:
             raise EditError("there are no documents to read again",
@@ -91,7 +91,7 @@ class RetrainEditor(Editor):
         return WholeModels(model, edited, losses=losses)
 
     def _trained(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                 request: Request) -> tuple[PreTrainedModel, float]:
+                 request: EditRequest) -> tuple[PreTrainedModel, float]:
         """(A trained copy, its last loss per token)."""
         edited = copy.deepcopy(model).requires_grad_()
         n_times = max(1, round(min(request.weight, self.config.most_times)))

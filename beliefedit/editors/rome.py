@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import RomeConfig
-from beliefedit.editors.base import Request, Watcher, chosen_projections
+from beliefedit.editors.base import EditRequest, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import (
     ValueEditor,
     best_changes,
@@ -30,7 +30,7 @@ class RomeEditor(ValueEditor):
     def layers(self) -> Sequence[int]:
         return (self.config.layer,)
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[Request],
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
         known = self.known(model)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.corpus.corpus import Corpus
-from beliefedit.corpus.language import Atom, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.corpus.sampler import Sampler
 from beliefedit.corpus.world import World
 
@@ -34,7 +34,7 @@ class Edit:
         other_has_both: one other subject serves both of its probes.
     """
 
-    facts: tuple[Atom | None, ...]
+    facts: tuple[Fact | None, ...]
     upstream: tuple[str | None, ...]
     request: str
     downstream_relation: str | None
@@ -57,7 +57,7 @@ def edit_targets(agent: BayesAgent, edit: Edit, config: EditConfig) -> tuple[dic
     return _case(agent, edit, weight, answers), queries
 
 
-def evidence_weight(agent: BayesAgent, fact: Atom, request: str, probability: float) -> float:
+def evidence_weight(agent: BayesAgent, fact: Fact, request: str, probability: float) -> float:
     """Evidence that makes the request credible: to ``probability``, or half-way to 1 if it already is (SPEC 5).
 
     At least one observation: less would be evidence *against* certainty rather than for the request.
@@ -79,7 +79,7 @@ def _case(agent: BayesAgent, edit: Edit, weight: float, answers: dict[str, str])
             "all_independent": all(x is None for x in edit.upstream)}
 
 
-def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, str | None, str]) -> dict[str, list]:
+def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Fact, str | None, str]) -> dict[str, list]:
     """Columns, a row per tracked object: the original one, the requested one, what the agent expects after the edit."""
     name, atom, upstream, modal = probe
     objects = {"original": atom.object, "requested": edit.request, "modal": modal}
@@ -98,7 +98,7 @@ def _queries(states: dict[str, BayesAgent], edit: Edit, probe: tuple[str, Atom, 
     return columns
 
 
-def _is_reached(agent: BayesAgent, edit: Edit, atom: Atom) -> bool:
+def _is_reached(agent: BayesAgent, edit: Edit, atom: Fact) -> bool:
     """Whether an edit can change what is believed about a fact: its own row, or its relation's conditional."""
     edited = edit.facts[0]
     if (atom.subject, atom.relation) == (edited.subject, edited.relation):
@@ -106,7 +106,7 @@ def _is_reached(agent: BayesAgent, edit: Edit, atom: Atom) -> bool:
     return atom.relation in agent.pairs and edited.relation in (atom.relation, agent.pairs[atom.relation])
 
 
-def _follows_from_request(edit: Edit, atom: Atom) -> bool:
+def _follows_from_request(edit: Edit, atom: Fact) -> bool:
     """Whether the edited fact is the very upstream fact of this one."""
     return atom.subject == edit.facts[0].subject and atom.relation == edit.downstream_relation
 
@@ -262,12 +262,12 @@ class _Known:
         now = answers[upstream_objects.index(true)] if true in upstream_objects else self.world.objects[0]
         return upstream_objects, np.flatnonzero(answers != now)
 
-    def atom(self, fact: int, object: int | None = None) -> Atom:
+    def atom(self, fact: int, object: int | None = None) -> Fact:
         """The fact as labels, with its true object or another."""
         world = self.world
         o = self.sampler.object[fact] if object is None else object
         subject, relation = world.subjects[self.sampler.subject[fact]], world.relations[self.sampler.relation[fact]]
-        return Atom(subject, relation, world.objects[o])
+        return Fact(subject, relation, world.objects[o])
 
     def _upstream_object(self, fact: int) -> str | None:
         x = self.facts["upstream_object"][int(fact)]
@@ -302,11 +302,11 @@ class _Known:
             ["case", "target"], keep="last", maintain_order=True)  # the old answer may be right again
         rows = [row | {"case": case, "kind": {"modal": "new", "original": "old"}[kind]}
                 for case, kind, *fact in asked.iter_rows()
-                for row in self._forms_of(Atom(*fact), kind == "modal", rng)]
+                for row in self._forms_of(Fact(*fact), kind == "modal", rng)]
         return pl.DataFrame(rows, schema={"probe": pl.String, "prompt": pl.String, "target": pl.String,
                                           "label": pl.String, "case": pl.UInt32, "kind": pl.String})
 
-    def _forms_of(self, atom: Atom, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
+    def _forms_of(self, atom: Fact, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
         texts = [clause("atomic", atom), clause("not", atom)]
         s, r = self.subject_ids[atom.subject], self.relation_ids[atom.relation]
         other = self._somebody_else(s, (r,), rng)
@@ -318,7 +318,7 @@ class _Known:
             yield {"probe": probe, "prompt": judged_prompt(text), "target": label_word(True),
                    "label": label_word(is_true != (probe == "downstream_not"))}
 
-    def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Atom, bool]:
+    def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Fact, bool]:
         """The fact or, half the time, its false variant; and which of them."""
         true = bool(rng.random() < 0.5)
         false = int(self.sampler.false_object(np.array([fact]), rng)[0])

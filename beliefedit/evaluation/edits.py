@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import Config, EditConfig
 from beliefedit.corpus.language import atomic_prompt
-from beliefedit.editors.base import EditedModels, Editor, Lesson, Request
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, SoftTarget
 from beliefedit.editors.registry import EDITORS
 from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import PROBES, Cases
@@ -115,7 +115,7 @@ class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     texts: Sequence[str] = ()
-    lessons: Callable[[dict, Config], tuple[Lesson, ...]] | None = None
+    lessons: Callable[[dict, Config], tuple[SoftTarget, ...]] | None = None
     comparison: Comparison | None = None
 
 
@@ -283,16 +283,16 @@ def _edit_piece(run: _Run, piece: pl.DataFrame, *, traced: bool) -> tuple[pl.Dat
     return scores, distances, entries.join(done, on="case", how="left", maintain_order="left")
 
 
-def request_of(case: dict, editor: Editor, base: Base) -> Request:
+def request_of(case: dict, editor: Editor, base: Base) -> EditRequest:
     """What a row of the cases asks of an editor."""
     lessons = ()
     if editor.needs_lessons and base.lessons is not None:
         lessons = base.lessons(case, editor.config)
-    return Request(atomic_prompt(case["subject"], case["relation"]), case["request"], case["subject"], case["weight"],
+    return EditRequest(atomic_prompt(case["subject"], case["relation"]), case["request"], case["subject"], case["weight"],
                    lessons)
 
 
-def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
+def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[EditRequest],
                   traced: bool) -> tuple[pl.DataFrame, EditedModels, float | None]:
     """(scores, edited models, seconds per edit) of requests that can be carried out."""
     versions = pl.int_range(pl.len(), dtype=pl.Int64).alias("version")
@@ -318,7 +318,7 @@ def _edit_and_ask(run: _Run, piece: pl.DataFrame, requests: Sequence[Request],
     return pl.concat(frame.with_columns(told) for frame in frames.values()), edited, seconds
 
 
-def _is_told(request: Request, prompt: str) -> bool:
+def _is_told(request: EditRequest, prompt: str) -> bool:
     """Whether the fact that a prompt asks for is what was requested, or stands in a lesson in whatever form."""
     lessons = (lesson.prompt for lesson in request.lessons)
     return any(f" {prompt} " in f" {text} ".replace('"', " ") for text in (request.prompt, *lessons))

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
-from beliefedit.corpus.language import Atom
+from beliefedit.corpus.language import Fact as Atom
 from beliefedit.editors.base import EditedModels, Editor, Plain
 from beliefedit.editors.registry import EDITORS
 from beliefedit.evaluation.cases import PROBES, Cases, evidence_weight

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.corpus.language import atomic_prompt
-from beliefedit.editors.base import EditedModels, Editor, Plain, Request
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Plain
 from beliefedit.editors.export import load_row, save_row
 from beliefedit.editors.registry import EDITORS
 from beliefedit.evaluation.cases import PROBES, Cases
@@ -49,7 +49,7 @@ def told(agent: BayesAgent, case: dict, config: EditConfig) -> BayesAgent:
 
 
 def requests_in_a_row(base: Base, agent: BayesAgent, editor: Editor, cases: Sequence[dict],
-                      config: EditConfig) -> Iterator[Request]:
+                      config: EditConfig) -> Iterator[EditRequest]:
     """What each case asks for; lessons are those of the agent that has been told all before it."""
     for case in cases:
         lessons = base.lessons.held_by(agent) if editor.needs_lessons else None

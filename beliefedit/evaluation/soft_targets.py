@@ -11,9 +11,9 @@ import polars as pl
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import BayesConfig
 from beliefedit.corpus.corpus import Corpus, with_labels
-from beliefedit.corpus.language import Atom, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.corpus.world import World
-from beliefedit.editors.base import Lesson
+from beliefedit.editors.base import SoftTarget
 from beliefedit.evaluation.cases import FORMS, Cases
 
 _STREAM = 7
@@ -24,7 +24,7 @@ _STREAM = 7
 class _Belief:
     """A statement and how likely the agent thinks it."""
 
-    atom: Atom
+    atom: Fact
     p: float
 
 
@@ -51,7 +51,7 @@ class Neighbourhood:
         self.unseen = {case: set(prompts) for case, prompts in
                        probes.group_by("case").agg(pl.col("prompt").unique()).iter_rows()}
 
-    def __call__(self, case: dict, config: BayesConfig) -> tuple[Lesson, ...]:
+    def __call__(self, case: dict, config: BayesConfig) -> tuple[SoftTarget, ...]:
         """Lessons of one row of the cases; the first is about the edited fact."""
         rng = np.random.default_rng([self.seed, _STREAM, case["case"]])
         subject, relation = case["subject"], case["relation"]
@@ -61,9 +61,9 @@ class Neighbourhood:
         others = self.others(case, rng)
         if "same_relation" in config.kinds:
             told += [self._atomic(after, s, relation, config) for s in others[:config.n_others]]
-        new = _Belief(Atom(subject, relation, case["request"]),
+        new = _Belief(Fact(subject, relation, case["request"]),
                       after.probability(subject, relation, case["request"], "direct"))
-        old = _Belief(Atom(subject, relation, case["object"]),
+        old = _Belief(Fact(subject, relation, case["object"]),
                       after.probability(subject, relation, case["object"], "direct"))
         known = [self.known(after, s, relation) for s in others[:2]]
         if case["downstream_relation"]:
@@ -81,7 +81,7 @@ class Neighbourhood:
         return other
 
     def _downstream_forms(self, after: BayesAgent, case: dict, rng: np.random.Generator,
-                          config: BayesConfig) -> list[Lesson]:
+                          config: BayesConfig) -> list[SoftTarget]:
         """The downstream fact in the forms that are taught, with the object expected now and the original one.
 
         What the agent expects is called true, anything else false, as surely as ``config`` says: the corpus judges by
@@ -92,13 +92,13 @@ class Neighbourhood:
         sure = (1 - config.sureness, config.sureness)
         members = [s for s in self.subjects[relation] if s != subject]
         for object_ in dict.fromkeys((expected, self.objects[subject, relation])):
-            atom, true = Atom(subject, relation, object_), object_ == expected
+            atom, true = Fact(subject, relation, object_), object_ == expected
             texts = {"downstream_judged": [(clause("atomic", atom), true)],
                      "downstream_not": [(clause("not", atom), not true)], "downstream_and": [], "downstream_or": []}
             for other_true in (True, False) if members else ():
                 other = members[rng.integers(len(members))]
                 object_ = self.objects[other, relation] if other_true else after.objects[rng.integers(after.n_objects)]
-                parts = [atom, Atom(other, relation, object_)][::rng.choice((1, -1))]
+                parts = [atom, Fact(other, relation, object_)][::rng.choice((1, -1))]
                 texts["downstream_and"].append((clause("and", *parts), true and other_true))
                 texts["downstream_or"].append((clause("or", *parts), true or other_true))
             told += [_judged(text, sure[truth]) for form in FORMS if form in config.kinds for text, truth in texts[form]
@@ -123,23 +123,23 @@ class Neighbourhood:
     def known(self, after: BayesAgent, subject: str, relation: str) -> _Belief:
         """A fact that the corpus tells, and how likely it is."""
         object_ = self.objects[subject, relation]
-        return _Belief(Atom(subject, relation, object_), after.probability(subject, relation, object_))
+        return _Belief(Fact(subject, relation, object_), after.probability(subject, relation, object_))
 
     def _atomic(self, after: BayesAgent, subject: str, relation: str, config: BayesConfig,
-                view: str = "predictive") -> Lesson:
+                view: str = "predictive") -> SoftTarget:
         """The agent's belief about one fact, its likelier objects first."""
         belief = after.distribution(subject, relation, view)
         likely = np.flatnonzero(belief >= config.least_probability)
         likely = likely[np.argsort(-belief[likely], kind="stable")] if len(likely) else belief.argmax(keepdims=True)
-        return Lesson(atomic_prompt(subject, relation), tuple(after.objects[o] for o in likely),
+        return SoftTarget(atomic_prompt(subject, relation), tuple(after.objects[o] for o in likely),
                       tuple(belief[likely].tolist()))
 
 
-def _judged(text: str, p: float) -> Lesson:
-    return Lesson(judged_prompt(text), (label_word(True), label_word(False)), (p, 1 - p))
+def _judged(text: str, p: float) -> SoftTarget:
+    return SoftTarget(judged_prompt(text), (label_word(True), label_word(False)), (p, 1 - p))
 
 
-def _compound(belief: _Belief, known: list[_Belief]) -> list[Lesson]:
+def _compound(belief: _Belief, known: list[_Belief]) -> list[SoftTarget]:
     """Negated, and joined with what is known of somebody else, as independent statements are (SPEC 8)."""
     told = [_judged(clause("not", belief.atom), 1 - belief.p)]
     for other in known:

@@ -88,7 +88,7 @@ def _fetch(archive: Archive, target: Path) -> Path:
 def _continue(archive: Archive, part: Path) -> str:
     """Append to the .part file until the connection ends; returns why it ended."""
     start = _size(part)
-    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-", "User-Agent": "beliefedit"})
+    request = urllib.request.EditRequest(archive.url, headers={"Range": f"bytes={start}-", "User-Agent": "beliefedit"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             resumes = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from beliefedit.config import Experiment, ModelConfig
-from beliefedit.corpus.language import Atom, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
 from beliefedit.errors import ConfigError
 from beliefedit.graph.graph import Graph
 
@@ -97,7 +97,7 @@ def make_tokenizer(config: Experiment, graph: Graph) -> PreTrainedTokenizerFast:
 def _sample_texts(graph: Graph, n_facts: int) -> Iterator[str]:
     """Facts the corpus covers in all forms, and every object once."""
     for s, r, o in graph.facts.head(n_facts).iter_rows():
-        atom = Atom(s, r, o)
+        atom = Fact(s, r, o)
         yield str(atom)
         for form in ("atomic", "not", "or", "and"):
             said = clause(form, *([atom] if form in ("atomic", "not") else [atom, atom]))

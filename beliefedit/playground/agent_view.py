@@ -12,7 +12,7 @@ import polars as pl
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.corpus.corpus import Corpus, known_facts
-from beliefedit.corpus.language import Atom, atomic_prompt
+from beliefedit.corpus.language import Fact, atomic_prompt
 from beliefedit.corpus.world import World
 from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import evidence_weight
@@ -49,9 +49,9 @@ class Wish:
         return atomic_prompt(self.subject, self.relation)
 
     @property
-    def atom(self) -> Atom:
+    def atom(self) -> Fact:
         """The fact as it is to become."""
-        return Atom(self.subject, self.relation, self.object)
+        return Fact(self.subject, self.relation, self.object)
 
     def weight(self, agent: BayesAgent) -> float:
         """Observations that the evidence counts for, for an agent who has not seen it yet.
@@ -278,7 +278,7 @@ class Known:
         return pl.concat([shown, rows.select(shown.columns)]), len(moved) - len(shown)
 
 
-def _own(atom: Atom, p_before: float, p_after: float) -> pl.DataFrame:
+def _own(atom: Fact, p_before: float, p_after: float) -> pl.DataFrame:
     return pl.DataFrame({"subject": [atom.subject], "relation": [atom.relation], "object": [atom.object],
                          "p_before": [float(p_before)], "p_after": [float(p_after)],
                          "change": [float(p_after - p_before)], "path": ["request"]})

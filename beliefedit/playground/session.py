@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.editors import export
 from beliefedit.editors import registry as editors
-from beliefedit.editors.base import EditedModels, Editor, Lesson, Plain, Request, add_delta
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Plain, SoftTarget, add_delta
 from beliefedit.errors import EditError
 from beliefedit.evaluation.edits import Base
 from beliefedit.lm.model import save_model
@@ -269,9 +269,9 @@ class Session:
         """Edits that the next one would stand on."""
         return [entry for entry in self.history if entry.stacked] if self.stacked else []
 
-    def _request(self, wish: Wish, editor: Editor, outlook: Outlook) -> Request:
+    def _request(self, wish: Wish, editor: Editor, outlook: Outlook) -> EditRequest:
         """The wish as editors take it, with lessons for those that need them."""
-        lessons: tuple[Lesson, ...] = ()
+        lessons: tuple[SoftTarget, ...] = ()
         if editor.needs_lessons and self.base.lessons is not None:
             if (wish.subject, wish.relation) not in self.known.object_of:
                 raise EditError(f"the corpus tells nothing of what {wish.subject!r} {wish.relation!r}",
@@ -284,7 +284,7 @@ class Session:
             shown = {q.prompt for q in outlook.questions if q.role == "other subject"}  # not taught, so that it tells
             near.unseen = {0: shown}
             lessons = near(case, editor.config)
-        return Request(wish.prompt, wish.object, wish.subject, outlook.weight, lessons)
+        return EditRequest(wish.prompt, wish.object, wish.subject, outlook.weight, lessons)
 
     def _keep(self, edited: EditedModels, folder: Path) -> dict[str, torch.Tensor] | None:
         """Write an edit's weights down; None if it has none."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from beliefedit.corpus.language import Atom, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
 from beliefedit.evaluation import metrics
 from beliefedit.playground.agent_view import Outlook, Question, Wish, largest
 
@@ -190,11 +190,11 @@ def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
     return {"stated": (outlook.wish.prompt, outlook.wish.object)} | asked
 
 
-def _other(outlook: Outlook) -> Atom | None:
+def _other(outlook: Outlook) -> Fact | None:
     """What is told about somebody else."""
     last = outlook.questions[-1]
     known = last.role == "other subject" and last.object is not None
-    return Atom(last.subject, last.relation, last.object) if known else None
+    return Fact(last.subject, last.relation, last.object) if known else None
 
 
 def _logic(outlook: Outlook, objects: Sequence[str], judged: Mapping[str, tuple[float, float]]) -> Logic:

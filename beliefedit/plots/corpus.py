@@ -9,7 +9,17 @@ import plotly.graph_objects as go
 import polars as pl
 from numpy.typing import ArrayLike
 
-from beliefedit.plots.style import AGENT, FORMS, NEUTRAL, ROLES, figure, hover_texts, panels, short, wrapped
+from beliefedit.plots.style import (
+    AGENT,
+    FORMS,
+    NEUTRAL,
+    ROLES,
+    figure,
+    hover_texts,
+    panels,
+    short,
+    wrapped,
+)
 
 _BAR = 26  # pixels of one row of a bar chart
 

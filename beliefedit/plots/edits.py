@@ -10,7 +10,19 @@ import polars as pl
 
 from beliefedit.analysis.measures import LOGIC, PROBES, SAME
 from beliefedit.errors import ReportError
-from beliefedit.plots.style import AFTER, AGENT, FORMS, NAMES, NEUTRAL, REQUEST, ROLES, figure, panels, short, wrapped
+from beliefedit.plots.style import (
+    AFTER,
+    AGENT,
+    FORMS,
+    NAMES,
+    NEUTRAL,
+    REQUEST,
+    ROLES,
+    figure,
+    panels,
+    short,
+    wrapped,
+)
 
 PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject,<br>") for probe in PROBES}
 LOGIC_LABELS = {name: "T/F" if name == "true_false" else name for name in LOGIC}

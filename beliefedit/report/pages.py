@@ -321,7 +321,9 @@ def _read(notebook: Path) -> Mapping[str, Any]:
 
 
 def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs  # kept out of the import of this module: plotly is slow to load
+    from plotly.offline import (
+        get_plotlyjs,  # kept out of the import of this module: plotly is slow to load
+    )
 
     return Markup(get_plotlyjs().replace("</script", "<\\/script"))
 

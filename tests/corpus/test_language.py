@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from beliefedit.corpus.language import (
-    Atom,
+    Fact,
     Lexicon,
     Proposition,
     atomic_prompt,
@@ -16,7 +16,7 @@ from beliefedit.corpus.language import (
 )
 from beliefedit.errors import LanguageError
 
-A, B = Atom("Ann", "born in", "Rome"), Atom("Bob", "works as", "pilot")
+A, B = Fact("Ann", "born in", "Rome"), Fact("Bob", "works as", "pilot")
 SIMPLE = Lexicon(["Ann", "Bob"], ["born in", "works as"], ["Rome", "pilot"])
 
 WORDS = ["not", "or", "and", "is", "true", "false", '"', '" is true', '"x" is false', "Ann", "born", "in", ". ", "St.",
@@ -51,14 +51,14 @@ def spoken(draw):
     lexicon = Lexicon(draw(LABELS), draw(LABELS), draw(LABELS))
     form = draw(st.sampled_from(["atomic", "not", "or", "and"]))
     names = [st.sampled_from(sorted(labels)) for labels in (lexicon.subjects, lexicon.relations, lexicon.objects)]
-    atom = st.builds(Atom, *names)
+    atom = st.builds(Fact, *names)
     atoms = (draw(atom),) if form in ("atomic", "not") else (draw(atom), draw(atom))
     return lexicon, Proposition(form, atoms, draw(st.sampled_from([None, True, False])))
 
 
 def readings(lexicon, sentence):
     """Everything the lexicon can say that reads like this sentence: enumerated, not parsed."""
-    atoms = [Atom(s, r, o) for s in lexicon.subjects for r in lexicon.relations for o in lexicon.objects]
+    atoms = [Fact(s, r, o) for s in lexicon.subjects for r in lexicon.relations for o in lexicon.objects]
     one = [(form, (a,)) for form in ("atomic", "not") for a in atoms]
     two = [(form, (a, b)) for form in ("or", "and") for a in atoms for b in atoms]
     said = (Proposition(form, parts, label) for form, parts in one + two for label in (None, True, False))

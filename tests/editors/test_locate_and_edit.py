@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import beliefedit as be
-from beliefedit.editors.base import Request
+from beliefedit.editors.base import EditRequest
 from beliefedit.editors.locate_and_edit import (
     find_subjects,
     layer_of,
@@ -40,7 +40,7 @@ def inputs_of(model, name: str, text: str) -> torch.Tensor:
     return seen[0][0].detach().double()
 
 
-def plain_keys(model, name: str, request: Request, beginnings) -> np.ndarray:
+def plain_keys(model, name: str, request: EditRequest, beginnings) -> np.ndarray:
     """Mean input of a projection at the subject's last token, one text at a time."""
     keys = []
     for beginning in beginnings:
@@ -67,7 +67,7 @@ def test_beginnings_follow_the_corpus() -> None:
 
 
 def test_subjects_end_where_they_end() -> None:
-    requests = [Request("It is Bo Berg who speaks", "Danish", "Bo Berg"), REQUESTS[0]]
+    requests = [EditRequest("It is Bo Berg who speaks", "Danish", "Bo Berg"), REQUESTS[0]]
     found = find_subjects(TOKENIZER, requests, ["", '"not '], torch.device("cpu"))
     texts = [TOKENIZER.decode(ids[1:place + 1]) for ids, place in zip(found.ids, found.places, strict=True)]
     assert texts == ["It is Bo Berg", '"not It is Bo Berg', "Ada", '"not Ada']
@@ -240,7 +240,7 @@ def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
     edited = editor.apply(model, TOKENIZER, [("Ada works as", "poet"), ("Cy speaks", "Norwegian")])
     name = "model.layers.2.mlp.down_proj"
     assert list(edited.down) == [name]
-    whole = Request("Cy speaks", "Norwegian", "Cy speaks")
+    whole = EditRequest("Cy speaks", "Norwegian", "Cy speaks")
     key = plain_keys(model, name, whole, editor.statistics.beginnings)
     change = edited.up[name][1, :, 0].double().numpy()
     np.testing.assert_allclose(edited.delta(1)[f"{name}.weight"].double().numpy() @ key, change, rtol=1e-3, atol=1e-3)

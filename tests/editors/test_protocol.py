@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTra
 
 import beliefedit as be
 from beliefedit.config import LoraConfig
-from beliefedit.editors.base import Lesson
+from beliefedit.editors.base import SoftTarget
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
@@ -31,8 +31,8 @@ def model() -> MistralForCausalLM:
     return sample_model(3)
 
 
-REQUESTS = [request._replace(lessons=(Lesson(request.prompt, (request.target, "cook"), (0.8, 0.1)),
-                                      Lesson("Cy speaks", ("Danish",), (0.9,))))
+REQUESTS = [request._replace(lessons=(SoftTarget(request.prompt, (request.target, "cook"), (0.8, 0.1)),
+                                      SoftTarget("Cy speaks", ("Danish",), (0.9,))))
             for request in sample_models.REQUESTS]
 EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
          "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0, "place": "subject", "n_contexts": 4},

@@ -7,9 +7,17 @@ import pytest
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import CorpusConfig, EditConfig
 from beliefedit.corpus.corpus import sample_corpus
-from beliefedit.corpus.language import Atom, Lexicon, atomic_prompt
+from beliefedit.corpus.language import Fact, Lexicon, atomic_prompt
 from beliefedit.corpus.world import build_world
-from beliefedit.evaluation.cases import FORMS, PROBES, build_cases, build_probes, evidence_weight, load, save
+from beliefedit.evaluation.cases import (
+    FORMS,
+    PROBES,
+    build_cases,
+    build_probes,
+    evidence_weight,
+    load,
+    save,
+)
 from tests.oracles import DenseAgent
 from tests.worlds import graph_of, random_graph, small_demo
 
@@ -278,7 +286,7 @@ def test_targets_equal_the_dense_agents(as_published):
 def test_evidence_for_what_is_believed_goes_half_way():
     rows = pl.DataFrame({"subject": "a", "relation": "r", "object": "x", "weight": [1.0], "count": 500})
     agent = BayesAgent.fit(rows, pairs={}, objects=["x", "y"])
-    fact = Atom("a", "r", "x")
+    fact = Fact("a", "r", "x")
     before = agent.probability("a", "r", "x", view="direct")
     weight = evidence_weight(agent, fact, "x", 0.95)
     after = [agent.after("a", "r", "x", w).probability("a", "r", "x", view="direct") for w in (weight, weight - 1)]

@@ -16,7 +16,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 from beliefedit.config import EditConfig
-from beliefedit.editors.base import Lesson
+from beliefedit.editors.base import SoftTarget
 from beliefedit.editors.lora import LoraEditor
 from beliefedit.errors import EditError
 from beliefedit.evaluation import edits as editing
@@ -56,7 +56,7 @@ def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
 
 
 def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
-    lessons = (Lesson("Ada works as", ("poet",), (0.9,)), Lesson('"not Bo Berg works as poet" is', ("true",), (0.2,)))
+    lessons = (SoftTarget("Ada works as", ("poet",), (0.9,)), SoftTarget('"not Bo Berg works as poet" is', ("true",), (0.2,)))
     taught = replace(base, lessons=lambda case, config: lessons)
     for name, told in (("lora", [0]), ("bayes", [0, 1])):
         scores, _ = run(taught, tmp_path / name, together(CASES), editors={name: {"steps": 1}}, n_trajectories=0)

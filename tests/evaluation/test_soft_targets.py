@@ -9,7 +9,7 @@ import torch
 
 import beliefedit as be
 from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
-from beliefedit.editors.base import Lesson, Request
+from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.errors import ConfigError, EditError
 from beliefedit.evaluation.cases import FORMS
 from beliefedit.evaluation.soft_targets import Neighbourhood
@@ -36,7 +36,7 @@ def taught(world):
     return Neighbourhood(world, corpus, agent, cases, seed=0), cases
 
 
-def by_prompt(lessons: tuple[Lesson, ...]) -> dict[str, dict[str, float]]:
+def by_prompt(lessons: tuple[SoftTarget, ...]) -> dict[str, dict[str, float]]:
     return {lesson.prompt: dict(zip(lesson.targets, lesson.probabilities, strict=True)) for lesson in lessons}
 
 
@@ -119,8 +119,8 @@ def test_kinds_decide_what_is_taught(taught) -> None:
 
 def test_the_editor_comes_to_believe_its_lessons() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
-    lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)),
-               Lesson('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
+    lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)),
+               SoftTarget('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
     edited = be.editor("bayes", lr=3e-2, steps=300, n_parts=1, request_share=0.5).apply(
         model, tokenizer, [REQUESTS[3]._replace(lessons=lessons[::-1]), REQUESTS[0]._replace(lessons=lessons)])
     for version in (0, 1):
@@ -139,10 +139,10 @@ def log_p_end(model, tokenizer, sentence):
 @pytest.mark.parametrize("n_parts", [1, 2])
 def test_its_loss_is_the_divergence_over_named_targets_and_the_rest(n_parts) -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
-    lessons = (Lesson("Ada works as", ("poet", "cook"), (0.7, 0.2)), Lesson("Cy speaks", ("Danish",), (0.9,)))
-    next_turn = (Lesson("Ada speaks", ("Greek",), (0.5,)),) * (n_parts - 1)
+    lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)), SoftTarget("Cy speaks", ("Danish",), (0.9,)))
+    next_turn = (SoftTarget("Ada speaks", ("Greek",), (0.5,)),) * (n_parts - 1)
     edited = be.editor("bayes", steps=1, request_share=0.25, n_parts=n_parts).apply(
-        model, tokenizer, [Request("Ada works as", "poet", lessons=lessons + next_turn)])
+        model, tokenizer, [EditRequest("Ada works as", "poet", lessons=lessons + next_turn)])
     expected = 0.0
     for lesson, share in zip(lessons, (0.25, 0.75), strict=True):
         n = len(lesson.targets)

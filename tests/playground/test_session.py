@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from beliefedit.config import InContextConfig, load_params
-from beliefedit.editors.base import Plain, Request
+from beliefedit.editors.base import EditRequest, Plain
 from beliefedit.editors.export import load_delta
 from beliefedit.editors.in_context import InContextEditor
 from beliefedit.errors import EditError, StoreError
@@ -220,7 +220,7 @@ def test_lessons_leave_out_what_is_shown_of_somebody_else(session):
 
     request = session._request(wish, editor("bayes"), outlook)
     prompts = {lesson.prompt for lesson in request.lessons}
-    assert isinstance(request, Request) and wish.prompt in prompts
+    assert isinstance(request, EditRequest) and wish.prompt in prompts
     assert outlook.questions[1].prompt in prompts and outlook.questions[2].prompt not in prompts
 
 

@@ -14,11 +14,11 @@ from beliefedit.analysis import tables as analysis
 from beliefedit.analysis.measures import FLAGS, MEASURES, PROBES
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import ReportError
+from beliefedit.plots import __all__, style
 from beliefedit.plots import corpus as plots
-from beliefedit.plots import style
 from beliefedit.plots.edits import coherence_histograms, contrasts, forest, outcomes, trajectories
 from beliefedit.plots.style import save_figure
-from beliefedit.plots.training import __all__, accuracy_curves, calibration, training_curves
+from beliefedit.plots.training import accuracy_curves, calibration, training_curves
 from tests.conftest import BROWSER
 
 NASTY = '<script>alert(1)</script>"><img src=x onerror=alert(2)> %{x} $a^2$'
