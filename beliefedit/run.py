@@ -290,9 +290,15 @@ class Run:
         return pl.read_parquet(self.path("beliefs") / "scores.parquet")
 
     @cached_property
-    def distances(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Distances of whole distributions from the agent's, before and after the edits."""
-        return pl.read_parquet(self.path("beliefs") / "distances.parquet"), self._edited("distances")
+    def distances_before(self) -> pl.DataFrame:
+        """Distances of the unedited model's whole distributions from the agent's: case, probe, tv,
+        kl (nats), outside."""
+        return pl.read_parquet(self.path("beliefs") / "distances.parquet")
+
+    @cached_property
+    def distances_after(self) -> pl.DataFrame:
+        """The same of every edited model, with editor and seed."""
+        return self._edited("distances")
 
     @cached_property
     def max_answer_tokens(self) -> int:
@@ -453,7 +459,7 @@ class Run:
         generator = np.random.default_rng([self.config.seed, Stream.TABLES])
         cases, settings = self.cases, self.config.analysis
         measured = analysis.compute_measures(cases.cases, cases.queries, self.beliefs, self.edits,
-                                             distances=self.distances)
+                                             distances=(self.distances_before, self.distances_after))
         tables = analysis.build_tables(measured, settings, generator)
         paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))
                   for table in ("updating", "downstream")]
