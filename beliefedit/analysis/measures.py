@@ -3,12 +3,12 @@
 `MEASURES` is the only list of measures. Tables, comparisons, the summary, figures and findings take
 names, labels, groups and directions from it, so a new measure is one entry, here or from outside:
 
-    >>> be.register_measure("odds", pl.col("p_model.same_subject_same_relation")
-    ...     / (1 - pl.col("p_model.same_subject_same_relation")), label="odds of the target object",
-    ...     group="request", better="higher", probe="same_subject_same_relation")
+    >>> p = pl.col("p_lm.same_subject_same_relation")
+    >>> be.register_measure("odds", p / (1 - p), label="odds of the target object", group="request",
+    ...                     better="higher", probe="same_subject_same_relation")
 
-`wide_frame` lists the columns that a measure can use. Packages register measures with an entry point of
-the group ``beliefedit.measures`` that names the module which registers them.
+`wide_frame` lists the columns that a measure can use. Packages register measures with an entry
+point of the group ``beliefedit.measures`` that names the module which registers them.
 """
 
 from __future__ import annotations
@@ -34,14 +34,10 @@ PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", 
                        strict=True))
 PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
 ERROR_GROUPS = ("coherence error", "logical error")
-"""Groups of `MEASURES` that are distances from a coherent reader: 0 is best."""
-
-_LOGIC = [f"{probe}.true" for probe in ("judged_a", "judged_b", "judged_not", "judged_and",
-                                        "judged_and_swapped", "judged_or")] + ["atomic_a.stated"]
-_ASKED = [*(f"{probe}.{kind}" for probe in PROBES for kind in ("original", "requested", "modal")),
-          *(f"{form}.{kind}" for form in FORMS for kind in ("old", "new")), *_LOGIC]
+"""Groups of `MEASURES` that are distances from a coherent model: 0 is best."""
 
 Compute = pl.Expr | Callable[[pl.DataFrame], pl.Series]
+Direction = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,11 @@ class Measure:
         label: its name in tables.
         short: its name under a heading that says the group.
         group: what stands together in tables and figures: "accuracy", `ERROR_GROUPS`, or another.
-        unit: for axes; empty for shares and probabilities.
+        unit: empty for shares and probabilities.
         better: "higher", "lower", or None where neither is.
         compute: an expression over `wide_frame`, or a function from that frame to a series.
-        probe: whose fact it is about, so that tables mark where the editor was trained on that fact;
-            None if it is about several.
+        probe: whose fact it is about, so that tables mark where the editor was trained on that
+            fact; None if it is about several.
     """
 
     name: str
@@ -65,7 +61,7 @@ class Measure:
     short: str
     group: str
     unit: str
-    better: Literal["higher", "lower"] | None
+    better: Direction | None
     compute: Compute
     probe: str | None = None
 
@@ -76,15 +72,17 @@ class Measure:
             MeasureError: it uses a column that is not there, or gives another number of rows.
         """
         try:
-            found = (wide.with_columns(self.compute.alias("_value"))["_value"]
-                     if isinstance(self.compute, pl.Expr) else self.compute(wide))
-            if len(found) != len(wide):
-                raise ValueError(f"{len(found)} values for {len(wide)} edits")
-            return found.cast(pl.Float64).alias(self.name)
+            if isinstance(self.compute, pl.Expr):
+                values = wide.with_columns(self.compute.alias(self.name))[self.name]
+            else:
+                values = self.compute(wide)
+            if len(values) != len(wide):
+                raise ValueError(f"{len(values)} values for {len(wide)} edits")
+            return values.cast(pl.Float64)
         except (pl.exceptions.PolarsError, ValueError) as error:
-            raise MeasureError(f"cannot compute it: {error}", where=f"measure {self.name!r}",
-                               remedy="see beliefedit.analysis.measures.wide_frame for the columns"
-                               ) from error
+            raise MeasureError(
+                f"cannot compute it: {error}", where=f"measure {self.name!r}",
+                remedy="beliefedit.analysis.measures.wide_frame lists the columns") from error
 
 
 MEASURES: dict[str, Measure] = {}
@@ -92,52 +90,53 @@ MEASURES: dict[str, Measure] = {}
 
 
 def register_measure(name: str, compute: Compute | None = None, *, label: str = "", short: str = "",
-                     group: str = "other", unit: str = "",
-                     better: Literal["higher", "lower"] | None = None,
+                     group: str = "other", unit: str = "", better: Direction | None = None,
                      probe: str | None = None) -> Any:
-    """Add a measure to `MEASURES`; without ``compute`` this decorates the function that computes it.
+    """Add a measure to `MEASURES`; without ``compute`` it decorates the function that computes it.
 
     Args:
         name, compute, group, unit, better, probe: as in `Measure`.
         label, short: by default the name with spaces, and the label.
 
     Returns:
-        The measure, or a decorator that gives the function back.
+        ``compute``, or the decorator.
 
     Raises:
-        MeasureError: the name is one of the kit's own, or ``better`` or ``probe`` is none.
+        MeasureError: the name is one of the kit's own, or ``better`` or ``probe`` is unknown.
     """
+    where = f"measure {name!r}"
     if name in BUILT_IN:
-        raise MeasureError(f"{name!r} is one of the kit's own measures", where=f"measure {name!r}",
+        raise MeasureError(f"{name!r} is one of the kit's own measures", where=where,
                            remedy="register it under another name")
-    for field, value, choice in (("better", better, ("higher", "lower")), ("probe", probe, PROBES)):
+    for key, value, choice in (("better", better, ("higher", "lower")), ("probe", probe, PROBES)):
         if value is not None and value not in choice:
-            raise MeasureError(f"{field}={value!r}", where=f"measure {name!r}",
+            raise MeasureError(f"no such {key}: {value}", where=where,
                                remedy=f"choose from {', '.join(choice)}, or None")
     label = label or name.replace("_", " ")
 
-    def add(function: Compute) -> Any:
-        MEASURES[name] = Measure(name, label, short or label, group, unit, better, function, probe)
-        return function
+    def add(compute: Compute) -> Compute:
+        MEASURES[name] = Measure(name, label, short or label, group, unit, better, compute, probe)
+        return compute
 
-    if compute is None:
-        return add
-    add(compute)
-    return MEASURES[name]
+    return add if compute is None else add(compute)
 
 
-def in_groups(groups: Iterable[str]) -> list[Measure]:
+def registered_names() -> list[str]:
+    """Names of all measures in reading order, for the key of what is stored of them."""
+    return list(MEASURES)
+
+
+def in_groups(*groups: str) -> list[Measure]:
     """The measures of some groups, in reading order."""
-    chosen = set(groups)
-    return [measure for measure in MEASURES.values() if measure.group in chosen]
+    return [measure for measure in MEASURES.values() if measure.group in groups]
 
 
 def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> pl.DataFrame:
     """What model and agent believe of each probe's tracked object (specification, section 8).
 
-    Before: the original object and the agent's predictive belief, on all four probes. After: on same
-    subject & same relation the requested object and the direct belief after the update; on the other
-    probes the agent's modal object and the predictive belief after it.
+    Before: the original object and the agent's predictive belief, on all four probes. After: on
+    same subject & same relation the requested object and the direct belief after the update; on the
+    other probes the agent's modal object and the predictive belief after it.
 
     Args:
         queries: the cases' long frame (case, probe, kind, prompt, target, p_...).
@@ -152,10 +151,10 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> 
     if state == "after":
         tracked = pl.when(probe == SAME).then(kind == "requested").otherwise(tracked)
         p_agent = pl.when(probe == SAME).then("p_after_direct").otherwise(p_agent)
-    asked = queries.filter(tracked).select(pl.col("case").cast(pl.UInt32), "probe", "kind", "prompt",
-                                           "target", p_agent=p_agent)
+    columns = [_CASE, "probe", "kind", "prompt", "target", p_agent.alias("p_agent")]
     scores = _with_ids(scores)
-    return asked.join(scores, on=["case", "probe", "kind"], maintain_order="right_left").select(
+    return queries.filter(tracked).select(columns).join(
+        scores, on=["case", "probe", "kind"], maintain_order="right_left").select(
         *_keys(scores), "probe", "prompt", "target",
         pl.format("{} {}", "prompt", "target").alias("sentence"), "decoded",
         p_lm=pl.col("log_p").exp(), p_agent="p_agent")
@@ -175,9 +174,9 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
 
         - ``p.<probe>.<kind>``: the model's probability of the object; kinds original, requested,
           modal (the agent's mode after the edit).
-        - ``target.<probe>``, ``p_model.<probe>``, ``p_agent.<probe>``: the tracked object, which is
-          the right answer in this state, and what model and agent believe of it (`tracked_beliefs`);
-          ``decoded.<probe>``: the model's greedy answer.
+        - ``target.<probe>``, ``p_lm.<probe>``, ``p_agent.<probe>``: the tracked object, which is
+          the right answer in this state, and what model and agent believe of it
+          (`tracked_beliefs`); ``decoded.<probe>``: the model's greedy answer.
         - ``p.<form>.<kind>``, ``true.<form>.<kind>``: p("true") of a sentence about the old or the
           new object of the downstream fact (kinds old, new), and whether it is true in this state.
         - ``p.judged_a.true``, and so for judged_b, judged_not, judged_and, judged_and_swapped and
@@ -188,24 +187,20 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
         For example ``pl.col("p.judged_a.true") + pl.col("p.judged_not.true") - 1``.
     """
     scores = _with_ids(scores)
-    keys = _keys(scores)
-    about = cases.select(pl.col("case").cast(pl.UInt32), *_ABOUT)
-    asked = pl.format("{}.{}", "probe", "kind").alias("column")
+    keys, query = _keys(scores), pl.format("{}.{}", "probe", "kind").alias("column")
+    beliefs = tracked_beliefs(queries, scores, state).rename({"probe": "column"})
     truth = queries.filter(pl.col("probe").is_in(FORMS)).select(
-        pl.col("case").cast(pl.UInt32), asked,
-        true=(pl.col("label") == label_word(True)) == (state == "after"))
-    parts = [_spread(scores.select(*keys, asked, p=pl.col("log_p").exp()), keys, ["p"], _ASKED),
-             _spread(tracked_beliefs(queries, scores, state).rename({"probe": "column", "p_lm": "p_model"}),
-                     keys, ["target", "decoded", "p_model", "p_agent"], PROBES),
-             _spread(truth, ["case"], ["true"], [name for name in _ASKED if name.startswith(FORMS)])]
+        _CASE, query, true=(pl.col("label") == label_word(True)) == (state == "after"))
     if distances is None:
         distances = scores.clear().select(*keys, "probe", tv=pl.lit(0.0), kl=pl.lit(0.0))
-    parts.append(_spread(distances.rename({"probe": "column"}), keys, ["tv", "kl"], PROBES))
-    wide = scores.select(keys).unique(maintain_order=True).with_columns(state=pl.lit(state)).join(
-        about, on="case", how="left", maintain_order="left")
-    for part in parts:
-        on = [name for name in keys if name in part.columns]
-        wide = wide.join(part, on=on, how="left", maintain_order="left")
+    wide = scores.select(keys).unique(maintain_order=True).with_columns(state=pl.lit(state))
+    for part in (
+            cases.select(_CASE, *_ABOUT),
+            _spread(scores.select(*keys, query, p=pl.col("log_p").exp()), ["p"], _QUERIES),
+            _spread(beliefs, ["target", "decoded", "p_lm", "p_agent"], PROBES),
+            _spread(truth, ["true"], [name for name in _QUERIES if name.startswith(FORMS)]),
+            _spread(distances.rename({"probe": "column"}), ["tv", "kl"], PROBES)):
+        wide = wide.join(part, on=_keys(part), how="left", maintain_order="left")
     return wide
 
 
@@ -222,31 +217,38 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
         distances: from `evaluation.edits.Comparison`, of the unedited model and of the edited.
 
     Returns:
-        One row per (editor, seed, case) in the order of ``after``: subject, relation, object, request,
-        the flags, says_before, says_after, ``<measure>_before``, ``<measure>_after`` (f64, null where
-        not scored), and told_<probe>: whether the editor was trained on the fact the probe asks for.
+        One row per (editor, seed, case) in the order of ``after``: subject, relation, object,
+        request, the flags, says_before, says_after, ``<measure>_before``, ``<measure>_after`` (f64,
+        null where not scored), and told_<probe>: whether the editor was trained on the fact the
+        probe asks for.
 
     Raises:
         StoreError: a frame lacks a column.
         MeasureError: a measure cannot be computed.
     """
-    _need(cases, ["case", *_ABOUT], "cases")
-    _need(queries, ["case", "probe", "kind", "prompt", "target", "label", "p_before_predictive",
-                    "p_after_direct", "p_after_predictive"], "queries")
-    _need(before, ["case", "probe", "kind", "log_p", "decoded"], "the model's scores")
-    _need(after, [*EDIT_KEYS, "step", "told", "probe", "kind", "log_p", "decoded"],
-          "the edits' scores")
-    last = _with_ids(last_step(after))
-    frame = _with_ids(after).select(EDIT_KEYS).unique(maintain_order=True).join(
-        cases.select(pl.col("case").cast(pl.UInt32), *_ABOUT), on="case", maintain_order="left",
-        how="left").join(_spread(last.select(*EDIT_KEYS, "told", column="probe"), EDIT_KEYS, ["told"],
-                                 PROBES), on=EDIT_KEYS, how="left", maintain_order="left")
+    score = ["probe", "kind", "log_p", "decoded"]
+    for frame, columns, name in (
+            (cases, ["case", *_ABOUT], "cases"),
+            (queries, ["case", "probe", "kind", "prompt", "target", "label", "p_before_predictive",
+                       "p_after_direct", "p_after_predictive"], "queries"),
+            (before, ["case", *score], "the model's scores"),
+            (after, [*EDIT_KEYS, "step", "told", *score], "the edits' scores")):
+        if missing := [column for column in columns if column not in frame.columns]:
+            raise StoreError(f"{name} lack the columns {', '.join(missing)}",
+                             remedy="run the stage that makes them again")
+    after = _with_ids(after)
+    last = last_step(after)
+    parts = [cases.select(_CASE, *_ABOUT),
+             _spread(last.select(*EDIT_KEYS, "told", column="probe"), ["told"], PROBES)]
     for index, (state, scores) in enumerate((("before", before), ("after", last))):
         wide = wide_frame(cases, queries, scores, state, distances[index] if distances else None)
-        keys = _keys(wide)
-        values = wide.select(*keys, pl.col(f"decoded.{SAME}").alias(f"says_{state}"), *(
-            measure.values(wide).alias(f"{measure.name}_{state}") for measure in MEASURES.values()))
-        frame = frame.join(values, on=keys, how="left", maintain_order="left")
+        values = [measure.values(wide).alias(f"{name}_{state}")
+                  for name, measure in MEASURES.items()]
+        parts.append(wide.select(*_keys(wide), pl.col(f"decoded.{SAME}").alias(f"says_{state}"),
+                                 *values))
+    frame = after.select(EDIT_KEYS).unique(maintain_order=True)
+    for part in parts:
+        frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
     return frame.select(
         *EDIT_KEYS, *_ABOUT, "says_before", "says_after",
         *(f"{name}_{state}" for state in STATES[:2] for name in MEASURES),
@@ -258,13 +260,17 @@ def last_step(scores: pl.DataFrame) -> pl.DataFrame:
     return scores.filter(pl.col("step") == pl.col("step").max().over(EDIT_KEYS))
 
 
+_CASE = pl.col("case").cast(pl.UInt32)
 _ABOUT = ["subject", "relation", "object", "request", *FLAGS]
+_LOGIC = ("atomic_a.stated", "judged_a.true", "judged_b.true", "judged_not.true", "judged_and.true",
+          "judged_and_swapped.true", "judged_or.true")
+_QUERIES = [*(f"{probe}.{kind}" for probe in PROBES for kind in ("original", "requested", "modal")),
+            *(f"{form}.{kind}" for form in FORMS for kind in ("old", "new")), *_LOGIC]
 
 
-def _spread(frame: pl.DataFrame, keys: Sequence[str], values: Sequence[str],
-            columns: Iterable[str]) -> pl.DataFrame:
-    """A row per key and a column ``<value>.<column>`` for each of ``columns``, null where there is none."""
-    return frame.group_by(keys, maintain_order=True).agg(
+def _spread(frame: pl.DataFrame, values: Sequence[str], columns: Iterable[str]) -> pl.DataFrame:
+    """A row per key, and ``<value>.<column>`` for each of ``columns``; null where there is none."""
+    return frame.group_by(_keys(frame), maintain_order=True).agg(
         pl.col(value).filter(pl.col("column") == column).first().alias(f"{value}.{column}")
         for value in values for column in columns)
 
@@ -279,15 +285,8 @@ def _with_ids(scores: pl.DataFrame) -> pl.DataFrame:
         pl.col(name).cast(pl.UInt32) for name in ("case", "seed") if name in scores.columns)
 
 
-def _need(frame: pl.DataFrame, columns: Sequence[str], what: str) -> None:
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise StoreError(f"{what} lack the columns {', '.join(missing)}",
-                         remedy="run the stage that makes them again")
-
-
 def _form_accuracy(form: str) -> pl.Expr:
-    """Share of a form's sentences, about the old and the new object, that are classified correctly."""
+    """Share of a form's sentences (of the old and the new object) that are classified correctly."""
     return pl.mean_horizontal(*(
         ((pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")).cast(pl.Float64)
         for kind in ("old", "new")))
@@ -297,38 +296,45 @@ def _built_in() -> Iterable[Measure]:
     """The measures of the specification, section 8; p = P("true") in the logical errors."""
     yield Measure("p_request", "p(request)", "p(request)", "request", "", "higher",
                   pl.col(f"p.{SAME}.requested"), SAME)
-    for probe in PROBES:
-        both = pl.col(f"decoded.{probe}"), pl.col(f"target.{probe}")
-        label, short = PROBE_LABELS[probe], PROBE_NAMES[probe]
-        yield Measure(f"accuracy_{probe}", f"accuracy: {label}", short, "accuracy", "", "higher",
-                      metrics.exact(*both), probe)
-        yield Measure(f"contains_{probe}", f"… as published (contains): {label}", short,
-                      "accuracy as published", "", "higher", metrics.contains(*both), probe)
+    for probe, label in PROBE_LABELS.items():
+        answer, target = pl.col(f"decoded.{probe}"), pl.col(f"target.{probe}")
+        yield Measure(f"accuracy_{probe}", f"accuracy: {label}", PROBE_NAMES[probe], "accuracy", "",
+                      "higher", metrics.exact(answer, target), probe)
+        yield Measure(f"contains_{probe}", f"… as published (contains): {label}",
+                      PROBE_NAMES[probe], "accuracy as published", "", "higher",
+                      metrics.contains(answer, target), probe)
     for form, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True):
         yield Measure(form, f"accuracy: downstream fact, {short}", short, "downstream fact", "",
                       "higher", _form_accuracy(form), PROBES[1])
-    for name, group, unit, compute in (
-            ("coherence", "coherence error", "", lambda probe: metrics.probability_error(
-                pl.col(f"p_model.{probe}"), pl.col(f"p_agent.{probe}"))),
-            ("tv", "total variation", "", lambda probe: pl.col(f"tv.{probe}")),
-            ("kl", "KL", "nats", lambda probe: pl.col(f"kl.{probe}"))):
-        for probe in PROBES:
-            heading = f"{group}, {unit}" if unit else group
-            yield Measure(f"{name}_{probe}", f"{heading}: {PROBE_LABELS[probe]}", PROBE_NAMES[probe],
-                          group, unit, "lower", compute(probe), probe)
-    stated, a, b, not_a, both, swapped, either = (pl.col(f"p.{name}") for name in (
-        "atomic_a.stated", "judged_a.true", "judged_b.true", "judged_not.true", "judged_and.true",
-        "judged_and_swapped.true", "judged_or.true"))
+    for name, group, unit in (("coherence", "coherence error", ""), ("tv", "total variation", ""),
+                              ("kl", "KL", "nats")):
+        for probe, label in PROBE_LABELS.items():
+            compute = metrics.probability_error(
+                pl.col(f"p_lm.{probe}"), pl.col(f"p_agent.{probe}")
+                ) if name == "coherence" else pl.col(f"{name}.{probe}")
+            yield Measure(f"{name}_{probe}", f"{', '.join(filter(None, (group, unit)))}: {label}",
+                          PROBE_NAMES[probe], group, unit, "lower", compute, probe)
+    stated, a, b, not_a, a_and_b, b_and_a, a_or_b = (pl.col(f"p.{name}") for name in _LOGIC)
     for name, error in {"true_false": metrics.true_false_error(stated, a),
                         "negation": metrics.negation_error(a, not_a),
-                        "conjunction": metrics.conjunction_error(a, b, both),
-                        "disjunction": metrics.disjunction_error(a, b, either),
-                        "commutation": metrics.commutation_error(both, swapped)}.items():
+                        "conjunction": metrics.conjunction_error(a, b, a_and_b),
+                        "disjunction": metrics.disjunction_error(a, b, a_or_b),
+                        "commutation": metrics.commutation_error(a_and_b, b_and_a)}.items():
         short = "T/F" if name == "true_false" else name
         yield Measure(name, f"logical error: {short}", short, "logical error", "", "lower", error)
 
 
+def _load_entry_points() -> None:
+    """Import what other packages name in the group ``beliefedit.measures``."""
+    for entry_point in entry_points(group="beliefedit.measures"):
+        try:
+            entry_point.load()
+        except Exception as error:
+            raise MeasureError(f"cannot load an installed package's measures: {error}",
+                               where=f"entry point {entry_point.name} = {entry_point.value}",
+                               remedy="repair or uninstall that package") from error
+
+
 MEASURES.update((measure.name, measure) for measure in _built_in())
 BUILT_IN = frozenset(MEASURES)
-for entry_point in entry_points(group="beliefedit.measures"):
-    entry_point.load()
+_load_entry_points()

@@ -39,8 +39,8 @@ TABLES: dict[str, dict[str, pl.Expr]] = {
 
 all: every edit. updating: the request differs from what the model says before the edit. downstream:
 the request changes the downstream answer. fixing: the model is wrong before, the request is true.
-breaking: the model is right before, the request is false. downstream fact: the probe's other relation
-is downstream of the edited one.
+breaking: the model is right before, the request is false. downstream fact: the probe's other
+relation is downstream of the edited one.
 """
 
 
@@ -54,7 +54,7 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
         generator: source of the resamples.
 
     Returns:
-        Long: table, editor, seed (null: all seeds pooled; single seeds follow when there are several),
+        Long: table, editor, seed (null: all pooled; single seeds follow when there are several),
         group, measure, state (before, after, difference: paired), told (share of those edits whose
         editor was trained on the fact the measure is about: 0 is inference, 1 recall; null: about
         several facts), n (edits with a value), mean, low, high (null: no value, or fewer than two
@@ -84,9 +84,9 @@ def summary(tables: pl.DataFrame) -> dict[str, Any]:
     """The pooled tables as nested values for summary.json.
 
     Returns:
-        {editor: {table: {measure: {before, after, difference, difference_low, difference_high, n}}}};
-        a table of two groups appears as "table/group". Numbers without a value are None; n counts the
-        paired edits.
+        {editor: {table: {measure: {before, after, difference, difference_low, difference_high,
+        n}}}}; a table of two groups appears as "table/group". Numbers without a value are None; n
+        counts the paired edits.
     """
     found: dict[str, Any] = {}
     for row in tables.filter(pl.col("seed").is_null()).iter_rows(named=True):
@@ -115,11 +115,10 @@ def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
     """
     requests = cases.select(pl.col("case").cast(pl.UInt32), request=pl.format(
         "{} {} {}", "subject", "relation", "request"))
-    order = {probe: position for position, probe in enumerate(PROBES)}
     worst = tracked_beliefs(queries, last_step(after), "after").join(
         requests, on="case", maintain_order="left").with_columns(
         error=probability_error(pl.col("p_lm"), pl.col("p_agent")), statement="sentence",
-        order=pl.col("probe").replace_strict(order)).drop_nulls("error").sort(
+        order=pl.col("probe").cast(pl.Enum(PROBES))).drop_nulls("error").sort(
         "order", "error", *EDIT_KEYS, descending=[False, True, False, False, False]).group_by(
         "editor", "probe", maintain_order=True).head(n)
     sentences = [
@@ -132,19 +131,16 @@ def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
 
 
 class ComparableRun(Protocol):
-    """What `compare` reads of a run; `beliefedit.run.Run` is one."""
+    """What `compare` reads of a run: a `beliefedit.run.Run`, for example.
 
-    @property
-    def name(self) -> str:
-        """The run's name."""
+    Attributes:
+        flat_config: dotted parameter -> value, the seed left out.
+        measures: from `compute_measures`.
+    """
 
-    @property
-    def flat_config(self) -> Mapping[str, Any]:
-        """Dotted parameter -> value, the seed left out."""
-
-    @property
-    def measures(self) -> pl.DataFrame:
-        """`compute_measures` of its edits."""
+    name: str
+    flat_config: Mapping[str, Any]
+    measures: pl.DataFrame
 
 
 def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
@@ -152,12 +148,12 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
             group: str | None = None) -> pl.DataFrame:
     """Several runs in one table: editors x seeds x parameters, paired by case where cases match.
 
-    Runs that differ in nothing but the seed are pooled, and shown one by one as well. The reference is
-    the first run's first editor. A case matches when subject, relation, object and request are the
-    same; several seeds of an edit are averaged before they are paired.
+    Runs that differ in nothing but the seed are pooled, and shown one by one as well. The reference
+    is the first run's first editor. A case matches when subject, relation, object and request are
+    the same; several seeds of an edit are averaged before they are paired.
 
     Args:
-        runs: finished runs; `be.Run.open(folder)` gives one.
+        runs: with edits; ``be.Run.open(folder)`` gives one.
         config: resamples and level of the intervals; by default those of `AnalysisConfig`.
         generator: source of the resamples; by default always the same.
         table, group: which edits count, from `TABLES` (group: by default the table's last).
@@ -166,7 +162,7 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
         run (names), params (what differs between the runs, "key=value; …", parameters of other
         editors left out), editor, seed (null: pooled; single seeds follow when there are several),
         measure, state, n, mean, low, high; on pooled rows also n_paired, paired, paired_low,
-        paired_high: the mean difference to the reference over the matching cases, with its interval.
+        paired_high: the mean difference to the reference over the matching cases.
 
     Raises:
         StoreError: no run, or an unknown table or group.
@@ -175,13 +171,13 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
         raise StoreError("no run to compare", remedy="give at least one run")
     members, contenders = _members(table, group), list[Contender]()
     params = [{key: str(value) for key, value in run.flat_config.items()} for run in runs]
-    names = [run.name for run in runs]
     for index, run in enumerate(runs):
         chosen = run.measures.filter(members)
-        count = names[:index].count(run.name)
+        n_before = [other.name for other in runs[:index]].count(run.name)
+        name = f"{run.name} ({n_before + 1})" if n_before else run.name
         for editor in chosen["editor"].unique(maintain_order=True):
-            head = {"run": f"{run.name} ({count + 1})" if count else run.name,
-                    "params": _differing(params[index], params, editor), "editor": editor}
+            head = {"run": name, "params": _differing(params[index], params, editor),
+                    "editor": editor}
             _join(contenders, head, chosen.filter(editor=editor))
     return _compared(contenders, config or AnalysisConfig(), generator or np.random.default_rng(0))
 
@@ -190,8 +186,9 @@ def compare_editors(measured: pl.DataFrame, config: AnalysisConfig, generator: n
                     *, table: str = "all", group: str | None = None) -> pl.DataFrame:
     """The editors of one run as `compare` sets runs side by side: the first is the reference."""
     chosen = measured.filter(_members(table, group))
+    editors = chosen["editor"].unique(maintain_order=True)
     return _compared([({"run": "", "params": "", "editor": editor}, chosen.filter(editor=editor))
-                      for editor in chosen["editor"].unique(maintain_order=True)], config, generator)
+                      for editor in editors], config, generator)
 
 
 _PAIRED = {"n_paired": pl.UInt32, "paired": pl.Float64, "paired_low": pl.Float64,
@@ -209,7 +206,7 @@ def _members(table: str, group: str | None) -> pl.Expr:
 
 
 def _join(contenders: list[Contender], head: dict[str, str], chosen: pl.DataFrame) -> None:
-    """Add a run's edits by one editor: to those of the same parameters under other seeds, or alone."""
+    """Add a run's edits by one editor, pooled with those of other seeds where all else is equal."""
     for index, (other, edits) in enumerate(contenders):
         same = all(other[name] == head[name] for name in ("params", "editor"))
         if same and not set(edits["seed"]) & set(chosen["seed"]):
@@ -232,7 +229,7 @@ def _compared(contenders: Sequence[Contender], config: AnalysisConfig,
 
 def _by_seed(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfig,
              generator: np.random.Generator) -> pl.DataFrame:
-    """Means of all seeds pooled, paired with the reference, then of each seed if there are several."""
+    """Means of all seeds pooled, paired with the reference; then of each seed if several."""
     paired = pl.DataFrame(schema={"measure": pl.String, "state": pl.String, **_PAIRED})
     if chosen is not reference:
         key, columns = ["subject", "relation", "object", "request"], _columns()
@@ -267,17 +264,18 @@ def _columns() -> list[str]:
 def _means(chosen: pl.DataFrame, config: AnalysisConfig,
            generator: np.random.Generator) -> pl.DataFrame:
     """measure, state, told, n, mean, low, high over edits; the difference only over pairs."""
-    values = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
+    states = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
         len(MEASURES), 2, len(chosen))
-    values = np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1)
-    values = values.reshape(len(MEASURES) * len(STATES), len(chosen)).T
-    found = bootstrap_interval(values, chosen["subject"].to_numpy(), generator,
-                               n_resamples=config.n_resamples, level=config.level)
+    values = np.concatenate([states, states[:, 1:] - states[:, :1]], axis=1)
+    found = bootstrap_interval(
+        values.reshape(len(MEASURES) * len(STATES), len(chosen)).T, chosen["subject"].to_numpy(),
+        generator, n_resamples=config.n_resamples, level=config.level)
     names = [(measure, state) for measure in MEASURES for state in STATES]
     told = np.array([_told_share(chosen, measure) for measure in MEASURES], dtype=np.float64)
     return pl.DataFrame({
         "measure": [measure for measure, _ in names], "state": [state for _, state in names],
-        "told": np.repeat(told, len(STATES)), **found._asdict()}, nan_to_null=True).cast(_MEANS)
+        "told": np.repeat(told, len(STATES)), **found._asdict()}, nan_to_null=True).cast(
+        pl.Schema(_MEANS))
 
 
 def _told_share(chosen: pl.DataFrame, measure: str) -> float | None:
