@@ -5,7 +5,6 @@ import pytest
 
 from beliefedit.analysis import verdict
 
-
 TABLE = {"table": pl.String, "editor": pl.String, "seed": pl.UInt32, "group": pl.String, "measure": pl.String,
          "state": pl.String, "n": pl.UInt32, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 
@@ -16,7 +15,7 @@ def rows_for(table, measure, state, n, mean, low, high):
 
 
 @pytest.mark.parametrize(("low", "high", "holds", "words"), [
-    (0.6, 0.9, True, "lora believes the request"), (0.1, 0.4, False, "lora does not believe the request"),
+    (0.6, 0.9, True, "lora believes the request"), (0.1, 0.4, False, "It does not believe the request"),
     (0.4, 0.6, None, "Open is whether it believes the request")])
 def test_verdict_follows_the_interval(low, high, holds, words):
     mean = (low + high) / 2
