@@ -87,8 +87,8 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
                            f"share computed once, {last['computed']:,}",
             "time": duration(last["seconds"]),
             "throughput": f"{speed:,.0f} tokens per second on {device}",
-            "training loss": f"{number(last['train_loss'], 3)} nats per token",
-            "evaluation loss": f"{number(last['eval_loss'], 3)} nats per token"}
+            "training loss, nats per token": number(last["train_loss"], 3),
+            "evaluation loss, nats per token": number(last["eval_loss"], 3)}
     return pl.DataFrame({"what": list(rows), "value": list(rows.values())})
 
 
@@ -131,9 +131,10 @@ def learned_corpus(metrics: pl.DataFrame) -> tuple[bool | None, str]:
         metrics: of the training; None and an empty sentence where neither share was measured.
     """
     last = metrics.row(-1, named=True)
-    shares = [(last.get("atomic"), LEAST_RECALLED, "recalls {} of its facts"),
-              (last.get("true_false"), LEAST_CLASSIFIED, "classifies {} of statements correctly")]
-    shares = [share for share in shares if share[0] is not None and np.isfinite(share[0])]
+    asked = (("atomic", LEAST_RECALLED, "recalls {} of its facts"),
+             ("true_false", LEAST_CLASSIFIED, "classifies {} of statements correctly"))
+    shares = [(last[name], least, text) for name, least, text in asked
+              if last.get(name) is not None and np.isfinite(last[name])]
     if not shares:
         return None, ""
     why = " and ".join(f"{text.format(percent(value))} (at least {percent(least, 0)} needed)"

@@ -110,24 +110,18 @@ def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
 
     Returns:
         editor, seed, case, probe, request (as a sentence), statement, p_lm, p_agent, error, prompt,
-        decoded (what the edited model answers) and sentence (all of it; plain text, to be escaped
-        where it is shown). Probes are in the order of `PROBES`, the largest errors first.
+        decoded (the edited model's answer); probes in the order of `PROBES`, largest errors first.
     """
     requests = cases.select(pl.col("case").cast(pl.UInt32), request=pl.format(
         "{} {} {}", "subject", "relation", "request"))
-    worst = tracked_beliefs(queries, last_step(after), "after").join(
+    beliefs = tracked_beliefs(queries, last_step(after), "after").join(
         requests, on="case", maintain_order="left").with_columns(
-        error=probability_error(pl.col("p_lm"), pl.col("p_agent")), statement="sentence",
-        order=pl.col("probe").cast(pl.Enum(PROBES))).drop_nulls("error").sort(
-        "order", "error", *EDIT_KEYS, descending=[False, True, False, False, False]).group_by(
-        "editor", "probe", maintain_order=True).head(n)
-    sentences = [
-        f"Told “{row['request']}”, {row['editor']} believes “{row['statement']}” with "
-        f"{row['p_lm']:.2f}, the rational agent with {row['p_agent']:.2f}. Asked "
-        f"“{row['prompt']}”, the model says “{row['decoded']}”."
-        for row in worst.iter_rows(named=True)]
-    return worst.select(*EDIT_KEYS, "probe", "request", "statement", "p_lm", "p_agent", "error",
-                        "prompt", "decoded", sentence=pl.Series(sentences, dtype=pl.String))
+        error=probability_error(pl.col("p_lm"), pl.col("p_agent")),
+        order=pl.col("probe").cast(pl.Enum(PROBES))).drop_nulls("error")
+    worst = beliefs.sort("order", "error", *EDIT_KEYS, descending=[False, True, False, False, False]
+                         ).group_by("editor", "probe", maintain_order=True).head(n)
+    return worst.select(*EDIT_KEYS, "probe", "request", pl.col("sentence").alias("statement"),
+                        "p_lm", "p_agent", "error", "prompt", "decoded")
 
 
 class ComparableRun(Protocol):

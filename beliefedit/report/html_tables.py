@@ -27,11 +27,8 @@ TABLE_NAMES = {
     "generalisation": "Edits whose downstream answer stays or changes",
 }
 
-_CAPTIONS = {
-    "request": "Answers", "accuracy": "Answers", "accuracy as published": "Substring accuracy",
-    "downstream fact": "The downstream fact in other forms", "coherence error": "Errors",
-    "logical error": "Errors", "total variation": "Whole distributions",
-    "KL": "Whole distributions"}
+_CAPTIONS = {"request": "Answers", "accuracy": "Answers",
+             "downstream fact": "Downstream fact in other forms"}
 """Group of measures to the comparison's table that shows it; other groups have a table each."""
 
 
@@ -95,7 +92,8 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
     sections: dict[str, list[Measure]] = {}
     for name in dict.fromkeys(name for block in blocks.values() for name in block):
         group = _measure(name).group
-        sections.setdefault(_CAPTIONS.get(group, group.capitalize()), []).append(_measure(name))
+        caption = _CAPTIONS.get(group, group[:1].upper() + group[1:])
+        sections.setdefault(caption, []).append(_measure(name))
     found = []
     for caption, measures in sections.items():
         body = []

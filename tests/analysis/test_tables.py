@@ -346,6 +346,5 @@ def test_worst_cases_are_readable_and_sorted():
     assert worst["probe"].to_list() == [probe for probe in PROBES for _ in range(2)]
     assert worst["case"].to_list() == [0, 1] * 4
     assert worst["error"].to_list() == pytest.approx([0.04] * 2 + [0.5] * 6)
-    assert worst["sentence"][6] == (
-        "Told “Ann home Paris”, lora believes “0 other_subject_other_relation new” with 0.10, the rational agent with "
-        "0.60. Asked “0 other_subject_other_relation”, the model says “old thing”.")
+    assert worst.select("request", "statement", "prompt", "decoded").row(6) == (
+        "Ann home Paris", "0 other_subject_other_relation new", "0 other_subject_other_relation", "old thing")
