@@ -38,6 +38,7 @@ from beliefedit.plots.style import (
     interval_cells,
     panels,
     place,
+    share_axes,
     short,
     wrapped,
 )
@@ -165,15 +166,12 @@ def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 2
     chart = panels(f"Spread of the errors over all edits: {short(editor)}",
                    [_label(measure) for measure in errors], columns=3, panel_height=180)
     edges = np.linspace(0, 1, n_bins + 1)
-    highest = max(add_histogram(
-        chart, rows[f"{measure.name}_{state}"], edges, NAMES[state], ROLES[state],
-        showlegend=index == 0, **place(index, 3))
-        for index, measure in enumerate(errors) for state in ("before", "after"))
-    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
-    chart.update_yaxes(title_text="share of edits", col=1)
+    for index, measure in enumerate(errors):
+        for state in ("before", "after"):
+            add_histogram(chart, rows[f"{measure.name}_{state}"], edges, state, index, columns=3)
     chart.update_xaxes(range=[0, 1])
     chart.update_xaxes(title_text="error", row=-(-len(errors) // 3))
-    return chart.update_layout(barmode="overlay", bargap=0)
+    return share_axes(chart)
 
 
 def _label(measure: Measure) -> str:
@@ -211,22 +209,17 @@ def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *
     rows = queries.filter(**wanted).with_columns(case).join(p, on=keys, maintain_order="left")
     names = [*_PUBLISHED.values(), "the agent's change"]
     chart = panels(f"Errors as published, on the requested object: {short(editor)}", names,
-                   columns=2, panel_height=170)
-    highest = 0.0
+                   panel_height=170)
+    edges = np.linspace(0, 1, n_bins + 1)
     for index, column in enumerate(_PUBLISHED):
         errors = rows.select(metrics.probability_error(pl.col("p"), pl.col(column)))["p"]
-        highest = max(highest, add_histogram(
-            chart, errors, np.linspace(0, 1, n_bins + 1), NAMES["after"], AFTER,
-            showlegend=index == 0, **place(index)))
-    change = rows.select(pl.col("p_after_direct") - pl.col("p_before_direct"))["p_after_direct"]
-    highest = max(highest, add_histogram(chart, change, np.linspace(-1, 1, n_bins + 1),
-                                         NAMES["agent"], AGENT, **place(len(_PUBLISHED))))
-    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
-    chart.update_yaxes(title_text="share of edits", col=1)
+        add_histogram(chart, errors, edges, "after", index)
+    add_histogram(chart, rows["p_after_direct"] - rows["p_before_direct"], 2 * edges - 1, "agent",
+                  len(_PUBLISHED))
     chart.update_xaxes(matches=None, range=[0, 1], showticklabels=True)
     chart.update_xaxes(range=[-1, 1], title_text="p after − p before", row=4, col=2)
     chart.update_xaxes(title_text="|p(LM) − target|", row=4, col=1)
-    return chart.update_layout(bargap=0)
+    return share_axes(chart)
 
 
 def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
@@ -311,40 +304,35 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     Args:
         frames: the tables updating and downstream of `compare` or `compare_editors`.
     """
-    rows = pl.concat([frame.select("run", "params", "editor", "seed") for frame in frames.values()])
-    keys, labels = _contender_labels(rows)
-    n_lines = 1 + max((label.count("<br>") for label in labels), default=0)
+    key = ["run", "params", "editor"]
+    rows = pl.concat([frame.select(*key, "seed") for frame in frames.values()])
+    shown = [name for name in ("params", "run") if rows[name].n_unique() > 1][:1]
+    contenders = rows.select(key).unique(maintain_order=True).with_row_index("y")
+    labels = ["<br>".join(short(row[name], 34) for name in ("editor", *shown))
+              for row in contenders.iter_rows(named=True)]
+    contenders = contenders.with_columns(label=pl.Series(labels, dtype=pl.String))
     seeds = " (small: single seeds)" if rows["seed"].n_unique() > 1 else ""
     chart = panels(f"After the edit, mean and interval{seeds}", [label for label, *_ in COMPARED],
-                   columns=1, panel_height=max(len(keys), 1) * (12 + 10 * n_lines) + 40, gap=34)
+                   columns=1, panel_height=max(len(labels), 1) * (32 if shown else 22) + 40, gap=34)
     for index, (_, table, measure) in enumerate(COMPARED):
         points = frames[table].filter(state="after", measure=measure).join(
-            keys, on=["run", "params", "editor"], maintain_order="right_left")
-        pooled, single = points.filter(pl.col("seed").is_null()), points.drop_nulls("seed")
-        _contrast_dots(chart, index, pooled, labels, size=9, symbol="diamond",
+            contenders, on=key, maintain_order="left")
+        pooled, single = points.filter(pl.col("seed").is_null()), points.drop_nulls("seed").select(
+            pl.exclude("label"), pl.format("{}<br>seed {}", "label", "seed").alias("label"))
+        _contrast_dots(chart, index, pooled, size=9, symbol="diamond",
                        error_x=error_bars(pooled, AFTER))
-        _contrast_dots(chart, index, single, labels, size=5, symbol="circle-open")
+        _contrast_dots(chart, index, single, size=5, symbol="circle-open")
     _rows_axis(chart, labels)
     return chart.update_xaxes(range=[-0.03, 1.03])
 
 
-def _contender_labels(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """Run, params and editor of every contender with its row y, and its label."""
-    shown = [name for name in ("params", "run") if rows[name].n_unique() > 1][:1]
-    keys = rows.select("run", "params", "editor").unique(maintain_order=True).with_row_index("y")
-    return keys, ["<br>".join(short(key[name], 34) for name in ("editor", *shown))
-                  for key in keys.iter_rows(named=True)]
-
-
-def _contrast_dots(chart: go.Figure, index: int, points: pl.DataFrame, labels: Sequence[str], *,
-                   size: int, symbol: str, error_x: dict | None = None) -> None:
-    heads = ["<br>".join(filter(None, (labels[y], "" if seed is None else f"seed {seed}")))
-             for y, seed in points.select("y", "seed").iter_rows()]
+def _contrast_dots(chart: go.Figure, index: int, points: pl.DataFrame, *, size: int, symbol: str,
+                   error_x: dict | None = None) -> None:
+    cells = zip(interval_cells(points), points["label"], strict=True)
     chart.add_scatter(
         x=points["mean"], y=points["y"], mode="markers", name=NAMES["after"], showlegend=False,
         marker={"color": AFTER, "size": size, "symbol": symbol}, error_x=error_x,
-        customdata=[[*cell, head]
-                    for cell, head in zip(interval_cells(points), heads, strict=True)],
+        customdata=[[*cell, label] for cell, label in cells],
         hovertemplate="%{customdata[2]}<br>" + INTERVAL, row=index + 1, col=1)
 
 

@@ -127,18 +127,25 @@ def error_bars(points: pl.DataFrame, colour: str | None = None) -> dict:
             "arrayminus": (points["mean"] - points["low"]).fill_null(0).clip(0)}
 
 
-def add_histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, name: str, colour: str,
-                  *, row: int, col: int, showlegend: bool = True) -> float:
-    """Add the shares of values between edges as bars to a panel; the largest share."""
+def add_histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, role: str, index: int,
+                  *, columns: int = 2) -> None:
+    """Add the share of the values between each two edges as bars to panel number ``index``."""
     values = values.drop_nulls().to_numpy()
-    share = np.histogram(values, edges)[0] / max(len(values), 1)
-    chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=share, width=edges[1] - edges[0], name=name,
-                  legendgroup=name, showlegend=showlegend,
-                  marker={"color": colour, "opacity": 0.6},
+    name, new = NAMES[role], all(trace.name != NAMES[role] for trace in chart.data)
+    chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, width=edges[1] - edges[0], name=name,
+                  y=np.histogram(values, edges)[0] / max(len(values), 1), legendgroup=name,
+                  showlegend=new, marker={"color": ROLES[role], "opacity": 0.6},
                   customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                  hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f}<br>"
-                                f"%{{y:.1%}} of the edits<extra>{name}</extra>", row=row, col=col)
-    return float(share.max())
+                  hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f}<br>%{y:.1%} of the "
+                                f"edits<extra>{name}</extra>", **place(index, columns))
+
+
+def share_axes(chart: go.Figure) -> go.Figure:
+    """Make the y axes of histograms fit their highest bar, in percent."""
+    highest = max((float(max(trace.y)) for trace in chart.data), default=0.0)
+    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
+    chart.update_yaxes(title_text="share of edits", col=1)
+    return chart.update_layout(barmode="overlay", bargap=0)
 
 
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
