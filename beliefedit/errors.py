@@ -50,5 +50,9 @@ class EditError(BeliefEditError):
     """An edit request that cannot be carried out."""
 
 
+class MeasureError(BeliefEditError):
+    """A measure that cannot be registered or computed."""
+
+
 class ReportError(BeliefEditError):
     """A notebook that failed or cannot be exported."""

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.analysis.measures import FORMS, LOGIC, PROBES, measures
+from beliefedit.analysis.measures import FORMS, PROBES, compute_measures, in_groups
 from beliefedit.config import EditConfig
 from beliefedit.corpus import corpus, world
 from beliefedit.evaluation import cases, metrics
@@ -53,7 +53,7 @@ ROWS = {
     "other subject": pl.col(f"accuracy_{PROBES[2]}_after"),
     **{form[11:]: pl.col(f"{form}_after") for form in FORMS},
     "coherence error": pl.mean_horizontal(f"coherence_{probe}_after" for probe in PROBES),
-    "logical error": pl.mean_horizontal(f"{name}_after" for name in LOGIC)}
+    "logical error": pl.mean_horizontal(f"{measure.name}_after" for measure in in_groups("logical error"))}
 
 
 def prepare(folder: Path, n: int, observed: bool) -> tuple[editing.Base, Cases, int]:
@@ -89,7 +89,7 @@ def table(base: editing.Base, asked: Cases, answer: int, editors: dict[str, tupl
             started = time.perf_counter()
             editing.run_editors(base, asked, config, seed=0, max_new_tokens=answer, folder=Path(folder))
             seconds = (time.perf_counter() - started) / len(asked.cases)
-            found = measures(asked.cases, asked.queries, before, editing.gather(Path(folder))[0])
+            found = compute_measures(asked.cases, asked.queries, before, editing.gather(Path(folder))[0])
         values = found.select(value.cast(pl.Float64).alias(row) for row, value in ROWS.items()).fill_null(np.nan)
         spread = metrics.bootstrap_interval(values.to_numpy(), found["subject"].to_numpy(), np.random.default_rng(0),
                                             n_resamples=2000, level=0.95)

@@ -1,181 +1,340 @@
-"""What an edit did: every measure of SPEC 8, before and after, one row per edit."""
+"""The table of measures: what an edit did to a model, before and after it, one row per edit.
+
+`MEASURES` is the only list of measures. Tables, comparisons, the summary, figures and findings take
+names, labels, groups and directions from it, so a new measure is one entry, here or from outside:
+
+    >>> p = pl.col("p_lm.same_subject_same_relation")
+    >>> be.register_measure("odds", p / (1 - p), label="odds of the target object", group="request",
+    ...                     better="higher", probe="same_subject_same_relation")
+
+`wide_frame` lists the columns that a measure can use. Packages register measures with an entry
+point of the group ``beliefedit.measures`` that names the module which registers them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal
 
 import polars as pl
 
 from beliefedit.corpus.language import label_word
-from beliefedit.errors import StoreError
+from beliefedit.errors import MeasureError, StoreError
 from beliefedit.evaluation import metrics
+from beliefedit.evaluation.cases import FORMS, PROBES
 
-SAME = "same_subject_same_relation"
-PROBES = (SAME, "same_subject_other_relation", "other_subject_same_relation", "other_subject_other_relation")
-FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
-LOGIC = ("true_false", "negation", "conjunction", "disjunction", "commutation")
-MEASURES = ("p_request", *(f"accuracy_{probe}" for probe in PROBES), *(f"contains_{probe}" for probe in PROBES),
-            *FORMS, *(f"coherence_{probe}" for probe in PROBES), *(f"tv_{probe}" for probe in PROBES),
-            *(f"kl_{probe}" for probe in PROBES), *LOGIC)
-ASKED = {"p_request": SAME, **{f"{name}_{probe}": probe for name in ("accuracy", "contains", "coherence", "tv", "kl")
-                               for probe in PROBES}, **dict.fromkeys(FORMS, PROBES[1])}
-"""Measure to the probe whose fact it is about; logical errors are about several."""
+SAME = PROBES[0]
 STATES = ("before", "after", "difference")
-FLAGS = ("reinforces", "downstream_changes", "is_downstream", "other_is_downstream", "all_independent",
-         "other_has_both")
-EDIT = ["editor", "seed", "case"]
-_QUERY = ["case", "probe", "kind", "prompt", "target", "p_before_predictive", "p_after_direct", "p_after_predictive"]
-_SCORE = ["case", "probe", "kind", "log_p", "decoded"]
+FLAGS = ("reinforces", "downstream_changes", "is_downstream", "other_is_downstream",
+         "all_independent", "other_has_both")
+EDIT_KEYS = ["editor", "seed", "case"]
+PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"),
+                       strict=True))
+PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
+ERROR_GROUPS = ("coherence error", "logical error")
+"""Groups of `MEASURES` that are distances from a coherent model: 0 is best."""
+
+Compute = pl.Expr | Callable[[pl.DataFrame], pl.Series]
+Direction = Literal["higher", "lower"]
 
 
-def beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> pl.DataFrame:
-    """What the model and the agent believe of each probe's tracked object (SPEC 8).
+@dataclass(frozen=True)
+class Measure:
+    """One number of an edit, computed before and after it.
 
-    Before: the original object against the agent's predictive belief before the edit, on all four probes.
-    After: on same subject & same relation the requested object against the agent's direct belief after the P-weighted
-    update; on the other probes the agent's modal object against its predictive belief after that update.
+    Attributes:
+        name: of its columns: ``<name>_before``, ``<name>_after``.
+        label: its name in tables.
+        short: its name under a heading that says the group.
+        group: what stands together in tables and figures: "accuracy", `ERROR_GROUPS`, or another.
+        unit: empty for shares and probabilities.
+        better: "higher", "lower", or None where neither is.
+        compute: an expression over `wide_frame`, or a function from that frame to a series.
+        probe: whose fact it is about, so that tables mark where the editor was trained on that
+            fact; None if it is about several.
+    """
+
+    name: str
+    label: str
+    short: str
+    group: str
+    unit: str
+    better: Direction | None
+    compute: Compute
+    probe: str | None = None
+
+    def values(self, wide: pl.DataFrame) -> pl.Series:
+        """The measure of each row of `wide_frame`, as floats.
+
+        Raises:
+            MeasureError: it uses a column that is not there, or gives another number of rows.
+        """
+        try:
+            if isinstance(self.compute, pl.Expr):
+                values = wide.with_columns(self.compute.alias(self.name))[self.name]
+            else:
+                values = self.compute(wide)
+            if len(values) != len(wide):
+                raise ValueError(f"{len(values)} values for {len(wide)} edits")
+            return values.cast(pl.Float64)
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            raise MeasureError(
+                f"cannot compute it: {error}", where=f"measure {self.name!r}",
+                remedy="beliefedit.analysis.measures.wide_frame lists the columns") from error
+
+
+MEASURES: dict[str, Measure] = {}
+"""Name -> measure, in reading order."""
+
+
+def register_measure(name: str, compute: Compute | None = None, *, label: str = "", short: str = "",
+                     group: str = "other", unit: str = "", better: Direction | None = None,
+                     probe: str | None = None) -> Any:
+    """Add a measure to `MEASURES`; without ``compute`` it decorates the function that computes it.
 
     Args:
-        queries: the cases' long frame (case, probe, kind, prompt, target, p_..., SPEC 6).
+        name, compute, group, unit, better, probe: as in `Measure`.
+        label, short: by default the name with spaces, and the label.
+
+    Returns:
+        ``compute``, or the decorator.
+
+    Raises:
+        MeasureError: the name is one of the kit's own, or ``better`` or ``probe`` is unknown.
+    """
+    where = f"measure {name!r}"
+    if name in BUILT_IN:
+        raise MeasureError(f"{name!r} is one of the kit's own measures", where=where,
+                           remedy="register it under another name")
+    for key, value, choice in (("better", better, ("higher", "lower")), ("probe", probe, PROBES)):
+        if value is not None and value not in choice:
+            raise MeasureError(f"no such {key}: {value}", where=where,
+                               remedy=f"choose from {', '.join(choice)}, or None")
+    label = label or name.replace("_", " ")
+
+    def add(compute: Compute) -> Compute:
+        MEASURES[name] = Measure(name, label, short or label, group, unit, better, compute, probe)
+        return compute
+
+    return add if compute is None else add(compute)
+
+
+def registered_names() -> list[str]:
+    """Names of all measures in reading order, for the key of what is stored of them."""
+    return list(MEASURES)
+
+
+def in_groups(*groups: str) -> list[Measure]:
+    """The measures of some groups, in reading order."""
+    return [measure for measure in MEASURES.values() if measure.group in groups]
+
+
+def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> pl.DataFrame:
+    """What model and agent believe of each probe's tracked object (specification, section 8).
+
+    Before: the original object and the agent's predictive belief, on all four probes. After: on
+    same subject & same relation the requested object and the direct belief after the update; on the
+    other probes the agent's modal object and the predictive belief after it.
+
+    Args:
+        queries: the cases' long frame (case, probe, kind, prompt, target, p_...).
         scores: (case, probe, kind, log_p, decoded), with editor and seed if it is of edited models.
         state: "before" or "after".
 
     Returns:
         One row per (editor, seed, case, probe): prompt, target, sentence, decoded, p_lm, p_agent.
     """
-    kinds = {probe: ("original", "p_before_predictive") if state == "before" else ("modal", "p_after_predictive")
-             for probe in PROBES}
+    probe, kind, p_agent = pl.col("probe"), pl.col("kind"), pl.col(f"p_{state}_predictive")
+    tracked = probe.is_in(PROBES) & (kind == ("original" if state == "before" else "modal"))
     if state == "after":
-        kinds[SAME] = ("requested", "p_after_direct")
-    asked = pl.concat([
-        queries.filter(probe=probe, kind=kind).select(
-            pl.col("case").cast(pl.UInt32), "probe", "kind", "prompt", "target", p_agent=column)
-        for probe, (kind, column) in kinds.items()])
-    scores = _scores(scores)
-    keep = [name for name in EDIT if name in scores.columns]
-    return asked.join(scores, on=["case", "probe", "kind"], maintain_order="right_left").select(
-        *keep, "probe", "prompt", "target", pl.format("{} {}", "prompt", "target").alias("sentence"),
-        "decoded", p_lm=pl.col("log_p").exp(), p_agent="p_agent")
+        tracked = pl.when(probe == SAME).then(kind == "requested").otherwise(tracked)
+        p_agent = pl.when(probe == SAME).then("p_after_direct").otherwise(p_agent)
+    columns = [_CASE, "probe", "kind", "prompt", "target", p_agent.alias("p_agent")]
+    scores = _with_ids(scores)
+    return queries.filter(tracked).select(columns).join(
+        scores, on=["case", "probe", "kind"], maintain_order="right_left").select(
+        *_keys(scores), "probe", "prompt", "target",
+        pl.format("{} {}", "prompt", "target").alias("sentence"), "decoded",
+        p_lm=pl.col("log_p").exp(), p_agent="p_agent")
 
 
-def measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame, after: pl.DataFrame, *,
-             distances: tuple[pl.DataFrame, pl.DataFrame] | None = None) -> pl.DataFrame:
-    """Every measure of SPEC 8 of every edit, before and after it.
-
-    p_request: the model's probability of the requested object. accuracy_<probe> (exact) and contains_<probe>
-    (published): the decoded answer against the original object before; after, against the requested object on same
-    subject & same relation and the agent's modal object on the other probes. coherence_<probe>: the probabilistic
-    error of `beliefs`. downstream_judged, _not, _and, _or: accuracy on the forms of the downstream fact. tv_<probe>,
-    kl_<probe>: total variation and KL (nats) of the whole distributions. true_false, negation, conjunction,
-    disjunction, commutation: the logical errors, p = P("true").
+def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame, state: str,
+               distances: pl.DataFrame | None = None) -> pl.DataFrame:
+    """A row per edit with all that measures are computed from; null where a prompt was not scored.
 
     Args:
-        cases, queries: the frames of SPEC 6.
-        before: scores of the unedited model (case, probe, kind, log_p, decoded).
-        after: scores of edited models (… with editor, seed, step, told); each edit's highest step counts.
-        distances: from `beliefedit.distances.Comparison`, of the unedited model and of the edited.
+        cases, queries, distances: as for `compute_measures`.
+        scores: of the unedited model, or of edited models at one step.
+        state: "before" or "after".
 
     Returns:
-        One row per (editor, seed, case) in the order of `after`: subject, relation, object, request, the flags,
-        says_before, says_after, `<measure>_before`, `<measure>_after` for each of `MEASURES` (f64, null where not
-        scored), and told_<probe>: whether the editor was taught the fact the probe asks for.
+        The keys, and these columns (a probe is one of `PROBES`, a form one of `FORMS`):
+
+        - ``p.<probe>.<kind>``: the model's probability of the object; kinds original, requested,
+          modal (the agent's mode after the edit).
+        - ``target.<probe>``, ``p_lm.<probe>``, ``p_agent.<probe>``: the tracked object, which is
+          the right answer in this state, and what model and agent believe of it
+          (`tracked_beliefs`); ``decoded.<probe>``: the model's greedy answer.
+        - ``p.<form>.<kind>``, ``true.<form>.<kind>``: p("true") of a sentence about the old or the
+          new object of the downstream fact (kinds old, new), and whether it is true in this state.
+        - ``p.judged_a.true``, and so for judged_b, judged_not, judged_and, judged_and_swapped and
+          judged_or: p("true") of the logic prompts; ``p.atomic_a.stated``: p of A's object.
+        - ``tv.<probe>``, ``kl.<probe>``: distances of whole distributions.
+        - of the case: subject, relation, object, request, the flags; and ``state``.
+
+        For example ``pl.col("p.judged_a.true") + pl.col("p.judged_not.true") - 1``.
+    """
+    scores = _with_ids(scores)
+    keys, query = _keys(scores), pl.format("{}.{}", "probe", "kind").alias("column")
+    beliefs = tracked_beliefs(queries, scores, state).rename({"probe": "column"})
+    truth = queries.filter(pl.col("probe").is_in(FORMS)).select(
+        _CASE, query, true=(pl.col("label") == label_word(True)) == (state == "after"))
+    if distances is None:
+        distances = scores.clear().select(*keys, "probe", tv=pl.lit(0.0), kl=pl.lit(0.0))
+    wide = scores.select(keys).unique(maintain_order=True).with_columns(state=pl.lit(state))
+    for part in (
+            cases.select(_CASE, *_ABOUT),
+            _spread(scores.select(*keys, query, p=pl.col("log_p").exp()), ["p"], _QUERIES),
+            _spread(beliefs, ["target", "decoded", "p_lm", "p_agent"], PROBES),
+            _spread(truth, ["true"], [name for name in _QUERIES if name.startswith(FORMS)]),
+            _spread(distances.rename({"probe": "column"}), ["tv", "kl"], PROBES)):
+        wide = wide.join(part, on=_keys(part), how="left", maintain_order="left")
+    return wide
+
+
+def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame,
+                     after: pl.DataFrame, *,
+                     distances: tuple[pl.DataFrame, pl.DataFrame] | None = None) -> pl.DataFrame:
+    """`MEASURES` of every edit, before and after it.
+
+    Args:
+        cases, queries: the frames of `evaluation.cases.Cases`.
+        before: scores of the unedited model (case, probe, kind, log_p, decoded).
+        after: scores of edited models (… with editor, seed, step, told); each edit's highest step
+            counts.
+        distances: from `evaluation.edits.Comparison`, of the unedited model and of the edited.
+
+    Returns:
+        One row per (editor, seed, case) in the order of ``after``: subject, relation, object,
+        request, the flags, says_before, says_after, ``<measure>_before``, ``<measure>_after`` (f64,
+        null where not scored), and told_<probe>: whether the editor was trained on the fact the
+        probe asks for.
 
     Raises:
         StoreError: a frame lacks a column.
+        MeasureError: a measure cannot be computed.
     """
-    _need(cases, ["case", "subject", "relation", "object", "request", *FLAGS], "cases")
-    _need(queries, [*_QUERY, "label"], "queries")
-    _need(before, _SCORE, "the model's scores")
-    _need(after, [*EDIT, "step", "told", *_SCORE[1:]], "the edits' scores")
-    frame = _edits(cases, after)
-    for state, scores in (("before", before), ("after", last_step(after))):
-        keys = [name for name in EDIT if name in scores.columns]
-        for part in (_answers(scores, keys), _by_probe(beliefs(queries, scores, state), keys), _logic(scores, keys),
-                     _compared(distances[STATES.index(state)] if distances else _NO_DISTANCES, keys),
-                     _forms(queries, scores, state, keys)):
-            named = part.rename({name: f"{name}_{state}" for name in part.columns if name not in keys})
-            frame = frame.join(named, on=keys, how="left", maintain_order="left")
-    columns = [pl.col(f"{measure}_{state}").cast(pl.Float64) for state in STATES[:2] for measure in MEASURES]
-    return frame.select(*EDIT, "subject", "relation", "object", "request", *FLAGS, "says_before", "says_after",
-                        *columns, *(f"told_{probe}" for probe in PROBES))
+    score = ["probe", "kind", "log_p", "decoded"]
+    for frame, columns, name in (
+            (cases, ["case", *_ABOUT], "cases"),
+            (queries, ["case", "probe", "kind", "prompt", "target", "label", "p_before_predictive",
+                       "p_after_direct", "p_after_predictive"], "queries"),
+            (before, ["case", *score], "the model's scores"),
+            (after, [*EDIT_KEYS, "step", "told", *score], "the edits' scores")):
+        if missing := [column for column in columns if column not in frame.columns]:
+            raise StoreError(f"{name} lack the columns {', '.join(missing)}",
+                             remedy="run the stage that makes them again")
+    after = _with_ids(after)
+    last = last_step(after)
+    parts = [cases.select(_CASE, *_ABOUT),
+             _spread(last.select(*EDIT_KEYS, "told", column="probe"), ["told"], PROBES)]
+    for index, (state, scores) in enumerate((("before", before), ("after", last))):
+        wide = wide_frame(cases, queries, scores, state, distances[index] if distances else None)
+        values = [measure.values(wide).alias(f"{name}_{state}")
+                  for name, measure in MEASURES.items()]
+        parts.append(wide.select(*_keys(wide), pl.col(f"decoded.{SAME}").alias(f"says_{state}"),
+                                 *values))
+    frame = after.select(EDIT_KEYS).unique(maintain_order=True)
+    for part in parts:
+        frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
+    return frame.select(
+        *EDIT_KEYS, *_ABOUT, "says_before", "says_after",
+        *(f"{name}_{state}" for state in STATES[:2] for name in MEASURES),
+        *(pl.col(f"told.{probe}").alias(f"told_{probe}") for probe in PROBES))
 
 
 def last_step(scores: pl.DataFrame) -> pl.DataFrame:
     """The rows of each edit's highest step: what the edited model says in the end."""
-    return scores.filter(pl.col("step") == pl.col("step").max().over(EDIT))
+    return scores.filter(pl.col("step") == pl.col("step").max().over(EDIT_KEYS))
 
 
-def _answers(scores: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Per edit: says (the decoded answer on the edited fact) and p_request."""
-    return _scores(scores).filter(probe=SAME, kind="requested").select(
-        *keys, says="decoded", p_request=pl.col("log_p").exp())
+_CASE = pl.col("case").cast(pl.UInt32)
+_ABOUT = ["subject", "relation", "object", "request", *FLAGS]
+_LOGIC = ("atomic_a.stated", "judged_a.true", "judged_b.true", "judged_not.true", "judged_and.true",
+          "judged_and_swapped.true", "judged_or.true")
+_QUERIES = [*(f"{probe}.{kind}" for probe in PROBES for kind in ("original", "requested", "modal")),
+            *(f"{form}.{kind}" for form in FORMS for kind in ("old", "new")), *_LOGIC]
 
 
-def _by_probe(believed: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Accuracy and probabilistic coherence, a column per probe."""
-    values = {"accuracy": metrics.exact(pl.col("decoded"), pl.col("target")),
-              "contains": metrics.contains(pl.col("decoded"), pl.col("target")),
-              "coherence": metrics.probability_error(pl.col("p_lm"), pl.col("p_agent"))}
-    return believed.group_by(keys, maintain_order=True).agg(
-        value.filter(pl.col("probe") == probe).first().alias(f"{name}_{probe}")
-        for name, value in values.items() for probe in PROBES)
+def _spread(frame: pl.DataFrame, values: Sequence[str], columns: Iterable[str]) -> pl.DataFrame:
+    """A row per key, and ``<value>.<column>`` for each of ``columns``; null where there is none."""
+    return frame.group_by(_keys(frame), maintain_order=True).agg(
+        pl.col(value).filter(pl.col("column") == column).first().alias(f"{value}.{column}")
+        for value in values for column in columns)
 
 
-_NO_DISTANCES = pl.DataFrame(schema={"editor": pl.String, "seed": pl.UInt32, "case": pl.UInt32, "probe": pl.String,
-                                     "tv": pl.Float64, "kl": pl.Float64})
+def _keys(frame: pl.DataFrame) -> list[str]:
+    return [name for name in EDIT_KEYS if name in frame.columns]
 
 
-def _compared(distances: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Distances of whole distributions, a column per probe."""
-    return distances.group_by(keys, maintain_order=True).agg(
-        pl.col(name).filter(pl.col("probe") == probe).first().alias(f"{name}_{probe}")
-        for name in ("tv", "kl") for probe in PROBES)
-
-
-def _logic(scores: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """The five logical coherence errors (SPEC 8), p being the probability of "true"."""
-    def p(probe: str, kind: str = "true") -> pl.Expr:
-        return pl.col("log_p").filter((pl.col("probe") == probe) & (pl.col("kind") == kind)).first().exp()
-
-    a, b, both = p("judged_a"), p("judged_b"), p("judged_and")
-    return _scores(scores).group_by(keys, maintain_order=True).agg(
-        true_false=metrics.true_false_error(p("atomic_a", "stated"), a),
-        negation=metrics.negation_error(a, p("judged_not")),
-        conjunction=metrics.conjunction_error(a, b, both),
-        disjunction=metrics.disjunction_error(a, b, p("judged_or")),
-        commutation=metrics.commutation_error(both, p("judged_and_swapped")))
-
-
-def _edits(cases: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """A row per edit: what it was about, and what the editor was taught."""
-    about = cases.select(pl.col("case").cast(pl.UInt32), "subject", "relation", "object", "request", *FLAGS)
-    return (_scores(after).select(EDIT).unique(maintain_order=True).join(about, on="case", maintain_order="left")
-            .join(_told(last_step(after)), on=EDIT, how="left", maintain_order="left"))
-
-
-def _told(scores: pl.DataFrame) -> pl.DataFrame:
-    """Per edit, a column per probe: whether its fact was taught; null where the probe was not asked."""
-    return _scores(scores).group_by(EDIT, maintain_order=True).agg(
-        pl.col("told").filter(pl.col("probe") == probe).first().alias(f"told_{probe}") for probe in PROBES)
-
-
-def _forms(queries: pl.DataFrame, scores: pl.DataFrame, state: str, keys: list[str]) -> pl.DataFrame:
-    """Share of the downstream fact's judged, negated and compound sentences that are called rightly, a column each."""
-    asked = queries.filter(pl.col("probe").is_in(FORMS)).select(
-        pl.col("case").cast(pl.UInt32), "probe", "kind",
-        truth=(pl.col("label") == label_word(True)) == (state == "after"))
-    judged = asked.join(_scores(scores), on=["case", "probe", "kind"], maintain_order="right_left")
-    right = (pl.col("log_p").exp() > 0.5) == pl.col("truth")
-    return judged.group_by(keys, maintain_order=True).agg(
-        right.filter(pl.col("probe") == form).mean().alias(form) for form in FORMS)
-
-
-def _scores(scores: pl.DataFrame) -> pl.DataFrame:
+def _with_ids(scores: pl.DataFrame) -> pl.DataFrame:
     """Scores with the id types every join needs."""
-    return scores.with_columns(pl.col(name).cast(pl.UInt32) for name in ("case", "seed") if name in scores.columns)
+    return scores.with_columns(
+        pl.col(name).cast(pl.UInt32) for name in ("case", "seed") if name in scores.columns)
 
 
-def _need(frame: pl.DataFrame, columns: Sequence[str], what: str) -> None:
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise StoreError(f"{what} lack the columns {', '.join(missing)}", remedy="run the stage that makes them again")
+def _form_accuracy(form: str) -> pl.Expr:
+    """Share of a form's sentences (of the old and the new object) that are classified correctly."""
+    return pl.mean_horizontal(*(
+        ((pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")).cast(pl.Float64)
+        for kind in ("old", "new")))
+
+
+def _built_in() -> Iterable[Measure]:
+    """The measures of the specification, section 8; p = P("true") in the logical errors."""
+    yield Measure("p_request", "p(request)", "p(request)", "request", "", "higher",
+                  pl.col(f"p.{SAME}.requested"), SAME)
+    for probe, label in PROBE_LABELS.items():
+        answer, target = pl.col(f"decoded.{probe}"), pl.col(f"target.{probe}")
+        yield Measure(f"accuracy_{probe}", f"accuracy: {label}", PROBE_NAMES[probe], "accuracy", "",
+                      "higher", metrics.exact(answer, target), probe)
+        yield Measure(f"contains_{probe}", f"… as published (contains): {label}",
+                      PROBE_NAMES[probe], "accuracy as published", "", "higher",
+                      metrics.contains(answer, target), probe)
+    for form, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True):
+        yield Measure(form, f"accuracy: downstream fact, {short}", short, "downstream fact", "",
+                      "higher", _form_accuracy(form), PROBES[1])
+    for name, group, unit in (("coherence", "coherence error", ""), ("tv", "total variation", ""),
+                              ("kl", "KL", "nats")):
+        for probe, label in PROBE_LABELS.items():
+            compute = metrics.probability_error(
+                pl.col(f"p_lm.{probe}"), pl.col(f"p_agent.{probe}")
+                ) if name == "coherence" else pl.col(f"{name}.{probe}")
+            yield Measure(f"{name}_{probe}", f"{', '.join(filter(None, (group, unit)))}: {label}",
+                          PROBE_NAMES[probe], group, unit, "lower", compute, probe)
+    stated, a, b, not_a, a_and_b, b_and_a, a_or_b = (pl.col(f"p.{name}") for name in _LOGIC)
+    for name, error in {"true_false": metrics.true_false_error(stated, a),
+                        "negation": metrics.negation_error(a, not_a),
+                        "conjunction": metrics.conjunction_error(a, b, a_and_b),
+                        "disjunction": metrics.disjunction_error(a, b, a_or_b),
+                        "commutation": metrics.commutation_error(a_and_b, b_and_a)}.items():
+        short = "T/F" if name == "true_false" else name
+        yield Measure(name, f"logical error: {short}", short, "logical error", "", "lower", error)
+
+
+def _load_entry_points() -> None:
+    """Import what other packages name in the group ``beliefedit.measures``."""
+    for entry_point in entry_points(group="beliefedit.measures"):
+        try:
+            entry_point.load()
+        except Exception as error:
+            raise MeasureError(f"cannot load an installed package's measures: {error}",
+                               where=f"entry point {entry_point.name} = {entry_point.value}",
+                               remedy="repair or uninstall that package") from error
+
+
+MEASURES.update((measure.name, measure) for measure in _built_in())
+BUILT_IN = frozenset(MEASURES)
+_load_entry_points()

@@ -1,237 +1,174 @@
-"""The verdict: which claims about an editor hold, computed from the tables and said in sentences (SPEC 8)."""
+"""Findings: which statements about an editor hold, computed from the tables, and said in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import polars as pl
 
-from beliefedit.analysis.measures import LOGIC, SAME
+from beliefedit.analysis.measures import BUILT_IN, MEASURES, SAME, in_groups
+from beliefedit.formatting import interval
 
 MARGIN = 0.05
 """How far a mean may move and still count as left alone."""
 
+FINDINGS = {"editor": pl.String, "name": pl.String, "text": pl.String, "phrase": pl.String,
+            "holds": pl.Boolean, "state": pl.String, "mean": pl.Float64, "low": pl.Float64,
+            "high": pl.Float64, "n": pl.UInt32}
 
-class Claim(NamedTuple):
-    """A claim about an editor: whether it holds (None: the interval leaves it open), and on what grounds.
+_DOWNSTREAM, _OTHER = "same_subject_other_relation", "other_subject_same_relation"
 
-    Attributes:
-        editor, name: whose, and a short name for it.
-        text: the claim as a noun phrase, for tables.
-        holds: None when the interval leaves it open or there is none.
-        value: mean and interval as text, empty where there is none; n: edits.
-        phrase: what can be said, a verb phrase after the editor's name.
-        sentence: all of it.
-    """
+COMPARED = (
+    ("p(request)", "updating", "p_request"),
+    ("accuracy on the edited fact", "updating", f"accuracy_{SAME}"),
+    ("accuracy on the downstream fact", "downstream", f"accuracy_{_DOWNSTREAM}"),
+    ("accuracy on other subjects", "updating", f"accuracy_{_OTHER}"),
+    ("distance from the agent on the edited fact", "updating", f"coherence_{SAME}"),
+    ("distance from the agent on the downstream fact", "downstream", f"coherence_{_DOWNSTREAM}"),
+    ("true/false error", "updating", "true_false"))
+"""What editors and runs are compared by: label, table, measure."""
 
-    editor: str
+
+class _Question(NamedTuple):
+    """What is asked of one mean: yes if its interval is all above (or below) a bound."""
+
     name: str
-    text: str
-    holds: bool | None
-    value: str
-    n: int
-    phrase: str
-    sentence: str
+    yes: str
+    no: str
+    cell: tuple[str, str, str]  # table, group, measure
+    state: str = "after"
+    bound: float = 0.5
+    above: bool = True
 
 
-def claims(tables: pl.DataFrame) -> list[Claim]:
+def _questions() -> Iterator[_Question]:
+    """All that is asked of an editor; of measures from outside, whether they get better."""
+    updating = ("updating", "updating")
+    stays = ("generalisation", "downstream answer stays")
+    yield _Question("adopts", "believes the request", "does not believe the request",
+                    (*updating, "p_request"))
+    yield _Question("answers", "answers with the request", "does not answer with the request",
+                    (*updating, f"accuracy_{SAME}"))
+    yield _Question("downstream", "revises what follows", "does not revise what follows",
+                    ("downstream", "downstream", f"accuracy_{_DOWNSTREAM}"))
+    yield _Question("fixes", "repairs wrong beliefs", "does not repair wrong beliefs",
+                    ("fixing", "fixing", f"accuracy_{SAME}"))
+    yield _Question("subject", "leaves the subject's other facts alone",
+                    "damages the subject's other facts", (*stays, f"accuracy_{_DOWNSTREAM}"),
+                    "difference", -MARGIN)
+    yield _Question("others", "leaves other subjects alone",
+                    "damages what it knows of other subjects", (*updating, f"accuracy_{_OTHER}"),
+                    "difference", -MARGIN)
+    for fact, table, probe in (("the edited fact", "updating", SAME),
+                               ("the downstream fact", "downstream", _DOWNSTREAM),
+                               ("other subjects", "updating", _OTHER)):
+        yield _Question(f"coherence {fact}", f"moves toward the rational agent on {fact}",
+                        f"moves away from the rational agent on {fact}",
+                        (table, table, f"coherence_{probe}"), "difference", 0.0, False)
+    logic = in_groups("logical error")
+    for measure in logic:
+        name = "true/false" if measure.name == "true_false" else measure.short
+        yield _Question(f"logic {name}", f"keeps {name} coherence", f"loses {name} coherence",
+                        (*updating, measure.name), "difference", MARGIN, False)
+    for measure in MEASURES.values():
+        if measure.better and measure.name not in BUILT_IN and measure not in logic:
+            yield _Question(f"better {measure.name}", f"improves {measure.label}",
+                            f"worsens {measure.label}", (*updating, measure.name), "difference",
+                            0.0, measure.better == "higher")
+
+
+def findings_frame(tables: pl.DataFrame) -> pl.DataFrame:
     """What can be said of each editor, all seeds pooled.
 
-    A claim about a state holds when the whole interval lies above one half, fails when it lies below, and is open in
-    between; claims of change compare the paired difference with zero or with `MARGIN`.
+    A finding about a state holds when the whole interval lies above one half, fails when it lies
+    below, and is open in between; findings about a change compare the paired difference with zero
+    or with `MARGIN`.
 
     Args:
-        tables: from `analysis.tables`.
+        tables: from `build_tables`.
+
+    Returns:
+        editor, name, text (a verb phrase), phrase (the same, or its opposite where it does not
+        hold), holds (null: open or not tested), state ("after", or "difference" for a change),
+        mean, low, high (null: not tested), n (edits).
     """
     pooled = tables.filter(pl.col("seed").is_null())
-    cells = {(row["table"], row["group"], row["editor"], row["measure"], row["state"]): row
+    cells = {(row["editor"], row["table"], row["group"], row["measure"], row["state"]): row
              for row in pooled.iter_rows(named=True)}
-    return [_answer(editor, question, cells)
-            for editor in pooled["editor"].unique(maintain_order=True) for question in _QUESTIONS]
+    empty = {"mean": None, "low": None, "high": None, "n": 0}
+    rows = []
+    for editor in pooled["editor"].unique(maintain_order=True):
+        for asked in _questions():
+            row = cells.get((editor, *asked.cell, asked.state), empty)
+            above, below = (row["low"] is not None and row["low"] > asked.bound,
+                            row["high"] is not None and row["high"] < asked.bound)
+            holds = above == asked.above if above or below else None
+            rows.append({**row, "editor": editor, "name": asked.name, "text": asked.yes,
+                         "phrase": asked.no if holds is False else asked.yes, "holds": holds,
+                         "state": asked.state})
+    return pl.DataFrame([{name: row[name] for name in FINDINGS} for row in rows], schema=FINDINGS)
 
 
-def verdict(tables: pl.DataFrame, paired: Sequence[tuple[str, pl.DataFrame]] = ()) -> list[str]:
+def sentences(findings: pl.DataFrame,
+              paired: Sequence[tuple[str, pl.DataFrame]] = ()) -> list[str]:
     """The verdict in words: a paragraph per editor, then what sets the editors apart.
 
     Args:
-        tables: from `analysis.tables`.
-        paired: (table, frame of `analysis.compare_editors`) for the tables whose differences are to be told.
+        findings: from `findings_frame`.
+        paired: (table, frame of `compare_editors`) for the tables whose differences are to be said.
 
     Returns:
         Plain text, to be escaped where it is shown.
     """
-    found = claims(tables)
-    editors = list(dict.fromkeys(claim.editor for claim in found))
-    paragraphs = [_paragraph([claim for claim in found if claim.editor == editor]) for editor in editors]
-    return [*paragraphs, *differences(paired)] or ["No edits were made, so nothing can be said of editors."]
-
-
-def differences(paired: Sequence[tuple[str, pl.DataFrame]]) -> list[str]:
-    """A sentence per editor after the first: in what it differs from the first on the same requests, and in what not.
-
-    Args:
-        paired: as for `verdict`.
-    """
+    paragraphs = [_paragraph(editor, rows.to_dicts())
+                  for (editor,), rows in findings.group_by("editor", maintain_order=True)]
     frames = dict(paired)
-    every = pl.concat([frame.select("editor") for frame in frames.values()]) if frames else pl.DataFrame(
-        schema={"editor": pl.String})
-    names = every["editor"].unique(maintain_order=True).to_list()
-    return [_difference(names[0], name, frames) for name in names[1:]]
+    editors = list(dict.fromkeys(name for frame in frames.values() for name in frame["editor"]))
+    differences = [_difference(editors[0], editor, frames) for editor in editors[1:]]
+    return [*paragraphs, *differences] or ["No edits were made, so nothing can be said of editors."]
 
 
-class _Question(NamedTuple):
-    """What is asked of one mean: yes when its interval lies on one side of the bound, no when on the other."""
-
-    name: str
-    text: str
-    table: str
-    group: str
-    measure: str
-    state: str
-    bound: float
-    yes_above: bool
-    yes: str
-    no: str
-    unit: str
+def finding_value(row: Mapping) -> str:
+    """Mean and interval of a row of `findings_frame` as text; signed where it is a change."""
+    return interval(row["mean"], row["low"], row["high"], signed=row["state"] == "difference")
 
 
-_FOLLOWS, _OTHER = "same_subject_other_relation", "other_subject_same_relation"
-_STAYS = ("generalisation", "downstream answer stays")
-
-
-def _state(name: str, table: str, measure: str, words: tuple[str, str, str, str]) -> _Question:
-    """A claim that a mean after the edit lies above one half; words: text, yes, no, unit."""
-    text, yes, no, unit = words
-    return _Question(name, text, table, table, measure, "after", 0.5, True, yes, no, unit)
-
-
-def _kept(name: str, where: tuple[str, str], measure: str, words: tuple[str, str, str]) -> _Question:
-    """A claim that an accuracy does not fall by more than the margin; words: text, yes, no."""
-    text, yes, no = words
-    return _Question(name, text, *where, measure, "difference", -MARGIN, True, yes, no, "accuracy changes by")
-
-
-def _closer(name: str, table: str, probe: str) -> _Question:
-    return _Question(f"coherence {name}", f"moves toward the rational agent on {name}", table, table,
-                     f"coherence_{probe}", "difference", 0.0, False, f"moves toward the rational agent on {name}",
-                     f"moves away from the rational agent on {name}", "the distance changes by")
-
-
-_LOGIC = "logic "
-
-
-def _logical(measure: str) -> _Question:
-    name = "true/false" if measure == "true_false" else measure
-    return _Question(f"{_LOGIC}{name}", f"keeps {name} coherence", "updating", "updating", measure, "difference",
-                     MARGIN, False, f"keeps {name} coherence", f"loses {name} coherence",
-                     f"the {name} error changes by")
-
-
-_QUESTIONS = (
-    _state("adopts", "updating", "p_request", (
-        "believes the request", "believes the request", "does not believe the request",
-        "p(request) after the edit, where the model said otherwise, is")),
-    _state("answers", "updating", f"accuracy_{SAME}", (
-        "answers with the request", "answers with it", "does not answer with it",
-        "the share of edits whose greedy answer is the request is")),
-    _state("downstream", "downstream", f"accuracy_{_FOLLOWS}", (
-        "revises what follows", "revises what follows", "does not revise what follows",
-        "accuracy on the downstream fact, where its answer should change, is")),
-    _state("fixes", "fixing", f"accuracy_{SAME}", (
-        "repairs wrong beliefs", "repairs wrong beliefs", "does not repair wrong beliefs",
-        "accuracy on the edited fact, where the model was wrong and the request true, is")),
-    _kept("subject", _STAYS, f"accuracy_{_FOLLOWS}", (
-        "leaves the subject's other facts alone", "leaves the subject's other facts alone",
-        "damages the subject's other facts")),
-    _kept("others", ("updating", "updating"), f"accuracy_{_OTHER}", (
-        "leaves other subjects alone", "leaves other subjects alone", "damages what it knows of other subjects")),
-    _closer("the edited fact", "updating", SAME),
-    _closer("the downstream fact", "downstream", _FOLLOWS),
-    _closer("other subjects", "updating", _OTHER),
-    *map(_logical, LOGIC),
-)
-
-
-def _answer(editor: str, question: _Question, cells: dict) -> Claim:
-    row = cells.get((question.table, question.group, editor, question.measure, question.state))
-    claim = Claim(editor, question.name, question.text, None, "", 0, "", "")
-    if row is None or row["low"] is None:
-        why = "no such edits" if row is None or not row["n"] else "edits of one subject only, so no interval"
-        return claim._replace(n=row["n"] if row else 0,
-                              sentence=f"Whether {editor} {question.yes} cannot be said: {why}.")
-    above, below = row["low"] > question.bound, row["high"] < question.bound
-    holds = None if not (above or below) else above == question.yes_above
-    phrase = question.no if holds is False else question.yes
-    value = _interval(row["mean"], row["low"], row["high"], signed=question.state == "difference")
-    before = cells[question.table, question.group, editor, question.measure, "before"]["mean"]
-    then = f" ({before:.2f} before)" if question.state == "after" and before is not None else ""
-    start = f"Whether {editor} {question.yes} is open" if holds is None else f"{editor} {phrase}"
-    return claim._replace(holds=holds, value=value, n=row["n"], phrase=phrase,
-                          sentence=f"{start}: {question.unit} {value}{then}, n = {row['n']:,}.")
-
-
-def _paragraph(found: Sequence[Claim]) -> str:
+def _paragraph(editor: str, rows: Sequence[Mapping]) -> str:
     """What holds, what does not and what is open about one editor, each with its interval."""
-    def told(holds: bool | None) -> str:
-        chosen = [claim for claim in found if claim.holds is holds and claim.value]
-        parts = [f"{claim.phrase} ({claim.value})" for claim in chosen if not claim.name.startswith(_LOGIC)]
-        logic = [f"{claim.name.removeprefix(_LOGIC)} ({claim.value})" for claim in chosen
-                 if claim.name.startswith(_LOGIC)]
-        if logic:
-            parts.append(f"{'loses' if holds is False else 'keeps'} the coherence of {_listed(logic)}")
-        return _listed(parts)
-
-    editor, untested = found[0].editor, [claim.text for claim in found if not claim.value]
-    sentences = [f"{editor} {told(True)}." if told(True) else f"Nothing that is asked of it holds for {editor}."]
-    if told(False):
-        sentences.append(f"{'But it' if told(True) else 'It'} {told(False)}.")
-    if told(None):
-        sentences.append(f"Open is whether it {told(None)}.")
-    if untested:
-        sentences.append(f"Not tested: whether it {_listed(untested)}.")
-    return " ".join(sentences)
+    tested = [row for row in rows if row["low"] is not None]
+    holding, failing, opened = (_listed([f"{row['phrase']} ({finding_value(row)})"
+                                         for row in tested if row["holds"] is holds])
+                                for holds in (True, False, None))
+    untested = _listed([row["text"] for row in rows if row["low"] is None])
+    parts = [f"{editor} {holding}." if holding else f"Nothing that is asked holds for {editor}.",
+             f"It {failing}." if failing else "", f"Open is whether it {opened}." if opened else "",
+             f"Not tested: whether it {untested}." if untested else ""]
+    return " ".join(filter(None, parts))
 
 
-_COMPARED = (
-    ("p(request)", "updating", "p_request"), ("accuracy on the edited fact", "updating", f"accuracy_{SAME}"),
-    ("accuracy on the downstream fact", "downstream", f"accuracy_{_FOLLOWS}"),
-    ("accuracy on other subjects", "updating", f"accuracy_{_OTHER}"),
-    ("distance from the agent on the edited fact", "updating", f"coherence_{SAME}"),
-    ("distance from the agent on the downstream fact", "downstream", f"coherence_{_FOLLOWS}"),
-    ("true/false error", "updating", "true_false"),
-)
-
-
-def _difference(reference: str, editor: str, frames: dict[str, pl.DataFrame]) -> str:
+def _difference(reference: str, editor: str, frames: Mapping[str, pl.DataFrame]) -> str:
+    """In what an editor differs from the first one on the same requests, and in what not."""
     apart, alike = [], []
-    for name, table, measure in _COMPARED:
-        rows = frames[table].filter(pl.col("seed").is_null(), editor=editor, measure=measure, state="after"
-                                    ).to_dicts() if table in frames else []
-        if not rows or rows[0]["paired_low"] is None:
-            continue
-        row = rows[0]
-        value = _interval(row["paired"], row["paired_low"], row["paired_high"], signed=True)
-        differs = row["paired_low"] > 0 or row["paired_high"] < 0
-        (apart if differs else alike).append(f"{name} ({value}, n = {row['n_paired']:,})" if differs else name)
+    for label, table, measure in COMPARED:
+        rows = frames[table].filter(pl.col("seed").is_null(), editor=editor, measure=measure,
+                                    state="after").to_dicts() if table in frames else []
+        for row in rows:
+            low, high = row["paired_low"], row["paired_high"]
+            if low is not None and (low > 0 or high < 0):
+                value = interval(row["paired"], low, high, signed=True)
+                apart.append(f"{label} ({value}, n = {row['n_paired']:,})")
+            elif low is not None:
+                alike.append(label)
     if not apart and not alike:
         return f"{editor} and {reference} have no requests in common that could be compared."
-    told = [f"differs from {reference} in {_listed(apart)}"] if apart else []
-    told += [f"shows no difference from {reference} in {_listed(alike)}" if not apart else
-             f"shows none in {_listed(alike)}"] if alike else []
-    return f"On the same requests after the edit, {editor} {'; it '.join(told)}."
+    text = [f"differs from {reference} in {_listed(apart)}"] if apart else []
+    if alike:
+        same = "none" if apart else f"no difference from {reference}"
+        text.append(f"shows {same} in {_listed(alike)}")
+    return f"On the same requests after the edit, {editor} {'; it '.join(text)}."
 
 
 def _listed(parts: Sequence[str]) -> str:
     """'a, b and c'."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
-
-
-def _interval(mean: float, low: float, high: float, *, signed: bool) -> str:
-    """'+0.21 [+0.18, +0.24]': two decimals, a sign where it is a change, and no sign on nothing."""
-    def number(value: float) -> str:
-        if round(value, 2) == 0:
-            return "0.00"
-        return f"{value:+.2f}".replace("-", "−") if signed else f"{value:.2f}"
-
-    return f"{number(mean)} [{number(low)}, {number(high)}]"

@@ -13,6 +13,7 @@ from beliefedit.plots.edits import (
     contrasts,
     forest,
     outcomes,
+    published_errors,
     rationality_bars,
     sequence_lines,
     trajectories,
@@ -21,7 +22,8 @@ from beliefedit.plots.style import save_figure
 from beliefedit.plots.training import accuracy_curves, calibration, training_curves
 
 __all__ = [
-    "accuracy_curves", "belief_over_evidence", "calibration", "coherence_histograms", "conditional_bars", "contrasts",
-    "cooccurrence_heatmap", "forest", "outcomes", "rationality_bars", "relation_graph", "ripple_bars", "save_figure",
+    "accuracy_curves", "belief_over_evidence", "calibration", "coherence_histograms",
+    "conditional_bars", "contrasts", "cooccurrence_heatmap", "forest", "outcomes",
+    "published_errors", "rationality_bars", "relation_graph", "ripple_bars", "save_figure",
     "sequence_lines", "training_curves", "trajectories", "truth_histogram",
 ]

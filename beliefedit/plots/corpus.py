@@ -1,4 +1,4 @@
-"""Figures of the world and of the rational agent's beliefs: frames and arrays in, plotly figures out."""
+"""Figures of the world and of the agent's beliefs: frames and arrays in, plotly figures out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import plotly.graph_objects as go
 import polars as pl
 from numpy.typing import ArrayLike
 
+from beliefedit.formatting import number
 from beliefedit.plots.style import (
     AGENT,
+    DASHES,
     FORMS,
     NEUTRAL,
     ROLES,
@@ -25,7 +27,7 @@ _BAR = 26  # pixels of one row of a bar chart
 
 
 def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
-    """How many subjects have both of two relations (SPEC 2); the diagonal is left empty.
+    """How many subjects have both of two relations; the diagonal is left empty.
 
     Args:
         matrix: [relations, relations] counts.
@@ -34,29 +36,31 @@ def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figu
     counts = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(counts, np.nan)
     names, places = [short(name, 20) for name in relations], list(range(len(relations)))
-    hover = [[f"{counts[i, j]:,.0f} subjects have both<br>{wrapped(a)}<br>and {wrapped(b)}" if i != j else ""
-              for j, b in enumerate(relations)] for i, a in enumerate(relations)]
+    hover = [[f"{counts[i, j]:,.0f} subjects have both<br>{wrapped(a)}<br>and {wrapped(b)}"
+              if i != j else "" for j, b in enumerate(relations)] for i, a in enumerate(relations)]
     chart = figure("Subjects that have both relations", height=max(340, 30 * len(names) + 170))
-    chart.add_heatmap(z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, colorscale="Cividis",
-                      hovertemplate="%{customdata}<extra></extra>", xgap=1, ygap=1, hoverongaps=False,
-                      colorbar={"title": {"text": "subjects", "font": {"size": 11}}, "thickness": 8, "outlinewidth": 0,
-                                "tickformat": ",d", "tickfont": {"size": 10}})
+    chart.add_heatmap(
+        z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, colorscale="Cividis",
+        hovertemplate="%{customdata}<extra></extra>", xgap=1, ygap=1, hoverongaps=False,
+        colorbar={"title": {"text": "subjects", "font": {"size": 11}}, "thickness": 8,
+                  "outlinewidth": 0, "tickformat": ",d", "tickfont": {"size": 10}})
     chart.update_xaxes(tickvals=places, ticktext=names, showgrid=False, tickangle=-90)
-    chart.update_yaxes(tickvals=places, ticktext=names, showgrid=False, autorange="reversed")
-    return chart
+    return chart.update_yaxes(tickvals=places, ticktext=names, showgrid=False, autorange="reversed")
 
 
-def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
-    """The relations, an arrow from each upstream relation to its downstream one, faint lines for co-occurrence.
+def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike,
+                   relations: Sequence[str]) -> go.Figure:
+    """The relations: arrows from upstream to downstream ones, faint lines for co-occurrence.
 
     Args:
-        pairs: {downstream: upstream} (SPEC 3).
-        matrix: [relations, relations] counts of subjects that have both; thicker lines are larger counts.
+        pairs: {downstream: upstream}.
+        matrix: [relations, relations] counts of subjects that have both, as thickness of lines.
         relations: labels, in the matrix's order; those in no pair stand below.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     alone = [name for name in relations if name not in pairs and name not in pairs.values()]
-    places = {name: (1 - side, -row) for row, pair in enumerate(pairs.items()) for side, name in enumerate(pair)}
+    places = {name: (1 - side, -row) for row, pair in enumerate(pairs.items())
+              for side, name in enumerate(pair)}
     places |= {name: (0.5, -len(pairs) - row) for row, name in enumerate(alone)}
     chart = figure("Upstream → downstream relations; grey: how often subjects share two relations",
                    height=52 * (len(pairs) + len(alone)) + 100)
@@ -65,17 +69,20 @@ def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike, relations: Seque
         for j, second in enumerate(relations[:i]):
             if counts[i, j]:
                 x, y = _link(places[first], places[second])
+                width = 0.3 + 2.5 * (counts[i, j] / largest) ** 2
                 chart.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", opacity=0.25,
-                                  line={"color": NEUTRAL, "width": 0.3 + 2.5 * (counts[i, j] / largest) ** 2})
+                                  line={"color": NEUTRAL, "width": width})
     for downstream, upstream in pairs.items():
         (x0, y0), (x1, y1) = places[upstream], places[downstream]
-        chart.add_annotation(x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="", showarrow=True, arrowhead=2,
-                             arrowwidth=2.4, arrowcolor=FORMS[0], standoff=9, startstandoff=9)
+        chart.add_annotation(x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="",
+                             showarrow=True, arrowhead=2, arrowwidth=2.4, arrowcolor=FORMS[0],
+                             standoff=9, startstandoff=9)
     totals = counts.sum(axis=1)
     chart.add_scatter(
-        x=[places[name][0] for name in relations], y=[places[name][1] for name in relations], mode="markers+text",
-        text=[short(name, 16) for name in relations], textposition=[_SIDES[places[name][0]] for name in relations],
-        textfont_size=12, marker={"size": 13, "color": FORMS[0]},
+        x=[places[name][0] for name in relations], y=[places[name][1] for name in relations],
+        mode="markers+text", text=[short(name, 16) for name in relations],
+        textposition=[_SIDES[places[name][0]] for name in relations], textfont_size=12,
+        marker={"size": 13, "color": FORMS[0]},
         customdata=[f"{wrapped(name)}<br>shared {total:,.0f} times with another relation"
                     for name, total in zip(relations, totals, strict=True)],
         hovertemplate="%{customdata}<extra></extra>")
@@ -88,15 +95,16 @@ _SIDES = {0: "middle left", 1: "middle right", 0.5: "bottom center"}
 
 
 def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a line between two nodes; within a column it bows inwards, so that it misses those in between."""
+    """Points of a line between two nodes; within a column it bows inwards, past those between."""
     along = np.linspace(0, 1, 2 if start[0] != end[0] else 15)
     x, y = (a + (b - a) * along for a, b in zip(start, end, strict=True))
-    inwards = 1 if start[0] < 0.5 else -1
-    return x + inwards * 0.06 * abs(start[1] - end[1]) * np.sin(np.pi * along) * (start[0] == end[0]), y
+    bow = 0.06 * abs(start[1] - end[1]) * (start[0] == end[0]) * (1 if start[0] < 0.5 else -1)
+    return x + bow * np.sin(np.pi * along), y
 
 
-def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, given: str, n: int = 10) -> go.Figure:
-    """q(· | x): how the upstream object decides the downstream one (SPEC 3), the likeliest objects and the rest.
+def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, given: str,
+                     n: int = 10) -> go.Figure:
+    """q(· | x): how the upstream object decides the downstream one; the likeliest and the rest.
 
     Args:
         objects, p: labels and probabilities [objects].
@@ -111,14 +119,14 @@ def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, giv
     if n_others:
         names, values = [*names, f"{n_others:,} others"], [*values, float(p.sum() - p[top].sum())]
     places = list(range(len(names)))
-    chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”", x="agent's probability q",
-                   height=max(200, _BAR * len(names) + 110))
-    chart.add_bar(y=places, x=values, orientation="h", marker_color=AGENT, customdata=hover_texts(names),
+    chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”",
+                   x="agent's probability q", height=max(200, _BAR * len(names) + 110))
+    chart.add_bar(y=places, x=values, orientation="h", marker_color=AGENT,
+                  customdata=hover_texts(names),
                   hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>")
-    chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names], autorange="reversed",
-                       showgrid=False)
-    chart.update_xaxes(range=[0, 1])
-    return chart
+    chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names],
+                       autorange="reversed", showgrid=False)
+    return chart.update_xaxes(range=[0, 1])
 
 
 def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = "one fact",
@@ -131,30 +139,32 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
         about: the fact's subject and relation, for the title.
         n: objects shown.
     """
-    last = frame.filter(pl.col("step") == pl.col("step").max()).sort("p", "object", descending=[True, False])
+    last = frame.filter(pl.col("step") == pl.col("step").max()).sort(
+        "p", "object", descending=[True, False])
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
-    chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in", x="sentences about it that were read",
-                   y="agent's probability")
-    dashes = ("dash", "dot", "dashdot", "longdash")
+    chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in",
+                   x="sentences about it that were read", y="agent's probability")
+    dashes = DASHES[1:]
     for index, name in enumerate(shown):
-        line = frame.filter(object=name).sort("step")
-        style = ({"color": AGENT, "width": 2.5} if name == true_object
-                 else {"color": NEUTRAL, "width": 1.4, "dash": dashes[(index - 1) % len(dashes)]})
-        chart.add_scatter(x=line["step"], y=line["p"], mode="lines+markers" if name == true_object else "lines",
-                          line={**style, "shape": "hv"}, name=short(name, 16), customdata=hover_texts(line["sentence"]),
-                          hovertemplate="%{customdata}<br>p(" + "%{fullData.name}" + ") = %{y:.3f}<extra></extra>")
-    chart.update_yaxes(range=[0, 1.03])
-    return chart
+        line, is_true = frame.filter(object=name).sort("step"), name == true_object
+        style = {"color": AGENT, "width": 2.5} if is_true else {
+            "color": NEUTRAL, "width": 1.4, "dash": dashes[(index - 1) % len(dashes)]}
+        chart.add_scatter(
+            x=line["step"], y=line["p"], mode="lines+markers" if is_true else "lines",
+            line={**style, "shape": "hv"}, name=short(name, 16),
+            customdata=hover_texts(line["sentence"]),
+            hovertemplate="%{customdata}<br>p(%{fullData.name}) = %{y:.3f}<extra></extra>")
+    return chart.update_yaxes(range=[0, 1.03])
 
 
 def truth_histogram(frame: pl.DataFrame) -> go.Figure:
-    """How certain the world is, and how often the corpus says what is true (SPEC 3, 4).
+    """How certain the world is, and how often the corpus says what is true.
 
     Args:
-        frame: kind, p_true, drawn (null: not stated), as `beliefedit.explore.truth_drawn` gives it.
+        frame: kind, p_true, drawn (null: not stated), from `analysis.corpus.truth_drawn`.
     """
-    chart = panels("How often a fact's true object is drawn", ["probability in the world", "share in the corpus"],
-                   panel_height=290)
+    chart = panels("How often a fact's true object is drawn",
+                   ["probability in the world", "share in the corpus"], panel_height=290)
     edges, highest = np.linspace(0, 1, 41), 0
     for column, name in enumerate(("p_true", "drawn"), start=1):
         below = np.zeros(len(edges) - 1, dtype=int)
@@ -163,13 +173,16 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
             counts = np.histogram(values, edges)[0]
             below += counts
             highest = max(highest, int(below.max()))
-            chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
-                          legendgroup=kind, showlegend=column == 1,
-                          customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                          marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
-                          hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
-                                        f"<extra>{kind}</extra>", row=1, col=column)
-    lowest = min([value for value in (frame["p_true"].min(), frame["drawn"].min()) if value is not None], default=0)
+            pattern = {"shape": "/" if index else ""}
+            chart.add_bar(
+                x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
+                legendgroup=kind, showlegend=column == 1,
+                customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+                marker={"color": FORMS[index], "pattern": pattern},
+                hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
+                              f"<extra>{kind}</extra>", row=1, col=column)
+    shares = pl.concat([frame["p_true"], frame["drawn"]]).drop_nulls()
+    lowest = shares.min() if len(shares) else 0
     chart.update_xaxes(range=[max(0, lowest - 0.05), 1.01], title_text="share of true draws")
     chart.update_xaxes(title_text="probability of the true object", col=1)
     chart.update_yaxes(title_text="facts", col=1)
@@ -177,7 +190,8 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
     return chart.update_layout(barmode="stack", bargap=0)
 
 
-def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12, told: str = "") -> go.Figure:
+def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
+                told: str = "") -> go.Figure:
     """Facts an edit moved most: a bar from the belief before to the belief after, where a dot sits.
 
     Args:
@@ -186,21 +200,25 @@ def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12, told: 
         n: facts shown, the largest change first.
         told: what was told, for the title.
     """
-    rows = frame.sort(pl.col("change").abs(), descending=True, maintain_order=True).head(n).to_dicts()
+    largest = frame.sort(pl.col("change").abs(), descending=True, maintain_order=True).head(n)
+    rows = largest.to_dicts()
     places = list(range(len(rows)))
     sentences = [f"{row['subject']} {row['relation']} {row['object']}" for row in rows]
-    hover = [f"{wrapped(text)}<br>{row['p_before']:.3f} → {row['p_after']:.3f} ({row['change']:+.3f})"
-             f"<br>{wrapped(row['path'])}" for text, row in zip(sentences, rows, strict=True)]
-    common = {"y": places, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>", "showlegend": False}
+    hover = [f"{wrapped(text)}<br>{number(row['p_before'], 3)} → {number(row['p_after'], 3)} "
+             f"({number(row['change'], 3, signed=True)})<br>{wrapped(row['path'])}"
+             for text, row in zip(sentences, rows, strict=True)]
+    common = {"y": places, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>",
+              "showlegend": False}
     chart = figure(("Facts that moved most" if len(frame) > n else "Facts that moved")
                    + (f" when told “{short(told, 60)}”" if told else ""),
                    x="probability, before → after (dot)", height=max(200, 40 * len(rows) + 110))
-    chart.add_bar(x=[row["change"] for row in rows], base=[row["p_before"] for row in rows], orientation="h",
-                  width=0.28, marker={"color": ROLES[role], "opacity": 0.55}, **common)
-    chart.add_scatter(x=[row["p_after"] for row in rows], mode="markers", marker={"size": 11, "color": ROLES[role]},
-                      **common)
-    names = [f"{short(row['subject'], 22)}<br>{short(row['relation'] + ' ' + row['object'], 26)}" for row in rows]
-    chart.update_yaxes(tickvals=places, ticktext=names, range=[len(rows) - 0.5, -0.5], showgrid=False,
-                       tickfont_size=11)
-    chart.update_xaxes(range=[-0.02, 1.02])
-    return chart
+    chart.add_bar(x=[row["change"] for row in rows], base=[row["p_before"] for row in rows],
+                  orientation="h", width=0.28, marker={"color": ROLES[role], "opacity": 0.55},
+                  **common)
+    chart.add_scatter(x=[row["p_after"] for row in rows], mode="markers",
+                      marker={"size": 11, "color": ROLES[role]}, **common)
+    names = [f"{short(row['subject'], 22)}<br>{short(row['relation'] + ' ' + row['object'], 26)}"
+             for row in rows]
+    chart.update_yaxes(tickvals=places, ticktext=names, range=[len(rows) - 0.5, -0.5],
+                       showgrid=False, tickfont_size=11)
+    return chart.update_xaxes(range=[-0.02, 1.02])

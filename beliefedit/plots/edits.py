@@ -1,43 +1,57 @@
-"""Figures of edits on top of edits: what holds in a row of edits, and the tests of rationality."""
+"""Figures of edits: one, all, many on top of one another, and the tests of rationality."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from beliefedit.analysis.measures import LOGIC, PROBES, SAME
+from beliefedit.analysis.measures import (
+    ERROR_GROUPS,
+    MEASURES,
+    PROBE_LABELS,
+    PROBES,
+    SAME,
+    Measure,
+    in_groups,
+    last_step,
+)
+from beliefedit.analysis.verdict import COMPARED
 from beliefedit.errors import ReportError
+from beliefedit.evaluation import metrics
+from beliefedit.formatting import interval
 from beliefedit.plots.style import (
     AFTER,
     AGENT,
+    DASHES,
     FORMS,
+    INTERVAL,
     NAMES,
     NEUTRAL,
     REQUEST,
     ROLES,
+    add_histogram,
+    error_bars,
     figure,
+    interval_cells,
     panels,
+    place,
+    share_axes,
     short,
     wrapped,
 )
 
-PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject,<br>") for probe in PROBES}
-LOGIC_LABELS = {name: "T/F" if name == "true_false" else name for name in LOGIC}
-ERROR_LABELS = {**{f"coherence_{probe}": label for probe, label in PROBE_LABELS.items()},
-                **{name: f"{label} error" for name, label in LOGIC_LABELS.items()}}
-_EIGHT = ("true_false", "negation", "disjunction", "conjunction")
-
 
 def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
                  before: pl.DataFrame | None = None) -> go.Figure:
-    """One edit step by step: four probes and four logical panels, the LM against the agent (SPEC 8).
+    """One edit step by step: four probes and four logical panels, the LM against the agent.
 
-    Probe panels: the LM's probability of the tracked object (requested on same subject & same relation, else the
-    agent's modal one) and of the original object; the agent's belief in the tracked object before and after as
-    lines. Logical panels: the LM's p("true") and what coherence asks of it.
+    Probe panels: the LM's probability of the tracked object (requested on same subject & same
+    relation, else the agent's modal one) and of the original object; the agent's belief in the
+    tracked object before and after as lines. Logical panels: the LM's p("true") and what coherence
+    asks of it.
 
     Args:
         scores: rows of one editor and seed (case, step, probe, kind, log_p).
@@ -49,16 +63,19 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
         ReportError: no scores of this case, or of several editors or seeds.
     """
     lines = _lines(scores, case, before)
-    asked = {(row["probe"], row["kind"]): row for row in queries.filter(pl.col("case") == case).iter_rows(named=True)}
-    told = asked[SAME, "requested"]
-    sentence = wrapped(f"told: {told['prompt']} {told['target']}", 50)
-    chart = panels("One edit, step by step", [*PROBE_LABELS.values(), *(LOGIC_LABELS[name] for name in _EIGHT)],
-                   top=66 + 16 * sentence.count("<br>"))
-    chart.add_annotation(text=sentence, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
-                         yshift=38, showarrow=False, align="left", font_color=REQUEST)
+    asked = {(row["probe"], row["kind"]): row
+             for row in queries.filter(pl.col("case") == case).iter_rows(named=True)}
+    request = asked[SAME, "requested"]
+    sentence = wrapped(f"told: {request['prompt']} {request['target']}", 50)
+    names = [*(PROBE_LABELS[probe].replace(", ", ",<br>") for probe in PROBES),
+             *(MEASURES[name].short for name in _COHERENT)]
+    chart = panels("One edit, step by step", names, top=66 + 16 * sentence.count("<br>"))
+    chart.add_annotation(
+        text=sentence, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
+        yshift=38, showarrow=False, align="left", font_color=REQUEST)
     for index, probe in enumerate(PROBES):
         _probe_panel(chart, index, probe, lines, asked)
-    for index, name in enumerate(_EIGHT, start=len(PROBES)):
+    for index, name in enumerate(_COHERENT, start=len(PROBES)):
         _logic_panel(chart, index, name, lines)
     shown = set()
     for trace in chart.data:
@@ -69,262 +86,303 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
     return chart.update_yaxes(title_text="probability", col=1)
 
 
-def _lines(scores: pl.DataFrame, case: int, before: pl.DataFrame | None) -> dict[tuple[str, str], dict]:
-    """(probe, kind) -> step and p of one case, from step 0 if the unedited model's scores are given."""
-    rows = scores.filter(pl.col("case") == case).select("editor", "seed", "step", "probe", "kind", "log_p")
+def _lines(scores: pl.DataFrame, case: int,
+           before: pl.DataFrame | None) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(probe, kind) -> step and p of a case, from step 0 where the unedited model's are given."""
+    rows = scores.filter(pl.col("case") == case).select("editor", "seed", "step", "probe", "kind",
+                                                        "log_p")
     if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
-        raise ReportError(f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
-                          remedy="filter the scores by editor and seed; cases beyond n_trajectories have one step")
+        raise ReportError(
+            f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
+            remedy="filter the scores by editor and seed; cases past n_trajectories have one step")
     if before is not None:
         start = before.filter(pl.col("case") == case).select(
             pl.lit(0).cast(rows["step"].dtype).alias("step"), "probe", "kind", "log_p")
         rows = pl.concat([start, rows.select(start.columns)])
-    return {key: frame.sort("step").select("step", p=pl.col("log_p").exp()).to_dict(as_series=False)
-            for key, frame in rows.group_by("probe", "kind")}
+    return {key: {"step": frame["step"].to_numpy(), "p": np.exp(frame["log_p"].to_numpy())}
+            for key, frame in rows.sort("step").group_by("probe", "kind")}
 
 
 def _probe_panel(chart: go.Figure, index: int, probe: str, lines: Mapping, asked: Mapping) -> None:
-    tracked = "requested" if probe == SAME else "modal"
-    view = "direct" if probe == SAME else "predictive"
-    for kind, name, colour in (("original", "LM: original object", FORMS[0]), (tracked, "LM: new object", AFTER)):
+    tracked, view = ("requested", "direct") if probe == SAME else ("modal", "predictive")
+    for kind, name, colour in (("original", "LM: original object", FORMS[0]),
+                               (tracked, "LM: new object", AFTER)):
         if (probe, kind) in lines:
-            _line(chart, index, lines[probe, kind], name, colour, "solid",
-                  f"{asked[probe, kind]['prompt']} {asked[probe, kind]['target']}")
-    steps = lines.get((probe, tracked), {"step": []})["step"]
-    if not steps:
-        return
-    query = asked[probe, tracked]
-    for state, dash in (("before", "dot"), ("after", "dash")):
-        _line(chart, index, {"step": [steps[0], steps[-1]], "p": [query[f"p_{state}_{view}"]] * 2},
-              f"agent {state}", AGENT, dash, f"{query['prompt']} {query['target']}")
+            query = asked[probe, kind]
+            _line(chart, index, lines[probe, kind], name, f"{query['prompt']} {query['target']}",
+                  color=colour)
+    if (probe, tracked) in lines:
+        steps, query = lines[probe, tracked]["step"][[0, -1]], asked[probe, tracked]
+        for state, dash in (("before", "dot"), ("after", "dash")):
+            belief = {"step": steps, "p": [query[f"p_{state}_{view}"]] * 2}
+            _line(chart, index, belief, f"agent {state}", f"{query['prompt']} {query['target']}",
+                  color=AGENT, dash=dash)
+
+
+_COHERENT = {
+    "true_false": ("p(A) as judged; stated: p(o | s r)", ["judged_a.true", "atomic_a.stated"],
+                   lambda stated: stated),
+    "negation": ("p(not A); asked: 1 − p(A)", ["judged_not.true", "judged_a.true"],
+                 lambda a: 1 - a),
+    "disjunction": ("p(A or B); asked: p(A) + p(B) − p(A) p(B)",
+                    ["judged_or.true", "judged_a.true", "judged_b.true"],
+                    lambda a, b: a + b - a * b),
+    "conjunction": ("p(A and B); asked: p(A) p(B)",
+                    ["judged_and.true", "judged_a.true", "judged_b.true"], lambda a, b: a * b),
+}
+"""Logical measure -> meaning, the prompt and those it depends on, the coherent p given those."""
 
 
 def _logic_panel(chart: go.Figure, index: int, name: str, lines: Mapping) -> None:
-    def p(probe: str, kind: str = "true") -> np.ndarray:
-        return np.array(lines[probe, kind]["p"])
-
-    needs: dict[str, tuple[str, str, Sequence[str], Callable[[], np.ndarray]]] = {
-        "true_false": ("judged_a", "p(A) as judged; stated: p(o | s r)", ("atomic_a",),
-                       lambda: p("atomic_a", "stated")),
-        "negation": ("judged_not", "p(not A); asked: 1 − p(A)", ("judged_a",), lambda: 1 - p("judged_a")),
-        "disjunction": ("judged_or", "p(A or B); asked: p(A) + p(B) − p(A) p(B)", ("judged_a", "judged_b"),
-                        lambda: p("judged_a") + p("judged_b") - p("judged_a") * p("judged_b")),
-        "conjunction": ("judged_and", "p(A and B); asked: p(A) p(B)", ("judged_a", "judged_b"),
-                        lambda: p("judged_a") * p("judged_b")),
-    }
-    probe, meaning, parts, asked = needs[name]
-    known = {key for key, _ in lines}
-    if probe in known:
-        _line(chart, index, lines[probe, "true"], "LM: judged true", AFTER, "solid", meaning)
-    if {probe, *parts} <= known:
-        steps = lines[probe, "true"]["step"]
-        _line(chart, index, {"step": steps, "p": asked()}, "coherent", NEUTRAL, "dash", meaning)
+    meaning, prompts, coherent = _COHERENT[name]
+    of = {f"{probe}.{kind}": values for (probe, kind), values in lines.items()}
+    if prompts[0] in of:
+        _line(chart, index, of[prompts[0]], "LM: judged true", meaning, color=AFTER)
+    if set(prompts) <= set(of):
+        p = coherent(*(of[prompt]["p"] for prompt in prompts[1:]))
+        _line(chart, index, {"step": of[prompts[0]]["step"], "p": p}, "coherent", meaning,
+              color=NEUTRAL, dash="dash")
 
 
-def _line(chart: go.Figure, index: int, values: Mapping, name: str, colour: str, dash: str, hover: str) -> None:
+def _line(chart: go.Figure, index: int, values: Mapping, name: str, hover: str,
+          **line: str) -> None:
     chart.add_scatter(
         x=values["step"], y=values["p"], mode="lines", name=name, legendgroup=name,
-        line={"color": colour, "dash": dash, "width": 2}, customdata=[wrapped(hover)] * len(values["step"]),
+        line={"width": 2, **line},
+        customdata=[wrapped(hover)] * len(values["step"]),
         hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
-        row=index // 2 + 1, col=index % 2 + 1)
+        **place(index))
 
 
-def coherence_histograms(measures: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
-    """How each coherence error is spread over the edits, before and after (SPEC 8).
+def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
+    """How each error (`ERROR_GROUPS`) is spread over the edits, before and after.
 
     Args:
-        measures: from `beliefedit.measures.measures`.
+        measured: from `compute_measures`.
         editor: whose edits; all seeds.
         n_bins: bins over 0 to 1.
     """
-    rows = measures.filter(editor=editor)
-    names = {**{f"coherence_{probe}": PROBE_LABELS[probe] for probe in PROBES},
-             **{name: LOGIC_LABELS[name] for name in _EIGHT}}
-    chart = panels(f"Spread of the errors over all edits: {short(editor)}", list(names.values()), columns=4,
-                   panel_height=180)
-    edges, highest = np.linspace(0, 1, n_bins + 1), 0.0
-    for index, measure in enumerate(names):
+    rows, errors = measured.filter(editor=editor), in_groups(*ERROR_GROUPS)
+    chart = panels(f"Spread of the errors over all edits: {short(editor)}",
+                   [_label(measure) for measure in errors], columns=3, panel_height=180)
+    edges = np.linspace(0, 1, n_bins + 1)
+    for index, measure in enumerate(errors):
         for state in ("before", "after"):
-            values = rows[f"{measure}_{state}"].drop_nulls().to_numpy()
-            share = np.histogram(values, edges)[0] / max(len(values), 1)
-            highest = max(highest, share.max())
-            chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=share, width=1 / n_bins, name=NAMES[state],
-                          legendgroup=state, showlegend=index == 0, marker={"color": ROLES[state], "opacity": 0.6},
-                          customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                          hovertemplate="error %{customdata[0]:.2f}–%{customdata[1]:.2f}<br>%{y:.1%} of the edits"
-                                        f"<extra>{NAMES[state]}</extra>", row=index // 4 + 1, col=index % 4 + 1)
-    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
-    chart.update_yaxes(title_text="share of edits", col=1)
+            add_histogram(chart, rows[f"{measure.name}_{state}"], edges, state, index, columns=3)
     chart.update_xaxes(range=[0, 1])
-    chart.update_xaxes(title_text="error", row=2)
-    return chart.update_layout(barmode="overlay", bargap=0)
+    chart.update_xaxes(title_text="error", row=-(-len(errors) // 3))
+    return share_axes(chart)
+
+
+def _label(measure: Measure) -> str:
+    return short(measure.group, 30) + ":<br>" + short(measure.short, 30)
+
+
+_PUBLISHED = {
+    "p_after_direct": "direct posterior", "p_after_predictive": "predictive posterior",
+    "p_after_given_upstream": "given the upstream fact",
+    "p_after_direct_frequency": "direct frequency",
+    "p_after_predictive_frequency": "predictive frequency",
+    "p_one_observation_direct": "direct, after one observation",
+    "p_generative": "generative probability"}
+
+
+def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *,
+                     n_bins: int = 20) -> go.Figure:
+    """The seven probability errors of the published code, and how far the agent's belief moved.
+
+    Each error is |p - target| of the requested object, p being the edited model's probability and
+    the target one of the agent's probabilities (specification, section 6) or that of the generative
+    model; facts without an upstream fact have no target given it. The last panel is the agent's
+    direct belief in the request after the edit minus the one before.
+
+    Args:
+        queries: the cases' long frame.
+        scores: of edited models; the last step of each edit counts.
+        editor: whose edits; all seeds.
+        n_bins: bins of each panel.
+    """
+    keys, wanted = ["case", "probe", "kind"], {"probe": SAME, "kind": "requested"}
+    case = pl.col("case").cast(pl.UInt32)
+    p = last_step(scores.filter(**wanted, editor=editor)).select(
+        case, "probe", "kind", p=pl.col("log_p").exp())
+    rows = queries.filter(**wanted).with_columns(case).join(p, on=keys, maintain_order="left")
+    names = [*_PUBLISHED.values(), "the agent's change"]
+    chart = panels(f"Errors as published, on the requested object: {short(editor)}", names,
+                   panel_height=170)
+    edges = np.linspace(0, 1, n_bins + 1)
+    for index, column in enumerate(_PUBLISHED):
+        errors = rows.select(metrics.probability_error(pl.col("p"), pl.col(column)))["p"]
+        add_histogram(chart, errors, edges, "after", index)
+    add_histogram(chart, rows["p_after_direct"] - rows["p_before_direct"], 2 * edges - 1, "agent",
+                  len(_PUBLISHED))
+    chart.update_xaxes(matches=None, range=[0, 1], showticklabels=True)
+    chart.update_xaxes(range=[-1, 1], title_text="p after − p before", row=4, col=2)
+    chart.update_xaxes(title_text="|p(LM) − target|", row=4, col=1)
+    return share_axes(chart)
 
 
 def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
-    """Every coherence error with its interval before and after the edit, a panel per editor (SPEC 8).
+    """Every error (`ERROR_GROUPS`) with its interval before and after the edit, a panel per editor.
 
     Args:
-        tables: from `beliefedit.analysis.tables`.
+        tables: from `build_tables`.
         table: which one; of two groups the last is drawn.
     """
     rows = tables.filter(pl.col("table") == table)
     group = rows["group"][-1] if len(rows) else ""
-    lines = [(label, table, group, measure) for measure, label in ERROR_LABELS.items()]
-    return _dots("Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent", tables, lines,
-                 "mean error").update_xaxes(rangemode="tozero")
+    lines = [(_label(measure), table, group, measure.name) for measure in in_groups(*ERROR_GROUPS)]
+    title = "Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent"
+    return _dots(title, tables, lines, "mean error").update_xaxes(rangemode="tozero")
 
 
+_GENERALISATION = "accuracy_same_subject_other_relation"
 _OUTCOMES = (
     ("the edited fact:<br>the request", "updating", "updating", f"accuracy_{SAME}"),
     ("downstream fact that<br>should change", "generalisation", "downstream answer changes",
-     "accuracy_same_subject_other_relation"),
+     _GENERALISATION),
     ("same subject, fact<br>that should stay", "generalisation", "downstream answer stays",
-     "accuracy_same_subject_other_relation"),
-    ("other subject,<br>same relation", "updating", "updating", "accuracy_other_subject_same_relation"),
-    ("other subject,<br>other relation", "updating", "updating", "accuracy_other_subject_other_relation"),
+     _GENERALISATION),
+    ("other subject,<br>same relation", "updating", "updating",
+     "accuracy_other_subject_same_relation"),
+    ("other subject,<br>other relation", "updating", "updating",
+     "accuracy_other_subject_other_relation"),
 )
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
     """Accuracy on what was requested, what should follow and what should stay, a panel per editor.
 
-    Before the edit the old object is right, after it the requested one, or what the agent then believes.
+    Before the edit the old object is right, after it the requested one, or what the agent then
+    believes.
 
     Args:
-        tables: from `beliefedit.analysis.tables`.
+        tables: from `build_tables`.
     """
-    return _dots("Exact accuracy, mean and interval: who says the request, what follows, and what stays", tables,
-                 _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
+    title = "Exact accuracy, mean and interval: who says the request, what follows, and what stays"
+    return _dots(title, tables, _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
 
 
-def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str, str]], unit: str) -> go.Figure:
-    """Means before and after with intervals, a panel per editor; lines are (label, table, group, measure)."""
+def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str, str]],
+          unit: str) -> go.Figure:
+    """Means before and after with intervals, a panel per editor.
+
+    Args:
+        lines: (label, table, group, measure).
+    """
     pooled = tables.filter(pl.col("seed").is_null())
-    cells = {tuple(row[name] for name in ("table", "group", "measure", "editor", "state")): row
-             for row in pooled.iter_rows(named=True)}
+    keys = ["table", "group", "measure"]
+    order = pl.DataFrame([line[1:] for line in lines], schema=keys, orient="row")
+    order = order.with_row_index("y")
     editors = pooled["editor"].unique(maintain_order=True).to_list()
-    chart = panels(title, [short(editor) for editor in editors] or [""], columns=1, panel_height=len(lines) * 34 + 62)
+    chart = panels(title, [short(editor) for editor in editors] or [""], columns=1,
+                   panel_height=len(lines) * 34 + 62)
     for index, editor in enumerate(editors):
-        for state, shift in (("before", -0.15), ("after", 0.15)):
-            known = [(place, cells[key]) for place, (_, *line) in enumerate(lines)
-                     if (key := (*line, editor, state)) in cells]
+        for state, shift, symbol in (("before", -0.15, "circle"), ("after", 0.15, "diamond")):
+            points = pooled.filter(editor=editor, state=state).join(
+                order, on=keys, maintain_order="right")
             chart.add_scatter(
-                x=[row["mean"] for _, row in known], y=[place + shift for place, _ in known], mode="markers",
-                marker={"color": ROLES[state], "size": 9, "symbol": _SYMBOLS[state]},
-                error_x=_interval([row for _, row in known], ROLES[state]), name=NAMES[state], legendgroup=state,
-                showlegend=index == 0, customdata=[_hover(row) for _, row in known], hovertemplate=_CELL,
+                x=points["mean"], y=points["y"] + shift, mode="markers",
+                marker={"color": ROLES[state], "size": 9, "symbol": symbol},
+                error_x=error_bars(points, ROLES[state]), name=NAMES[state], legendgroup=state,
+                showlegend=index == 0, customdata=interval_cells(points), hovertemplate=INTERVAL,
                 row=index + 1, col=1)
-    chart.update_yaxes(tickvals=list(range(len(lines))), ticktext=[label for label, *_ in lines], tickfont_size=11,
-                       range=[len(lines) - 0.5, -0.5])
+    _rows_axis(chart, [label for label, *_ in lines])
     chart.update_xaxes(showticklabels=True)
     return chart.update_xaxes(title_text=unit, row=max(len(editors), 1))
 
 
-_SYMBOLS = {"before": "circle", "after": "diamond"}
-_CELL = ("%{customdata[0]:.3f} [%{customdata[1]}, %{customdata[2]}]<br>n = %{customdata[3]}"
-         "<extra>%{fullData.name}</extra>")
-_CONTRASTS = (
-    ("p(request)", "updating", "p_request"), ("accuracy: the edited fact", "updating", f"accuracy_{SAME}"),
-    ("accuracy: downstream fact, should change", "downstream", "accuracy_same_subject_other_relation"),
-    ("accuracy: other subject, same relation", "updating", "accuracy_other_subject_same_relation"),
-    ("coherence error: the edited fact", "updating", f"coherence_{SAME}"),
-    ("coherence error: downstream fact, should change", "downstream",
-     "coherence_same_subject_other_relation"),
-    ("T/F error", "updating", "true_false"))
+def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> None:
+    """Labels of rows 0, 1, … from top to bottom."""
+    chart.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels), tickfont_size=11,
+                       range=[len(labels) - 0.5, -0.5])
 
 
 def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
-    """Runs and editors side by side: means after the edit with intervals, a panel per measure, single seeds as dots.
+    """Runs and editors side by side: means after the edit, a panel per measure, seeds as dots.
 
     Args:
-        frames: the tables updating and downstream of `beliefedit.analysis.compare` or `compare_editors`.
+        frames: the tables updating and downstream of `compare` or `compare_editors`.
     """
-    every = pl.concat([frame.select("run", "params", "editor", "seed") for frame in frames.values()])
-    shown = [name for name in ("params", "run") if every[name].n_unique() > 1][:1]
-    keys = every.select("run", "params", "editor").unique(maintain_order=True).rows(named=True)
-    labels = ["<br>".join(short(key[name], 34) for name in ("editor", *shown)) for key in keys]
-    chart = panels("After the edit, mean and interval" + (" (small: single seeds)" if every["seed"].n_unique() > 1
-                                                          else ""), [name for name, *_ in _CONTRASTS], columns=1,
-                   panel_height=max(len(keys), 1) * (32 if shown else 22) + 40, gap=34)
-    for index, (_, table, measure) in enumerate(_CONTRASTS):
-        rows = frames[table].filter(pl.col("state") == "after", pl.col("measure") == measure)
-        for place, key in enumerate(keys):
-            of_key = rows.filter(*(pl.col(name) == value for name, value in key.items()))
-            for points, size in ((of_key.filter(pl.col("seed").is_null()), 9), (of_key.drop_nulls("seed"), 5)):
-                known = points.to_dicts()
-                chart.add_scatter(
-                    x=[row["mean"] for row in known], y=[place] * len(known), mode="markers", name=NAMES["after"],
-                    marker={"color": AFTER, "size": size, "symbol": "diamond" if size == 9 else "circle-open"},
-                    error_x=_interval(known, AFTER) if size == 9 else None, showlegend=False,
-                    customdata=[[*_hover(row), labels[place], "" if row["seed"] is None else f", seed {row['seed']}"]
-                                for row in known],
-                    hovertemplate="%{customdata[4]}%{customdata[5]}<br>" + _CELL, row=index + 1, col=1)
-    chart.update_yaxes(tickvals=list(range(len(keys))), ticktext=labels, tickfont_size=11,
-                       range=[len(keys) - 0.5, -0.5])
+    key = ["run", "params", "editor"]
+    rows = pl.concat([frame.select(*key, "seed") for frame in frames.values()])
+    shown = [name for name in ("params", "run") if rows[name].n_unique() > 1][:1]
+    contenders = rows.select(key).unique(maintain_order=True).with_row_index("y")
+    labels = ["<br>".join(short(row[name], 34) for name in ("editor", *shown))
+              for row in contenders.iter_rows(named=True)]
+    contenders = contenders.with_columns(label=pl.Series(labels, dtype=pl.String))
+    seeds = " (small: single seeds)" if rows["seed"].n_unique() > 1 else ""
+    chart = panels(f"After the edit, mean and interval{seeds}", [label for label, *_ in COMPARED],
+                   columns=1, panel_height=max(len(labels), 1) * (32 if shown else 22) + 40, gap=34)
+    for index, (_, table, measure) in enumerate(COMPARED):
+        points = frames[table].filter(state="after", measure=measure).join(
+            contenders, on=key, maintain_order="left")
+        pooled, single = points.filter(pl.col("seed").is_null()), points.drop_nulls("seed").select(
+            pl.exclude("label"), pl.format("{}<br>seed {}", "label", "seed").alias("label"))
+        _contrast_dots(chart, index, pooled, size=9, symbol="diamond",
+                       error_x=error_bars(pooled, AFTER))
+        _contrast_dots(chart, index, single, size=5, symbol="circle-open")
+    _rows_axis(chart, labels)
     return chart.update_xaxes(range=[-0.03, 1.03])
 
 
-def _interval(rows: Sequence[Mapping], colour: str) -> dict:
-    """Error bars from low to high; none where there is no interval."""
-    def reach(row: Mapping, end: str, sign: int) -> float:
-        return max(sign * (row[end] - row["mean"]), 0.0) if row[end] is not None else 0.0
+def _contrast_dots(chart: go.Figure, index: int, points: pl.DataFrame, *, size: int, symbol: str,
+                   error_x: dict | None = None) -> None:
+    cells = zip(interval_cells(points), points["label"], strict=True)
+    chart.add_scatter(
+        x=points["mean"], y=points["y"], mode="markers", name=NAMES["after"], showlegend=False,
+        marker={"color": AFTER, "size": size, "symbol": symbol}, error_x=error_x,
+        customdata=[[*cell, label] for cell, label in cells],
+        hovertemplate="%{customdata[2]}<br>" + INTERVAL, row=index + 1, col=1)
 
-    return {"type": "data", "symmetric": False, "array": [reach(row, "high", 1) for row in rows],
-            "arrayminus": [reach(row, "low", -1) for row in rows], "color": colour, "thickness": 1.5, "width": 4}
 
-
-def _hover(row: Mapping) -> list:
-    def text(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    return [row["mean"], text(row["low"]), text(row["high"]), f"{row['n']:,}"]
-
-GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far", "untouched": "facts nobody touched",
+GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far",
+                "untouched": "facts nobody touched",
                 "corpus": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
                "repetition": "repetition: twice,<br>or once, twice as sure",
                "retraction": "retraction: told,<br>and told back",
                "strength": "strength: distance<br>from the evidence",
-               "irrelevance": "irrelevance:<br>unrelated facts", "slope": "slope of belief over<br>evidence (agent: 1)"}
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_SEQUENCE_CELL = "%{customdata[0]:.3f} [%{customdata[1]}, %{customdata[2]}]<br>%{customdata[3]}<extra>%{fullData.name}</extra>"
+               "irrelevance": "irrelevance:<br>unrelated facts",
+               "slope": "slope of belief over<br>evidence (agent: 1)"}
 
 
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
-    """Belief in what was told and in what was not, and the corpus's loss, against the number of edits in a row.
+    """Belief in what was requested and in what was not, and the corpus's loss, by number of edits.
 
     Args:
-        means: from `beliefedit.edit_stages.make_sequences`.
+        means: `Run.sequential`: editor, n_edits, group, measure, n, mean, low, high.
 
     Returns:
-        A panel per group: the mean probability of the requested or true object with its interval, an editor per
-        line; the agent, which was told the same, dashed in its colour.
+        A panel per group: the mean probability of the requested or true object with its interval,
+        an editor per line; the agent, which was told the same, dashed in its colour.
     """
     chart = panels("Edits in a row", list(GROUP_LABELS.values()), panel_height=230)
     editors = means["editor"].unique(maintain_order=True).to_list()
-    for place, group in enumerate(GROUP_LABELS):
-        rows = means.filter(pl.col("group") == group, pl.col("measure") == ("loss" if group == "corpus" else "p_lm"))
+    for index, group in enumerate(GROUP_LABELS):
+        rows = means.filter(pl.col("group") == group).sort("n_edits", maintain_order=True)
+        of_lm = rows.filter(measure="loss" if group == "corpus" else "p_lm")
         for number, editor in enumerate(editors):
-            points = rows.filter(pl.col("editor") == editor).sort("n_edits")
+            points = of_lm.filter(editor=editor)
+            name, dash = short(editor), DASHES[(number + number // len(FORMS)) % len(DASHES)]
             chart.add_scatter(
-                x=points["n_edits"], y=points["mean"], name=short(editor), legendgroup=editor, showlegend=not place,
-                line={"color": FORMS[number % len(FORMS)],
-                      "dash": _DASHES[(number + number // len(FORMS)) % len(_DASHES)]},
-                mode="lines+markers", error_y=_interval_text(points), customdata=_cells(points), hovertemplate=_SEQUENCE_CELL,
-                row=place // 2 + 1, col=place % 2 + 1)
-        agent = means.filter(pl.col("group") == group, pl.col("measure") == "p_agent").unique(
-            "n_edits", keep="first").sort("n_edits")
+                x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
+                showlegend=not index, line={"color": FORMS[number % len(FORMS)], "dash": dash},
+                mode="lines+markers", error_y=error_bars(points), customdata=interval_cells(points),
+                hovertemplate=INTERVAL, **place(index))
+        agent = rows.filter(measure="p_agent").unique("n_edits", keep="first", maintain_order=True)
         if len(agent):
-            chart.add_scatter(x=agent["n_edits"], y=agent["mean"], name="agent", legendgroup="agent",
-                              showlegend=not place, mode="lines", line={"color": AGENT, "dash": "dash"},
-                              hovertemplate="%{y:.3f} after %{x} edits<extra>agent</extra>",
-                              row=place // 2 + 1, col=place % 2 + 1)
+            chart.add_scatter(
+                x=agent["n_edits"], y=agent["mean"], name="agent", legendgroup="agent",
+                showlegend=not index, mode="lines", line={"color": AGENT, "dash": "dash"},
+                hovertemplate="%{y:.3f}, edits: %{x}<extra>agent</extra>", **place(index))
     ticks = sorted(set(means["n_edits"]))
-    chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks], showticklabels=True)
+    chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks],
+                       showticklabels=True)
     chart.update_xaxes(title_text="edits", row=2)
     chart.update_yaxes(matches=None, showticklabels=True)
-    for place in range(3):
-        chart.update_yaxes(range=[0, 1.05], row=place // 2 + 1, col=place % 2 + 1)
+    for index in range(3):
+        chart.update_yaxes(range=[0, 1.05], **place(index))
     chart.update_yaxes(title_text="probability", row=1, col=1)
     return chart.update_yaxes(rangemode="tozero", row=2, col=2)
 
@@ -333,62 +391,43 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
     """Each test's number for every editor and for the exact agent, with intervals.
 
     Args:
-        means: from `beliefedit.edit_stages.make_rationality`.
+        means: `Run.rationality`: editor, test, who, n, mean, low, high.
     """
     chart = figure("Tests of rationality", y="distance", height=460)
-    editors = means["editor"].unique(maintain_order=True).to_list()
-    places = {test: place for place, test in enumerate(TEST_LABELS)}
+    agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
     bars = [(short(editor), FORMS[number % len(FORMS)], means.filter(editor=editor, who="lm"))
-            for number, editor in enumerate(editors)]
-    bars.append(("agent", AGENT, means.filter(pl.col("who") == "agent").unique("test", keep="first")))
-    for name, colour, rows in bars:
-        points = rows.filter(pl.col("test").is_in(list(places)))
-        chart.add_bar(x=[places[test] for test in points["test"]], y=points["mean"], name=name, marker_color=colour,
-                      error_y=_interval_text(points), customdata=_cells(points), hovertemplate=_SEQUENCE_CELL)
-    chart.update_xaxes(tickvals=list(places.values()), ticktext=list(TEST_LABELS.values()), tickfont_size=10,
-                       tickangle=0, showgrid=False)
+            for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
+    for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
+        points = rows.filter(pl.col("test").is_in(list(TEST_LABELS)))
+        chart.add_bar(x=[list(TEST_LABELS).index(test) for test in points["test"]],
+                      y=points["mean"], name=name, marker_color=colour, error_y=error_bars(points),
+                      customdata=interval_cells(points), hovertemplate=INTERVAL)
+    chart.update_xaxes(tickvals=list(range(len(TEST_LABELS))), ticktext=list(TEST_LABELS.values()),
+                       tickfont_size=10, tickangle=0, showgrid=False)
     return chart.update_layout(barmode="group")
-
-
-def _interval_text(points: pl.DataFrame) -> dict:
-    """Error bars from low to high; none where there is no interval."""
-    return {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3,
-            "array": (points["high"] - points["mean"]).fill_null(0).clip(0),
-            "arrayminus": (points["mean"] - points["low"]).fill_null(0).clip(0)}
-
-
-def _cells(points: pl.DataFrame) -> list[list]:
-    def text(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    return [[row["mean"], text(row["low"]), text(row["high"]), f"n = {row['n']:,}"]
-            for row in points.iter_rows(named=True)]
 
 
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
     """A row per editor and number of edits: each group's figures with their intervals, as text."""
     shown = {("last", "accuracy"): "adopted: last", ("so_far", "accuracy"): "adopted: so far",
-             ("so_far", "coherence"): "distance from agent: so far", ("untouched", "accuracy"): "right: untouched",
-             ("untouched", "coherence"): "distance from agent: untouched", ("corpus", "loss"): "corpus loss"}
-    return means.group_by("editor", pl.col("n_edits").alias("edits"), maintain_order=True).agg(
-        _told().filter((pl.col("group") == group) & (pl.col("measure") == measure)).first().alias(name)
-        for (group, measure), name in shown.items())
+             ("so_far", "coherence"): "distance from agent: so far",
+             ("untouched", "accuracy"): "right: untouched",
+             ("untouched", "coherence"): "distance from agent: untouched",
+             ("corpus", "loss"): "corpus loss"}
+    index = ["editor", pl.col("n_edits").alias("edits")]
+    return _with_text(means).group_by(index, maintain_order=True).agg(
+        pl.col("text").filter((pl.col("group") == group) & (pl.col("measure") == measure)).first()
+        .alias(name) for (group, measure), name in shown.items())
 
 
 def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
-    """A row per editor, and one of the exact agent: each test's number with its interval, as text."""
-    who = pl.when(pl.col("who") == "agent").then(pl.lit("agent")).otherwise("editor").alias("editor")
-    rows = pl.concat([means.filter(pl.col("who") == "lm"),
-                      means.filter(pl.col("who") == "agent").unique("test", keep="first", maintain_order=True)])
-    return rows.with_columns(who).group_by("editor", maintain_order=True).agg(
-        _told().filter(pl.col("test") == test).first().alias(test) for test in TEST_LABELS)
+    """A row per editor and one of the agent: each test's number with its interval, as text."""
+    agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
+    rows = pl.concat([means.filter(who="lm"), agent.with_columns(editor=pl.lit("agent"))])
+    return _with_text(rows).group_by("editor", maintain_order=True).agg(
+        pl.col("text").filter(pl.col("test") == test).first().alias(test) for test in TEST_LABELS)
 
 
-def _told() -> pl.Expr:
-    """Mean [low, high] with two decimals; the mean alone where there is no interval."""
-    def number(name: str) -> pl.Expr:
-        return pl.col(name).map_elements(
-            lambda value: f"{round(value, 2) + 0.0:.2f}".replace("-", "−"), return_dtype=pl.String)
-
-    interval = pl.format("{} [{}, {}]", number("mean"), number("low"), number("high"))
-    return pl.when(pl.col("low").is_null()).then(number("mean")).otherwise(interval)
+def _with_text(means: pl.DataFrame) -> pl.DataFrame:
+    text = [interval(*row) for row in means.select("mean", "low", "high").iter_rows()]
+    return means.with_columns(text=pl.Series(text, dtype=pl.String))

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour per role, one template, text from data made harmless, static export."""
+"""How every figure looks: colours, template, intervals, text from data made harmless, export."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
+import polars as pl
 from plotly.subplots import make_subplots
 
 from beliefedit.errors import ReportError
+from beliefedit.formatting import interval
 
 BEFORE, AFTER, AGENT, REQUEST = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""One colour per role everywhere (Okabe and Ito's, told apart by colour-blind readers, at least 3:1 on white and on
-near-black): language model before the edit, after it, rational agent, requested object."""
+"""One colour per role (Okabe and Ito's, told apart by colour-blind readers, at least 3:1 on white
+and on near-black): language model before the edit, after it, rational agent, requested object."""
 
 FORMS = ("#8C6BB1", "#3E8EAD", "#A67C00", "#6B8E23", "#B5485D")
-"""Five further colours, for series that are no role; always used with a dash or marker of their own."""
+"""Five further colours, for series that are no role; always with a dash or marker of their own."""
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 NEUTRAL = "#777777"
 """Text and lines, readable on light and dark pages alike."""
@@ -32,20 +37,22 @@ _AXIS = {"gridcolor": GRID, "linecolor": GRID, "automargin": True, "fixedrange":
          "zeroline": False, "title": {"standoff": 8, "font": {"size": 13}}}
 TEMPLATE = go.layout.Template(layout={
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
-    "title": {"x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 10},
-              "font": {"size": 15}},
-    "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": [BEFORE, AFTER, AGENT, *FORMS],
-    "legend": {"orientation": "h", "xref": "container", "x": 0.01, "xanchor": "left", "yref": "container", "y": 0,
-               "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},  # reserves its own height, however many rows it needs
+    "title": {"x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top",
+              "pad": {"t": 10}, "font": {"size": 15}},
+    "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+    "colorway": [BEFORE, AFTER, AGENT, *FORMS],
+    "legend": {"orientation": "h", "xref": "container", "x": 0.01, "xanchor": "left", "y": 0,
+               "yref": "container", "yanchor": "bottom",  # reserves the height its rows need
+               "bgcolor": "rgba(0,0,0,0)"},
     "hoverlabel": {"align": "left", "bgcolor": "#222222", "bordercolor": NEUTRAL,
                    "font": {"color": "#FFFFFF", "size": 12}},
-    "margin": {"l": 10, "r": 12, "t": _TOP, "b": 10}, "autosize": True, "xaxis": _AXIS, "yaxis": _AXIS,
-    "bargap": 0.3, "dragmode": False,
+    "margin": {"l": 10, "r": 12, "t": _TOP, "b": 10}, "autosize": True, "xaxis": _AXIS,
+    "yaxis": _AXIS, "bargap": 0.3, "dragmode": False,
 })
 
 
 def escape(text: object) -> str:
-    """Text from data as a figure may show it: plotly reads some HTML, and formulas between dollar signs."""
+    """Text from data made safe for plotly, which reads some HTML and formulas between dollars."""
     return html.escape(str(text), quote=False).replace("$", "&#36;")
 
 
@@ -61,7 +68,7 @@ def wrapped(text: object, width: int = 48) -> str:
 
 
 def hover_texts(texts: Iterable[object]) -> list[str]:
-    """`wrapped` of each text; belongs in customdata, since a template would read the text's own %{…}."""
+    """`wrapped` of each text, for customdata: a template would read the text's own %{…}."""
     return [wrapped(text) for text in texts]
 
 
@@ -98,29 +105,77 @@ def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: 
     return grid
 
 
-def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900, height: int | None = None) -> Path:
+def place(index: int, columns: int = 2) -> dict[str, int]:
+    """Row and column of panel number ``index``, as the methods of a figure want them."""
+    return {"row": index // columns + 1, "col": index % columns + 1}
+
+
+INTERVAL = "%{customdata[0]}<br>n = %{customdata[1]:,}<extra>%{fullData.name}</extra>"
+"""Hover template of points whose customdata are `interval_cells`."""
+
+
+def interval_cells(points: pl.DataFrame) -> list[list]:
+    """Mean with interval as text, and n, of each point of a frame with mean, low, high and n."""
+    return [[interval(mean, low, high, 3), n]
+            for mean, low, high, n in points.select("mean", "low", "high", "n").iter_rows()]
+
+
+def error_bars(points: pl.DataFrame, colour: str | None = None) -> dict:
+    """Error bars from low to high; none where there is no interval."""
+    return {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4, "color": colour,
+            "array": (points["high"] - points["mean"]).fill_null(0).clip(0),
+            "arrayminus": (points["mean"] - points["low"]).fill_null(0).clip(0)}
+
+
+def add_histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, role: str, index: int,
+                  *, columns: int = 2) -> None:
+    """Add the share of the values between each two edges as bars to panel number ``index``."""
+    values = values.drop_nulls().to_numpy()
+    name, new = NAMES[role], all(trace.name != NAMES[role] for trace in chart.data)
+    chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, width=edges[1] - edges[0], name=name,
+                  y=np.histogram(values, edges)[0] / max(len(values), 1), legendgroup=name,
+                  showlegend=new, marker={"color": ROLES[role], "opacity": 0.6},
+                  customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+                  hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f}<br>%{y:.1%} of the "
+                                f"edits<extra>{name}</extra>", **place(index, columns))
+
+
+def share_axes(chart: go.Figure) -> go.Figure:
+    """Make the y axes of histograms fit their highest bar, in percent."""
+    highest = max((float(max(trace.y)) for trace in chart.data), default=0.0)
+    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
+    chart.update_yaxes(title_text="share of edits", col=1)
+    return chart.update_layout(barmode="overlay", bargap=0)
+
+
+def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
+                height: int | None = None) -> Path:
     """Write a figure as PNG, SVG or PDF for a paper, by the path's ending: dark text on white.
 
     Args:
-        width, height: pixels; height defaults to the figure's own. PNG has twice as many in each direction.
+        width, height: pixels; height defaults to the figure's own. PNG has twice as many in each
+            direction.
 
     Raises:
-        ReportError: kaleido (or the browser it drives) is missing, or the ending is not a picture format.
+        ReportError: kaleido (or its browser) is missing, or the ending is not a picture format.
     """
     path = Path(path)
     if path.suffix.lower() not in _PICTURES:
         raise ReportError(f"cannot write a figure as '{path.suffix}'", where=str(path),
                           remedy=f"end the path in {', '.join(sorted(_PICTURES))}")
     if importlib.util.find_spec("kaleido") is None:
-        raise ReportError("writing a figure as a picture needs kaleido, which is not installed", where=str(path),
-                          remedy="pip install kaleido")
+        raise ReportError("writing a figure as a picture needs kaleido, which is not installed",
+                          where=str(path), remedy="pip install kaleido")
     path.parent.mkdir(parents=True, exist_ok=True)
-    printed = go.Figure(figure).update_layout(font_color="#222222", paper_bgcolor="white", plot_bgcolor="white")
+    height = height or figure.layout.height or 500
+    printed = go.Figure(figure).update_layout(font_color="#222222", paper_bgcolor="white",
+                                              plot_bgcolor="white")
     try:
-        printed.write_image(path, width=width, height=height or figure.layout.height or 500, scale=2)
+        printed.write_image(path, width=width, height=height, scale=2)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}", where=str(path),
-                          remedy="kaleido needs Chrome or Chromium: install one, or run plotly_get_chrome") from error
+        message = f"kaleido could not draw the figure: {' '.join(str(error).split())}"
+        raise ReportError(message, where=str(path), remedy="kaleido needs Chrome or Chromium: "
+                          "install one, or run plotly_get_chrome") from error
     return path
 
 

@@ -7,14 +7,23 @@ import plotly.graph_objects as go
 import polars as pl
 
 from beliefedit.evaluation.metrics import calibration_bins
-from beliefedit.plots.style import BEFORE, FORMS, NAMES, NEUTRAL, ROLES, figure, hover_texts
+from beliefedit.plots.style import (
+    BEFORE,
+    DASHES,
+    FORMS,
+    NAMES,
+    NEUTRAL,
+    ROLES,
+    figure,
+    hover_texts,
+)
 
 _FORMS = {"atomic": "atomic", "true_false": "T/F", "not": "not", "and": "and", "or": "or"}
-_MARKERS, _DASHES = ("circle", "square", "diamond", "triangle-up", "x"), ("solid", "dash", "dot", "dashdot", "longdash")
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
 def training_curves(metrics: pl.DataFrame) -> go.Figure:
-    """Training and evaluation loss against tokens seen (SPEC 8).
+    """Training and evaluation loss against tokens seen.
 
     Args:
         metrics: a row per evaluation: tokens, step, train_loss, eval_loss (nats per token).
@@ -22,56 +31,59 @@ def training_curves(metrics: pl.DataFrame) -> go.Figure:
     chart = figure("Loss while the model learns the corpus", x="tokens", y="loss (nats per token)")
     for column, name, line in (("train_loss", "training", {"color": NEUTRAL, "dash": "dot"}),
                                ("eval_loss", "evaluation", {"color": BEFORE})):
-        known = metrics.filter(pl.col(column).is_not_null())
-        chart.add_scatter(x=known["tokens"], y=known[column], mode="lines+markers", name=name, line=line,
-                          marker_size=5, customdata=known["step"],
-                          hovertemplate=f"{name} loss %{{y:.3f}}<br>%{{x:,}} tokens, step %{{customdata:,}}"
-                                        "<extra></extra>")
+        known = metrics.drop_nulls(column)
+        chart.add_scatter(x=known["tokens"], y=known[column], mode="lines+markers", name=name,
+                          line=line, marker_size=5, customdata=known["step"],
+                          hovertemplate=f"{name} loss %{{y:.3f}}<br>%{{x:,}} tokens, "
+                                        "step %{customdata:,}<extra></extra>")
     return chart.update_xaxes(tickformat="~s", rangemode="tozero")
 
 
 def accuracy_curves(metrics: pl.DataFrame) -> go.Figure:
-    """Accuracy against tokens seen on each form of sentence the corpus holds (SPEC 8).
+    """Accuracy against tokens seen on each form of sentence the corpus holds.
 
     Args:
-        metrics: a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or (0 to 1; null where
-            the form is not in the corpus).
+        metrics: a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or
+            (0 to 1; null where the form is not in the corpus).
     """
     chart = figure("Accuracy while the model learns the corpus", x="tokens", y="accuracy")
     for index, (column, name) in enumerate(_FORMS.items()):
-        known = metrics.filter(pl.col(column).is_not_null()) if column in metrics.columns else metrics.clear()
+        known = metrics.drop_nulls(column) if column in metrics.columns else metrics.clear()
         if len(known):
             chart.add_scatter(x=known["tokens"], y=known[column], mode="lines+markers", name=name,
-                              line={"color": FORMS[index], "dash": _DASHES[index]},
+                              line={"color": FORMS[index], "dash": DASHES[index]},
                               marker={"symbol": _MARKERS[index], "size": 7},
                               hovertemplate=f"{name}: %{{y:.3f}}<br>%{{x:,}} tokens<extra></extra>")
     chart.update_yaxes(range=[0, 1.03])
     return chart.update_xaxes(tickformat="~s", rangemode="tozero")
 
 
-def calibration(frame: pl.DataFrame, *, state: str = "before", n_bins: int = 10, n_points: int = 1500) -> go.Figure:
-    """The LM's probabilities against the agent's: a point per statement, the mean per bin, and the diagonal.
+def calibration(frame: pl.DataFrame, *, state: str = "before", n_bins: int = 10,
+                n_points: int = 1500) -> go.Figure:
+    """The LM's probabilities against the agent's: a point per statement, and the mean per bin.
 
     Args:
-        frame: p_lm, p_agent, sentence, as `beliefedit.measures.beliefs` gives it.
+        frame: p_lm, p_agent, sentence, from `beliefedit.analysis.measures.tracked_beliefs`.
         state: "before" or "after", for the colour.
         n_bins: bins of the agent's probability for the line of means.
-        n_points: at most so many points are drawn, evenly spread over the rows; the line uses all rows.
+        n_points: at most so many points are drawn, evenly spread over the rows; the line uses all.
     """
     frame = frame.drop_nulls(["p_lm", "p_agent"])
     chart = figure("Does the model believe what the agent believes?", x="agent's probability",
                    y="LM's probability", height=440)
     chart.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="coherent", hoverinfo="skip",
                       line={"color": NEUTRAL, "dash": "dash", "width": 1})
-    drawn = frame[np.unique(np.linspace(0, max(len(frame) - 1, 0), min(n_points, len(frame))).astype(int))]
+    rows = np.linspace(0, max(len(frame) - 1, 0), min(n_points, len(frame))).astype(int)
+    drawn = frame[np.unique(rows)]
     chart.add_scatter(x=drawn["p_agent"], y=drawn["p_lm"], mode="markers", name="statement",
                       marker={"color": ROLES[state], "size": 6, "opacity": 0.3},
                       customdata=hover_texts(drawn["sentence"]),
                       hovertemplate="%{customdata}<br>LM %{y:.3f}, agent %{x:.3f}<extra></extra>")
     bins = calibration_bins(frame["p_agent"], frame["p_lm"], n_bins)
     chart.add_scatter(x=bins["mean_predicted"], y=bins["mean_observed"], mode="lines+markers",
-                      name=f"mean {NAMES[state]}", line={"color": ROLES[state], "width": 2.5}, marker_size=9,
-                      customdata=bins["n"],
-                      hovertemplate="mean LM %{y:.3f}, agent %{x:.3f}<br>%{customdata:,} statements<extra></extra>")
+                      name=f"mean {NAMES[state]}", line={"color": ROLES[state], "width": 2.5},
+                      marker_size=9, customdata=bins["n"],
+                      hovertemplate="mean LM %{y:.3f}, agent %{x:.3f}<br>%{customdata:,} statements"
+                                    "<extra></extra>")
     chart.update_xaxes(range=[-0.02, 1.02])
     return chart.update_yaxes(range=[-0.02, 1.02])

@@ -1,4 +1,4 @@
-"""A fixed small run and runs compared, every number worked out by hand (SPEC 8).
+"""A fixed small run and runs compared, every number worked out by hand.
 
 Four edits of three subjects: Ann's two (cases 0 and 1), Bob's (2) and Cyd's (3). A bootstrap of three subjects draws
 one of 27 triples, so all three times the same subject has a chance of 1/27 = 3.7 %, more than the 2.5 % beyond an
@@ -8,6 +8,7 @@ interval's end: intervals end at the smallest and the largest subject mean.
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -15,12 +16,11 @@ import pytest
 
 import beliefedit as be
 from beliefedit.analysis import tables as analysis
-from beliefedit.analysis.measures import FLAGS, SAME, measures
-from beliefedit.batch import sweep as comparison
+from beliefedit.analysis.measures import FLAGS, SAME, compute_measures
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
+from beliefedit.plots import contrasts
 from beliefedit.report import html_tables as tables
-from beliefedit.store import write_json
 
 CONFIG = AnalysisConfig(n_resamples=4000)
 P_BEFORE, P_AFTER, P_OTHER = [0.1, 0.3, 0.6, 0.1], [0.9, 0.7, 0.8, 0.2], [0.8, 0.7, 0.9, 0.3]
@@ -34,8 +34,9 @@ SAYS = ["Rome", "maid", "Oslo", "judge"]  # before: right, wrong, right, right (
 
 def scores(p_request, editor=None, seed=0, cases=range(4)):
     """What the model says of the edited fact alone: the other measures have no value."""
-    rows = [{"case": case, "probe": SAME, "kind": "requested", "told": True, "log_p": math.log(p_request[case]),
-             "decoded": SAYS[case] if editor is None else CASES["request"][case]} for case in cases]
+    rows = [{"case": case, "probe": SAME, "kind": kind, "told": True, "log_p": math.log(p),
+             "decoded": SAYS[case] if editor is None else CASES["request"][case]}
+            for case in cases for kind, p in (("requested", p_request[case]), ("original", 0.5))]
     frame = pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
     if editor is None:
         return frame
@@ -61,7 +62,7 @@ def near(*values):
 
 
 def test_tables_of_the_fixed_run():
-    found = analysis.tables(measures(CASES, QUERIES, scores(P_BEFORE), scores(P_AFTER, "first")), CONFIG,
+    found = analysis.build_tables(compute_measures(CASES, QUERIES, scores(P_BEFORE), scores(P_AFTER, "first")), CONFIG,
                             np.random.default_rng(0))
 
     def cell(table, group, state):
@@ -82,7 +83,7 @@ def test_tables_of_the_fixed_run():
 
 
 def test_editors_of_a_run_are_paired_case_by_case():
-    frame = measures(CASES, QUERIES, scores(P_BEFORE), BOTH)
+    frame = compute_measures(CASES, QUERIES, scores(P_BEFORE), BOTH)
     found = analysis.compare_editors(frame, CONFIG, np.random.default_rng(0))
     first, second = (row(found, editor=editor, state="after") for editor in ("first", "second"))
     assert first["paired"] is None and first["mean"] == pytest.approx(0.65)
@@ -92,20 +93,17 @@ def test_editors_of_a_run_are_paired_case_by_case():
     assert [row(updating, editor="second", state="after")[name] for name in ("n_paired", "paired")] == near(3, 0.0)
 
 
-def write_run(folder, after, *, lr=0.001, seed=0, cases=CASES):
-    for name, frame in {"cases/cases": cases, "cases/queries": QUERIES, "beliefs/scores": scores(P_BEFORE),
-                        "edits/scores": after}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / f"{name}.parquet")
-    write_json(folder / "cases/manifest.json", {"config": {"edit": {"n_cases": 4}, "seed": seed}})
-    write_json(folder / "edits/manifest.json", {"config": {
-        "seed": seed, "editors": {"first": {"lr": lr, "steps": 40}, "second": {"lr": 1}}}})
-    return folder
+def a_run(name, after, *, lr=0.001, cases=CASES):
+    """What `compare` needs of a run."""
+    config = {"edit.n_cases": 4, "edit.editors.first.lr": lr, "edit.editors.first.steps": 40,
+              "edit.editors.second.lr": 1}
+    return SimpleNamespace(name=name, flat_config=config,
+                           measures=compute_measures(cases, QUERIES, scores(P_BEFORE), after))
 
 
-def test_runs_are_compared_by_what_sets_them_apart(tmp_path):
-    runs = [write_run(tmp_path / "slow", scores(P_AFTER, "first")),
-            write_run(tmp_path / "fast", scores(P_OTHER, "first", cases=[0, 1, 2]), lr=0.01)]
+def test_runs_are_compared_by_what_sets_them_apart():
+    runs = [a_run("slow", scores(P_AFTER, "first")),
+            a_run("fast", scores(P_OTHER, "first", cases=[0, 1, 2]), lr=0.01)]
     found = be.analysis.compare(runs).filter(measure="p_request", state="after")
     assert found["run"].to_list() == ["slow", "fast"] and found["n"].to_list() == [4, 3]
     assert found["params"].to_list() == ["edit.editors.first.lr=0.001", "edit.editors.first.lr=0.01"]
@@ -113,12 +111,12 @@ def test_runs_are_compared_by_what_sets_them_apart(tmp_path):
     assert found["n_paired"].to_list() == [None, 3] and found["paired"][1] == pytest.approx(0.0)
     assert (found["paired_low"][1], found["paired_high"][1]) == near(-0.05, 0.1)
     other = CASES.with_columns(request=pl.when(pl.col("case") == 2).then(pl.lit("Basel")).otherwise("request"))
-    runs[1] = write_run(tmp_path / "fast", scores(P_OTHER, "first"), lr=0.01, cases=other)
+    runs[1] = a_run("fast", scores(P_OTHER, "first"), lr=0.01, cases=other)
     assert be.analysis.compare(runs).filter(measure="p_request", state="after")["n_paired"].to_list() == [None, 3]
 
 
-def test_runs_that_differ_in_their_seed_are_pooled_and_shown(tmp_path):
-    runs = [write_run(tmp_path / "0", BOTH), write_run(tmp_path / "1", scores(P_OTHER, "first", seed=1), seed=1)]
+def test_runs_that_differ_in_their_seed_are_pooled_and_shown():
+    runs = [a_run("0", BOTH), a_run("1", scores(P_OTHER, "first", seed=1))]
     found = analysis.compare(runs, CONFIG, np.random.default_rng(0))
     assert found["params"].unique().to_list() == [""]
     rows = found.filter(measure="p_request", state="after").select("run", "editor", "seed", "n", "mean").rows()
@@ -126,29 +124,26 @@ def test_runs_that_differ_in_their_seed_are_pooled_and_shown(tmp_path):
         0.65)), ("0, 1", "first", 1, 4, pytest.approx(2.7 / 4)), ("0", "second", None, 4, pytest.approx(2.7 / 4))]
     # second minus the mean of first's two seeds: -.05, 0, .05, .05
     assert row(found, editor="second", state="after")["paired"] == pytest.approx(0.0125)
-    again = analysis.compare([runs[0], write_run(tmp_path / "copy", scores(P_AFTER, "first"))])
-    assert again["run"].unique(maintain_order=True).to_list() == ["0", "copy"]  # the same seed twice is not pooled
+    again = analysis.compare([runs[0], a_run("0", scores(P_AFTER, "first"))])
+    assert again["run"].unique(maintain_order=True).to_list() == ["0", "0 (2)"]  # the same seed twice is not pooled
 
 
-def test_the_comparison_as_html_and_figure(tmp_path):
-    runs = [write_run(tmp_path / "<b>slow", BOTH), write_run(tmp_path / "fast", scores(P_OTHER, "first"), lr=0.01)]
-    (section,) = comparison.sections([*runs, tmp_path / "unfinished"], AnalysisConfig(n_resamples=100))
-    assert "<b>slow" not in section["html"] and "&lt;b&gt;slow" in section["html"]
-    assert "edit.editors.first.lr=0.01" in section["html"] and "compared with" in section["html"]
-    assert json.dumps(section["figure"]).count("p(request)") == 1
-    assert comparison.sections([tmp_path / "unfinished"], CONFIG) == []
-    page = tables.styled_comparison(analysis.compare(runs, AnalysisConfig(n_resamples=100)), "all")
+def test_the_comparison_as_html_and_figure():
+    runs = [a_run("<b>slow", BOTH), a_run("fast", scores(P_OTHER, "first"), lr=0.01)]
+    config = AnalysisConfig(n_resamples=100)
+    frames = {table: analysis.compare(runs, config, table=table) for table in ("updating", "downstream")}
+    assert json.dumps(contrasts(frames).to_plotly_json(), default=str).count("p(request)") == 1
+    page = tables.styled_comparison(analysis.compare(runs, config), "all")
+    assert "<b>slow" not in page and "&lt;b&gt;slow" in page
+    assert "edit.editors.first.lr=0.01" in page and "compared with" in page
     difference = re.search(r"(<b>)?0\.0[23]<br>", page)  # 0.025 [-0.05, 0.10]: leaves zero in
     assert difference and not difference.group(1)
 
 
-def test_compare_names_what_is_missing(tmp_path):
+def test_compare_names_what_is_missing():
     with pytest.raises(StoreError, match="no run to compare"):
         analysis.compare([])
-    (tmp_path / "half").mkdir()
-    with pytest.raises(StoreError, match=r"cases\.parquet"):
-        analysis.compare([tmp_path / "half"])
-    run = write_run(tmp_path / "run", BOTH)
+    run = a_run("run", BOTH)
     with pytest.raises(StoreError, match="no such table: upgrading"):
         analysis.compare([run], table="upgrading")
     with pytest.raises(StoreError, match="no such group: stays"):

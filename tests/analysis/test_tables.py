@@ -1,4 +1,4 @@
-"""Measures, tables, comparison and verdict against values worked out by hand (SPEC 8)."""
+"""Measures, tables, comparison and findings against values worked out by hand."""
 
 import base64
 import math
@@ -9,11 +9,17 @@ import numpy as np
 import polars as pl
 import pytest
 
+from beliefedit.analysis import measures, verdict
 from beliefedit.analysis import tables as analysis
-from beliefedit.analysis import verdict
-from beliefedit.analysis.measures import FORMS, MEASURES, PROBES, measures
+from beliefedit.analysis.measures import (
+    FORMS,
+    MEASURES,
+    PROBES,
+    compute_measures,
+    wide_frame,
+)
 from beliefedit.config import AnalysisConfig
-from beliefedit.errors import StoreError
+from beliefedit.errors import MeasureError, StoreError
 from beliefedit.report import html_tables as tables
 
 CONFIG = AnalysisConfig(n_resamples=200)
@@ -85,12 +91,12 @@ AFTER = pl.concat([edited(EARLIER, step=20), edited(EDITED)])
 
 @pytest.fixture(scope="module")
 def frame():
-    return measures(CASES, QUERIES, BEFORE, AFTER)
+    return compute_measures(CASES, QUERIES, BEFORE, AFTER)
 
 
 @pytest.fixture(scope="module")
 def result(frame):
-    return analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    return analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
 
 
 def test_measures_by_hand(frame):
@@ -123,16 +129,86 @@ def test_measures_by_hand(frame):
 
 def test_a_prompt_that_was_not_scored_is_missing_not_zero():
     without = AFTER.filter(pl.col("probe") != "judged_not")
-    frame = measures(CASES, QUERIES, BEFORE, without)
+    frame = compute_measures(CASES, QUERIES, BEFORE, without)
     assert frame["negation_after"].null_count() == 3 and frame["negation_before"].null_count() == 0
-    row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
+    row = analysis.build_tables(frame, CONFIG, np.random.default_rng(0)).filter(
         table="all", measure="negation").select("state", "n", "mean").rows()
     assert row == [("before", 3, pytest.approx(0.2)), ("after", 0, None), ("difference", 0, None)]
 
 
+@pytest.fixture
+def registered():
+    """Measures registered in a test, taken away after it."""
+    before = dict(MEASURES)
+    yield measures.register_measure
+    MEASURES.clear()
+    MEASURES.update(before)
+
+
+def test_a_registered_measure_is_in_every_table(registered):
+    p = pl.col(f"p_lm.{PROBES[0]}")
+    registered("odds", p / (1 - p), label="odds of the <b>target</b>", short="odds", group="odds", better="higher",
+               probe=PROBES[0])
+
+    @registered("answer_length", group="length", unit="letters")
+    def answer_length(wide):
+        return wide[f"decoded.{PROBES[0]}"].str.len_chars()
+
+    frame = compute_measures(CASES, QUERIES, BEFORE, AFTER)
+    assert frame["odds_before"].to_list() == pytest.approx([4.0] * 3)
+    assert frame["answer_length_after"].to_list() == [6, 4, 8]
+    result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
+    assert analysis.summary(result)["lora"]["all"]["odds"]["after"] == pytest.approx(99)
+    assert result.filter(measure="odds", table="all", state="after")["told"].to_list() == [1]
+    page = tables.styled(result.filter(table="all"))
+    assert "odds of the &lt;b&gt;target&lt;/b&gt;" in page and "answer length" in page
+    assert "length, letters" in tables.styled_comparison(
+        analysis.compare_editors(frame, CONFIG, np.random.default_rng(0)), "all")
+    finding = verdict.findings_frame(result.with_columns(low="mean", high="mean")).filter(name="better odds")
+    assert finding.select("phrase", "holds").row(0) == ("improves odds of the <b>target</b>", True)
+
+
+def test_a_wrong_measure_is_a_named_error(registered):
+    with pytest.raises(MeasureError, match="'negation' is one of the kit's own measures"):
+        registered("negation", pl.lit(1.0))
+    with pytest.raises(MeasureError, match="no such better: more"):
+        registered("mine", pl.lit(1.0), better="more")
+    registered("mine", pl.col("p.nothing"))
+    with pytest.raises(MeasureError, match=r"(?s)cannot compute it.*measure 'mine'.*wide_frame"):
+        compute_measures(CASES, QUERIES, BEFORE, AFTER)
+    registered("mine", lambda wide: pl.Series([1.0, 2.0]))
+    with pytest.raises(MeasureError, match="2 values for 3 edits"):
+        compute_measures(CASES, QUERIES, BEFORE, AFTER)
+
+
+def test_an_installed_package_registers_measures(registered, monkeypatch):
+    class EntryPoint:
+        name, value = "mine", "my_package.measures"
+
+        def load(self):
+            registered("mine", pl.lit(1.0))
+            raise ImportError("no module named else")
+
+    monkeypatch.setattr(measures, "entry_points", lambda group: [EntryPoint()])
+    with pytest.raises(MeasureError, match=r"(?s)no module named else.*mine = my_package\.measures"):
+        measures._load_entry_points()
+    assert "mine" in MEASURES
+
+
+def test_the_wide_frame_has_what_measures_are_computed_from():
+    wide = wide_frame(CASES, QUERIES, BEFORE, "before")
+    assert wide[f"p.{PROBES[1]}.requested"].to_list() == pytest.approx([0.1] * 3)
+    assert wide[f"target.{PROBES[1]}"].to_list() == ["old"] * 3 and wide["p.judged_not.true"][0] == pytest.approx(0.3)
+    assert wide["true.downstream_judged.old"].to_list() == [True, None, None]
+    edited_wide = wide_frame(CASES, QUERIES, EDITED, "after")
+    assert edited_wide[f"target.{PROBES[0]}"].to_list() == CASES["request"].to_list()
+    assert edited_wide["true.downstream_judged.old"].to_list() == [False, None, None]
+    assert wide["state"].unique().to_list() == ["before"] and wide["tv." + PROBES[0]].null_count() == 3
+
+
 def test_what_was_told_is_marked_and_in_how_many_edits():
     told = edited(EDITED, "bayes", told=PROBES[:2]).with_columns(pl.col("told") & (pl.col("case") < 2))
-    result = analysis.tables(measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, told])), CONFIG,
+    result = analysis.build_tables(compute_measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, told])), CONFIG,
                              np.random.default_rng(0))
     share = {(row["editor"], row["measure"]): row["told"] for row in result.filter(table="all", state="after").rows(
         named=True)}
@@ -148,7 +224,7 @@ def test_what_was_told_is_marked_and_in_how_many_edits():
 
 def test_frames_of_another_shape_are_named_errors():
     with pytest.raises(StoreError, match="the edits' scores lack the columns step"):
-        measures(CASES, QUERIES, BEFORE, AFTER.drop("step"))
+        compute_measures(CASES, QUERIES, BEFORE, AFTER.drop("step"))
 
 
 @pytest.mark.parametrize(("table", "group", "members"), [
@@ -159,7 +235,7 @@ def test_frames_of_another_shape_are_named_errors():
     ("generalisation", "downstream answer stays", [1, 2]),
 ])
 def test_which_edits_each_table_counts(frame, result, table, group, members):
-    assert frame.filter(analysis.GROUPS[table][group])["case"].to_list() == members
+    assert frame.filter(analysis.TABLES[table][group])["case"].to_list() == members
     counts = result.filter(table=table, group=group, measure="p_request")["n"].to_list()
     assert counts == [len(members)] * 3
 
@@ -180,8 +256,8 @@ def test_table_values_by_hand(result):
 def test_seeds_are_pooled_and_shown():
     worse = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.59, "modal": 0.1}, dict.fromkeys(
         (*JUDGED, "atomic_a"), 0.5))
-    frame = measures(CASES, QUERIES, BEFORE, pl.concat([edited(EDITED, seed=0), edited(worse, seed=1)]))
-    result = analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    frame = compute_measures(CASES, QUERIES, BEFORE, pl.concat([edited(EDITED, seed=0), edited(worse, seed=1)]))
+    result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     rows = result.filter(table="all", measure="p_request", state="after").select("seed", "n", "mean").rows()
     assert rows == [(None, 6, pytest.approx(0.79)), (0, 3, pytest.approx(0.99)), (1, 3, pytest.approx(0.59))]
     page = tables.styled(result.filter(table="all"))
@@ -189,32 +265,26 @@ def test_seeds_are_pooled_and_shown():
 
 
 def test_no_edits_give_empty_tables_and_say_so():
-    frame = measures(CASES, QUERIES, BEFORE, AFTER.clear())
-    result = analysis.tables(frame, CONFIG, np.random.default_rng(0))
+    frame = compute_measures(CASES, QUERIES, BEFORE, AFTER.clear())
+    result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     assert result.is_empty() and analysis.summary(result) == {} and tables.styled(result) == ""
-    assert verdict.verdict(result) == ["No edits were made, so nothing can be said of editors."]
+    findings = verdict.findings_frame(result)
+    assert tables.styled_claims(findings) == "" and verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
 
 
 def test_a_group_without_edits_is_counted_as_none():
-    frame = measures(CASES, QUERIES, BEFORE, AFTER.filter(case=2))
-    row = analysis.tables(frame, CONFIG, np.random.default_rng(0)).filter(
+    frame = compute_measures(CASES, QUERIES, BEFORE, AFTER.filter(case=2))
+    row = analysis.build_tables(frame, CONFIG, np.random.default_rng(0)).filter(
         table="fixing", measure="p_request", state="after").row(0, named=True)
     assert (row["n"], row["mean"], row["low"]) == (0, None, None)
 
 
-def test_summary_and_wide_and_csv(result, tmp_path):
+def test_summary(result):
     found = analysis.summary(result)["lora"]
     assert found["updating"]["p_request"] == {
         "before": pytest.approx(0.1), "after": pytest.approx(0.99), "difference": pytest.approx(0.89),
         "difference_low": None, "difference_high": None, "n": 2}
     assert found["breaking_or_fixing/breaking"]["p_request"]["n"] == 1
-    wide = tables.to_wide(result.filter(table="all"))
-    assert wide["state"].to_list() == ["before", "after", "difference"] and wide["n"].to_list() == [3, 3, 3]
-    assert wide["p_request"].to_list() == pytest.approx([0.1, 0.99, 0.89])
-    paths = tables.write_tables(result, tmp_path)
-    assert [path.stem for path in paths] == list(analysis.GROUPS)
-    assert pl.read_csv(paths[0]).equals(result.filter(table="all").with_columns(
-        pl.col("seed").cast(pl.String), pl.col("n").cast(pl.Int64)))
 
 
 class Cells(HTMLParser):
@@ -239,7 +309,7 @@ def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     compared = analysis.compare_editors(frame.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">')), CONFIG,
                                         np.random.default_rng(0))
     for page in (tables.styled(hostile), tables.styled_comparison(compared, "all"),
-                 tables.styled_claims(verdict.claims(hostile))):
+                 tables.styled_claims(verdict.findings_frame(hostile))):
         cells = Cells()
         cells.feed(page)
         assert cells.tags <= {"h4", "p", "a", "b", "span", "div", "table", "caption", "thead", "tbody", "tr", "th",
@@ -263,13 +333,12 @@ def test_a_table_can_be_saved_from_the_page(result):
     assert base64.b64decode(data).decode() == result.filter(table="all").write_csv()
 
 
-def test_verdict_without_an_interval_claims_nothing(result):
-    claims = {claim.name: claim for claim in verdict.claims(result)}
-    assert claims["adopts"].holds is None
-    assert claims["adopts"].sentence == (
-        "Whether lora believes the request cannot be said: edits of one subject only, so no interval.")
-    assert tables.styled_claims(verdict.claims(result)).count("not tested") == sum(
-        not claim.value for claim in verdict.claims(result))
+def test_without_an_interval_nothing_is_found(result):
+    findings = verdict.findings_frame(result)
+    assert findings.filter(name="adopts").select("holds", "mean", "low", "n").row(0) == (
+        None, pytest.approx(0.99), None, 2)
+    assert tables.styled_claims(findings).count("not tested") == findings["low"].null_count()
+    assert "Not tested: whether it believes the request" in verdict.sentences(findings)[0]
 
 
 def test_worst_cases_are_readable_and_sorted():
@@ -277,6 +346,5 @@ def test_worst_cases_are_readable_and_sorted():
     assert worst["probe"].to_list() == [probe for probe in PROBES for _ in range(2)]
     assert worst["case"].to_list() == [0, 1] * 4
     assert worst["error"].to_list() == pytest.approx([0.04] * 2 + [0.5] * 6)
-    assert worst["sentence"][6] == (
-        "Told “Ann home Paris”, lora believes “0 other_subject_other_relation new” with 0.10, the rational agent with "
-        "0.60. Asked “0 other_subject_other_relation”, the model says “old thing”.")
+    assert worst.select("request", "statement", "prompt", "decoded").row(6) == (
+        "Ann home Paris", "0 other_subject_other_relation new", "0 other_subject_other_relation", "old thing")

@@ -1,9 +1,12 @@
-"""The verdict follows the intervals of the tables (SPEC 8)."""
+"""Findings follow the intervals of the tables."""
 
 import polars as pl
 import pytest
 
 from beliefedit.analysis import verdict
+
+TABLE = {"table": pl.String, "editor": pl.String, "seed": pl.UInt32, "group": pl.String, "measure": pl.String,
+         "state": pl.String, "n": pl.UInt32, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 
 
 def rows_for(table, measure, state, n, mean, low, high):
@@ -12,16 +15,16 @@ def rows_for(table, measure, state, n, mean, low, high):
 
 
 @pytest.mark.parametrize(("low", "high", "holds", "words"), [
-    (0.6, 0.9, True, "lora believes the request"), (0.1, 0.4, False, "lora does not believe the request"),
-    (0.4, 0.6, None, "Whether lora believes the request is open")])
+    (0.6, 0.9, True, "lora believes the request"), (0.1, 0.4, False, "It does not believe the request"),
+    (0.4, 0.6, None, "Open is whether it believes the request")])
 def test_verdict_follows_the_interval(low, high, holds, words):
     mean = (low + high) / 2
     frame = pl.DataFrame([rows_for("updating", "p_request", "before", 412, 0.01, 0.0, 0.02),
                           rows_for("updating", "p_request", "after", 412, mean, low, high)])
-    claim = {claim.name: claim for claim in verdict.claims(frame)}["adopts"]
-    assert claim.holds is holds
-    assert claim.sentence == (f"{words}: p(request) after the edit, where the model said otherwise, is {mean:.2f} "
-                              f"[{low:.2f}, {high:.2f}] (0.01 before), n = 412.")
+    findings = verdict.findings_frame(frame)
+    (finding,) = findings.filter(name="adopts").to_dicts()
+    assert (finding["holds"], finding["n"], finding["mean"]) == (holds, 412, mean)
+    assert f"{words} ({mean:.2f} [{low:.2f}, {high:.2f}])" in verdict.sentences(findings)[0]
 
 
 @pytest.mark.parametrize(("measure", "low", "high", "name", "holds"), [
@@ -34,12 +37,12 @@ def test_verdict_follows_the_interval(low, high, holds, words):
 def test_verdict_on_changes(measure, low, high, name, holds):
     frame = pl.DataFrame([rows_for("updating", measure, "before", 9, 0.5, 0.4, 0.6),
                           rows_for("updating", measure, "difference", 9, (low + high) / 2, low, high)])
-    claim = {claim.name: claim for claim in verdict.claims(frame)}[name]
-    assert claim.holds is holds
-    assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−").replace("+0.00", "0.00") in claim.sentence
+    (finding,) = verdict.findings_frame(frame).filter(name=name).to_dicts()
+    assert finding["holds"] is holds
+    assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−").replace("+0.00", "0.00") in verdict.finding_value(finding)
 
 
-def test_a_paragraph_sorts_claims_by_what_holds():
+def test_a_paragraph_sorts_findings_by_what_holds():
     def state(table, measure, mean, low, high):
         return [rows_for(table, measure, "before", 40, 0.1, 0.0, 0.2),
                 rows_for(table, measure, "after", 40, mean, low, high)]
@@ -54,10 +57,10 @@ def test_a_paragraph_sorts_claims_by_what_holds():
         *change("accuracy_other_subject_same_relation", -0.06, -0.09, -0.04),
         *change("negation", 0.0, -0.01, 0.01), *change("conjunction", 0.01, 0.0, 0.02),
         *change("true_false", 0.5, 0.4, 0.6)])
-    assert verdict.verdict(frame) == [
-        "lora believes the request (0.90 [0.80, 1.00]) and keeps the coherence of negation (0.00 [−0.01, +0.01]) and "
-        "conjunction (+0.01 [0.00, +0.02]). But it does not revise what follows (0.10 [0.00, 0.20]) and loses the "
-        "coherence of true/false (+0.50 [+0.40, +0.60]). Open is whether it leaves other subjects alone (−0.06 [−0.09, "
+    assert verdict.sentences(verdict.findings_frame(frame)) == [
+        "lora believes the request (0.90 [0.80, 1.00]), keeps negation coherence (0.00 [−0.01, +0.01]) and keeps "
+        "conjunction coherence (+0.01 [0.00, +0.02]). It does not revise what follows (0.10 [0.00, 0.20]) and loses "
+        "true/false coherence (+0.50 [+0.40, +0.60]). Open is whether it leaves other subjects alone (−0.06 [−0.09, "
         "−0.04]). Not tested: whether it answers with the request, repairs wrong beliefs, leaves the subject's other "
         "facts alone, moves toward the rational agent on the edited fact, moves toward the rational agent on the "
         "downstream fact, moves toward the rational agent on other subjects, keeps disjunction coherence and keeps "
@@ -73,9 +76,9 @@ def test_editors_are_told_apart_only_where_the_paired_interval_leaves_out_zero()
         paired("lora", "p_request", None, None, None), paired("rome", "p_request", 0.2, 0.1, 0.3),
         paired("rome", "true_false", 0.01, -0.1, 0.1), paired("grace", "p_request", 0.0, -0.1, 0.1),
         paired("none", "p_request", None, None, None)], infer_schema_length=None)
-    assert verdict.differences([("updating", frame)]) == [
+    nothing = verdict.findings_frame(pl.DataFrame([], schema=TABLE))
+    assert verdict.sentences(nothing, [("updating", frame)]) == [
         "On the same requests after the edit, rome differs from lora in p(request) (+0.20 [+0.10, +0.30], n = 30); it "
         "shows none in true/false error.",
         "On the same requests after the edit, grace shows no difference from lora in p(request).",
         "none and lora have no requests in common that could be compared."]
-    assert verdict.differences([]) == []

@@ -9,7 +9,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 import beliefedit as be
-from beliefedit.analysis.measures import PROBES, measures
+from beliefedit.analysis.measures import PROBES, compute_measures
 from beliefedit.config import CorpusConfig, EditConfig, ModelConfig
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.edits import DISTANCES, Comparison
@@ -93,7 +93,7 @@ def test_editing_writes_them_and_the_measures_hold_them(asked, tmp_path) -> None
     assert_frame_equal(found.select(list(DISTANCES)), comparison.after(edited, range(6)), rel_tol=1e-3)
     scores, _ = editing.gather(tmp_path)
     before = editing.ask(model, tokenizer, cases.queries, max_new_tokens=4)
-    measured = measures(cases.cases, cases.queries, before, scores, distances=(comparison.before(model), found))
+    measured = compute_measures(cases.cases, cases.queries, before, scores, distances=(comparison.before(model), found))
     cell = found.filter(case=2, probe=PROBES[0])
     assert measured[f"tv_{PROBES[0]}_after"][2] == cell["tv"][0]
     assert measured[f"kl_{PROBES[0]}_after"][2] == cell["kl"][0]

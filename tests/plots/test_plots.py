@@ -11,12 +11,23 @@ import polars as pl
 import pytest
 
 from beliefedit.analysis import tables as analysis
-from beliefedit.analysis.measures import FLAGS, MEASURES, PROBES
+from beliefedit.analysis.measures import ERROR_GROUPS, FLAGS, MEASURES, PROBES, in_groups
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import ReportError
 from beliefedit.plots import __all__, style
 from beliefedit.plots import corpus as plots
-from beliefedit.plots.edits import coherence_histograms, contrasts, forest, outcomes, trajectories
+from beliefedit.plots.edits import (
+    coherence_histograms,
+    contrasts,
+    forest,
+    outcomes,
+    published_errors,
+    rationality_bars,
+    rationality_table,
+    sequence_lines,
+    sequence_table,
+    trajectories,
+)
 from beliefedit.plots.style import save_figure
 from beliefedit.plots.training import accuracy_curves, calibration, training_curves
 from tests.conftest import BROWSER
@@ -37,7 +48,7 @@ def make_measures():
 
 
 MEASURED = make_measures()
-TABLES = analysis.tables(MEASURED, AnalysisConfig(n_resamples=100), np.random.default_rng(0))
+TABLES = analysis.build_tables(MEASURED, AnalysisConfig(n_resamples=100), np.random.default_rng(0))
 COMPARED = {table: analysis.compare_editors(MEASURED.with_columns(seed=pl.col("case") % 4 // 2, relation=pl.lit("r")),
                                             AnalysisConfig(n_resamples=100), np.random.default_rng(0), table=table)
             for table in ("updating", "downstream")}
@@ -59,6 +70,8 @@ def edit_frames():
     queries = pl.DataFrame([{
         "case": 3, "probe": probe, "kind": kind, "prompt": NASTY, "target": kind, "label": "x",
         "p_before_direct": 0.11, "p_after_direct": 0.95, "p_before_predictive": 0.22, "p_after_predictive": 0.77,
+        "p_after_given_upstream": None, "p_after_direct_frequency": 0.81, "p_after_predictive_frequency": 0.71,
+        "p_one_observation_direct": 0.61, "p_generative": 0.31,
     } for probe, kind in kinds])
     edited = pl.concat([scores(base).select(pl.lit("lora").alias("editor"), pl.lit(0).alias("seed"),
                                             pl.lit(step).alias("step"), pl.all())
@@ -67,6 +80,16 @@ def edit_frames():
 
 
 EDITED, QUERIES, BEFORE = edit_frames()
+IN_SEQUENCE = pl.DataFrame([  # edits on top of edits: two editors, the agent told the same
+    {"editor": editor, "n_edits": n, "group": group, "measure": measure, "n": 9, "mean": 0.5 + n / 100, "low": 0.25,
+     "high": 0.75 if measure == "p_lm" else None}
+    for editor in EDITORS for n in (1, 10)
+    for group, measures in (("last", ("p_lm", "p_agent", "accuracy")), ("so_far", ("p_lm", "coherence")),
+                            ("corpus", ("loss",))) for measure in measures])
+TESTED = pl.DataFrame([
+    {"editor": editor, "test": test, "who": who, "n": 9, "mean": -0.001 if who == "agent" else 0.5,
+     "low": None if who == "agent" else 0.4, "high": None if who == "agent" else 0.6}
+    for editor in EDITORS for test in ("order", "slope") for who in ("lm", "agent")])
 METRICS = pl.DataFrame({"step": [1, 2], "tokens": [100, 200], "train_loss": [2.0, 1.0], "eval_loss": [2.5, 1.5],
                         "atomic": [0.1, 0.9], "true_false": [0.5, 0.8], "not": [0.5, 0.7], "and": [None, None],
                         "or": [0.5, 0.6]}, schema_overrides={"and": pl.Float64})
@@ -88,6 +111,9 @@ FIGURES = {
     "forest": lambda: forest(TABLES),
     "outcomes": lambda: outcomes(TABLES),
     "contrasts": lambda: contrasts(COMPARED),
+    "published_errors": lambda: published_errors(QUERIES, EDITED.with_columns(editor=pl.lit(NASTY)), NASTY),
+    "sequence_lines": lambda: sequence_lines(IN_SEQUENCE),
+    "rationality_bars": lambda: rationality_bars(TESTED),
     "truth_histogram": lambda: plots.truth_histogram(TRUTH),
     "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(SHARED, RELATIONS),
     "relation_graph": lambda: plots.relation_graph({"death": "birth"}, SHARED, RELATIONS),
@@ -144,6 +170,9 @@ def test_figure_of_nothing_is_a_figure(name):
         "coherence_histograms": lambda: coherence_histograms(MEASURED.clear(), "lora"),
         "forest": lambda: forest(TABLES.clear()),
         "outcomes": lambda: outcomes(TABLES.clear()),
+        "published_errors": lambda: published_errors(QUERIES.clear(), EDITED.clear(), "lora"),
+        "sequence_lines": lambda: sequence_lines(IN_SEQUENCE.clear()),
+        "rationality_bars": lambda: rationality_bars(TESTED.clear()),
         "contrasts": lambda: contrasts({name: frame.clear() for name, frame in COMPARED.items()}),
         "truth_histogram": lambda: plots.truth_histogram(TRUTH.clear()),
         "cooccurrence_heatmap": lambda: plots.cooccurrence_heatmap(np.zeros((0, 0)), []),
@@ -209,7 +238,7 @@ def test_trajectories_refuse_a_mixture_of_editors():
 
 def test_histograms_share_adds_up():
     figure = coherence_histograms(MEASURED, "lora")
-    assert len(figure.data) == 16
+    assert len(figure.data) == 2 * len(in_groups(*ERROR_GROUPS))
     assert all(sum(trace.y) == pytest.approx(1) for trace in figure.data)
     values = MEASURED.filter(editor="lora")["true_false_after"].to_list()
     (trace,) = [t for t in figure.data if t.xaxis == "x5" and t.name == "LM after"]
@@ -228,17 +257,38 @@ def test_forest_and_bars_hold_means_and_intervals():
     assert shown.name == "LM after" and shown.marker.color == style.AFTER
     changes = TABLES.filter(table="generalisation", group="downstream answer changes", state="after",
                             measure="accuracy_same_subject_other_relation", editor="lora")["mean"][0]
-    assert shown.x[1] == pytest.approx(changes) and shown.customdata[1][3] == "10"
+    assert shown.x[1] == pytest.approx(changes) and shown.customdata[1][1] == 10
 
 
 def test_contrasts_show_every_contender_and_its_seeds():
     figure = contrasts(COMPARED)
-    pooled, single = figure.data[0], figure.data[1]  # p(request), the first editor
+    pooled, single = figure.data[0], figure.data[1]  # p(request); the first editor comes first
     rows = COMPARED["updating"].filter(measure="p_request", state="after", editor="lora")
-    assert list(pooled.x) == [rows["mean"][0]] and pooled.error_x.array[0] == pytest.approx(
+    assert pooled.x[0] == rows["mean"][0] and list(pooled.y) == [0, 1] and pooled.error_x.array[0] == pytest.approx(
         rows["high"][0] - rows["mean"][0])
-    assert list(single.x) == rows["mean"][1:].to_list() and single.marker.size < pooled.marker.size
-    assert "seed 1" in single.customdata[1][5] and "single seeds" in figure.layout.title.text
+    assert list(single.x[:2]) == rows["mean"][1:].to_list() and single.marker.size < pooled.marker.size
+    assert "seed 1" in single.customdata[1][2] and "single seeds" in figure.layout.title.text
+
+
+def test_published_errors_by_hand():
+    figure = published_errors(QUERIES, EDITED, "lora", n_bins=10)  # p(request) after the last step: 0.9
+    centres = [round(float(trace.x[list(trace.y).index(1)]), 2) if sum(trace.y) else None for trace in figure.data]
+    assert centres == [0.05, 0.15, None, 0.05, 0.15, 0.25, 0.55, 0.9]  # |0.9 - 0.95|, …; 0.95 - 0.11
+    assert figure.data[-1].marker.color == style.AGENT and len(figure.layout.annotations) == 8
+
+
+def test_edits_on_top_of_edits_and_tests_of_rationality_by_hand():
+    lines = sequence_lines(IN_SEQUENCE)
+    first = [trace for trace in lines.data if trace.xaxis == "x"]
+    assert [(trace.name[:5], list(trace.y)) for trace in first] == [
+        ("lora", [0.51, 0.6]), ("&lt;s", [0.51, 0.6]), ("agent", [0.51, 0.6])]
+    assert first[0].customdata[0] == ["0.510 [0.250, 0.750]", 9] and first[0].error_y.array[0] == pytest.approx(0.24)
+    table = sequence_table(IN_SEQUENCE)
+    assert table.columns[:3] == ["editor", "edits", "adopted: last"] and table["adopted: last"][1] == "0.60"
+    bars = rationality_bars(TESTED)
+    assert [list(trace.x) for trace in bars.data] == [[0, 5]] * 3 and bars.data[-1].name == "agent"
+    assert rationality_table(TESTED).select("editor", "order").rows() == [
+        ("lora", "0.50 [0.40, 0.60]"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
 
 
 def test_truth_histogram_counts_facts():
