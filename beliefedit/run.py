@@ -461,6 +461,7 @@ class Run:
         measured = analysis.compute_measures(cases.cases, cases.queries, self.beliefs, self.edits,
                                              distances=(self.distances_before, self.distances_after))
         tables = analysis.build_tables(measured, settings, generator)
+        findings = verdict.findings_frame(tables)
         paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))
                   for table in ("updating", "downstream")]
         measured.write_parquet(folder / "measures.parquet")
@@ -472,8 +473,8 @@ class Run:
         for editor, per_second in speeds.iter_rows():
             summary.setdefault(editor, {})["edits_per_second"] = per_second
         write_json(folder / "summary.json", summary)
-        verdict.findings_frame(tables).write_parquet(folder / "findings.parquet")
-        write_text(folder / "verdict.txt", "\n".join(verdict.sentences(tables, paired)) + "\n")
+        findings.write_parquet(folder / "findings.parquet")
+        write_text(folder / "verdict.txt", "\n".join(verdict.sentences(findings, paired)) + "\n")
 
     # Several processes
 
