@@ -1,13 +1,13 @@
-"""The exact Bayesian agent: what a rational reader of the corpus believes, and would believe after an edit (SPEC 5).
+"""The exact Bayesian agent: what the evidence of a corpus supports, before and after an edit.
 
-Everything is closed form over sparse counts. A fitted agent never changes: `BayesAgent.after` gives a view that
-shares the fitted counts and holds only what the edit touches.
+Beliefs are posterior means under a Dirichlet prior, in closed form over sparse counts (docs/specification.md,
+section 5). A fitted agent never changes: `BayesAgent.after` shares its counts and holds only what the edit touches.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -21,7 +21,6 @@ from beliefedit.agent.counts import (
     Labels,
     check_columns,
     count,
-    distinct_names,
     object_ids,
     pair_ids,
 )
@@ -29,50 +28,37 @@ from beliefedit.agent.posterior import Beliefs, Fitted, fit_conditional
 from beliefedit.errors import EvidenceError
 
 PATHS = ("request", "downstream", "population")
-"""How an edit reaches a fact: it asks for it; the fact follows from the edited one; or q(o | r, x) is learnt anew."""
-
-
-def reached(facts: pl.DataFrame, subject: object, relation: object, taught: Sequence) -> pl.DataFrame:
-    """Facts that evidence on (subject, relation) can move.
-
-    Args:
-        facts: subject, relation, object.
-        taught: relations whose conditional the evidence enters.
-    """
-    own = (pl.col("subject") == pl.lit(subject)) & (pl.col("relation") == pl.lit(relation))
-    return facts.filter(own | pl.col("relation").is_in(list(taught))).select("subject", "relation", "object")
-
-
-def moved(facts: pl.DataFrame, before: np.ndarray, after: np.ndarray, edited: tuple[object, object]) -> pl.DataFrame:
-    """Facts whose probability [n] changes, with how and how much; see `BayesAgent.ripple`."""
-    subject, relation = (pl.lit(name) for name in edited)
-    path = (pl.when(pl.col("subject") != subject).then(pl.lit("population"))
-            .when(pl.col("relation") == relation).then(pl.lit("request")).otherwise(pl.lit("downstream")))
-    changes = pl.DataFrame({"p_before": before, "p_after": after, "change": after - before})
-    return (facts.hstack(changes).with_columns(path=path).filter(pl.col("change") != 0)
-            .sort(pl.col("change").abs(), descending=True, maintain_order=True))
+"""How an edit moves a fact: it asks for it; the fact follows from the edited one; or it moves q(o | r, x) for all."""
 
 View = Literal["direct", "predictive"]
 
 
 @dataclass(frozen=True)
 class BayesAgent:
-    """Beliefs of a rational reader. Make one with `fit`; ask "what if" with `after`."""
+    """Posterior beliefs given evidence. `fit` makes one; `after` gives the one that has also seen an edit.
+
+    Attributes:
+        as_published: what `after` does unless told otherwise, see `fit`.
+    """
 
     _subjects: Labels
     _relations: Labels
     _objects: Labels
     _beliefs: Beliefs
+    as_published: bool = False
 
     @classmethod
-    def fit(cls, evidence: pl.DataFrame, *, pairs: Mapping, objects: Sequence) -> BayesAgent:
-        """Count evidence (SPEC 5).
+    def fit(cls, evidence: pl.DataFrame, *, pairs: Mapping, objects: Sequence,
+            as_published: bool = False) -> BayesAgent:
+        """Count evidence.
 
         Args:
             evidence: subject, relation, object, weight, and optionally count (times the row stands); the first
                 three are labels or ids. Object ids index ``objects``.
             pairs: downstream relation to upstream relation, named as in ``evidence``.
             objects: all K object labels; evidence may leave some unobserved.
+            as_published: edits of a downstream fact count twice in the conditional, as in the published code
+                (docs/specification.md, section 9).
 
         Raises:
             EvidenceError: missing columns or values, an object not in ``objects``, a weight or count outside the
@@ -83,8 +69,8 @@ class BayesAgent:
         n_objects = len(object_labels.names)
         if n_objects < 2:
             raise EvidenceError(f"beliefs need at least two objects, {n_objects} given", remedy="name all objects")
-        subjects = Labels.of("subject", distinct_names(evidence["subject"]))
-        names = distinct_names(evidence["relation"])
+        subjects = Labels.of("subject", evidence["subject"].unique(maintain_order=True).to_list())
+        names = evidence["relation"].unique(maintain_order=True).to_list()
         unseen = dict.fromkeys(r for pair in pairs.items() for r in pair if r not in names)
         relations = Labels.of("relation", [*names, *unseen])
         upstream = pair_ids(pairs, relations)
@@ -94,7 +80,8 @@ class BayesAgent:
         counts = count(ids, evidence["weight"].cast(pl.Float64).to_numpy(), times,
                        (len(subjects.names), len(relations.names), n_objects))
         conditionals = {d: fit_conditional(counts, d, u) for d, u in upstream.items()}
-        return cls(subjects, relations, object_labels, Beliefs(Fitted(upstream, counts, conditionals), {}, {}, {}))
+        beliefs = Beliefs(Fitted(upstream, counts, conditionals), {}, {}, {})
+        return cls(subjects, relations, object_labels, beliefs, as_published)
 
     @property
     def objects(self) -> list:
@@ -117,9 +104,9 @@ class BayesAgent:
         """Belief that the subject has this object.
 
         Args:
-            view: "direct" (evidence on this fact alone) or "predictive" (through the upstream fact where there is
-                one).
-            frequency: plain frequencies, without the prior.
+            view: "direct": from the evidence on (subject, relation) alone. "predictive": marginalized over the
+                objects of the upstream fact where there is one, else the same as "direct".
+            frequency: the relative frequency of the evidence, without the prior.
 
         Raises:
             EvidenceError: unknown subject, relation, object or view.
@@ -151,11 +138,14 @@ class BayesAgent:
         Returns:
             direct, predictive, given_upstream, and each again with the suffix _frequency.
         """
-        s, r = self._ids(subject, relation)
-        x = None if given is None else self._objects.id(given)
-        if x is not None:
-            self._downstream_id(relation)
-        return self._beliefs.views_at(s, r, self._object_ids(objects), x)
+        views = {}
+        for frequency, suffix in ((False, ""), (True, "_frequency")):
+            for view in ("direct", "predictive"):
+                views[view + suffix] = self.beliefs(subject, relation, objects, view, frequency)
+            views[f"given_upstream{suffix}"] = np.full(len(objects), np.nan) if given is None else (
+                self._beliefs.given_at(self._downstream_id(relation), self._objects.id(given),
+                                       self._object_ids(objects), frequency))
+        return views
 
     def conditional(self, relation: object, upstream_object: object, frequency: bool = False) -> np.ndarray:
         """q(o | r, x): belief over objects of a downstream relation given the upstream object, [n_objects].
@@ -165,23 +155,26 @@ class BayesAgent:
         """
         return self._beliefs.given(self._downstream_id(relation), self._objects.id(upstream_object), frequency)
 
-    def after(self, subject: object, relation: object, object: object, weight: float = 1.0,
-              as_published: bool = False) -> BayesAgent:
+    def after(self, subject: object, relation: object = None, object: object = None, weight: float = 1.0,
+              as_published: bool | None = None) -> BayesAgent:
         """The agent that has also seen this evidence; the one asked is untouched.
 
         Args:
+            subject: or an edit request, an object with ``fact``, ``target`` and ``weight``, in place of the first four.
             weight: as in the evidence, e.g. what `weight_for` gives.
-            as_published: count an edit of a downstream fact twice in the conditional, as the published code does
-                (SPEC 9).
+            as_published: see `fit`; None: as this agent was fitted.
 
         Raises:
             EvidenceError: an unknown name, or a weight that is not evidence.
         """
-        fact = *self._ids(subject, relation), self._objects.id(object)
-        return replace(self, _beliefs=self._beliefs.after(*fact, weight, as_published))
+        if hasattr(subject, "fact"):
+            return self.after(subject.fact.subject, subject.fact.relation, subject.target, subject.weight, as_published)
+        doubled = self.as_published if as_published is None else as_published
+        beliefs = self._beliefs.after(*self._ids(subject, relation), self._objects.id(object), weight, doubled)
+        return replace(self, _beliefs=beliefs)
 
     def weight_for(self, subject: object, relation: object, object: object, probability: float = 0.95) -> float:
-        """Weight that brings the direct belief to at least ``probability`` (SPEC 5); not positive if it is there.
+        """Weight that brings the direct belief to at least ``probability``; not positive if it is there.
 
         Raises:
             EvidenceError: a probability that is not between 0 and 1.
@@ -196,7 +189,8 @@ class BayesAgent:
 
     def probabilities(self, queries: pl.DataFrame, view: View = "predictive", frequency: bool = False) -> np.ndarray:
         """`probability` of every row of a frame with subject, relation, object: float64 [n], all at once."""
-        return self._beliefs.many(*self._encoded(queries), _is_predictive(view), frequency)
+        s, r, o = self._encoded(queries)
+        return self._beliefs.many(s, r, o, _is_predictive(view), frequency)
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:
@@ -207,19 +201,25 @@ class BayesAgent:
             subject, relation, object, weight: the edit, as in `after`.
 
         Returns:
-            subject, relation, object, p_before, p_after, change, path (one of `beliefedit.ripple.PATHS`); the largest
-            |change| first, ties in the order of ``facts``. Facts that stay as they are to the last bit are left out.
+            subject, relation, object, p_before, p_after, change, path (one of `PATHS`); the largest |change| first,
+            ties in the order of ``facts``. Facts that stay as they are to the last bit are left out.
 
         Raises:
             EvidenceError: an unknown name, or a weight that is not evidence.
         """
         edited = self.after(subject, relation, object, weight)
-        # Evidence on a downstream fact or its upstream one teaches q; any other fact concerns its own subject alone.
+        # Evidence on a downstream fact or its upstream one teaches q; any other concerns its own subject alone.
         taught = [d for d, u in self.pairs.items() if relation in (d, u)]
-        found = reached(facts, subject, relation, taught)
-        ids = self._encoded(found)
-        before, after = (agent._beliefs.many(*ids, predictive=True, frequency=False) for agent in (self, edited))
-        return moved(found, before, after, (subject, relation))
+        same_subject, same_relation = pl.col("subject") == pl.lit(subject), pl.col("relation") == pl.lit(relation)
+        reached = facts.select("subject", "relation", "object").filter(
+            same_subject & same_relation | pl.col("relation").is_in(taught))
+        s, r, o = self._encoded(reached)
+        before, after = (agent._beliefs.many(s, r, o, predictive=True, frequency=False) for agent in (self, edited))
+        path = (pl.when(~same_subject).then(pl.lit("population"))
+                .when(same_relation).then(pl.lit("request")).otherwise(pl.lit("downstream")))
+        return (reached.with_columns(p_before=before, p_after=after, change=after - before, path=path)
+                .filter(pl.col("change") != 0)
+                .sort(pl.col("change").abs(), descending=True, maintain_order=True))
 
     def expected_downstream(self, relation: object) -> dict:
         """Observed upstream object to the object expected downstream of it, argmax q(· | r, x); ties: the first."""
@@ -230,9 +230,9 @@ class BayesAgent:
     def _ids(self, subject: object, relation: object) -> tuple[int, int]:
         return self._subjects.id(subject), self._relations.id(relation)
 
-    def _encoded(self, facts: pl.DataFrame) -> list[np.ndarray]:
+    def _encoded(self, facts: pl.DataFrame) -> Iterator[np.ndarray]:
         """Ids of a frame's subjects, relations and objects, int64 [n] each."""
-        return [labels.encode(facts[labels.kind]) for labels in (self._subjects, self._relations, self._objects)]
+        return (labels.encode(facts[labels.kind]) for labels in (self._subjects, self._relations, self._objects))
 
     def _object_ids(self, objects: Sequence) -> np.ndarray:
         return np.array([self._objects.id(o) for o in objects], dtype=np.int64)

@@ -1,8 +1,12 @@
-"""What an edit touches: the few count vectors that a changed agent holds beside the fitted ones (SPEC 5)."""
+"""Evidence counts, and what edits add to them (docs/specification.md, section 5).
+
+The counts of one (subject, relation) are a vector of K objects. It is kept as a background, which every object has,
+and the excess of the few objects that evidence was given on: n_o = background + excess_o.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +36,7 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Labels:
-    """Names and ids of one kind (subjects, relations or objects)."""
+    """Names of one kind (subject, relation or object) and the ids that arrays know them by."""
 
     kind: str
     names: list
@@ -40,6 +44,7 @@ class Labels:
 
     @classmethod
     def of(cls, kind: str, names: list) -> Labels:
+        """Ids in the order of the names, which must be distinct."""
         ids = {name: index for index, name in enumerate(names)}
         if len(ids) != len(names):
             twice = next(name for index, name in enumerate(names) if ids[name] != index)
@@ -47,7 +52,7 @@ class Labels:
         return cls(kind, names, ids)
 
     def id(self, name: object) -> int:
-        """Raises EvidenceError for a name nobody gave evidence on."""
+        """Raises EvidenceError for a name without evidence."""
         try:
             return self.ids[name]
         except (KeyError, TypeError):
@@ -57,30 +62,11 @@ class Labels:
     def encode(self, column: pl.Series) -> np.ndarray:
         """Ids, int64 [n], of a column of names."""
         if column.null_count():
-            raise EvidenceError(f"the {self.kind} is missing", where=f"row {int(column.is_null().arg_max())}",
+            raise EvidenceError(f"the {self.kind} is missing", where=f"row {column.is_null().arg_max()}",
                                 remedy="remove rows with missing values")
-        codes, names = _codes(column)
-        return np.array([self.id(name) for name in names], dtype=np.int64)[codes]
-
-
-def _codes(column: pl.Series) -> tuple[np.ndarray, list]:
-    """Codes [n] and the distinct names they stand for, in order of first appearance."""
-    if isinstance(column.dtype, pl.Enum):
-        physical = column.to_physical()
-        distinct = physical.unique(maintain_order=True)
-        names = column.dtype.categories.gather(distinct).to_list()
-    else:
-        physical, distinct = column, column.unique(maintain_order=True)
-        names = distinct.to_list()
-    codes = pl.DataFrame({"name": physical}).join(
-        pl.DataFrame({"name": distinct}).with_row_index("code"), on="name", how="left", maintain_order="left",
-        nulls_equal=True)
-    return codes["code"].to_numpy().astype(np.int64), names
-
-
-def distinct_names(column: pl.Series) -> list:
-    """Names of a column in order of first appearance."""
-    return _codes(column)[1]
+        names = column.unique(maintain_order=True)
+        ids = pl.DataFrame({"name": names, "id": pl.Series([self.id(name) for name in names.to_list()], dtype=pl.Int64)})
+        return pl.DataFrame({"name": column}).join(ids, on="name", how="left", maintain_order="left")["id"].to_numpy()
 
 
 def check_columns(evidence: pl.DataFrame) -> None:
@@ -107,14 +93,14 @@ def check_columns(evidence: pl.DataFrame) -> None:
 
 
 def object_ids(column: pl.Series, labels: Labels) -> np.ndarray:
-    """Object ids of labels, or of ids that index the labels.
+    """Object ids, int64 [n], of a column of labels or, where labels are not integers, of the ids themselves.
 
     Raises:
         EvidenceError: an unknown or missing object.
     """
-    if not column.dtype.is_integer() or all(isinstance(name, int) for name in labels.names[:1]):
+    if not column.dtype.is_integer() or isinstance(labels.names[0], int):
         return labels.encode(column)
-    if column.null_count() or column.min() < 0 or column.max() >= len(labels.names):
+    if column.null_count() or not column.is_between(0, len(labels.names) - 1).all():
         raise EvidenceError("an object id is outside the objects", where=f"objects: 0 to {len(labels.names) - 1}",
                             remedy="pass the label of every object")
     return column.to_numpy().astype(np.int64)
@@ -126,14 +112,12 @@ def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
     Raises:
         EvidenceError: a relation stands in two places of the pairs.
     """
-    upstream = {relations.id(d): relations.id(u) for d, u in pairs.items()}
-    named = [*upstream, *upstream.values()]
-    for r in named:
-        if named.count(r) > 1:
-            raise EvidenceError(f"the relation {relations.names[r]!r} stands in two places of the pairs",
-                                where=str(dict(pairs)),
-                                remedy="pair every relation with at most one other, not with itself")
-    return upstream
+    named = [relation for pair in pairs.items() for relation in pair]
+    twice = next((relation for relation in named if named.count(relation) > 1), None)
+    if twice is not None:
+        raise EvidenceError(f"the relation {twice!r} stands in two places of the pairs", where=str(dict(pairs)),
+                            remedy="pair every relation with at most one other, not with itself")
+    return {relations.id(d): relations.id(u) for d, u in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -236,15 +220,10 @@ class Row:
 
     def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
         """The belief these counts give: what every object has, and [n] what ``objects`` have above that."""
-        if not frequency:
-            return (1 / n_objects + self.background) / (1 + self.total), self.excess / (1 + self.total)
-        if not self.total:
+        if frequency and not self.total:
             return 1 / n_objects, self.excess
-        return self.background / self.total, self.excess / self.total
-
-
-EMPTY = Row(0.0, 0.0, np.array([], dtype=np.int64), np.array([]), np.array([]))
-"""No evidence yet."""
+        prior, total = (0.0, self.total) if frequency else (1 / n_objects, 1 + self.total)
+        return (prior + self.background) / total, self.excess / total
 
 
 @dataclass(frozen=True)
@@ -280,10 +259,14 @@ class Change:
         return Change(*_sum_by_key(by_x), *_sum_by_key(by_cell))
 
 
-NO_CHANGE = Change(*(EMPTY.objects, EMPTY.excess, EMPTY.excess), *(EMPTY.objects, EMPTY.excess))
+_NO_IDS, _NO_VALUES = np.array([], dtype=np.int64), np.array([])
+EMPTY = Row(0.0, 0.0, objects=_NO_IDS, excess=_NO_VALUES, n_rows=_NO_VALUES)
+"""The count vector without evidence."""
+NO_CHANGE = Change(x=_NO_IDS, background=_NO_VALUES, total=_NO_VALUES, keys=_NO_IDS, excess=_NO_VALUES)
+"""What no edit adds."""
 
 
-def _sum_by_key(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+def _sum_by_key(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """Distinct keys, rising, and the sums of each further column over them."""
     keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     distinct, place = np.unique(keys, return_inverse=True)

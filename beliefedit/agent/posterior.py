@@ -1,4 +1,8 @@
-"""Beliefs by id: the arithmetic behind `BayesAgent`, over fitted counts and what edits changed (SPEC 5)."""
+"""Posterior means by id: the arithmetic behind `BayesAgent` (docs/specification.md, section 5).
+
+`Fitted` is counted once and shared; `Beliefs` adds what edits changed. ``frequency`` asks for relative frequencies,
+the same counts without the prior.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +41,14 @@ class Conditional:
         """K, the number of objects."""
         return len(self.background)
 
-    def counts_at(self, x: np.ndarray, o: np.ndarray, change: Change = NO_CHANGE) -> tuple[np.ndarray, np.ndarray]:
-        """(count of o, sum of counts) of x's count vector; int64 x and o broadcast against each other."""
+    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+        """q(o | x); int64 x and o broadcast against each other."""
         keys = x * self.n_objects + o
         count, total = self.background[x] + look_up(self.keys, self.excess, keys), self.total[x]
         if len(change.x):
             count = count + look_up(change.x, change.background, x) + look_up(change.keys, change.excess, keys)
             total = total + look_up(change.x, change.total, x)
-        return count, total
-
-    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
-        """q(o | x); x and o broadcast against each other."""
-        return mean(*self.counts_at(x, o, change), self.n_objects, frequency)
+        return mean(count, total, self.n_objects, frequency)
 
     def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
         """Σ_i weight_i · q(· | x_i), [K]; x rising."""
@@ -74,15 +74,13 @@ class Conditional:
         return (self.sums[frequency] + self.mixture(change.x, one, frequency, change)
                 - self.mixture(change.x, one, frequency))
 
-    def sums_at(self, o: np.ndarray, frequencies: tuple[bool, ...], change: Change = NO_CHANGE) -> list[np.ndarray]:
-        """Σ_x q(o | x), [n], with and without the prior as asked: `sum_over_x` at a few objects."""
-        sums = [self.sums[frequency][o] for frequency in frequencies]
+    def sums_at(self, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+        """Σ_x q(o | x), [n]: `sum_over_x` at a few objects."""
+        total = self.sums[frequency][o]
         if not len(change.x):
-            return sums
+            return total
         x = change.x[:, None]
-        now, fitted = self.counts_at(x, o, change), self.counts_at(x, o)
-        return [total + (mean(*now, self.n_objects, frequency) - mean(*fitted, self.n_objects, frequency)).sum(axis=0)
-                for total, frequency in zip(sums, frequencies, strict=True)]
+        return total + (self.at(x, o, frequency, change) - self.at(x, o, frequency)).sum(axis=0)
 
     def observed(self, change: Change = NO_CHANGE) -> np.ndarray:
         """Upstream objects that evidence was counted for, rising."""
@@ -170,24 +168,15 @@ class Beliefs:
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
-        row = self.row(s, r)
+        row, n_objects = self.row(s, r) or EMPTY, self.fitted.n_objects
         upstream = self._upstream_row(s, r, row) if predictive else None
         if upstream is None:
-            return self._direct(row, o, (frequency,))[0]
-        return self._predictive(upstream, r, o, (frequency,))[0]
-
-    def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
-        """Belief about a few objects [n] of one (s, r), in every view; see `BayesAgent.views`."""
-        row = self.row(s, r)
-        direct, upstream = self._direct(row, o, (False, True)), self._upstream_row(s, r, row)
-        predictive = direct if upstream is None else self._predictive(upstream, r, o, (False, True))
-        given_upstream = [np.full(len(o), np.nan)] * 2
-        if given is not None:
-            counted = self.fitted.conditionals[r].counts_at(np.array([given]), o, self._change(r))
-            given_upstream = [mean(*counted, self.fitted.n_objects, frequency) for frequency in (False, True)]
-        named = {"direct": direct, "predictive": predictive, "given_upstream": given_upstream}
-        return {f"{view}{'_frequency' * frequency}": both[frequency]
-                for frequency in (False, True) for view, both in named.items()}
+            base, above = row.belief(n_objects, frequency)
+            return base + (o[:, None] == row.objects) @ above
+        base, above = upstream.belief(n_objects, frequency)
+        q, change = self.fitted.conditionals[r], self._change(r)
+        return (base * q.sums_at(o, frequency, change)
+                + above @ q.at(upstream.objects[:, None], o, frequency, change))
 
     def over_objects(self, s: int, r: int, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief over all objects, [K]."""
@@ -205,6 +194,10 @@ class Beliefs:
     def given(self, r: int, x: int, frequency: bool) -> np.ndarray:
         """q(· | r, x), [K]."""
         return self.fitted.conditionals[r].mixture(np.array([x]), np.ones(1), frequency, self._change(r))
+
+    def given_at(self, r: int, x: int, o: np.ndarray, frequency: bool) -> np.ndarray:
+        """q(o | r, x) of a few objects [n]."""
+        return self.fitted.conditionals[r].at(np.array([x]), o, frequency, self._change(r))
 
     def expected_downstream(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """Observed upstream objects [n], rising, and argmax q(· | r, x) of each, [n]; ties: the first object."""
@@ -251,28 +244,10 @@ class Beliefs:
     def _counted_row(self, s: int, r: int) -> Row | None:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
-    def _upstream_row(self, s: int, r: int, row: Row | None) -> Row | None:
+    def _upstream_row(self, s: int, r: int, row: Row) -> Row | None:
         """Count vector of the upstream fact that the predictive belief about (s, r), with this row, runs through."""
         u = self.fitted.upstream.get(r)
-        return None if u is None or row is None or row is EMPTY else self.row(s, u)
-
-    def _direct(self, row: Row | None, o: np.ndarray, frequencies: tuple[bool, ...]) -> list[np.ndarray]:
-        """Beliefs [n] from a count vector, with and without the prior as asked."""
-        row = row or EMPTY
-        here = o[:, None] == row.objects
-        beliefs = (row.belief(self.fitted.n_objects, frequency) for frequency in frequencies)
-        return [base + here @ above for base, above in beliefs]
-
-    def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequencies: tuple[bool, ...]) -> list[np.ndarray]:
-        """Beliefs [n] through an upstream fact, with and without the prior as asked: the counts are found once."""
-        conditional, change, n_objects = self.fitted.conditionals[r], self._change(r), self.fitted.n_objects
-        counted = conditional.counts_at(upstream.objects[:, None], o, change)
-        sums = conditional.sums_at(o, frequencies, change)
-        beliefs = []
-        for frequency, total in zip(frequencies, sums, strict=True):
-            base, above = upstream.belief(n_objects, frequency)
-            beliefs.append(base * total + above @ mean(*counted, n_objects, frequency))
-        return beliefs
+        return None if u is None or row is EMPTY else self.row(s, u)
 
     def _many_direct(self, row: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Direct beliefs [n] from the fitted counts; row -1: no evidence."""
