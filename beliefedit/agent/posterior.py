@@ -1,7 +1,7 @@
 """Posterior means by id: the arithmetic behind `BayesAgent` (docs/specification.md, section 5).
 
-`Fitted` is counted once and shared; `Beliefs` adds what edits changed. ``frequency`` asks for relative frequencies,
-the same counts without the prior.
+`Fitted` is counted once and shared; `Beliefs` adds what edits changed. ``frequency`` asks for
+relative frequencies: the same counts without the prior.
 """
 
 from __future__ import annotations
@@ -41,25 +41,29 @@ class Conditional:
         """K, the number of objects."""
         return len(self.background)
 
-    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool,
+           change: Change = NO_CHANGE) -> np.ndarray:
         """q(o | x); int64 x and o broadcast against each other."""
         keys = x * self.n_objects + o
         count, total = self.background[x] + look_up(self.keys, self.excess, keys), self.total[x]
         if len(change.x):
-            count = count + look_up(change.x, change.background, x) + look_up(change.keys, change.excess, keys)
+            count = count + look_up(change.x, change.background, x)
+            count = count + look_up(change.keys, change.excess, keys)
             total = total + look_up(change.x, change.total, x)
         return mean(count, total, self.n_objects, frequency)
 
-    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool,
+                change: Change = NO_CHANGE) -> np.ndarray:
         """Σ_i weight_i · q(· | x_i), [K]; x rising."""
         background, total = self.background[x], self.total[x]
         if len(change.x):
             background = background + look_up(change.x, change.background, x)
             total = total + look_up(change.x, change.total, x)
-        belief = np.full(self.n_objects, (weight * mean(background, total, self.n_objects, frequency)).sum())
+        base = mean(background, total, self.n_objects, frequency)
+        belief = np.full(self.n_objects, (weight * base).sum())
         scale = weight * _scale(total, frequency)
-        cells = zip(self.starts[x].tolist(), self.starts[x + 1].tolist(), scale.tolist(), strict=True)
-        for start, end, factor in cells:
+        starts, ends = self.starts[x].tolist(), self.starts[x + 1].tolist()
+        for start, end, factor in zip(starts, ends, scale.tolist(), strict=True):
             belief[self.keys[start:end] % self.n_objects] += factor * self.excess[start:end]
         if len(change.x):
             changed = look_up(x, scale, change.keys // self.n_objects) * change.excess
@@ -88,7 +92,7 @@ class Conditional:
 
 
 def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Conditional:
-    """Add up, per upstream object x, the downstream count vectors of all subjects, each times x's share."""
+    """Per upstream object x, the sum of all subjects' downstream counts, each times x's share."""
     downstream_rows, upstream_rows = counts.row_of[:, downstream], counts.row_of[:, upstream]
     both = (downstream_rows >= 0) & (upstream_rows >= 0)
     downstream_rows, upstream_rows = downstream_rows[both], upstream_rows[both]
@@ -101,10 +105,11 @@ def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Condition
     total = transposed @ counts.total[downstream_rows]
     n_objects = len(background)
     x = np.repeat(np.arange(n_objects), np.diff(excess.indptr))
-    sums = {frequency: mean(background, total, n_objects, frequency).sum() + excess.T @ _scale(total, frequency)
-            for frequency in (False, True)}
-    return Conditional(background, total, excess.indptr.astype(np.int64),
-                       x * n_objects + excess.indices.astype(np.int64), excess.data, sums)
+    keys = x * n_objects + excess.indices.astype(np.int64)
+    sums = {frequency: (mean(background, total, n_objects, frequency).sum()
+                        + excess.T @ _scale(total, frequency)) for frequency in (False, True)}
+    starts = excess.indptr.astype(np.int64)
+    return Conditional(background, total, starts, keys, excess.data, sums)
 
 
 def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
@@ -143,7 +148,8 @@ class Fitted:
         if at < 0:
             return None
         start, end = counts.starts[at], counts.starts[at + 1]
-        return Row(float(counts.background[at]), float(counts.total[at]), counts.keys[start:end] % self.n_objects,
+        objects = counts.keys[start:end] % self.n_objects
+        return Row(float(counts.background[at]), float(counts.total[at]), objects,
                    counts.excess.data[start:end], counts.rows.data[start:end])
 
 
@@ -153,7 +159,7 @@ class Beliefs:
 
     Attributes:
         rows: (subject, relation) to its count vector, where edits changed it.
-        counted_rows: the same as the conditional counts it: other than ``rows`` only as published (SPEC 9).
+        counted_rows: the same as the conditional counts it: other than ``rows`` only as published.
         changes: downstream relation to what edits add to its conditional.
     """
 
@@ -168,15 +174,24 @@ class Beliefs:
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
-        row, n_objects = self.row(s, r) or EMPTY, self.fitted.n_objects
+        row = self.row(s, r) or EMPTY
         upstream = self._upstream_row(s, r, row) if predictive else None
         if upstream is None:
-            base, above = row.belief(n_objects, frequency)
-            return base + (o[:, None] == row.objects) @ above
-        base, above = upstream.belief(n_objects, frequency)
-        q, change = self.fitted.conditionals[r], self._change(r)
-        return (base * q.sums_at(o, frequency, change)
-                + above @ q.at(upstream.objects[:, None], o, frequency, change))
+            return self._direct(row, o, frequency)
+        return self._predictive(upstream, r, o, frequency)
+
+    def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
+        """Belief about a few objects [n] of one (s, r), in every view; see `BayesAgent.views`."""
+        row, views = self.row(s, r) or EMPTY, {}
+        upstream = self._upstream_row(s, r, row)
+        for frequency, suffix in ((False, ""), (True, "_frequency")):
+            direct = self._direct(row, o, frequency)
+            views[f"direct{suffix}"] = direct
+            views[f"predictive{suffix}"] = (
+                direct if upstream is None else self._predictive(upstream, r, o, frequency))
+            views[f"given_upstream{suffix}"] = np.full(len(o), np.nan) if given is None else (
+                self.fitted.conditionals[r].at(np.array([given]), o, frequency, self._change(r)))
+        return views
 
     def over_objects(self, s: int, r: int, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief over all objects, [K]."""
@@ -189,20 +204,19 @@ class Beliefs:
             return belief
         base, above = upstream.belief(self.fitted.n_objects, frequency)
         q, change = self.fitted.conditionals[r], self._change(r)
-        return base * q.sum_over_x(frequency, change) + q.mixture(upstream.objects, above, frequency, change)
+        uniform = base * q.sum_over_x(frequency, change)
+        return uniform + q.mixture(upstream.objects, above, frequency, change)
 
     def given(self, r: int, x: int, frequency: bool) -> np.ndarray:
         """q(· | r, x), [K]."""
-        return self.fitted.conditionals[r].mixture(np.array([x]), np.ones(1), frequency, self._change(r))
-
-    def given_at(self, r: int, x: int, o: np.ndarray, frequency: bool) -> np.ndarray:
-        """q(o | r, x) of a few objects [n]."""
-        return self.fitted.conditionals[r].at(np.array([x]), o, frequency, self._change(r))
+        q = self.fitted.conditionals[r]
+        return q.mixture(np.array([x]), np.ones(1), frequency, self._change(r))
 
     def expected_downstream(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """Observed upstream objects [n], rising, and argmax q(· | r, x) of each, [n]; ties: the first object."""
-        x = self.fitted.conditionals[r].observed(self._change(r))
-        return x, np.array([self.given(r, each, False).argmax() for each in x.tolist()], dtype=np.int64)
+        """(observed upstream objects, argmax q(· | r, x) of each; ties: the first), [n] each."""
+        xs = self.fitted.conditionals[r].observed(self._change(r))
+        answers = [self.given(r, x, False).argmax() for x in xs.tolist()]
+        return xs, np.array(answers, dtype=np.int64)
 
     def after(self, s: int, r: int, o: int, weight: float, as_published: bool) -> Beliefs:
         """These beliefs and one more row of evidence."""
@@ -221,7 +235,8 @@ class Beliefs:
                  for sign, beliefs in ((-1.0, self), (1.0, seen))]
         return replace(seen, changes={**self.changes, d: self._change(d).plus(parts, n_objects)})
 
-    def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
+    def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool,
+             frequency: bool) -> np.ndarray:
         """Belief about many facts [n], each a subject, relation and object."""
         counts, upstream = self.fitted.counts, self.fitted.upstream
         p = self._many_direct(counts.row_of[s, r], o, frequency)
@@ -232,8 +247,9 @@ class Beliefs:
                 p[paired] = self._many_predictive(d, row[paired], o[paired], frequency)
         edited = np.zeros(len(p), dtype=bool)
         for subject, relation in self.rows:
-            pair = [links[relation] for links in (upstream, self.fitted.downstream) if relation in links]
-            edited |= (s == subject) & np.isin(r, [relation, *pair])
+            links = upstream, self.fitted.downstream
+            partners = [link[relation] for link in links if relation in link]
+            edited |= (s == subject) & np.isin(r, [relation, *partners])
         for at in np.flatnonzero(edited).tolist():
             p[at] = self.at(int(s[at]), int(r[at]), o[at:at + 1], predictive, frequency)[0]
         return p
@@ -245,23 +261,37 @@ class Beliefs:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
     def _upstream_row(self, s: int, r: int, row: Row) -> Row | None:
-        """Count vector of the upstream fact that the predictive belief about (s, r), with this row, runs through."""
+        """Count vector that the predictive belief about (s, r), with this row, runs through."""
         u = self.fitted.upstream.get(r)
         return None if u is None or row is EMPTY else self.row(s, u)
+
+    def _direct(self, row: Row, o: np.ndarray, frequency: bool) -> np.ndarray:
+        """Beliefs [n] from a count vector."""
+        base, above = row.belief(self.fitted.n_objects, frequency)
+        return base + (o[:, None] == row.objects) @ above
+
+    def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequency: bool) -> np.ndarray:
+        """Beliefs [n] through an upstream fact."""
+        q, change = self.fitted.conditionals[r], self._change(r)
+        base, above = upstream.belief(self.fitted.n_objects, frequency)
+        given = q.at(upstream.objects[:, None], o, frequency, change)
+        return base * q.sums_at(o, frequency, change) + above @ given
 
     def _many_direct(self, row: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Direct beliefs [n] from the fitted counts; row -1: no evidence."""
         counts, found, at = self.fitted.counts, row >= 0, np.maximum(row, 0)
-        n = np.where(found, counts.background[at] + counts.excess_at(at, o), 0.0)
+        excess = look_up(counts.keys, counts.excess.data, at * self.fitted.n_objects + o)
+        n = np.where(found, counts.background[at] + excess, 0.0)
         return mean(n, np.where(found, counts.total[at], 0.0), self.fitted.n_objects, frequency)
 
-    def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
+    def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray,
+                         frequency: bool) -> np.ndarray:
         """Predictive beliefs [n] of subjects with these fitted upstream rows."""
-        counts, conditional, change = self.fitted.counts, self.fitted.conditionals[d], self._change(d)
+        counts, q, change = self.fitted.counts, self.fitted.conditionals[d], self._change(d)
         base = mean(counts.background[row], counts.total[row], self.fitted.n_objects, frequency)
         above = counts.excess[row]
         owner = np.repeat(np.arange(len(row)), np.diff(above.indptr))
-        q = conditional.at(above.indices.astype(np.int64), o[owner], frequency, change)
+        given = q.at(above.indices.astype(np.int64), o[owner], frequency, change)
         total = counts.total[row] if frequency else 1 + counts.total[row]
-        return (base * conditional.sum_over_x(frequency, change)[o]
-                + np.bincount(owner, above.data * q, minlength=len(row)) / total)
+        return (base * q.sum_over_x(frequency, change)[o]
+                + np.bincount(owner, above.data * given, minlength=len(row)) / total)
