@@ -26,7 +26,7 @@ from beliefedit.evaluation import cases, metrics
 from beliefedit.evaluation.cases import Cases
 from beliefedit.graph import graph as kg
 from beliefedit.graph.graph import Graph
-from beliefedit.graph.source import DEMO, read_graph, source_digest
+from beliefedit.graph.source import read_graph, source_digest
 from beliefedit.lm.model import resolve_device
 from beliefedit.lm.tokenizer import load_tokenizer, make_tokenizer, tokenizer_settings
 from beliefedit.report import html_tables as tables
@@ -47,16 +47,15 @@ VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 3, "model": 1, "belief
 
 def make_graph(config: Experiment, store: Store) -> Graph:
     """The part of the source that the experiment is about, and the tokenizer its labels were cut with (SPEC 2)."""
-    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": tokenizer_settings(config)}
-    if config.graph.source != DEMO:
-        settings["source"] = source_digest(config.graph.source)
+    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": tokenizer_settings(config),
+                "source": source_digest(config.graph)}
 
     def build(folder: Path) -> dict[str, Any]:
-        graph = read_graph(config)
+        graph = read_graph(config.graph)
         tokenizer = make_tokenizer(config, graph)
         tokenizer.save_pretrained(folder / "tokenizer")
         if config.graph.max_object_tokens:
-            graph = kg.cut_objects(graph, tokenizer, config.graph.max_object_tokens)
+            graph = kg.truncate_labels(graph, tokenizer, config.graph.max_object_tokens)
         kg.save(graph, folder)
         return {"counts": graph.counts}
 

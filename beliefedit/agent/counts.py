@@ -95,7 +95,7 @@ def check_columns(evidence: pl.DataFrame) -> None:
         wrong = ~((times > 0) & np.isfinite(times))
         if wrong.any():
             raise EvidenceError(f"the count {times[wrong][0]} is not positive",
-                                where=f"evidence row {wrong.argmax()}", remedy="leave such rows out")
+                                where=f"evidence row {wrong.argmax()}", remedy="leave the row out")
 
 
 def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
@@ -157,8 +157,8 @@ def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, ti
         data = np.bincount(place, values, minlength=len(cell))
         return sparse.csr_matrix((data, cell % n_objects, indptr), shape=(len(pair), n_objects))
 
-    backgrounds, totals = (np.bincount(row, part * times, len(pair)) for part in (background, total))
-    return Counts(row_of.reshape(n_subjects, n_relations), backgrounds, totals,
+    background, total = (np.bincount(row, part * times, len(pair)) for part in (background, total))
+    return Counts(row_of.reshape(n_subjects, n_relations), background, total,
                   matrix(excess * times), matrix(times), indptr, cell)
 
 
