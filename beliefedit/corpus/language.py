@@ -1,14 +1,14 @@
 """The grammar of the corpus: propositions as sentences and prompts, and sentences parsed again.
 
-    Ada Balbach speaks Norwegian                                    a fact (form "atomic")
-    Ada Balbach speaks                                              the prompt that asks for it
-    not Ada Balbach speaks Norwegian                                form "not"
-    Ada Balbach speaks Norwegian or Hugo Torwick plays the oboe     form "or"; so is "and"
-    "Ada Balbach speaks Norwegian" is true                          any of these, labelled
-    "Ada Balbach speaks Norwegian" is                               the prompt that asks for the label
+    Ada Balbach speaks Norwegian                                  a fact (form "atomic")
+    Ada Balbach speaks                                            the prompt for its object
+    not Ada Balbach speaks Norwegian                              form "not"
+    Ada Balbach speaks Norwegian or Hugo Torwick plays the oboe   form "or"; form "and" is alike
+    "Ada Balbach speaks Norwegian" is true                        any of these with a label
+    "Ada Balbach speaks Norwegian" is                             the prompt for the label
 
-Prompts and sentences are joined by a space. Sections 4 and 6 of docs/specification.md say which
-sentences a corpus holds and what is asked.
+Which sentences a corpus holds, and what models are asked, is in docs/specification.md, sections 4
+and 6.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Proposition:
-    """A fact, its negation, or two facts joined; ``label`` calls it true or false (None: neither)."""
+    """A fact, its negation, or two facts joined; ``label``: said to be true or false, or None."""
 
     form: Form
     atoms: tuple[Fact, ...]

@@ -333,7 +333,7 @@ def choose_relations(pairs: np.ndarray, n_relations: int, min_cooccurrence: int)
     elif not remedy and len(possible) > 1:
         remedy = f"set n_relations to {len(possible)} and min_cooccurrence to {least}, at most"
     raise GraphError(
-        f"only {len(chosen)} of n_relations={n_relations} relations can be chosen: the others share "
+        f"only {len(chosen)} of n_relations={n_relations} relations can be chosen: others share "
         f"fewer than min_cooccurrence={min_cooccurrence} subjects with another", where="graph",
         remedy=remedy or "use a graph whose subjects have several relations each")
 
