@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Protocol
 
 import polars as pl
 
+from beliefedit.config import digest
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.store import read_json, write_json
 
@@ -126,6 +129,29 @@ def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     raise GraphError(f"object label {label!r} cannot be truncated to {max_tokens} tokens",
                      where="graph.max_object_tokens",
                      remedy="raise max_object_tokens, or set it to 0 to leave labels whole")
+
+
+def files_digest(folder: Path, files: Iterable[Path]) -> str:
+    """Hash of the names and contents of files below a folder, 64 hexadecimal digits.
+
+    Raises:
+        GraphError: a file is missing or unreadable.
+    """
+    hashes = {}
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        hashes[str(path.relative_to(folder))] = content
+    return digest(hashes)
+
+
+def unreadable(name: object, error: OSError) -> GraphError:
+    """What to raise for a file that cannot be read."""
+    return GraphError(f"cannot be read: {error.strerror or error}", where=str(name),
+                      remedy="check the path and its permissions")
 
 
 def by_appearance(values: pl.Series) -> tuple[pl.Series, pl.Series]:

@@ -6,23 +6,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
-from beliefedit.config import GraphConfig, digest
+from beliefedit.config import GraphConfig
 from beliefedit.errors import GraphError
 from beliefedit.graph import demo
-from beliefedit.graph.graph import Graph
+from beliefedit.graph.graph import Graph, files_digest
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 
 Reader = Callable[[GraphConfig], Graph]
 Digest = Callable[[GraphConfig], str]
 ENTRY_POINTS = "beliefedit.graphs"
 """Group of the entry points by which an installed package adds formats: name to reader."""
+CODE = Path(demo.__file__)
+"""What decides the demo graph, beside its configuration."""
 
 
 class Format(NamedTuple):
@@ -89,17 +90,9 @@ def _find(config: GraphConfig) -> tuple[Format, GraphConfig]:
 
 def _path_digest(config: GraphConfig) -> str:
     path = Path(config.source)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    try:
-        return digest({str(file.relative_to(path)): _file_digest(file) for file in files})
-    except OSError as error:
-        raise GraphError(f"cannot be read: {error.strerror or error}", where=str(path),
-                         remedy="give graph.source the path of a file or a folder") from error
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return files_digest(path.parent, [path])
+    return files_digest(path, sorted(file for file in path.rglob("*") if file.is_file()))
 
 
 @register_graph_format("wikidata5m", digest=lambda config: content_digest(config.source))
@@ -109,7 +102,7 @@ def _read_wikidata5m(config: GraphConfig) -> Graph:
     return read_wikidata5m(config.source, **options)
 
 
-@register_graph_format("demo", digest=lambda _: _file_digest(Path(demo.__file__)))
+@register_graph_format("demo", digest=lambda _: files_digest(CODE.parent, [CODE]))
 def _read_demo(config: GraphConfig) -> Graph:
     with tempfile.TemporaryDirectory() as folder:
         demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed)

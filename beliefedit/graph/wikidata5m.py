@@ -8,7 +8,6 @@ them is in docs/specification.md, section 2. Large graphs are handled as integer
 from __future__ import annotations
 
 import gzip
-import hashlib
 import shutil
 import tarfile
 import tempfile
@@ -23,9 +22,17 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from beliefedit.config import digest
 from beliefedit.errors import GraphError
-from beliefedit.graph.graph import KEYS, Graph, Tokenizer, by_appearance, log, truncate_labels
+from beliefedit.graph.graph import (
+    KEYS,
+    Graph,
+    Tokenizer,
+    by_appearance,
+    files_digest,
+    log,
+    truncate_labels,
+    unreadable,
+)
 
 ENTITIES, RELATIONS = "wikidata5m_entity.txt", "wikidata5m_relation.txt"
 TRIPLES = "wikidata5m_transductive_train.txt"
@@ -114,14 +121,7 @@ def content_digest(folder: str | Path) -> str:
     Raises:
         GraphError: the folder or a file is missing or unreadable.
     """
-    hashes = {}
-    for path in dict.fromkeys(locate(folder).values()):
-        try:
-            with open(path, "rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise _unreadable(path, error) from error
-    return digest(hashes)
+    return files_digest(Path(folder), locate(folder).values())
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def _lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         raise _not_text(source, error) from None
     except OSError as error:
-        raise _unreadable(source.name, error) from error
+        raise unreadable(source.name, error) from error
 
 
 def _clean(label: pl.Expr) -> pl.Expr:
@@ -226,21 +226,21 @@ def _not_text(source: SourceFile, error: Exception) -> GraphError:
     return GraphError(f"cannot be read as text: {error}", where=source.name, remedy=anew)
 
 
-def _unreadable(name: object, error: OSError) -> GraphError:
-    return GraphError(f"cannot be read: {error.strerror or error}", where=str(name),
-                      remedy="check its permissions")
-
-
 def _unpack(archive: Path, wanted: set[str], folder: Path) -> None:
     """Stream the wanted files of a .tar.gz, read and so checked to its end, into a folder."""
     def problem(what: str, remedy: str = "delete it and fetch it again") -> GraphError:
         return GraphError(what, where=str(archive), remedy=remedy)
 
+    trust = "do not unpack it; fetch it again from a source you trust"
     try:
         with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
             for member in tar:
-                _refuse_unsafe(archive, member)
-                name = PurePosixPath(member.name).name
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                    raise problem(f"unsafe: {member.name!r} leads outside its folder", trust)
+                if not (member.isfile() or member.isdir()):
+                    raise problem(f"unsafe: {member.name!r} is a link or a device", trust)
+                name = path.name
                 packed = tar.extractfile(member) if name in wanted else None
                 if packed is not None:
                     with packed, open(folder / name, "xb") as file:
@@ -257,18 +257,6 @@ def _unpack(archive: Path, wanted: set[str], folder: Path) -> None:
     missing = [name for name in sorted(wanted) if not (folder / name).exists()]
     if missing:
         raise problem(f"the archive holds no {', '.join(missing)}")
-
-
-def _refuse_unsafe(archive: Path, member: tarfile.TarInfo) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-        reason = "leads outside its folder"
-    elif not (member.isfile() or member.isdir()):
-        reason = "is a link or a device"
-    else:
-        return
-    raise GraphError(f"unsafe archive: {member.name!r} {reason}", where=str(archive),
-                     remedy="do not unpack it; fetch the archive from a source you trust")
 
 
 # --- the choice of relations and facts -----------------------------------------------------------
@@ -290,12 +278,6 @@ def encode(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFram
         coded = triples.select(key).join(codes, on=key, how="left", maintain_order="left")
         columns.append(coded["code"].alias(key))
     return pl.DataFrame(columns).with_row_index("row").drop_nulls()
-
-
-def drop_excluded(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series) -> pl.DataFrame:
-    """Facts that use none of these entity and relation codes."""
-    excluded = zip(KEYS, (entities, relations, entities), strict=True)
-    return facts.filter(~pl.col(key).is_in(codes.implode()) for key, codes in excluded)
 
 
 def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
@@ -385,9 +367,11 @@ def _usable(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFra
             f"{triples.row(0)}")
         raise GraphError(reason, where=TRIPLES,
                          remedy="give alias and triple files that belong together")
-    codes = [table["id"].is_in(list(ids)).arg_true().cast(pl.UInt32)
-             for table, ids in zip((entities, relations), excluded, strict=True)]
-    facts = drop_excluded(named, *codes)
+    facts = named
+    tables = (entities, excluded[0]), (relations, excluded[1]), (entities, excluded[0])
+    for key, (table, ids) in zip(KEYS, tables, strict=True):
+        codes = table["id"].is_in(list(ids)).arg_true().cast(pl.UInt32)
+        facts = facts.filter(~pl.col(key).is_in(codes.implode()))
     if facts.is_empty():
         raise GraphError(f"all {named.height} triples use an excluded id", where=TRIPLES,
                          remedy="shorten exclude_relations or exclude_entities")
