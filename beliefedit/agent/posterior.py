@@ -238,8 +238,12 @@ class Beliefs:
     def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool,
              frequency: bool) -> np.ndarray:
         """Belief about many facts [n], each a subject, relation and object."""
-        counts, upstream = self.fitted.counts, self.fitted.upstream
-        p = self._many_direct(counts.row_of[s, r], o, frequency)
+        fitted, n_objects = self.fitted, self.fitted.n_objects
+        counts, upstream, row = fitted.counts, fitted.upstream, fitted.counts.row_of[s, r]
+        found, at = row >= 0, np.maximum(row, 0)
+        excess = look_up(counts.keys, counts.excess.data, at * n_objects + o)
+        count = np.where(found, counts.background[at] + excess, 0.0)
+        p = mean(count, np.where(found, counts.total[at], 0.0), n_objects, frequency)
         for d in (np.unique(r).tolist() if predictive else []):
             if d in upstream:
                 row = counts.row_of[s, upstream[d]]
@@ -247,11 +251,11 @@ class Beliefs:
                 p[paired] = self._many_predictive(d, row[paired], o[paired], frequency)
         edited = np.zeros(len(p), dtype=bool)
         for subject, relation in self.rows:
-            links = upstream, self.fitted.downstream
+            links = upstream, fitted.downstream
             partners = [link[relation] for link in links if relation in link]
             edited |= (s == subject) & np.isin(r, [relation, *partners])
-        for at in np.flatnonzero(edited).tolist():
-            p[at] = self.at(int(s[at]), int(r[at]), o[at:at + 1], predictive, frequency)[0]
+        for i in np.flatnonzero(edited).tolist():
+            p[i] = self.at(int(s[i]), int(r[i]), o[i:i + 1], predictive, frequency)[0]
         return p
 
     def _change(self, r: int) -> Change:
@@ -276,13 +280,6 @@ class Beliefs:
         base, above = upstream.belief(self.fitted.n_objects, frequency)
         given = q.at(upstream.objects[:, None], o, frequency, change)
         return base * q.sums_at(o, frequency, change) + above @ given
-
-    def _many_direct(self, row: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
-        """Direct beliefs [n] from the fitted counts; row -1: no evidence."""
-        counts, found, at = self.fitted.counts, row >= 0, np.maximum(row, 0)
-        excess = look_up(counts.keys, counts.excess.data, at * self.fitted.n_objects + o)
-        n = np.where(found, counts.background[at] + excess, 0.0)
-        return mean(n, np.where(found, counts.total[at], 0.0), self.fitted.n_objects, frequency)
 
     def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray,
                          frequency: bool) -> np.ndarray:

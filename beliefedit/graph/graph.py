@@ -51,6 +51,22 @@ class Graph:
     ids: pl.DataFrame
     counts: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
+        """The graph of labelled facts, subject by subject in order of first appearance.
+
+        Args:
+            facts: subject, relation, object; the first object of a (subject, relation) counts.
+            counts: see the attributes.
+        """
+        facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
+        subject = by_appearance(facts["subject"])[1]
+        facts = facts.with_columns(rank=subject).sort("rank", maintain_order=True)
+        factors = {key: by_appearance(facts[key]) for key in KEYS}
+        subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
+        ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
+        return cls(subjects, relations, objects, ids, counts or {})
+
     @cached_property
     def facts(self) -> pl.DataFrame:
         """Frame (subject, relation, object) of labels, in the order of `ids`."""

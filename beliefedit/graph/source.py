@@ -40,7 +40,7 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
     """Decorate the reader of sources 'name:path'.
 
     A reader takes the configuration of the graph, with the path as its ``source``, and returns a
-    `Graph` with whole labels.
+    graph with whole labels, such as `Graph.from_facts` gives.
 
     Args:
         name: of the format.

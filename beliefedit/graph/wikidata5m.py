@@ -95,11 +95,7 @@ class SourceFile:
 
 
 def locate(folder: str | Path) -> dict[str, Path]:
-    """For each of the three files, what holds it: the file itself, or else its archive.
-
-    Raises:
-        GraphError: the folder or a file is missing.
-    """
+    """For each of the three files, what holds it: the file itself, or else its archive."""
     folder = Path(folder)
     if not folder.is_dir():
         raise GraphError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}",
@@ -116,21 +112,13 @@ def locate(folder: str | Path) -> dict[str, Path]:
 
 
 def content_digest(folder: str | Path) -> str:
-    """Hash of the files or archives that reading this folder would use, 64 hexadecimal digits.
-
-    Raises:
-        GraphError: the folder or a file is missing or unreadable.
-    """
+    """Hash of the files or archives that reading this folder would use, 64 hexadecimal digits."""
     return files_digest(Path(folder), locate(folder).values())
 
 
 @contextmanager
 def opened(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
-    """The three files by name; those in archives are unpacked to a temporary folder meanwhile.
-
-    Raises:
-        GraphError: something is missing, or an archive is damaged or unsafe.
-    """
+    """The three files by name; those in archives are unpacked to a temporary folder meanwhile."""
     holders = locate(folder)
     with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
         sources = {}
@@ -150,9 +138,6 @@ def read_aliases(source: SourceFile) -> pl.DataFrame:
 
     Control characters and line separators in a label become spaces, and labels are stripped. Of
     several lines with one id the first counts.
-
-    Raises:
-        GraphError: not UTF-8, an empty line or an empty id.
     """
     fields = pl.col("line").str.splitn("\t", 3).struct.rename_fields(["id", "label", "others"])
     table = _lines(source).select(fields).unnest("line").select("id", _clean(pl.col("label")))
@@ -164,15 +149,7 @@ def read_aliases(source: SourceFile) -> pl.DataFrame:
 
 
 def read_triples(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
-    """Frame (subject, relation, object) of ids, a row per line in file order.
-
-    Args:
-        source: the triple file.
-        limit: read only this many lines.
-
-    Raises:
-        GraphError: not UTF-8, or a line that is not three ids.
-    """
+    """Frame (subject, relation, object) of ids, a row per line, of the first ``limit`` lines."""
     fields = pl.col("line").str.split_exact("\t", 3).struct.rename_fields([*KEYS, "more"])
     table = _lines(source, limit).select(fields).unnest("line")
     empty = [pl.col(name).is_null() | (pl.col(name) == "") for name in KEYS]
@@ -300,11 +277,7 @@ def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
 
 
 def choose_relations(pairs: np.ndarray, n_relations: int, min_cooccurrence: int) -> list[int]:
-    """The relations that the walk over `cooccurrence` picks, in the order of choice.
-
-    Raises:
-        GraphError: fewer than n_relations can be chosen.
-    """
+    """The n_relations that the walk over `cooccurrence` picks, in the order of choice."""
     chosen, _ = _walk(pairs, n_relations, min_cooccurrence)
     if len(chosen) == n_relations:
         return chosen
@@ -335,15 +308,12 @@ def _walk(pairs: np.ndarray, n_relations: int, least: int) -> tuple[list[int], i
 
 
 def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: int) -> pl.DataFrame:
-    """Facts of well connected subjects, one object per (subject, relation), subject by subject.
+    """Facts of subjects with enough of these relations, one object per (subject, relation).
 
     Args:
         facts: frame (row, subject, relation, object) in file order.
         relations: chosen codes.
         min_relations: a kept subject has at least this many of them.
-
-    Raises:
-        GraphError: nothing is left.
     """
     kept = facts.filter(pl.col("relation").is_in(list(relations)))
     kept = kept.unique(["subject", "relation"], keep="first", maintain_order=True)
@@ -402,11 +372,9 @@ def _label(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series,
     subjects = facts["subject"].unique(maintain_order=True)
     taken = subjects.filter(~entities.gather(subjects).is_first_distinct())
     kept = facts.filter(~pl.col("subject").is_in(taken.implode())) if len(taken) else facts
-    labels, ids = {}, {}
-    for key, names in zip(KEYS, (entities, relations, entities), strict=True):
-        distinct, ids[key] = by_appearance(names.gather(kept[key]))
-        labels[key] = distinct.to_list()
+    names = zip(KEYS, (entities, relations, entities), strict=True)
+    labelled = pl.DataFrame({key: labels.gather(kept[key]) for key, labels in names})
     counts |= {"subjects_with_taken_label": len(taken),
                "facts_with_taken_label": facts.height - kept.height,
-               "objects_merged": kept["object"].n_unique() - len(labels["object"])}
-    return Graph(labels["subject"], labels["relation"], labels["object"], pl.DataFrame(ids), counts)
+               "objects_merged": kept["object"].n_unique() - labelled["object"].n_unique()}
+    return Graph.from_facts(labelled, counts)

@@ -135,7 +135,7 @@ def test_false_objects_are_of_the_relation_as_often_as_asked(share):
 def test_distractors_are_false_objects_and_any_by_default():
     graph = random_graph(5)
     made = build_world(graph, 0.6, 3)
-    rng, n = np.random.default_rng([3, 1]), made.facts.height  # the draws as SPEC 3 has them, one after the other
+    rng, n = np.random.default_rng([3, 1]), made.facts.height  # the draws as specified, one after the other
     rng.integers(60, 101, size=n)
     drawn = rng.integers(len(made.objects) - 1, size=n)
     assert [d + (d >= o) for d, o in zip(drawn, made.facts["object"], strict=True)] == [*made.facts["distractor"]]

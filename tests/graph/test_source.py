@@ -3,13 +3,14 @@
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 from beliefedit.config import GraphConfig
 from beliefedit.errors import GraphError
 from beliefedit.graph import source
 from beliefedit.graph.demo import write_demo_graph
-from beliefedit.graph.graph import truncate_labels
+from beliefedit.graph.graph import Graph, truncate_labels
 from beliefedit.graph.source import read_graph, register_graph_format, source_digest
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 from beliefedit.lm.tokenizer import train_tokenizer
@@ -25,8 +26,8 @@ def formats(monkeypatch):
 
 
 def read_lines(config):
-    with open(config.source, encoding="utf-8") as file:
-        return graph_of([tuple(line.rstrip("\n").split("|")) for line in file])
+    names = ["subject", "relation", "object"]
+    return Graph.from_facts(pl.read_csv(config.source, separator="|", has_header=False, new_columns=names))
 
 
 def write_lines(folder, last="Bob|speaks|Polish"):
@@ -70,6 +71,14 @@ def test_a_format_of_ones_own(tmp_path):
         source_digest(GraphConfig(source=f"lines:{tmp_path / 'nowhere'}"))
 
 
+def test_a_graph_of_labelled_facts_is_subject_by_subject():
+    rows = [("Ann", "speaks", "Greek"), ("Bob", "speaks", "Polish"), ("Ann", "speaks", "Polish"),
+            ("Ann", "lives in", "Athens"), ("Bob", "lives in", "Athens")]
+    graph = Graph.from_facts(pl.DataFrame(rows, schema=["subject", "relation", "object"], orient="row"))
+    assert graph.facts.rows() == [rows[0], rows[3], rows[1], rows[4]]
+    assert graph.objects == ["Greek", "Athens", "Polish"] and graph.ids.dtypes == [pl.UInt32] * 3
+
+
 def test_a_format_may_bring_its_own_digest():
     @register_graph_format("invented", digest=lambda config: f"revision {config.source}")
     def read(config):
@@ -102,8 +111,8 @@ def test_an_installed_package_brings_a_format(tmp_path):
         "from beliefedit.graph.source import register_graph_format\n"
         "@register_graph_format('installed', digest=lambda config: f'of {config.source}')\n"
         "def read(config):\n"
-        "    ids = pl.DataFrame({k: [0] for k in ('subject', 'relation', 'object')})\n"
-        "    return Graph(['Ann'], ['lives in'], [config.source], ids)\n")
+        "    fact = {'subject': 'Ann', 'relation': 'lives in', 'object': config.source}\n"
+        "    return Graph.from_facts(pl.DataFrame(fact))\n")
     info = tmp_path / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")

@@ -73,7 +73,7 @@ def test_fb13_too_few_relations_says_how_many_and_what_would_do():
 
 
 def oracle(entities, relations, triples, n_relations, min_relations, min_cooccurrence):
-    """SPEC 2 word by word over lists of (id, label or None) and of (subject, relation, object)."""
+    """Section 2 of the specification word by word, over lists of (id, label or None) and of (subject, relation, object)."""
     entity, names, relation = {k: v for k, v in entities if v}, {k: v for k, v in relations if v}, {}
     usable = [(s, r, o) for s, r, o in triples if s in entity and r in names and o in entity
               and r != "P131" and "Q5" not in (s, o)]
