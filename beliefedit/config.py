@@ -261,9 +261,10 @@ _Loader.add_implicit_resolver(
 
 
 class GraphConfig(Config):
-    """Which knowledge graph, and which part of it (SPEC 2)."""
+    """Which knowledge graph, and which part of it (docs/specification.md, section 2)."""
 
-    source: str = Field("demo", description="'demo' (built in) or a folder in Wikidata5m's layout")
+    source: str = Field("demo", description="'demo' (built in), a folder in Wikidata5m's layout, or "
+                                            "'format:path' of a registered format")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
     demo_seed: NonNegative = 0
     read_n_facts: Positive | None = Field(None, description="read only this many lines of the triple file")

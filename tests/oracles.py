@@ -9,11 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from beliefedit.corpus.language import Lexicon
+from beliefedit.corpus.language import Lexicon, Proposition, clause, judged_prompt, label_word
 
 
 def count_vector(rows: list[tuple[int, float]], n_objects: int) -> np.ndarray:
-    """SPEC 5's count vector of one (subject, relation) from its (object, weight) rows."""
+    """Section 5's count vector of one (subject, relation) from its (object, weight) rows."""
     counts = np.zeros(n_objects)
     for o, weight in rows:
         others = np.arange(n_objects) != o
@@ -36,7 +36,7 @@ def mean(counts: np.ndarray, frequency: bool) -> np.ndarray:
 
 
 class DenseAgent:
-    """SPEC 5 word for word, on dense arrays of subjects × relations × objects."""
+    """Section 5 of the specification word for word, on dense arrays of subjects × relations × objects."""
 
     def __init__(self, evidence: list[tuple[str, str, str, float]], pairs: dict[str, str], objects: list[str],
                  doubled: tuple[tuple[str, str, str, float], ...] = ()) -> None:
@@ -91,7 +91,7 @@ def best_matching(weights: np.ndarray) -> tuple[int, float]:
 
 def conditional_shares(facts: list[tuple[str, str, str]], downstream: str, upstream: str, min_truth: Fraction
                        ) -> dict[str, dict[str, Fraction]]:
-    """SPEC 3's q_r(o | x): upstream object to {downstream object: probability}, objects in order of appearance."""
+    """Section 3's q_r(o | x): upstream object to {downstream object: probability}, objects in order of appearance."""
     objects = list(dict.fromkeys(o for _, _, o in facts))
     of = {(s, r): o for s, r, o in facts}
     counts: dict[str, dict[str, int]] = {}
@@ -124,7 +124,15 @@ def false_shares(facts: list[tuple[str, str, str]], relation: str, true: str, sh
 
 WEIGHTS = {("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0,
            ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
-"""SPEC 4's evidence of a sentence on each of its atoms, by form and label."""
+"""Section 4's evidence of a sentence on each of its atoms, by form and label."""
+
+
+def verbalise(proposition: Proposition) -> str:
+    """The sentence of a proposition: what `Lexicon.parse` reads."""
+    text = clause(proposition.form, *proposition.atoms)
+    if proposition.label is None:
+        return text
+    return f"{judged_prompt(text)} {label_word(proposition.label)}"
 
 
 def evidence_in(sentences: Iterable[str], lexicon: Lexicon) -> Counter:

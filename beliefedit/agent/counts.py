@@ -1,8 +1,12 @@
-"""What an edit touches: the few count vectors that a changed agent holds beside the fitted ones (SPEC 5)."""
+"""Evidence counts, and what edits add to them (docs/specification.md, section 5).
+
+The counts of one (subject, relation) are a vector over K objects, kept as a background that every
+object has and the excess of the few objects evidence was given on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +17,7 @@ from beliefedit.errors import EvidenceError
 
 
 def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(background, excess at the object, total) that evidence of each weight adds, float64 [n] each.
+    """(background, excess at the object, total) that weights [n] add, float64 [n] each.
 
     Raises:
         EvidenceError: a weight that is not -1, in (0, 1), or at least 1.
@@ -22,8 +26,9 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
     refused = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
     if refused.any():
         at = int(np.flatnonzero(refused)[0])
-        raise EvidenceError(f"weight {weight.flat[at]} is not evidence", where=f"evidence row {at}",
-                            remedy="weights are -1 (against), between 0 and 1 (uncertain), or 1 and more")
+        rule = "weights are -1 (against), between 0 and 1 (uncertain), or 1 and more"
+        raise EvidenceError(f"weight {weight.flat[at]} is not evidence",
+                            where=f"evidence row {at}", remedy=rule)
     partial = np.where(weight == -1, 0.0, np.minimum(weight, 1.0))
     background = (1 - partial) / (n_objects - 1)
     at_object = np.where(weight >= 1, weight, partial)
@@ -32,7 +37,7 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Labels:
-    """Names and ids of one kind (subjects, relations or objects)."""
+    """Names of one kind (subject, relation or object) and the ids that arrays know them by."""
 
     kind: str
     names: list
@@ -40,47 +45,32 @@ class Labels:
 
     @classmethod
     def of(cls, kind: str, names: list) -> Labels:
+        """Ids in the order of the names, which must be distinct."""
         ids = {name: index for index, name in enumerate(names)}
         if len(ids) != len(names):
             twice = next(name for index, name in enumerate(names) if ids[name] != index)
-            raise EvidenceError(f"the {kind} {twice!r} is listed twice", remedy=f"give every {kind} once")
+            raise EvidenceError(f"the {kind} {twice!r} is listed twice",
+                                remedy=f"give every {kind} once")
         return cls(kind, names, ids)
 
     def id(self, name: object) -> int:
-        """Raises EvidenceError for a name nobody gave evidence on."""
+        """Raises EvidenceError for a name without evidence."""
         try:
             return self.ids[name]
         except (KeyError, TypeError):
-            raise EvidenceError(f"unknown {self.kind}: {name!r}", where=f"{len(self.names):,} {self.kind}s are known",
-                                remedy=f"use a {self.kind} of the evidence the agent was fitted to") from None
+            raise EvidenceError(
+                f"unknown {self.kind}: {name!r}", where=f"{len(self.names):,} {self.kind}s known",
+                remedy=f"use a {self.kind} of the evidence the agent was fitted to") from None
 
     def encode(self, column: pl.Series) -> np.ndarray:
         """Ids, int64 [n], of a column of names."""
         if column.null_count():
-            raise EvidenceError(f"the {self.kind} is missing", where=f"row {int(column.is_null().arg_max())}",
-                                remedy="remove rows with missing values")
-        codes, names = _codes(column)
-        return np.array([self.id(name) for name in names], dtype=np.int64)[codes]
-
-
-def _codes(column: pl.Series) -> tuple[np.ndarray, list]:
-    """Codes [n] and the distinct names they stand for, in order of first appearance."""
-    if isinstance(column.dtype, pl.Enum):
-        physical = column.to_physical()
-        distinct = physical.unique(maintain_order=True)
-        names = column.dtype.categories.gather(distinct).to_list()
-    else:
-        physical, distinct = column, column.unique(maintain_order=True)
-        names = distinct.to_list()
-    codes = pl.DataFrame({"name": physical}).join(
-        pl.DataFrame({"name": distinct}).with_row_index("code"), on="name", how="left", maintain_order="left",
-        nulls_equal=True)
-    return codes["code"].to_numpy().astype(np.int64), names
-
-
-def distinct_names(column: pl.Series) -> list:
-    """Names of a column in order of first appearance."""
-    return _codes(column)[1]
+            raise EvidenceError(f"the {self.kind} is missing", remedy="remove rows without values",
+                                where=f"row {column.is_null().arg_max()}")
+        names = column.unique(maintain_order=True)
+        ids = pl.Series([self.id(name) for name in names.to_list()], dtype=pl.Int64)
+        frame, known = pl.DataFrame({"name": column}), pl.DataFrame({"name": names, "id": ids})
+        return frame.join(known, on="name", how="left", maintain_order="left")["id"].to_numpy()
 
 
 def check_columns(evidence: pl.DataFrame) -> None:
@@ -89,35 +79,23 @@ def check_columns(evidence: pl.DataFrame) -> None:
     Raises:
         EvidenceError: a missing column, no rows, a missing weight, a count that is not positive.
     """
-    missing = [name for name in ("subject", "relation", "object", "weight") if name not in evidence.columns]
+    needed = ("subject", "relation", "object", "weight")
+    missing = [name for name in needed if name not in evidence.columns]
     if missing:
-        raise EvidenceError(f"the evidence has no column {', '.join(missing)}", where=f"columns: {evidence.columns}",
+        raise EvidenceError(f"the evidence has no column {', '.join(missing)}",
+                            where=f"columns: {evidence.columns}",
                             remedy="name the columns subject, relation, object, weight (and count)")
     if not len(evidence):
         raise EvidenceError("there is no evidence", remedy="give at least one row")
     if evidence["weight"].null_count():
-        raise EvidenceError("a weight is missing", where=f"evidence row {evidence['weight'].is_null().arg_max()}",
-                            remedy="give every row a weight")
+        raise EvidenceError("a weight is missing", remedy="give every row a weight",
+                            where=f"evidence row {evidence['weight'].is_null().arg_max()}")
     if "count" in evidence:
         times = evidence["count"].cast(pl.Float64).to_numpy()
         wrong = ~((times > 0) & np.isfinite(times))
         if wrong.any():
-            raise EvidenceError(f"the count {times[wrong][0]} is not a positive number", remedy="leave such rows out",
-                                where=f"evidence row {int(wrong.argmax())}")
-
-
-def object_ids(column: pl.Series, labels: Labels) -> np.ndarray:
-    """Object ids of labels, or of ids that index the labels.
-
-    Raises:
-        EvidenceError: an unknown or missing object.
-    """
-    if not column.dtype.is_integer() or all(isinstance(name, int) for name in labels.names[:1]):
-        return labels.encode(column)
-    if column.null_count() or column.min() < 0 or column.max() >= len(labels.names):
-        raise EvidenceError("an object id is outside the objects", where=f"objects: 0 to {len(labels.names) - 1}",
-                            remedy="pass the label of every object")
-    return column.to_numpy().astype(np.int64)
+            raise EvidenceError(f"the count {times[wrong][0]} is not positive",
+                                where=f"evidence row {wrong.argmax()}", remedy="leave the row out")
 
 
 def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
@@ -126,14 +104,13 @@ def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
     Raises:
         EvidenceError: a relation stands in two places of the pairs.
     """
-    upstream = {relations.id(d): relations.id(u) for d, u in pairs.items()}
-    named = [*upstream, *upstream.values()]
-    for r in named:
-        if named.count(r) > 1:
-            raise EvidenceError(f"the relation {relations.names[r]!r} stands in two places of the pairs",
-                                where=str(dict(pairs)),
-                                remedy="pair every relation with at most one other, not with itself")
-    return upstream
+    named = [relation for pair in pairs.items() for relation in pair]
+    twice = next((relation for relation in named if named.count(relation) > 1), None)
+    if twice is not None:
+        raise EvidenceError(f"the relation {twice!r} stands in two places of the pairs",
+                            where=str(dict(pairs)),
+                            remedy="pair every relation with at most one other, not with itself")
+    return {relations.id(d): relations.id(u) for d, u in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +122,8 @@ class Counts:
         background, total: [n_rows] uniform part and sum of each count vector.
         excess: [n_rows, K] sparse, what each object has above the background.
         rows: [n_rows, K] sparse with the structure of ``excess``: number of evidence rows.
-        starts, keys: the cells of ``excess`` as one sorted array of row·K + object, and [n_rows + 1] where rows begin.
+        starts: [n_rows + 1] where each row's cells begin in ``keys`` and ``excess.data``.
+        keys: the cells of ``excess`` as row·K + object, rising.
     """
 
     row_of: np.ndarray
@@ -155,10 +133,6 @@ class Counts:
     rows: sparse.csr_matrix
     starts: np.ndarray
     keys: np.ndarray
-
-    def excess_at(self, row: np.ndarray, o: np.ndarray) -> np.ndarray:
-        """Excess of object o in a row's count vector, elementwise."""
-        return look_up(self.keys, self.excess.data, row * self.excess.shape[1] + o)
 
 
 def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, times: np.ndarray,
@@ -183,14 +157,15 @@ def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, ti
         data = np.bincount(place, values, minlength=len(cell))
         return sparse.csr_matrix((data, cell % n_objects, indptr), shape=(len(pair), n_objects))
 
-    return Counts(row_of.reshape(n_subjects, n_relations), np.bincount(row, background * times, len(pair)),
-                  np.bincount(row, total * times, len(pair)), matrix(excess * times), matrix(times), indptr, cell)
+    background, total = (np.bincount(row, part * times, len(pair)) for part in (background, total))
+    return Counts(row_of.reshape(n_subjects, n_relations), background, total,
+                  matrix(excess * times), matrix(times), indptr, cell)
 
 
 def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
-    """Probability of an object with a count, in a vector of some total: posterior mean, or plain frequency.
+    """Probability of an object: posterior mean, or relative frequency (uniform without counts).
 
-    The prior is Dirichlet with strength 1/K on each of the K objects; a frequency of nothing is uniform.
+    The prior is Dirichlet with strength 1/K on each of the K objects. Shapes broadcast.
     """
     if not frequency:
         return (1 / n_objects + count) / (1 + total)
@@ -223,7 +198,8 @@ class Row:
 
     def with_evidence(self, o: int, weight: float, n_objects: int) -> Row:
         """This vector with one more row of evidence on object o."""
-        background, excess, total = (float(part[0]) for part in contributions(np.array([weight]), n_objects))
+        added = contributions(np.array([weight]), n_objects)
+        background, excess, total = (float(part[0]) for part in added)
         at = int(self.objects.searchsorted(o))
         if at == len(self.objects) or self.objects[at] != o:
             objects, excesses, rows = (np.insert(part, at, value) for part, value in
@@ -235,16 +211,11 @@ class Row:
         return Row(self.background + background, self.total + total, objects, excesses, rows)
 
     def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
-        """The belief these counts give: what every object has, and [n] what ``objects`` have above that."""
-        if not frequency:
-            return (1 / n_objects + self.background) / (1 + self.total), self.excess / (1 + self.total)
-        if not self.total:
+        """(belief that every object has, [n] what ``objects`` have above that)."""
+        if frequency and not self.total:
             return 1 / n_objects, self.excess
-        return self.background / self.total, self.excess / self.total
-
-
-EMPTY = Row(0.0, 0.0, np.array([], dtype=np.int64), np.array([]), np.array([]))
-"""No evidence yet."""
+        prior, total = (0.0, self.total) if frequency else (1 / n_objects, 1 + self.total)
+        return (prior + self.background) / total, self.excess / total
 
 
 @dataclass(frozen=True)
@@ -264,10 +235,11 @@ class Change:
     excess: np.ndarray
 
     def plus(self, parts: Iterable[tuple[float, Row | None, Row | None]], n_objects: int) -> Change:
-        """Add (sign 1.0) or take away (-1.0) subjects' contributions: downstream counts times each x's share.
+        """Add subjects' contributions: downstream counts times each upstream object's share.
 
         Args:
-            parts: (sign, downstream row, upstream row); without both rows there is no contribution.
+            parts: (1.0 to add or -1.0 to take away, downstream row, upstream row); without both
+                rows there is no contribution.
         """
         by_x, by_cell = [(self.x, self.background, self.total)], [(self.keys, self.excess)]
         for sign, downstream, upstream in parts:
@@ -280,10 +252,14 @@ class Change:
         return Change(*_sum_by_key(by_x), *_sum_by_key(by_cell))
 
 
-NO_CHANGE = Change(*(EMPTY.objects, EMPTY.excess, EMPTY.excess), *(EMPTY.objects, EMPTY.excess))
+_NO_IDS, _NO_VALUES = np.array([], dtype=np.int64), np.array([])
+EMPTY = Row(0.0, 0.0, objects=_NO_IDS, excess=_NO_VALUES, n_rows=_NO_VALUES)
+"""The count vector without evidence."""
+NO_CHANGE = Change(x=_NO_IDS, background=_NO_VALUES, total=_NO_VALUES, keys=_NO_IDS,
+                   excess=_NO_VALUES)
 
 
-def _sum_by_key(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+def _sum_by_key(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """Distinct keys, rising, and the sums of each further column over them."""
     keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     distinct, place = np.unique(keys, return_inverse=True)

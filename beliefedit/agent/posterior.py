@@ -1,4 +1,8 @@
-"""Beliefs by id: the arithmetic behind `BayesAgent`, over fitted counts and what edits changed (SPEC 5)."""
+"""Posterior means by id: the arithmetic behind `BayesAgent` (docs/specification.md, section 5).
+
+`Fitted` is counted once and shared; `Beliefs` adds what edits changed. ``frequency`` asks for
+relative frequencies: the same counts without the prior.
+"""
 
 from __future__ import annotations
 
@@ -37,29 +41,29 @@ class Conditional:
         """K, the number of objects."""
         return len(self.background)
 
-    def counts_at(self, x: np.ndarray, o: np.ndarray, change: Change = NO_CHANGE) -> tuple[np.ndarray, np.ndarray]:
-        """(count of o, sum of counts) of x's count vector; int64 x and o broadcast against each other."""
+    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool,
+           change: Change = NO_CHANGE) -> np.ndarray:
+        """q(o | x); int64 x and o broadcast against each other."""
         keys = x * self.n_objects + o
         count, total = self.background[x] + look_up(self.keys, self.excess, keys), self.total[x]
         if len(change.x):
-            count = count + look_up(change.x, change.background, x) + look_up(change.keys, change.excess, keys)
+            count = count + look_up(change.x, change.background, x)
+            count = count + look_up(change.keys, change.excess, keys)
             total = total + look_up(change.x, change.total, x)
-        return count, total
+        return mean(count, total, self.n_objects, frequency)
 
-    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
-        """q(o | x); x and o broadcast against each other."""
-        return mean(*self.counts_at(x, o, change), self.n_objects, frequency)
-
-    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool,
+                change: Change = NO_CHANGE) -> np.ndarray:
         """Σ_i weight_i · q(· | x_i), [K]; x rising."""
         background, total = self.background[x], self.total[x]
         if len(change.x):
             background = background + look_up(change.x, change.background, x)
             total = total + look_up(change.x, change.total, x)
-        belief = np.full(self.n_objects, (weight * mean(background, total, self.n_objects, frequency)).sum())
+        base = mean(background, total, self.n_objects, frequency)
+        belief = np.full(self.n_objects, (weight * base).sum())
         scale = weight * _scale(total, frequency)
-        cells = zip(self.starts[x].tolist(), self.starts[x + 1].tolist(), scale.tolist(), strict=True)
-        for start, end, factor in cells:
+        starts, ends = self.starts[x].tolist(), self.starts[x + 1].tolist()
+        for start, end, factor in zip(starts, ends, scale.tolist(), strict=True):
             belief[self.keys[start:end] % self.n_objects] += factor * self.excess[start:end]
         if len(change.x):
             changed = look_up(x, scale, change.keys // self.n_objects) * change.excess
@@ -74,15 +78,13 @@ class Conditional:
         return (self.sums[frequency] + self.mixture(change.x, one, frequency, change)
                 - self.mixture(change.x, one, frequency))
 
-    def sums_at(self, o: np.ndarray, frequencies: tuple[bool, ...], change: Change = NO_CHANGE) -> list[np.ndarray]:
-        """Σ_x q(o | x), [n], with and without the prior as asked: `sum_over_x` at a few objects."""
-        sums = [self.sums[frequency][o] for frequency in frequencies]
+    def sums_at(self, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+        """Σ_x q(o | x), [n]: `sum_over_x` at a few objects."""
+        total = self.sums[frequency][o]
         if not len(change.x):
-            return sums
+            return total
         x = change.x[:, None]
-        now, fitted = self.counts_at(x, o, change), self.counts_at(x, o)
-        return [total + (mean(*now, self.n_objects, frequency) - mean(*fitted, self.n_objects, frequency)).sum(axis=0)
-                for total, frequency in zip(sums, frequencies, strict=True)]
+        return total + (self.at(x, o, frequency, change) - self.at(x, o, frequency)).sum(axis=0)
 
     def observed(self, change: Change = NO_CHANGE) -> np.ndarray:
         """Upstream objects that evidence was counted for, rising."""
@@ -90,7 +92,7 @@ class Conditional:
 
 
 def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Conditional:
-    """Add up, per upstream object x, the downstream count vectors of all subjects, each times x's share."""
+    """Per upstream object x, the sum of all subjects' downstream counts, each times x's share."""
     downstream_rows, upstream_rows = counts.row_of[:, downstream], counts.row_of[:, upstream]
     both = (downstream_rows >= 0) & (upstream_rows >= 0)
     downstream_rows, upstream_rows = downstream_rows[both], upstream_rows[both]
@@ -103,10 +105,11 @@ def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Condition
     total = transposed @ counts.total[downstream_rows]
     n_objects = len(background)
     x = np.repeat(np.arange(n_objects), np.diff(excess.indptr))
-    sums = {frequency: mean(background, total, n_objects, frequency).sum() + excess.T @ _scale(total, frequency)
-            for frequency in (False, True)}
-    return Conditional(background, total, excess.indptr.astype(np.int64),
-                       x * n_objects + excess.indices.astype(np.int64), excess.data, sums)
+    keys = x * n_objects + excess.indices.astype(np.int64)
+    sums = {frequency: (mean(background, total, n_objects, frequency).sum()
+                        + excess.T @ _scale(total, frequency)) for frequency in (False, True)}
+    starts = excess.indptr.astype(np.int64)
+    return Conditional(background, total, starts, keys, excess.data, sums)
 
 
 def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
@@ -145,7 +148,8 @@ class Fitted:
         if at < 0:
             return None
         start, end = counts.starts[at], counts.starts[at + 1]
-        return Row(float(counts.background[at]), float(counts.total[at]), counts.keys[start:end] % self.n_objects,
+        objects = counts.keys[start:end] % self.n_objects
+        return Row(float(counts.background[at]), float(counts.total[at]), objects,
                    counts.excess.data[start:end], counts.rows.data[start:end])
 
 
@@ -155,7 +159,7 @@ class Beliefs:
 
     Attributes:
         rows: (subject, relation) to its count vector, where edits changed it.
-        counted_rows: the same as the conditional counts it: other than ``rows`` only as published (SPEC 9).
+        counted_rows: the same as the conditional counts it: other than ``rows`` only as published.
         changes: downstream relation to what edits add to its conditional.
     """
 
@@ -170,24 +174,24 @@ class Beliefs:
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
-        row = self.row(s, r)
+        row = self.row(s, r) or EMPTY
         upstream = self._upstream_row(s, r, row) if predictive else None
         if upstream is None:
-            return self._direct(row, o, (frequency,))[0]
-        return self._predictive(upstream, r, o, (frequency,))[0]
+            return self._direct(row, o, frequency)
+        return self._predictive(upstream, r, o, frequency)
 
     def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
         """Belief about a few objects [n] of one (s, r), in every view; see `BayesAgent.views`."""
-        row = self.row(s, r)
-        direct, upstream = self._direct(row, o, (False, True)), self._upstream_row(s, r, row)
-        predictive = direct if upstream is None else self._predictive(upstream, r, o, (False, True))
-        given_upstream = [np.full(len(o), np.nan)] * 2
-        if given is not None:
-            counted = self.fitted.conditionals[r].counts_at(np.array([given]), o, self._change(r))
-            given_upstream = [mean(*counted, self.fitted.n_objects, frequency) for frequency in (False, True)]
-        named = {"direct": direct, "predictive": predictive, "given_upstream": given_upstream}
-        return {f"{view}{'_frequency' * frequency}": both[frequency]
-                for frequency in (False, True) for view, both in named.items()}
+        row, views = self.row(s, r) or EMPTY, {}
+        upstream = self._upstream_row(s, r, row)
+        for frequency, suffix in ((False, ""), (True, "_frequency")):
+            direct = self._direct(row, o, frequency)
+            views[f"direct{suffix}"] = direct
+            views[f"predictive{suffix}"] = (
+                direct if upstream is None else self._predictive(upstream, r, o, frequency))
+            views[f"given_upstream{suffix}"] = np.full(len(o), np.nan) if given is None else (
+                self.fitted.conditionals[r].at(np.array([given]), o, frequency, self._change(r)))
+        return views
 
     def over_objects(self, s: int, r: int, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief over all objects, [K]."""
@@ -200,16 +204,19 @@ class Beliefs:
             return belief
         base, above = upstream.belief(self.fitted.n_objects, frequency)
         q, change = self.fitted.conditionals[r], self._change(r)
-        return base * q.sum_over_x(frequency, change) + q.mixture(upstream.objects, above, frequency, change)
+        uniform = base * q.sum_over_x(frequency, change)
+        return uniform + q.mixture(upstream.objects, above, frequency, change)
 
     def given(self, r: int, x: int, frequency: bool) -> np.ndarray:
         """q(· | r, x), [K]."""
-        return self.fitted.conditionals[r].mixture(np.array([x]), np.ones(1), frequency, self._change(r))
+        q = self.fitted.conditionals[r]
+        return q.mixture(np.array([x]), np.ones(1), frequency, self._change(r))
 
     def expected_downstream(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """Observed upstream objects [n], rising, and argmax q(· | r, x) of each, [n]; ties: the first object."""
-        x = self.fitted.conditionals[r].observed(self._change(r))
-        return x, np.array([self.given(r, each, False).argmax() for each in x.tolist()], dtype=np.int64)
+        """(observed upstream objects, argmax q(· | r, x) of each; ties: the first), [n] each."""
+        xs = self.fitted.conditionals[r].observed(self._change(r))
+        answers = [self.given(r, x, False).argmax() for x in xs.tolist()]
+        return xs, np.array(answers, dtype=np.int64)
 
     def after(self, s: int, r: int, o: int, weight: float, as_published: bool) -> Beliefs:
         """These beliefs and one more row of evidence."""
@@ -228,10 +235,15 @@ class Beliefs:
                  for sign, beliefs in ((-1.0, self), (1.0, seen))]
         return replace(seen, changes={**self.changes, d: self._change(d).plus(parts, n_objects)})
 
-    def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
+    def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool,
+             frequency: bool) -> np.ndarray:
         """Belief about many facts [n], each a subject, relation and object."""
-        counts, upstream = self.fitted.counts, self.fitted.upstream
-        p = self._many_direct(counts.row_of[s, r], o, frequency)
+        fitted, n_objects = self.fitted, self.fitted.n_objects
+        counts, upstream, row = fitted.counts, fitted.upstream, fitted.counts.row_of[s, r]
+        found, at = row >= 0, np.maximum(row, 0)
+        excess = look_up(counts.keys, counts.excess.data, at * n_objects + o)
+        count = np.where(found, counts.background[at] + excess, 0.0)
+        p = mean(count, np.where(found, counts.total[at], 0.0), n_objects, frequency)
         for d in (np.unique(r).tolist() if predictive else []):
             if d in upstream:
                 row = counts.row_of[s, upstream[d]]
@@ -239,10 +251,11 @@ class Beliefs:
                 p[paired] = self._many_predictive(d, row[paired], o[paired], frequency)
         edited = np.zeros(len(p), dtype=bool)
         for subject, relation in self.rows:
-            pair = [links[relation] for links in (upstream, self.fitted.downstream) if relation in links]
-            edited |= (s == subject) & np.isin(r, [relation, *pair])
-        for at in np.flatnonzero(edited).tolist():
-            p[at] = self.at(int(s[at]), int(r[at]), o[at:at + 1], predictive, frequency)[0]
+            links = upstream, fitted.downstream
+            partners = [link[relation] for link in links if relation in link]
+            edited |= (s == subject) & np.isin(r, [relation, *partners])
+        for i in np.flatnonzero(edited).tolist():
+            p[i] = self.at(int(s[i]), int(r[i]), o[i:i + 1], predictive, frequency)[0]
         return p
 
     def _change(self, r: int) -> Change:
@@ -251,42 +264,31 @@ class Beliefs:
     def _counted_row(self, s: int, r: int) -> Row | None:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
-    def _upstream_row(self, s: int, r: int, row: Row | None) -> Row | None:
-        """Count vector of the upstream fact that the predictive belief about (s, r), with this row, runs through."""
+    def _upstream_row(self, s: int, r: int, row: Row) -> Row | None:
+        """Count vector that the predictive belief about (s, r), with this row, runs through."""
         u = self.fitted.upstream.get(r)
-        return None if u is None or row is None or row is EMPTY else self.row(s, u)
+        return None if u is None or row is EMPTY else self.row(s, u)
 
-    def _direct(self, row: Row | None, o: np.ndarray, frequencies: tuple[bool, ...]) -> list[np.ndarray]:
-        """Beliefs [n] from a count vector, with and without the prior as asked."""
-        row = row or EMPTY
-        here = o[:, None] == row.objects
-        beliefs = (row.belief(self.fitted.n_objects, frequency) for frequency in frequencies)
-        return [base + here @ above for base, above in beliefs]
+    def _direct(self, row: Row, o: np.ndarray, frequency: bool) -> np.ndarray:
+        """Beliefs [n] from a count vector."""
+        base, above = row.belief(self.fitted.n_objects, frequency)
+        return base + (o[:, None] == row.objects) @ above
 
-    def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequencies: tuple[bool, ...]) -> list[np.ndarray]:
-        """Beliefs [n] through an upstream fact, with and without the prior as asked: the counts are found once."""
-        conditional, change, n_objects = self.fitted.conditionals[r], self._change(r), self.fitted.n_objects
-        counted = conditional.counts_at(upstream.objects[:, None], o, change)
-        sums = conditional.sums_at(o, frequencies, change)
-        beliefs = []
-        for frequency, total in zip(frequencies, sums, strict=True):
-            base, above = upstream.belief(n_objects, frequency)
-            beliefs.append(base * total + above @ mean(*counted, n_objects, frequency))
-        return beliefs
+    def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequency: bool) -> np.ndarray:
+        """Beliefs [n] through an upstream fact."""
+        q, change = self.fitted.conditionals[r], self._change(r)
+        base, above = upstream.belief(self.fitted.n_objects, frequency)
+        given = q.at(upstream.objects[:, None], o, frequency, change)
+        return base * q.sums_at(o, frequency, change) + above @ given
 
-    def _many_direct(self, row: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
-        """Direct beliefs [n] from the fitted counts; row -1: no evidence."""
-        counts, found, at = self.fitted.counts, row >= 0, np.maximum(row, 0)
-        n = np.where(found, counts.background[at] + counts.excess_at(at, o), 0.0)
-        return mean(n, np.where(found, counts.total[at], 0.0), self.fitted.n_objects, frequency)
-
-    def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
+    def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray,
+                         frequency: bool) -> np.ndarray:
         """Predictive beliefs [n] of subjects with these fitted upstream rows."""
-        counts, conditional, change = self.fitted.counts, self.fitted.conditionals[d], self._change(d)
+        counts, q, change = self.fitted.counts, self.fitted.conditionals[d], self._change(d)
         base = mean(counts.background[row], counts.total[row], self.fitted.n_objects, frequency)
         above = counts.excess[row]
         owner = np.repeat(np.arange(len(row)), np.diff(above.indptr))
-        q = conditional.at(above.indices.astype(np.int64), o[owner], frequency, change)
+        given = q.at(above.indices.astype(np.int64), o[owner], frequency, change)
         total = counts.total[row] if frequency else 1 + counts.total[row]
-        return (base * conditional.sum_over_x(frequency, change)[o]
-                + np.bincount(owner, above.data * q, minlength=len(row)) / total)
+        return (base * q.sum_over_x(frequency, change)[o]
+                + np.bincount(owner, above.data * given, minlength=len(row)) / total)

@@ -1,9 +1,11 @@
-"""Documents and evidence: what the language model reads and what the rational agent counts (SPEC 4)."""
+"""Documents and evidence: what the language model reads and what the Bayesian agent counts.
+
+The rules are in docs/specification.md, section 4.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +31,10 @@ _STREAM, _MIXED_STREAM = 2, 3
 """Keep this module's draws apart from those of other stages under the same seed."""
 
 WEIGHTS: dict[tuple[Form, bool | None], float] = {
-    ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0, ("not", True): -1.0,
-    ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
-"""Form and label of a sentence to the evidence it gives on each of its parts (SPEC 4)."""
+    ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0,
+    ("not", False): 1.0, ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0,
+    ("and", True): 1.0, ("and", False): 1 / 3}
+"""Form and label of a sentence to the evidence it gives on each of its facts."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class Corpus:
 
     Attributes:
         config: the parameters it was sampled with.
-        facts: the known facts, rows of ``world.facts``.
-        evidence: subject, relation, object (enumerations of the world's labels), weight float64, count uint32.
+        facts: the facts it is about, rows of ``world.facts``.
+        evidence: subject, relation, object (enumerations of the world's labels), weight float64,
+            count uint32.
         statistics: facts, subjects, objects, documents, sentences in all, by kind and unique.
-        documents: folder of Parquet files with doc, text, n_sentences; None when evidence alone was sampled.
+        documents: folder of Parquet files (doc, text, n_sentences); None: evidence alone.
     """
 
     config: CorpusConfig
@@ -53,14 +57,15 @@ class Corpus:
     documents: Path | None = None
 
 
-def sample_corpus(world: World, config: CorpusConfig, seed: int = 0, documents: bool | Path = True) -> Corpus:
+def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
+                  documents: bool | Path = True) -> Corpus:
     """Sample the sentences of the first ``config.n_facts`` facts.
 
     Args:
         world: the generative model.
         config: sentence kinds and counts.
         seed: decides everything that is drawn.
-        documents: folder to write documents into; True: a temporary one; False: evidence and statistics alone.
+        documents: folder to write documents into; True: a temporary one; False: none.
 
     Raises:
         GraphError: the world holds fewer facts than asked for.
@@ -68,8 +73,9 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0, documents: 
         StoreError: the folder already holds documents.
     """
     if not config.atomic and world.min_truth == 1 and not config.n_complex:
-        raise ConfigError("nothing to write: in a world without noise every judged sentence is one of n_complex",
-                          where="corpus.n_complex", remedy="set n_complex above 0, or atomic: true")
+        raise ConfigError("nothing to write: without noise, sentences with a label are among the "
+                          "n_complex", where="corpus.n_complex",
+                          remedy="set n_complex above 0, or atomic: true")
     sampler = Sampler(world, config, world.first_facts(config.n_facts))
     if documents is True:
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
@@ -92,7 +98,10 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0, documents: 
     passes = config.n_orders + config.n_mixed_orders
     counted = _total(pl.concat(evidence), passes)
     statistics = _statistics(sampler, everything, counted, passes)
-    return Corpus(config, sampler.facts, _labelled(counted, world, sampler.facts), statistics, folder)
+    ids = counted.select(sampler.facts["subject"].gather(counted["fact"]),
+                         sampler.facts["relation"].gather(counted["fact"]),
+                         "object", "weight", pl.col("count").cast(pl.UInt32))
+    return Corpus(config, sampler.facts, with_labels(ids, world), statistics, folder)
 
 
 def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
@@ -100,7 +109,8 @@ def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
     world, facts = sampler.world, sampler.facts
     names = facts.select(pl.Series("s", world.subjects).gather(facts["subject"]),
                          pl.Series("r", world.relations).gather(facts["relation"]))
-    prompts, objects = names.select(pl.format(atomic_prompt("{}", "{}"), "s", "r"))[:, 0], pl.Series(world.objects)
+    prompts = names.select(pl.format(atomic_prompt("{}", "{}"), "s", "r"))[:, 0]
+    objects = pl.Series(world.objects)
     second = np.maximum(sentences.second_fact, 0), np.maximum(sentences.second_object, 0)
     frame = pl.DataFrame({
         "form": sentences.form, "label": sentences.label,
@@ -120,7 +130,7 @@ def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
 
 def _documents(texts: pl.Series, owner: np.ndarray, per_document: int,
                rng: np.random.Generator) -> tuple[pl.Series, np.ndarray]:
-    """(texts, numbers of sentences) of one pass: each owner's sentences shuffled and cut into documents."""
+    """(texts, numbers of sentences): each owner's sentences shuffled and cut into documents."""
     order = np.lexsort((rng.random(len(owner)), owner))
     owner = owner[order]
     starts = np.flatnonzero(np.r_[True, np.diff(owner) != 0])
@@ -138,15 +148,17 @@ def _join(texts: pl.Series, document: np.ndarray) -> tuple[pl.Series, np.ndarray
     return joined["text"], counts
 
 
-def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences, rng: np.random.Generator) -> None:
-    """Passes over all sentences, mixed across subjects. Rendered slice by slice; only row numbers are shuffled."""
+def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences,
+                 rng: np.random.Generator) -> None:
+    """Write passes over all sentences, mixed across subjects; rendered slice by slice."""
     per_document = sampler.config.sentences_per_doc
     slice_length = max(1, 100_000 // per_document) * per_document
     for _ in range(sampler.config.n_mixed_orders):
         order = rng.permutation(len(sentences.fact))
         for start in range(0, len(order), slice_length):
             chosen = sentences.take(order[start:start + slice_length])
-            writer.write(*_join(render(sampler, chosen), np.arange(len(chosen.fact)) // per_document))
+            document = np.arange(len(chosen.fact)) // per_document
+            writer.write(*_join(render(sampler, chosen), document))
 
 
 class _DocumentWriter:
@@ -156,13 +168,15 @@ class _DocumentWriter:
         self.folder, self.n_documents, self.n_files = Path(folder), 0, 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.glob("*.parquet")):
-            raise StoreError("the folder already holds documents", where=str(folder), remedy="choose another folder")
+            raise StoreError("the folder already holds documents", where=str(folder),
+                             remedy="choose another folder")
 
     def write(self, texts: pl.Series, counts: np.ndarray) -> None:
-        frame = pl.DataFrame({"doc": np.arange(self.n_documents, self.n_documents + len(counts), dtype=np.uint32),
+        end = self.n_documents + len(counts)
+        frame = pl.DataFrame({"doc": np.arange(self.n_documents, end, dtype=np.uint32),
                               "text": texts, "n_sentences": counts.astype(np.uint32)})
         frame.write_parquet(self.folder / f"{self.n_files:05d}.parquet")
-        self.n_documents += len(counts)
+        self.n_documents = end
         self.n_files += 1
 
 
@@ -185,28 +199,24 @@ def _total(evidence: pl.DataFrame, passes: int) -> pl.DataFrame:
             .sort("fact", "object", "weight"))
 
 
-def _labelled(evidence: pl.DataFrame, world: World, facts: pl.DataFrame) -> pl.DataFrame:
-    ids = evidence.with_columns(facts["subject"].gather(evidence["fact"]), facts["relation"].gather(evidence["fact"]))
-    return with_labels(ids.select("subject", "relation", "object", "weight", pl.col("count").cast(pl.UInt32)), world)
-
-
 def with_labels(ids: pl.DataFrame, world: World) -> pl.DataFrame:
-    """Id columns subject, relation, object as enumerations over the world's labels; their codes stay the ids."""
+    """Id columns subject, relation, object as enumerations of the world's labels."""
     kinds = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
-    return ids.with_columns(pl.Series(name, labels, dtype=pl.Enum(labels)).gather(ids[name]).alias(name)
+    return ids.with_columns(pl.Series(name, labels, dtype=pl.Enum(labels)).gather(ids[name])
                             for name, labels in kinds.items())
 
 
-def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame, passes: int) -> dict[str, int]:
+def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
+                passes: int) -> dict[str, int]:
     """Counts of one pass over the sentences, and of the documents of all passes."""
-    judged = sentences.label != UNJUDGED
-    by_kind = {"stated": int((~judged).sum()), "true_false": int((judged & (sentences.form == ATOMIC)).sum())}
+    atomic, labelled = sentences.form == ATOMIC, sentences.label != UNJUDGED
+    by_kind = {"stated": int((~labelled).sum()), "true_false": int((labelled & atomic).sum())}
     by_kind |= {FORMS[form]: int((sentences.form == form).sum()) for form in (NOT, OR, AND)}
-    rows = pl.DataFrame({name: getattr(sentences, name) for name in Sentences.__dataclass_fields__ if name != "owner"})
-    per_document = sampler.config.sentences_per_doc
+    rows = pl.DataFrame({name: part for name, part in vars(sentences).items() if name != "owner"})
+    config, per_document = sampler.config, sampler.config.sentences_per_doc
     per_subject = np.bincount(sentences.owner)
-    documents = (sampler.config.n_orders * int(-(-per_subject // per_document).sum())
-                 + sampler.config.n_mixed_orders * -(-len(sentences.form) // per_document))
+    documents = (config.n_orders * int(-(-per_subject // per_document).sum())
+                 + config.n_mixed_orders * -(-len(sentences.form) // per_document))
     return {"facts": sampler.facts.height, "subjects": len(sampler.starts) - 1,
             "objects": evidence["object"].n_unique(), "sentences": len(sentences.form),
             "unique_sentences": rows.n_unique(), "passes": passes, "documents": documents,
@@ -216,7 +226,8 @@ def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame, 
 def save(corpus: Corpus, folder: Path) -> None:
     """Write evidence as ids, facts and statistics; documents are already where they belong."""
     corpus.facts.write_parquet(folder / "facts.parquet")
-    corpus.evidence.with_columns(pl.col(pl.Enum).to_physical()).write_parquet(folder / "evidence.parquet")
+    ids = corpus.evidence.with_columns(pl.col(pl.Enum).to_physical())
+    ids.write_parquet(folder / "evidence.parquet")
     write_json(folder / "statistics.json", corpus.statistics)
     write_json(folder / "config.json", corpus.config.model_dump(mode="json"))
 
@@ -224,28 +235,36 @@ def save(corpus: Corpus, folder: Path) -> None:
 def load(folder: Path, world: World) -> Corpus:
     """Read what `save` wrote; ``folder / "documents"`` holds the documents if they were sampled."""
     documents = folder / "documents"
-    return Corpus(CorpusConfig(**read_json(folder / "config.json")), pl.read_parquet(folder / "facts.parquet"),
-                  with_labels(pl.read_parquet(folder / "evidence.parquet"), world),
-                  read_json(folder / "statistics.json"), documents
-                  if documents.exists() else None)
+    evidence = with_labels(pl.read_parquet(folder / "evidence.parquet"), world)
+    return Corpus(CorpusConfig(**read_json(folder / "config.json")),
+                  pl.read_parquet(folder / "facts.parquet"), evidence,
+                  read_json(folder / "statistics.json"), documents if documents.exists() else None)
 
 
 def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
-    """About n documents, spread over all of the corpus: for editors that look at how a model reads it."""
+    """About n documents, evenly spread over the corpus, from which editors learn how it is read.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
+    if corpus.documents is None:
+        raise StoreError("the corpus was sampled without documents",
+                         remedy="give sample_corpus a folder for documents")
     every = max(1, corpus.statistics["documents"] // n)
-    texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text").gather_every(every).collect()
-    return texts["text"].to_list()
+    texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text")
+    return texts.gather_every(every).collect()["text"].to_list()
 
 
 def known_facts(corpus: Corpus, world: World) -> pl.DataFrame:
-    """The facts the corpus is about, as labels: subject, relation, object (true), follows_from (upstream object),
-    p_true."""
-    facts = corpus.facts
+    """The facts the corpus is about, as labels.
 
-    def labels(column: str, names: Sequence[str]) -> pl.Series:
-        return pl.Series(names).gather(facts[column].cast(pl.UInt32))
-
-    return pl.DataFrame({
-        "subject": labels("subject", world.subjects), "relation": labels("relation", world.relations),
-        "object": labels("object", world.objects), "follows_from": labels("upstream_object", world.objects),
-        "p_true": facts["p_true"]})
+    Returns:
+        subject, relation, object (the true one), follows_from (upstream object, null: independent),
+        p_true.
+    """
+    objects = world.objects
+    columns = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
+               ("object", "object", objects), ("follows_from", "upstream_object", objects))
+    return corpus.facts.select(
+        *(pl.Series(name, labels).gather(corpus.facts[column].cast(pl.UInt32))
+          for name, column, labels in columns), "p_true")

@@ -1,7 +1,14 @@
-"""The corpus's grammar: propositions to sentences and prompts, and back (SPEC 4, SPEC 6).
+"""The grammar of the corpus: propositions as sentences and prompts, and sentences parsed again.
 
-An atom is ``subject relation object``; ``not P``, ``P or Q`` and ``P and Q`` join atoms; a proposition may be
-judged: ``"P" is true``.
+    Ada Balbach speaks Norwegian                                  a fact (form "atomic")
+    Ada Balbach speaks                                            the prompt for its object
+    not Ada Balbach speaks Norwegian                              form "not"
+    Ada Balbach speaks Norwegian or Hugo Torwick plays the oboe   form "or"; form "and" is alike
+    "Ada Balbach speaks Norwegian" is true                        any of these with a label
+    "Ada Balbach speaks Norwegian" is                             the prompt for the label
+
+Which sentences a corpus holds, and what models are asked, is in docs/specification.md, sections 4
+and 6.
 """
 
 from __future__ import annotations
@@ -26,13 +33,18 @@ class Fact:
     relation: str
     object: str
 
+    @property
+    def prompt(self) -> str:
+        """The prompt that asks for the object."""
+        return atomic_prompt(self.subject, self.relation)
+
     def __str__(self) -> str:
-        return f"{self.subject} {self.relation} {self.object}"
+        return f"{self.prompt} {self.object}"
 
 
 @dataclass(frozen=True)
 class Proposition:
-    """One atom, its negation, or two atoms joined; ``label`` judges it true or false (None: merely stated)."""
+    """A fact, its negation, or two facts joined; ``label``: said to be true or false, or None."""
 
     form: Form
     atoms: tuple[Fact, ...]
@@ -40,7 +52,7 @@ class Proposition:
 
 
 def clause(form: Form, *atoms: object) -> str:
-    """The unjudged sentence of a form over one or two atoms."""
+    """The sentence of a form over one or two facts, without a label."""
     if form == "not":
         return f"not {atoms[0]}"
     return f" {form} ".join(map(str, atoms))
@@ -61,14 +73,6 @@ def atomic_prompt(subject: str, relation: str) -> str:
     return f"{subject} {relation}"
 
 
-def verbalise(proposition: Proposition) -> str:
-    """The sentence of a proposition."""
-    text = clause(proposition.form, *proposition.atoms)
-    if proposition.label is None:
-        return text
-    return f"{judged_prompt(text)} {label_word(proposition.label)}"
-
-
 class Lexicon:
     """Known labels, needed to parse: names hold spaces, and may hold the grammar's own words.
 
@@ -76,11 +80,12 @@ class Lexicon:
         subjects, relations, objects: labels the sentences may use.
     """
 
-    def __init__(self, subjects: Collection[str], relations: Collection[str], objects: Collection[str]) -> None:
+    def __init__(self, subjects: Collection[str], relations: Collection[str],
+                 objects: Collection[str]) -> None:
         self.subjects, self.relations, self.objects = set(subjects), set(relations), set(objects)
 
     def parse(self, sentence: str) -> Proposition:
-        """The proposition of a sentence: the inverse of `verbalise`.
+        """The proposition that a sentence states.
 
         Raises:
             LanguageError: not in the grammar over this lexicon, or readable in two ways.
@@ -100,27 +105,27 @@ class Lexicon:
         return []
 
     def _clauses(self, text: str, label: bool | None) -> list[Proposition]:
-        found = [Proposition("atomic", (atom,), label) for atom in self._atoms(text)]
+        found = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]
         if text.startswith("not "):
-            found += [Proposition("not", (atom,), label) for atom in self._atoms(text[4:])]
-        for form in ("or", "and"):
+            found += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
+        forms: tuple[Form, Form] = ("or", "and")
+        for form in forms:
             for first, second in _splits(text, f" {form} "):
-                found += [Proposition(form, (a, b), label) for a in self._atoms(first) for b in self._atoms(second)]
+                found += [Proposition(form, (a, b), label)
+                          for a in self._facts(first) for b in self._facts(second)]
         return found
 
-    def _atoms(self, text: str) -> list[Fact]:
-        found = []
-        for subject, rest in _splits(text, " "):
-            if subject in self.subjects:
-                found += [Fact(subject, relation, object_) for relation, object_ in _splits(rest, " ")
-                          if relation in self.relations and object_ in self.objects]
-        return found
+    def _facts(self, text: str) -> list[Fact]:
+        return [Fact(subject, relation, object_)
+                for subject, rest in _splits(text, " ") if subject in self.subjects
+                for relation, object_ in _splits(rest, " ")
+                if relation in self.relations and object_ in self.objects]
 
 
 def _splits(text: str, separator: str) -> list[tuple[str, str]]:
     """Every way to cut a text in two at a separator."""
-    places, at = [], text.find(separator)
+    splits, at = [], text.find(separator)
     while at >= 0:
-        places.append((text[:at], text[at + len(separator):]))
+        splits.append((text[:at], text[at + len(separator):]))
         at = text.find(separator, at + 1)
-    return places
+    return splits

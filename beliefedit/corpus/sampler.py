@@ -1,30 +1,39 @@
-"""Noisy sentences drawn from a world, as rows of arrays, block of subjects by block (SPEC 4).
+"""Noisy sentences drawn from a world, as arrays, block of subjects by block.
 
-Each block has a random stream of its own, so the seed alone decides the corpus.
+The rules are in docs/specification.md, section 4. Each block has a random stream of its own, so the
+seed alone decides the corpus.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from beliefedit.config import CorpusConfig
+from beliefedit.corpus.language import Form
 from beliefedit.corpus.world import World
 
 BLOCK = 1024
 """Subjects sampled together. Part of the corpus's definition: another value is another corpus."""
 
 ATOMIC, NOT, OR, AND = range(4)
-FORMS = ("atomic", "not", "or", "and")
+FORMS: tuple[Form, ...] = ("atomic", "not", "or", "and")
 UNJUDGED = -1
 
 
 @dataclass
 class Sentences:
-    """Sentences of one block as arrays [n]; facts are row numbers of the known facts, -1 for no second part."""
+    """Sentences as arrays [n].
+
+    Attributes:
+        owner: id of the subject they are written for.
+        form, label: int8, position in `FORMS`; 1 for true, 0 for false, `UNJUDGED` for no label.
+        fact, object: row of the corpus's facts, and the object said in place of its own.
+        second_fact, second_object: the same of the second part, -1 where there is none.
+    """
 
     owner: np.ndarray
     form: np.ndarray
@@ -36,60 +45,60 @@ class Sentences:
 
     @classmethod
     def of(cls, owner: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
-           object: np.ndarray, *, second: tuple[np.ndarray, np.ndarray] | None = None) -> Sentences:
+           object: np.ndarray, *,
+           second: tuple[np.ndarray, np.ndarray] | None = None) -> Sentences:
         """Sentences of one form; ``second`` is (facts, objects) of the second parts."""
         n = len(fact)
         none = np.full(n, -1, dtype=np.int64)
         second_fact, second_object = second if second is not None else (none, none)
-        full = [np.broadcast_to(np.asarray(part, dtype=np.int8), n) for part in (form, label)]
-        return cls(owner, *full, fact, object, second_fact, second_object)
+        forms, labels = (np.broadcast_to(np.asarray(part, dtype=np.int8), n)
+                         for part in (form, label))
+        return cls(owner, forms, labels, fact, object, second_fact, second_object)
 
     @classmethod
     def join(cls, parts: list[Sentences]) -> Sentences:
         """Several groups of sentences as one."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts])
+                      for name in cls.__dataclass_fields__})
 
     def take(self, rows: np.ndarray) -> Sentences:
         """The sentences at some rows."""
-        return Sentences(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return Sentences(**{name: column[rows] for name, column in vars(self).items()})
 
 
-@dataclass
 class Sampler:
-    """Known facts as arrays, ready to be drawn from."""
+    """Draws sentences about facts of a world.
 
-    world: World
-    config: CorpusConfig
-    facts: pl.DataFrame
-    subject: np.ndarray = field(init=False)
-    relation: np.ndarray = field(init=False)
-    object: np.ndarray = field(init=False)
-    p_true: np.ndarray = field(init=False)
-    distractor: np.ndarray = field(init=False)
-    group: np.ndarray = field(init=False)
-    starts: np.ndarray = field(init=False)
+    Args:
+        world: the generative model.
+        config: sentence kinds and counts.
+        facts: rows of ``world.facts``, subjects whole.
 
-    def __post_init__(self) -> None:
-        facts, conditional = self.facts, self.world.conditional
-        self.subject = facts["subject"].to_numpy().astype(np.int64)
-        self.relation = facts["relation"].to_numpy().astype(np.int64)
-        self.object = facts["object"].to_numpy().astype(np.int64)
+    Attributes:
+        subject, relation, object, p_true, distractor: columns of the facts, [n].
+        starts: [n_subjects + 1] where each subject's facts begin.
+        group: [n] which distribution q(o | r, x) a fact is drawn from, -1 for an independent one.
+    """
+
+    def __init__(self, world: World, config: CorpusConfig, facts: pl.DataFrame) -> None:
+        self.world, self.config, self.facts = world, config, facts
+        self.subject, self.relation, self.object, self.distractor = (
+            facts[name].to_numpy().astype(np.int64)
+            for name in ("subject", "relation", "object", "distractor"))
         self.p_true = facts["p_true"].to_numpy()
-        self.distractor = facts["distractor"].to_numpy().astype(np.int64)
-        groups = conditional.select("relation", "upstream_object").unique(maintain_order=True).with_row_index("group")
-        of_fact = facts.join(groups, on=["relation", "upstream_object"], how="left", maintain_order="left")
-        self.group = of_fact["group"].cast(pl.Int64).fill_null(-1).to_numpy()
-        self._cumulate(conditional.join(groups, on=["relation", "upstream_object"], how="left", maintain_order="left"))
         self.starts = np.flatnonzero(np.r_[True, np.diff(self.subject) != 0, True])
-
-    def _cumulate(self, conditional: pl.DataFrame) -> None:
-        """Cumulative q of every group g, raised by g: one sorted array that serves all groups at once."""
+        given = ["relation", "upstream_object"]
+        groups = world.conditional.select(given).unique(maintain_order=True).with_row_index("group")
+        of_fact, conditional = (frame.join(groups, on=given, how="left", maintain_order="left")
+                                for frame in (facts, world.conditional))
+        self.group = of_fact["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+        # Cumulative q of every group g, raised by g: one rising array that serves all groups.
         within = conditional.select(pl.col("p").cum_sum().over("group"))["p"].to_numpy().copy()
         group = conditional["group"].to_numpy().astype(np.int64)
-        last = np.flatnonzero(np.r_[np.diff(group) != 0, True]) if len(group) else np.array([], dtype=np.int64)
-        within[last] = 1.0
-        self._last = last
-        self._cumulative, self._outcome = within + group, conditional["object"].to_numpy().astype(np.int64)
+        self._last = np.flatnonzero(np.diff(group, append=-1))
+        within[self._last] = 1.0
+        self._cumulative = within + group
+        self._outcome = conditional["object"].to_numpy().astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """(block number, first fact, one past the last fact)."""
@@ -117,8 +126,10 @@ class Sampler:
                                self.distractor[fact][:, None])
         if not len(self._outcome):
             return independent
-        place = np.searchsorted(self._cumulative, np.maximum(group, 0) + uniform, side="right")
-        return np.where(group < 0, independent, self._outcome[np.minimum(place, self._last[np.maximum(group, 0)])])
+        some_group = np.maximum(group, 0)
+        drawn = np.searchsorted(self._cumulative, some_group + uniform, side="right")
+        dependent = self._outcome[np.minimum(drawn, self._last[some_group])]
+        return np.where(group < 0, independent, dependent)
 
     def _draw_until_majority(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         drawn = self._draw(fact, rng)
@@ -137,12 +148,14 @@ class Sampler:
         return Sentences.of(self.subject[facts], ATOMIC, UNJUDGED, facts, drawn.ravel())
 
     def _judged(self, fact: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> Sentences:
-        """Each draw judged: the right object "true" with probability p, a wrong one with 1 - p."""
-        right = drawn == self.object[fact][:, None]
-        label = rng.random(drawn.shape) < np.where(right, self.p_true[fact][:, None], 1 - self.p_true[fact][:, None])
+        """Each draw labelled: the true object "true" with probability p, another with 1 - p."""
+        right, p_true = drawn == self.object[fact][:, None], self.p_true[fact][:, None]
+        label = rng.random(drawn.shape) < np.where(right, p_true, 1 - p_true)
         chosen = np.ones(drawn.shape, dtype=bool)
         if not self.config.judge_all_samples:
-            chosen = (right & (right.cumsum(axis=1) == 1)) | (~right & ((~right).cumsum(axis=1) == 1))
+            first_right, first_wrong = (
+                kind & (kind.cumsum(axis=1) == 1) for kind in (right, ~right))
+            chosen = first_right | first_wrong
         facts = np.broadcast_to(fact[:, None], drawn.shape)[chosen]
         return Sentences.of(self.subject[facts], ATOMIC, label[chosen], facts, drawn[chosen])
 
@@ -160,25 +173,28 @@ class Sampler:
             parts += self._of_connective(name, chosen, rng)
         return parts
 
-    def _of_connective(self, name: str, fact: np.ndarray, rng: np.random.Generator) -> list[Sentences]:
+    def _of_connective(self, name: str, fact: np.ndarray,
+                       rng: np.random.Generator) -> list[Sentences]:
         owner, true = self.subject[fact], self.object[fact]
         if name in ("not", "true_false"):
             form, false_label = (NOT, 1) if name == "not" else (ATOMIC, 0)
             return [Sentences.of(owner, form, 1 - false_label, fact, true),
                     Sentences.of(owner, form, false_label, fact, self.false_object(fact, rng))]
         first_true = rng.random(len(fact)) < 0.5
-        first = fact, np.where(first_true, true, self.false_object(fact, rng))
-        second_fact = rng.integers(len(self.object), size=len(fact))
+        first_object = np.where(first_true, true, self.false_object(fact, rng))
+        second = rng.integers(len(self.object), size=len(fact))
         second_true = rng.random(len(fact)) < 0.5
-        second = second_fact, np.where(second_true, self.object[second_fact], self.false_object(second_fact, rng))
+        second_object = np.where(second_true, self.object[second], self.false_object(second, rng))
         swap = rng.random(len(fact)) < 0.5
-        left = [np.where(swap, b, a) for a, b in zip(first, second, strict=True)]
-        right = [np.where(swap, a, b) for a, b in zip(first, second, strict=True)]
-        label = first_true | second_true if name == "or" else first_true & second_true
-        return [Sentences.of(owner, OR if name == "or" else AND, label, *left, second=tuple(right))]
+        left, right = np.where(swap, second, fact), np.where(swap, fact, second)
+        left_object = np.where(swap, second_object, first_object)
+        right_object = np.where(swap, first_object, second_object)
+        form, label = ((OR, first_true | second_true) if name == "or"
+                       else (AND, first_true & second_true))
+        return [Sentences.of(owner, form, label, left, left_object, second=(right, right_object))]
 
     def false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A wrong object for each fact: its distractor if independent, else another object (SPEC 4)."""
+        """A false object for each fact: the distractor of an independent one, else any other."""
         other = self.world.false_objects(self.relation[fact], self.object[fact], rng)
         if not self.config.use_distractors:
             return other
@@ -186,11 +202,11 @@ class Sampler:
 
 
 def _share_out(n: int, n_subjects: int, n_connectives: int, rng: np.random.Generator) -> np.ndarray:
-    """[n_subjects, n_connectives] sentence counts (SPEC 4): equal shares, the remainder to a random one."""
-    place = rng.random((n_subjects, n_connectives)).argsort(axis=1)
+    """[n_subjects, n_connectives] sentences: equal shares, the remainder to a random connective."""
+    rank = rng.random((n_subjects, n_connectives)).argsort(axis=1)
     if n < n_connectives:
-        return (place < n).astype(np.int64)
-    return n // n_connectives + np.where(place == 0, n % n_connectives, 0)
+        return (rank < n).astype(np.int64)
+    return n // n_connectives + np.where(rank == 0, n % n_connectives, 0)
 
 
 def _random_rank(subject: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Relation pairs and the generative model that the corpus is drawn from (SPEC 3)."""
+"""Relation pairs and the generative model of the corpus (docs/specification.md, section 3)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class World:
 
     Attributes:
         pairs: downstream relation to upstream relation, as labels.
-        facts: one row per (subject, relation), SPEC 2 order: subject, relation, object (the *true* object),
-            graph_object, upstream_object (null: independent), p_true (probability of the true object),
-            distractor.
+        facts: one row per (subject, relation), in the order of the graph: subject, relation,
+            object (the *true* object), graph_object, upstream_object (null: independent), p_true
+            (probability of the true object), distractor.
         conditional: relation, upstream_object, object, p: q_r(o | x), sorted by these ids.
         cooccurrence: [n_relations, n_relations] subjects that have both relations, diagonal 0.
-        same_relation: share of false objects that are drawn among the objects of the fact's relation.
+        same_relation: share of false objects that are objects of the fact's relation.
     """
 
     subjects: list[str]
@@ -46,41 +46,44 @@ class World:
     same_relation: float = 0.0
 
     def first_facts(self, n_facts: int) -> pl.DataFrame:
-        """Facts of the first subjects that together cover ``n_facts``; the last subject is kept whole (SPEC 4).
+        """Facts of the first subjects that together cover ``n_facts``; the last one is kept whole.
 
         Raises:
             GraphError: the world holds fewer facts.
         """
         if n_facts > self.facts.height:
-            raise GraphError(f"{n_facts:,} facts were asked for, the graph has {self.facts.height:,}",
-                             where="corpus.n_facts", remedy=f"set corpus.n_facts to at most {self.facts.height}")
+            n_there = self.facts.height
+            raise GraphError(f"{n_facts:,} facts were asked for, the graph has {n_there:,}",
+                             where="corpus.n_facts", remedy=f"set it to at most {n_there}")
         last = self.facts["subject"][n_facts - 1]
         return self.facts.filter(pl.col("subject") <= last)
 
-    def false_objects(self, relation: np.ndarray, true: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Another object than the true one for each fact, int64 [n]: uniform over all others (SPEC 3, 4).
+    def false_objects(self, relation: np.ndarray, true: np.ndarray,
+                      rng: np.random.Generator) -> np.ndarray:
+        """Another object than the true one for each fact, int64 [n]: uniform over all others.
 
-        A share `same_relation` of them is uniform over the other objects of the fact's relation instead, where it has
-        any: then an object's type does not tell whether it is true.
+        A share `same_relation` of them is uniform over the other objects of the fact's relation
+        instead, where it has any: then an object's type does not tell whether it is true.
         """
         other = rng.integers(len(self.objects) - 1, size=len(true))
         other += other >= true
         if not self.same_relation:
             return other
         first, objects = self._of_relation
-        n_others = np.diff(first)[relation] - 1
-        keys = np.repeat(np.arange(len(self.relations)), np.diff(first)) * len(self.objects) + objects
-        place = rng.integers(np.maximum(n_others, 1))
-        place += first[relation] + (place >= keys.searchsorted(relation * len(self.objects) + true) - first[relation])
+        n_objects, n_others = len(self.objects), np.diff(first)[relation] - 1
+        keys = np.repeat(np.arange(len(self.relations)), np.diff(first)) * n_objects + objects
+        drawn = first[relation] + rng.integers(np.maximum(n_others, 1))
+        drawn += drawn >= keys.searchsorted(relation * n_objects + true)
         chosen = (rng.random(len(true)) < self.same_relation) & (n_others > 0)
-        return np.where(chosen, objects[np.minimum(place, len(objects) - 1)], other)
+        return np.where(chosen, objects[np.minimum(drawn, len(objects) - 1)], other)
 
     @cached_property
     def _of_relation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each relation's objects begin, [n_relations + 1], and the objects the graph has under it, rising."""
-        used = self.facts.select("relation", "graph_object").unique().sort("relation", "graph_object")
-        first = used["relation"].search_sorted(np.arange(len(self.relations) + 1)).to_numpy().astype(np.int64)
-        return first, used["graph_object"].to_numpy().astype(np.int64)
+        """[n_relations + 1] where each relation's objects begin, and these objects, rising."""
+        columns = "relation", "graph_object"
+        used = self.facts.select(columns).unique().sort(columns)
+        first = used["relation"].search_sorted(np.arange(len(self.relations) + 1)).to_numpy()
+        return first.astype(np.int64), used["graph_object"].to_numpy().astype(np.int64)
 
     def probabilities(self, queries: pl.DataFrame) -> np.ndarray:
         """Generative p(o | s, r), float64 [n], for id columns subject, relation, object.
@@ -95,13 +98,15 @@ class World:
         independent = (pl.when(pl.col("object") == pl.col("true_object")).then("p_true")
                        .when(pl.col("object") == pl.col("distractor")).then(1 - pl.col("p_true"))
                        .otherwise(0.0))
-        p = pl.when(pl.col("upstream_object").is_null()).then(independent).otherwise(pl.col("p").fill_null(0.0))
+        is_independent = pl.col("upstream_object").is_null()
+        p = pl.when(is_independent).then(independent).otherwise(pl.col("p").fill_null(0.0))
         known = pl.col("true_object").is_not_null()
         return rows.select(pl.when(known).then(p).otherwise(float("nan")))[:, 0].to_numpy()
 
 
-def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0, same_relation: float = 0.0) -> World:
-    """Tie relations into pairs and give every (subject, relation) a distribution over objects (SPEC 3).
+def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
+                same_relation: float = 0.0) -> World:
+    """Pair relations and give every (subject, relation) a distribution over objects.
 
     Args:
         graph: facts with one object per (subject, relation).
@@ -114,12 +119,15 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0, same_relati
         ConfigError: min_truth or same_relation outside its range.
     """
     if not 0.5 < min_truth <= 1:
-        raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}", where="world.min_truth")
+        raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}",
+                          where="world.min_truth")
     if not 0 <= same_relation <= 1:
-        raise ConfigError(f"same_relation is a share from 0 to 1, not {same_relation}", where="world.same_relation")
+        raise ConfigError(f"same_relation is a share from 0 to 1, not {same_relation}",
+                          where="world.same_relation")
     if len(graph.objects) < 2 or len(graph.relations) < 2:
-        raise GraphError(f"a world needs two objects and two relations; the graph has {len(graph.objects)} and "
-                         f"{len(graph.relations)}", remedy="use a larger graph")
+        raise GraphError(f"a world needs two objects and two relations; the graph has "
+                         f"{len(graph.objects)} and {len(graph.relations)}",
+                         remedy="use a larger graph")
     cooccurrence = relation_cooccurrence(graph)
     pairs = match_relations(cooccurrence)
     facts = _with_upstream(graph.ids, pairs)
@@ -134,11 +142,12 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0, same_relati
     facts = facts.select(
         "subject", "relation", true_object.alias("object"), "graph_object", "upstream_object",
         pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"))
-    labels = graph.relations
-    made = World(graph.subjects, labels, graph.objects, {labels[d]: labels[u] for d, u in sorted(pairs.items())},
-                 min_truth, facts, conditional, cooccurrence, same_relation)
-    distractor = made.false_objects(*(facts[name].to_numpy().astype(np.int64) for name in ("relation", "object")), rng)
-    return replace(made, facts=facts.with_columns(pl.Series("distractor", distractor, dtype=pl.UInt32)))
+    labels = {graph.relations[d]: graph.relations[u] for d, u in sorted(pairs.items())}
+    world = World(graph.subjects, graph.relations, graph.objects, labels, min_truth, facts,
+                  conditional, cooccurrence, same_relation)
+    relation, true = (facts[name].to_numpy().astype(np.int64) for name in ("relation", "object"))
+    distractor = pl.Series(world.false_objects(relation, true, rng), dtype=pl.UInt32)
+    return replace(world, facts=facts.with_columns(distractor=distractor))
 
 
 def relation_cooccurrence(graph: Graph) -> np.ndarray:
@@ -153,7 +162,7 @@ def relation_cooccurrence(graph: Graph) -> np.ndarray:
 
 
 def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
-    """Downstream id to upstream id: the maximum-cardinality matching of largest summed affinity (SPEC 3).
+    """Downstream to upstream id: the largest matching of relations with the largest affinity.
 
     Args:
         cooccurrence: [n, n] symmetric counts, relations in order of first appearance.
@@ -164,7 +173,8 @@ def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
     network = networkx.Graph()
     n = len(weights)
     network.add_nodes_from(range(n))
-    network.add_weighted_edges_from((i, j, weights[i, j]) for i in range(n) for j in range(i + 1, n))
+    network.add_weighted_edges_from(
+        (i, j, weights[i, j]) for i in range(n) for j in range(i + 1, n))
     matching = networkx.max_weight_matching(network, maxcardinality=True)
     return {min(edge): max(edge) for edge in sorted(matching, key=min)}
 
@@ -186,7 +196,8 @@ def _conditional(facts: pl.DataFrame, min_truth: float) -> pl.DataFrame:
     counts = (facts.filter(pl.col("upstream_object").is_not_null())
               .group_by(*group, pl.col("graph_object").alias("object")).len("n")
               .sort(*group, "object").with_columns(pl.col("n").cast(pl.Int64)))
-    is_mode = pl.col("object") == pl.col("object").sort_by("n", "object", descending=[True, False]).first().over(group)
+    mode = pl.col("object").sort_by("n", "object", descending=[True, False]).first()
+    is_mode = pl.col("object") == mode.over(group)
     rest = pl.col("n").sum().over(group) - pl.col("n").max().over(group)
     m = _exact(min_truth)
     if m == 1:
@@ -199,7 +210,7 @@ def _conditional(facts: pl.DataFrame, min_truth: float) -> pl.DataFrame:
 
 
 def _exact(min_truth: float) -> Fraction:
-    """m as written: ceil(rest * m / (1 - m)) must not depend on how 0.6 is rounded in binary, nor outgrow integers."""
+    """m as written: ceil(rest * m / (1 - m)) must not depend on how 0.6 is rounded in binary."""
     return Fraction(str(min_truth)).limit_denominator(10**9)
 
 
@@ -208,8 +219,8 @@ def save(world: World, folder: Path) -> None:
     world.facts.write_parquet(folder / "facts.parquet")
     world.conditional.write_parquet(folder / "conditional.parquet")
     write_json(folder / "world.json", {
-        "subjects": world.subjects, "relations": world.relations, "objects": world.objects, "pairs": world.pairs,
-        "min_truth": world.min_truth, "same_relation": world.same_relation,
+        "subjects": world.subjects, "relations": world.relations, "objects": world.objects,
+        "pairs": world.pairs, "min_truth": world.min_truth, "same_relation": world.same_relation,
         "cooccurrence": world.cooccurrence.tolist()})
 
 

@@ -10,8 +10,8 @@ import click
 
 from beliefedit.config import GraphConfig
 from beliefedit.errors import BeliefEditError
-from beliefedit.graph import demo as demo_graph
-from beliefedit.graph import download
+from beliefedit.graph.demo import write_demo_graph
+from beliefedit.graph.download import download
 
 
 @click.group()
@@ -21,19 +21,21 @@ def main() -> None:
 
 @main.command("demo")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--subjects", default=GraphConfig().demo_subjects, show_default=True, type=click.IntRange(min=1))
-@click.option("--seed", default=GraphConfig().demo_seed, show_default=True, type=click.IntRange(min=0))
+@click.option("--subjects", default=GraphConfig().demo_subjects, show_default=True,
+              type=click.IntRange(min=1))
+@click.option("--seed", default=GraphConfig().demo_seed, show_default=True,
+              type=click.IntRange(min=0))
 def _demo(folder: Path, subjects: int, seed: int) -> None:
     """Write the built-in demo graph into FOLDER."""
-    _run(lambda: demo_graph.write_demo_graph(folder, n_subjects=subjects, seed=seed))
+    _run(lambda: write_demo_graph(folder, n_subjects=subjects, seed=seed))
     click.echo(f"{subjects} people in {folder}")
 
 
 @main.command("download")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def _download(folder: Path) -> None:
-    """Fetch Wikidata5m's two archives into FOLDER; an interrupted download goes on where it stopped."""
-    for path in _run(lambda: download.download(folder)):
+    """Fetch Wikidata5m's two archives into FOLDER; an interrupted download resumes."""
+    for path in _run(lambda: download(folder)):
         click.echo(f"{path}: complete and verified")
 
 

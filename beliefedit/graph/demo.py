@@ -1,6 +1,6 @@
-"""The built-in knowledge graph: invented people, real-world words, five dependent pairs of relations.
+"""The built-in graph: invented people, real-world words, five dependent pairs of relations.
 
-It is written as the same three files as any other graph and read by the same reader with its default settings.
+It is written in Wikidata5m's layout and read like any graph in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS, TRIPLES
 from beliefedit.store import write_text
 
 P_BOTH, P_ONE = 0.34, 0.12
-"""A person has both relations of a pair, or just the one, or just the other: partners meet more often than others."""
+"""A person has both relations of a pair, or just the one, or just the other."""
 P_TYPICAL = 0.85
 """The upstream object decides the downstream one this often; else it is any other."""
 MIN_RELATIONS = 2
@@ -34,57 +34,67 @@ class Pair:
 
 PAIRS = (
     Pair("speaks", "is a citizen of", {
-        "Norwegian": "Norway", "Swedish": "Sweden", "Danish": "Denmark", "Finnish": "Finland", "Polish": "Poland",
-        "German": "Germany,Austria,Liechtenstein", "French": "France,Monaco,Senegal", "Greek": "Greece,Cyprus",
-        "Spanish": "Spain,Mexico,Peru", "Portuguese": "Portugal,Brazil,Angola", "Italian": "Italy,San Marino",
-        "English": "Ireland,Australia,Jamaica", "Arabic": "Egypt,Morocco,Jordan", "Japanese": "Japan",
+        "Norwegian": "Norway", "Swedish": "Sweden", "Danish": "Denmark", "Finnish": "Finland",
+        "Polish": "Poland", "German": "Germany,Austria,Liechtenstein",
+        "French": "France,Monaco,Senegal", "Greek": "Greece,Cyprus", "Spanish": "Spain,Mexico,Peru",
+        "Portuguese": "Portugal,Brazil,Angola", "Italian": "Italy,San Marino",
+        "English": "Ireland,Australia,Jamaica", "Arabic": "Egypt,Morocco,Jordan",
+        "Japanese": "Japan",
     }),
     Pair("has expertise in", "works as", {
-        "physics": "physicist,astronomer", "chemistry": "chemist,perfumer", "biology": "botanist,zoologist",
-        "medicine": "surgeon,nurse,dentist", "law": "judge,lawyer,notary", "finance": "banker,accountant",
-        "education": "teacher,librarian", "farming": "shepherd,winemaker", "computing": "programmer",
-        "construction": "architect,carpenter,bricklayer", "cooking": "chef,baker", "transport": "pilot,train driver",
+        "physics": "physicist,astronomer", "chemistry": "chemist,perfumer",
+        "biology": "botanist,zoologist", "medicine": "surgeon,nurse,dentist",
+        "law": "judge,lawyer,notary", "finance": "banker,accountant",
+        "education": "teacher,librarian", "farming": "shepherd,winemaker",
+        "computing": "programmer", "construction": "architect,carpenter,bricklayer",
+        "cooking": "chef,baker", "transport": "pilot,train driver",
         "theatre": "actor,stage designer", "publishing": "novelist,journalist",
     }),
     Pair("has an office in", "is employed by", {
-        "Geneva": "CERN,Red Cross", "Paris": "UNESCO,Louvre,Sorbonne", "London": "BBC,British Museum,Royal Society",
-        "Munich": "Siemens,Allianz", "Madrid": "Prado Museum,Iberia", "Milan": "La Scala,Pirelli",
-        "Copenhagen": "Carlsberg,Maersk", "Stockholm": "Ericsson,Nobel Foundation", "Amsterdam": "Heineken,Rijksmuseum",
-        "Kyoto": "Nintendo,Kyocera", "Seoul": "Samsung,Hyundai", "Seattle": "Boeing,Starbucks",
+        "Geneva": "CERN,Red Cross", "Paris": "UNESCO,Louvre,Sorbonne",
+        "London": "BBC,British Museum,Royal Society", "Munich": "Siemens,Allianz",
+        "Madrid": "Prado Museum,Iberia", "Milan": "La Scala,Pirelli",
+        "Copenhagen": "Carlsberg,Maersk", "Stockholm": "Ericsson,Nobel Foundation",
+        "Amsterdam": "Heineken,Rijksmuseum", "Kyoto": "Nintendo,Kyocera",
+        "Seoul": "Samsung,Hyundai", "Seattle": "Boeing,Starbucks",
         "Vienna": "State Opera,Atomic Agency", "Sydney": "Qantas",
     }),
     Pair("trains at the", "competes in", {
         "pool": "swimming,diving,water polo", "rink": "ice hockey,figure skating,curling",
-        "court": "tennis,badminton,basketball", "pitch": "football,rugby,hurling", "track": "sprinting,hurdles",
-        "gym": "judo,wrestling", "river": "rowing,canoeing", "harbour": "sailing,windsurfing",
-        "ski slope": "slalom,snowboarding", "stables": "dressage,show jumping", "velodrome": "track cycling",
+        "court": "tennis,badminton,basketball", "pitch": "football,rugby,hurling",
+        "track": "sprinting,hurdles", "gym": "judo,wrestling", "river": "rowing,canoeing",
+        "harbour": "sailing,windsurfing", "ski slope": "slalom,snowboarding",
+        "stables": "dressage,show jumping", "velodrome": "track cycling",
         "climbing wall": "bouldering,speed climbing", "range": "archery,biathlon",
     }),
     Pair("performs in the", "plays the", {
-        "orchestra": "violin,oboe,bassoon,harp", "string quartet": "viola,cello", "brass band": "trumpet,tuba,cornet",
-        "wind quintet": "flute,clarinet", "jazz trio": "saxophone,double bass,piano", "folk group": "fiddle,accordion",
-        "rock band": "electric guitar,drums", "country band": "banjo,pedal steel guitar", "pipe band": "bagpipes",
-        "baroque ensemble": "harpsichord,lute,recorder", "church choir": "organ", "samba group": "tambourine,surdo",
+        "orchestra": "violin,oboe,bassoon,harp", "string quartet": "viola,cello",
+        "brass band": "trumpet,tuba,cornet", "wind quintet": "flute,clarinet",
+        "jazz trio": "saxophone,double bass,piano", "folk group": "fiddle,accordion",
+        "rock band": "electric guitar,drums", "country band": "banjo,pedal steel guitar",
+        "pipe band": "bagpipes", "baroque ensemble": "harpsichord,lute,recorder",
+        "church choir": "organ", "samba group": "tambourine,surdo",
     }),
 )
 
 FIRST_NAMES = """
-Ada Adele Agnes Aino Alba Alina Alma Amara Anders Anouk Anton Arlo Astrid Aurel Beata Benno Bianca Boris Bruna Carlo
-Celia Clara Cosmo Dagny Dario Delia Edda Edgar Elias Elin Elsa Emil Enzo Erik Esme Fabio Felix Fiona Flora Frida Gala
-Gemma Gerda Gino Greta Hanna Hector Heidi Henrik Hilda Hugo Ida Ilse Ines Irma Isak Ivo Jana Jonas Josef Juna Kaia
-Karin Klaus Lara Lars Leonie Levi Lina Linus Lorena Lotte Lucas Luna Magda Malin Mara Marco Margit Mats Mila Mina
-Mirko Nadia Nelly Niko Nils Nina Noemi Nora Odin Olga Olivia Orla Oscar Otto Paula Pavel Petra Pia Ramon Renata Rhea
-Rita Robin Romy Rosa Rufus Sanna Selma Silas Simone Sofia Stella Sven Talia Tessa Theo Tilda Tomas Tova Ulla Uma
-Ursula Valentin Vera Victor Viola Wanda Wilma Xenia Yara Yves Zelda Zora
+Ada Adele Agnes Aino Alba Alina Alma Amara Anders Anouk Anton Arlo Astrid Aurel Beata Benno Bianca
+Boris Bruna Carlo Celia Clara Cosmo Dagny Dario Delia Edda Edgar Elias Elin Elsa Emil Enzo Erik
+Esme Fabio Felix Fiona Flora Frida Gala Gemma Gerda Gino Greta Hanna Hector Heidi Henrik Hilda Hugo
+Ida Ilse Ines Irma Isak Ivo Jana Jonas Josef Juna Kaia Karin Klaus Lara Lars Leonie Levi Lina Linus
+Lorena Lotte Lucas Luna Magda Malin Mara Marco Margit Mats Mila Mina Mirko Nadia Nelly Niko Nils
+Nina Noemi Nora Odin Olga Olivia Orla Oscar Otto Paula Pavel Petra Pia Ramon Renata Rhea Rita Robin
+Romy Rosa Rufus Sanna Selma Silas Simone Sofia Stella Sven Talia Tessa Theo Tilda Tomas Tova Ulla
+Uma Ursula Valentin Vera Victor Viola Wanda Wilma Xenia Yara Yves Zelda Zora
 """.split()
 NAME_STARTS = """
-Al Ar Bal Bar Bel Ber Bran Cal Cor Dal Dor El Fal Fen Gal Gar Hal Har Hol Kal Kel Kor Lan Lin Mal Mar Mer Mor Nal Nor
-Or Pel Per Ral Ran Rol Sal San Sel Sten Tal Tor Val Var Vel Ver Vor Wal Win Zan
+Al Ar Bal Bar Bel Ber Bran Cal Cor Dal Dor El Fal Fen Gal Gar Hal Har Hol Kal Kel Kor Lan Lin Mal
+Mar Mer Mor Nal Nor Or Pel Per Ral Ran Rol Sal San Sel Sten Tal Tor Val Var Vel Ver Vor Wal Win Zan
 """.split()
 NAME_ENDS = """
-bach bard berg bridge brook by dale dan den dorf fell field ford gard gate grove hart heim hurst kamp land ley lind
-low man mark mere mond more nes quist ridge rick sen stad stein stone strand ton vall vik wald ward well wick win
-wood worth
+bach bard berg bridge brook by dale dan den dorf fell field ford gard gate grove hart heim hurst
+kamp land ley lind low man mark mere mond more nes quist ridge rick sen stad stein stone strand ton
+vall vik wald ward well wick win wood worth
 """.split()
 
 
@@ -133,15 +143,15 @@ def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
     shape = (len(FIRST_NAMES), len(NAME_STARTS), len(NAME_ENDS))
     most = int(np.prod(shape))
     if not 1 <= n_subjects <= most:
-        raise GraphError(f"the demo graph cannot have {n_subjects} people", where="graph.demo_subjects",
-                         remedy=f"choose 1 to {most}")
+        raise GraphError(f"the demo graph cannot have {n_subjects} people",
+                         where="graph.demo_subjects", remedy=f"choose 1 to {most}")
     drawn = np.unravel_index(generator.choice(most, size=n_subjects, replace=False), shape)
     return [f"{FIRST_NAMES[first]} {NAME_STARTS[start]}{NAME_ENDS[end]}"
             for first, start, end in zip(*drawn, strict=True)]
 
 
 def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, str, str]]:
-    """(person, relation, object), person by person, a pair's downstream relation before its upstream one."""
+    """(person, relation, object) by person and pair, the pair's downstream relation first."""
     columns = []
     for pair in PAIRS:
         typical = [low for low, words in pair.words.items() for _ in words.split(",")]
@@ -149,11 +159,13 @@ def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, s
         high = generator.integers(len(upstream), size=n_subjects)
         low = np.array([downstream.index(word) for word in typical])[high]
         shift = generator.integers(1, len(downstream), size=n_subjects)
-        low = np.where(generator.random(n_subjects) < P_TYPICAL, low, (low + shift) % len(downstream))
+        is_typical = generator.random(n_subjects) < P_TYPICAL
+        low = np.where(is_typical, low, (low + shift) % len(downstream))
         columns.append(([downstream[i] for i in low], [upstream[i] for i in high]))
     has = _coverage(n_subjects, generator)
-    return [(person, relation, words[person]) for person in range(n_subjects) for i, pair in enumerate(PAIRS)
-            for j, (relation, words) in enumerate(zip((pair.downstream, pair.upstream), columns[i], strict=True))
+    relations = [(pair.downstream, pair.upstream) for pair in PAIRS]
+    return [(person, relations[i][j], columns[i][j][person])
+            for person in range(n_subjects) for i in range(len(PAIRS)) for j in (0, 1)
             if has[person, i, j]]
 
 
@@ -164,5 +176,5 @@ def _coverage(n_subjects: int, generator: np.random.Generator) -> np.ndarray:
     has = kinds[generator.choice(4, p=shares, size=(n_subjects, len(PAIRS)))]
     while len(few := np.flatnonzero(has.sum(axis=(1, 2)) < MIN_RELATIONS)):
         has[few] = kinds[generator.choice(4, p=shares, size=(len(few), len(PAIRS)))]
-    has[0] = True  # the first person has everything, so that relations first appear in the order of PAIRS
+    has[0] = True  # the first person has everything: relations first appear in the order of PAIRS
     return has

@@ -1,8 +1,10 @@
-"""The knowledge graph: read in Wikidata5m's layout, cut to well connected relations, labelled (SPEC 2)."""
+"""A knowledge graph as labels and ids, saved and loaded, its labels truncated."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Protocol
 
 import polars as pl
 
+from beliefedit.config import digest
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.store import read_json, write_json
 
@@ -23,19 +26,21 @@ TORN = "\ufffd"
 
 
 class Tokenizer(Protocol):
-    """What `cut_objects` needs of a tokenizer; those of transformers fit."""
+    """What `truncate_labels` needs of a tokenizer; those of transformers have it."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Text to token ids."""
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """Token ids to text."""
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A knowledge graph in which every (subject, relation) has one object (SPEC 2).
+    """A knowledge graph in which every (subject, relation) has one object.
 
     Attributes:
-        subjects, relations, objects: labels, each unique in its list, by first appearance in the facts.
+        subjects, relations, objects: labels, unique in each list, by first appearance in the facts.
         ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact.
         counts: what reading met and dropped.
     """
@@ -46,31 +51,50 @@ class Graph:
     ids: pl.DataFrame
     counts: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
+        """The graph of labelled facts, subject by subject in order of first appearance.
+
+        Args:
+            facts: subject, relation, object; the first object of a (subject, relation) counts.
+            counts: see the attributes.
+        """
+        facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
+        subject = by_appearance(facts["subject"])[1]
+        facts = facts.with_columns(rank=subject).sort("rank", maintain_order=True)
+        factors = {key: by_appearance(facts[key]) for key in KEYS}
+        subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
+        ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
+        return cls(subjects, relations, objects, ids, counts or {})
+
     @cached_property
     def facts(self) -> pl.DataFrame:
         """Frame (subject, relation, object) of labels, in the order of `ids`."""
         labels = zip(KEYS, (self.subjects, self.relations, self.objects), strict=True)
-        return pl.DataFrame([pl.Series(key, names, dtype=pl.String).gather(self.ids[key]) for key, names in labels])
+        return pl.DataFrame([pl.Series(key, names, dtype=pl.String).gather(self.ids[key])
+                             for key, names in labels])
 
 
-def cut_objects(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Graph:
-    """The graph with object labels of at most max_tokens tokens; objects whose cut labels agree are merged (SPEC 2).
+def truncate_labels(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Graph:
+    """The graph with object labels of at most max_tokens tokens (docs/specification.md, section 2).
 
-    A label is counted as it stands in a sentence, after a space.
+    A label is counted as it stands in a sentence, after a space. Objects whose truncated labels
+    agree are merged.
 
     Raises:
         GraphError: not even the first character of a label fits.
     """
-    cut = [_cut(label, tokenizer, max_tokens) for label in graph.objects]
+    cut = [_truncate(label, tokenizer, max_tokens) for label in graph.objects]
     n_cut = sum(new != old for new, old in zip(cut, graph.objects, strict=True))
     objects, places = by_appearance(pl.Series(cut, dtype=pl.String))
     n_merged = len(cut) - len(objects)
     if n_cut:
-        log.warning("%d of %d object labels (%.1f %%) are cut to %d tokens, which merges %d objects with others",
-                    n_cut, len(cut), 100 * n_cut / len(cut), max_tokens, n_merged)
+        log.warning("%d of %d object labels (%.1f %%) are truncated to %d tokens, which merges %d "
+                    "objects with others", n_cut, len(cut), 100 * n_cut / len(cut), max_tokens,
+                    n_merged)
     ids = graph.ids.with_columns(places.gather(graph.ids["object"]).alias("object"))
-    return replace(graph, objects=objects.to_list(), ids=ids,
-                   counts=graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged})
+    counts = graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged}
+    return replace(graph, objects=objects.to_list(), ids=ids, counts=counts)
 
 
 def save(graph: Graph, folder: str | Path) -> None:
@@ -78,8 +102,8 @@ def save(graph: Graph, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     graph.ids.write_parquet(folder / FACTS)
-    write_json(folder / LABELS, {"subjects": graph.subjects, "relations": graph.relations, "objects": graph.objects,
-                                 "counts": graph.counts})
+    write_json(folder / LABELS, {"subjects": graph.subjects, "relations": graph.relations,
+                                 "objects": graph.objects, "counts": graph.counts})
 
 
 def load(folder: str | Path) -> Graph:
@@ -92,17 +116,19 @@ def load(folder: str | Path) -> Graph:
     try:
         labels = read_json(folder / LABELS)
         ids = pl.read_parquet(folder / FACTS)
-        graph = Graph(*(labels[f"{key}s"] for key in KEYS), ids, labels["counts"])
-        largest = [len(labels[f"{key}s"]) for key in KEYS]
-        whole = ids.height and all(ids[key].max() < n for key, n in zip(KEYS, largest, strict=True))
+        graph = Graph(labels["subjects"], labels["relations"], labels["objects"], ids,
+                      labels["counts"])
+        whole = ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)
     except (StoreError, OSError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
-        raise GraphError(f"not a saved graph: {error}", where=str(folder), remedy="build it again") from error
+        raise GraphError(f"not a saved graph: {error}", where=str(folder),
+                         remedy="build it again") from error
     if not whole:
-        raise GraphError("facts and labels do not belong together", where=str(folder), remedy="build it again")
+        raise GraphError("facts and labels do not belong together", where=str(folder),
+                         remedy="build it again")
     return graph
 
 
-def _cut(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     """The label, or the longest beginning of it that fits: whole tokens, no torn character."""
     def fits(text: str) -> bool:
         return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens
@@ -111,17 +137,43 @@ def _cut(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     if len(ids) <= max_tokens:
         return label
     beginnings = [tokenizer.decode(ids[:n]).strip() for n in range(max_tokens, 0, -1)]
-    beginnings += [label[:n].strip() for n in range(max_tokens, 0, -1)]  # where every token tears a character
+    # where every token tears a character, the first characters themselves
+    beginnings += [label[:n].strip() for n in range(max_tokens, 0, -1)]
     for text in beginnings:
         if text and (TORN not in text or TORN in label) and fits(text):
             return text
-    raise GraphError(f"object label {label!r} cannot be cut to {max_tokens} tokens", where="graph.max_object_tokens",
+    raise GraphError(f"object label {label!r} cannot be truncated to {max_tokens} tokens",
+                     where="graph.max_object_tokens",
                      remedy="raise max_object_tokens, or set it to 0 to leave labels whole")
 
 
+def files_digest(folder: Path, files: Iterable[Path]) -> str:
+    """Hash of the names and contents of files below a folder, 64 hexadecimal digits.
+
+    Raises:
+        GraphError: a file is missing or unreadable.
+    """
+    hashes = {}
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        hashes[str(path.relative_to(folder))] = content
+    return digest(hashes)
+
+
+def unreadable(name: object, error: OSError) -> GraphError:
+    """What to raise for a file that cannot be read."""
+    return GraphError(f"cannot be read: {error.strerror or error}", where=str(name),
+                      remedy="check the path and its permissions")
+
+
 def by_appearance(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Distinct values in order of first appearance, and each value's place (u32) among them."""
+    """(distinct values in order of first appearance, each value's position (u32) among them)."""
     distinct = values.unique(maintain_order=True)
-    ranks = pl.DataFrame({"value": distinct}).with_row_index("place")
-    places = pl.DataFrame({"value": values}).join(ranks, on="value", how="left", maintain_order="left")["place"]
-    return distinct, places
+    ranks = pl.DataFrame({"value": distinct}).with_row_index("position")
+    ranked = pl.DataFrame({"value": values}).join(ranks, on="value", how="left",
+                                                  maintain_order="left")
+    return distinct, ranked["position"]

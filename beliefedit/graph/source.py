@@ -1,39 +1,109 @@
-"""Where an experiment's graph and tokenizer come from: built in, trained, or named."""
+"""Where a graph comes from: names of formats and the functions that read them.
+
+``graph.source`` is 'demo', a folder in Wikidata5m's layout, or 'name:path' for a format that
+`register_graph_format` has made known under this name.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NamedTuple
 
-from beliefedit.config import Experiment
-from beliefedit.graph import demo as demo_graph
-from beliefedit.graph import wikidata5m as kg
-from beliefedit.graph.graph import Graph
-from beliefedit.graph.wikidata5m import content_digest
+from beliefedit.config import GraphConfig
+from beliefedit.errors import GraphError
+from beliefedit.graph import demo
+from beliefedit.graph.graph import Graph, files_digest
+from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 
-DEMO = "demo"
-
-
-def read_graph(config: Experiment) -> Graph:
-    """The built-in graph or a folder's, cut to what the experiment is about."""
-    options = config.graph.model_dump(exclude={"source", "demo_subjects", "demo_seed", "max_object_tokens"})
-    if config.graph.source != DEMO:
-        return kg.read_wikidata5m(config.graph.source, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        demo_graph.write_demo_graph(Path(folder), n_subjects=config.graph.demo_subjects, seed=config.graph.demo_seed)
-        return kg.read_wikidata5m(folder, **options)
+Reader = Callable[[GraphConfig], Graph]
+Digest = Callable[[GraphConfig], str]
+ENTRY_POINTS = "beliefedit.graphs"
+"""Group of the entry points by which an installed package adds formats: name to reader."""
+CODE = Path(demo.__file__)
+"""What decides the demo graph, beside its configuration."""
 
 
-def source_digest(source: str | Path) -> str:
-    """Hash of what a graph's source holds, 64 hexadecimal digits: of the files of a folder, or of the generator.
+class Format(NamedTuple):
+    """How to read a graph, and how to tell whether what it is read from has changed."""
+
+    read: Reader
+    digest: Digest
+
+
+_FORMATS: dict[str, Format] = {}
+
+
+def register_graph_format(name: str, *, digest: Digest | None = None) -> Callable[[Reader], Reader]:
+    """Decorate the reader of sources 'name:path'.
+
+    A reader takes the configuration of the graph, with the path as its ``source``, and returns a
+    graph with whole labels, such as `Graph.from_facts` gives.
 
     Args:
-        source: a folder in Wikidata5m's layout, or 'demo' for the built-in graph.
+        name: of the format.
+        digest: takes the same and returns a text that changes when the graph does; default: the
+            hash of the file at the path, or of all files of the folder.
+    """
+    def register(reader: Reader) -> Reader:
+        _FORMATS[name] = Format(reader, digest or _path_digest)
+        return reader
+
+    return register
+
+
+def read_graph(config: GraphConfig) -> Graph:
+    """The part of the source that the configuration asks for; object labels are whole.
 
     Raises:
-        GraphError: the folder or a file is missing.
+        GraphError: an unknown format, or a source that cannot be read.
     """
-    if str(source) == "demo":
-        return hashlib.sha256(Path(demo_graph.__file__).read_bytes()).hexdigest()
-    return content_digest(source)
+    chosen, rest = _find(config)
+    return chosen.read(rest)
+
+
+def source_digest(config: GraphConfig) -> str:
+    """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats.
+
+    Raises:
+        GraphError: an unknown format, or something is missing or unreadable.
+    """
+    chosen, rest = _find(config)
+    return chosen.digest(rest)
+
+
+def _find(config: GraphConfig) -> tuple[Format, GraphConfig]:
+    """The source's format, and the configuration with the format's name taken off the source."""
+    name, colon, rest = config.source.partition(":")
+    for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _FORMATS else ():
+        _FORMATS.setdefault(name, Format(point.load(), _path_digest))
+    if name not in _FORMATS:
+        if colon and not Path(config.source).exists():
+            raise GraphError(f"unknown graph format {name!r} in {config.source!r}",
+                             where="graph.source",
+                             remedy=f"choose one of {', '.join(_FORMATS)}, or an existing folder")
+        name, rest = "wikidata5m", config.source  # a folder
+    return _FORMATS[name], config.model_copy(update={"source": rest})
+
+
+def _path_digest(config: GraphConfig) -> str:
+    path = Path(config.source)
+    if not path.is_dir():
+        return files_digest(path.parent, [path])
+    return files_digest(path, sorted(file for file in path.rglob("*") if file.is_file()))
+
+
+@register_graph_format("wikidata5m", digest=lambda config: content_digest(config.source))
+def _read_wikidata5m(config: GraphConfig) -> Graph:
+    others = {"source", "demo_subjects", "demo_seed", "max_object_tokens"}
+    options = config.model_dump(exclude=others)
+    return read_wikidata5m(config.source, **options)
+
+
+@register_graph_format("demo", digest=lambda _: files_digest(CODE.parent, [CODE]))
+def _read_demo(config: GraphConfig) -> Graph:
+    with tempfile.TemporaryDirectory() as folder:
+        demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed)
+        return _read_wikidata5m(config.model_copy(update={"source": folder}))

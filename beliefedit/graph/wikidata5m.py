@@ -1,9 +1,13 @@
-"""Which relations and facts of a large graph are kept (SPEC 2). Everything here works on integer codes."""
+"""Graphs in Wikidata5m's layout: files, archives, and the choice of well connected relations.
+
+Three text files, loose or in Wikidata5m's two archives: aliases of entities and of relations (id,
+label, other labels) and triples (subject, relation, object), separated by tabs. What is kept of
+them is in docs/specification.md, section 2. Large graphs are handled as integer codes.
+"""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import shutil
 import tarfile
 import tempfile
@@ -18,15 +22,68 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from beliefedit.config import digest
 from beliefedit.errors import GraphError
-from beliefedit.graph import graph as selection
-from beliefedit.graph.graph import KEYS, Graph, Tokenizer, cut_objects, log
+from beliefedit.graph.graph import (
+    KEYS,
+    Graph,
+    Tokenizer,
+    by_appearance,
+    files_digest,
+    log,
+    truncate_labels,
+    unreadable,
+)
 
-ENTITIES, RELATIONS, TRIPLES = "wikidata5m_entity.txt", "wikidata5m_relation.txt", "wikidata5m_transductive_train.txt"
+ENTITIES, RELATIONS = "wikidata5m_entity.txt", "wikidata5m_relation.txt"
+TRIPLES = "wikidata5m_transductive_train.txt"
 ALIAS_ARCHIVE, TRIPLE_ARCHIVE = "wikidata5m_alias.tar.gz", "wikidata5m_transductive.tar.gz"
 HOME = {ENTITIES: ALIAS_ARCHIVE, RELATIONS: ALIAS_ARCHIVE, TRIPLES: TRIPLE_ARCHIVE}
 """File to the archive it may be in."""
+
+
+def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations: int = 2,
+                    min_cooccurrence: int = 1000, max_object_tokens: int = 0,
+                    tokenizer: Tokenizer | None = None, read_n_facts: int | None = None,
+                    exclude_relations: Sequence[str] = ("P735", "P131"),
+                    exclude_entities: Sequence[str] = ("Q16521", "Q5")) -> Graph:
+    """Read a graph in Wikidata5m's layout and keep its best connected relations.
+
+    Args:
+        folder: holds the three text files, or Wikidata5m's alias and transductive archives.
+        n_relations: how many relations to choose.
+        min_relations: a kept subject has at least this many of them.
+        min_cooccurrence: two relations are chosen together only if this many subjects have both.
+        max_object_tokens: longer object labels are truncated, see `truncate_labels`; 0: none.
+        tokenizer: counts those tokens.
+        read_n_facts: read only this many lines of the triple file.
+        exclude_relations, exclude_entities: ids whose triples are dropped.
+
+    Raises:
+        GraphError: missing, damaged or malformed files (with the line), or too few relations or
+            facts.
+    """
+    if max_object_tokens and tokenizer is None:
+        raise GraphError(f"max_object_tokens={max_object_tokens} needs a tokenizer to count with",
+                         remedy="give tokenizer=, or max_object_tokens=0 for whole labels")
+    with opened(folder) as files:
+        entities = read_aliases(files[ENTITIES])
+        relations = read_aliases(files[RELATIONS])
+        triples = read_triples(files[TRIPLES], read_n_facts)
+    facts, counts = _usable(triples, entities, relations, (exclude_entities, exclude_relations))
+    del triples  # the strings of all lines are the bulk of the memory
+    facts, relation_labels = _name_relations(facts, relations["label"], counts)
+    pairs = cooccurrence(facts, min_relations)
+    chosen = choose_relations(pairs, n_relations, min_cooccurrence)
+    facts = keep_facts(facts, chosen, min_relations)
+    graph = _label(facts, entities["label"], relation_labels, counts)
+    log.info("read %s: %d facts, %d subjects, %d objects; %s", folder, graph.ids.height,
+             len(graph.subjects), len(graph.objects), counts)
+    if tokenizer is None or not max_object_tokens:
+        return graph
+    return truncate_labels(graph, tokenizer, max_object_tokens)
+
+
+# --- files and archives --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -38,73 +95,53 @@ class SourceFile:
 
 
 def locate(folder: str | Path) -> dict[str, Path]:
-    """For each of the three files, what holds it: the file itself, or else its archive.
-
-    Raises:
-        GraphError: the folder or a file is missing.
-    """
+    """For each of the three files, what holds it: the file itself, or else its archive."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise GraphError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}", where="graph.source",
-                         remedy="'python -m beliefedit.kg demo DIR' writes the built-in graph, "
-                                "'python -m beliefedit.kg download DIR' fetches Wikidata5m")
-    found = {name: next((path for path in (folder / name, folder / archive) if path.is_file()), None)
-             for name, archive in HOME.items()}
-    missing = [f"{name} (or {HOME[name]})" for name, path in found.items() if path is None]
+        raise GraphError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}",
+                         where="graph.source",
+                         remedy="'python -m beliefedit.graph demo DIR' writes the built-in graph, "
+                                "'python -m beliefedit.graph download DIR' fetches Wikidata5m")
+    holders = {name: path for name, archive in HOME.items()
+               for path in (folder / archive, folder / name) if path.is_file()}
+    missing = [f"{name} (or {archive})" for name, archive in HOME.items() if name not in holders]
     if missing:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
-                         remedy="put the files there, unpacked or as the two archives of Wikidata5m")
-    return found
+                         remedy="put the files there, unpacked or as Wikidata5m's two archives")
+    return holders
 
 
 def content_digest(folder: str | Path) -> str:
-    """Hash of the files or archives that reading this folder would use, 64 hexadecimal digits.
-
-    Raises:
-        GraphError: the folder or a file is missing or unreadable.
-    """
-    hashes = {}
-    for path in dict.fromkeys(locate(folder).values()):
-        try:
-            with open(path, "rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise _unreadable(path, error) from error
-    return digest(hashes)
+    """Hash of the files or archives that reading this folder would use, 64 hexadecimal digits."""
+    return files_digest(Path(folder), locate(folder).values())
 
 
 @contextmanager
 def opened(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
-    """The three files by name; those in archives are unpacked to a temporary folder for as long as this is open.
-
-    Raises:
-        GraphError: something is missing, or an archive is damaged or unsafe.
-    """
+    """The three files by name; those in archives are unpacked to a temporary folder meanwhile."""
     holders = locate(folder)
     with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
         sources = {}
         for name, holder in holders.items():
-            packed = holder.name != name
-            if packed and not (Path(temporary) / name).exists():
+            if holder.name == name:
+                sources[name] = SourceFile(holder, str(holder))
+                continue
+            sources[name] = SourceFile(Path(temporary) / name, f"{holder}: {name}")
+            if not sources[name].path.exists():
                 wanted = {other for other in holders if holders[other] == holder}
                 _unpack(holder, wanted, Path(temporary))
-            sources[name] = SourceFile(Path(temporary) / name, f"{holder}: {name}") if packed \
-                else SourceFile(holder, str(holder))
         yield sources
 
 
 def read_aliases(source: SourceFile) -> pl.DataFrame:
     """Frame (id, label) of an alias file; label is the first alias, null when there is none.
 
-    Control characters and line separators in a label become spaces, and labels are stripped. Of several lines
-    with one id the first counts.
-
-    Raises:
-        GraphError: not UTF-8, an empty line or an empty id.
+    Control characters and line separators in a label become spaces, and labels are stripped. Of
+    several lines with one id the first counts.
     """
     fields = pl.col("line").str.splitn("\t", 3).struct.rename_fields(["id", "label", "others"])
     table = _lines(source).select(fields).unnest("line").select("id", _clean(pl.col("label")))
-    _refuse(source, table.select(pl.col("id").is_null() | (pl.col("id") == "")).to_series(),
+    _refuse(source, table["id"].is_null() | (table["id"] == ""),
             "expected an id, then aliases, separated by tabs")
     if table["id"].n_unique() < table.height:
         table = table.unique("id", keep="first", maintain_order=True)
@@ -112,33 +149,24 @@ def read_aliases(source: SourceFile) -> pl.DataFrame:
 
 
 def read_triples(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
-    """Frame (subject, relation, object) of ids, a row per line in file order.
-
-    Args:
-        source: the triple file.
-        limit: read only this many lines.
-
-    Raises:
-        GraphError: not UTF-8, or a line that is not three ids.
-    """
-    names = ["subject", "relation", "object"]
-    fields = pl.col("line").str.split_exact("\t", 3).struct.rename_fields([*names, "more"])
+    """Frame (subject, relation, object) of ids, a row per line, of the first ``limit`` lines."""
+    fields = pl.col("line").str.split_exact("\t", 3).struct.rename_fields([*KEYS, "more"])
     table = _lines(source, limit).select(fields).unnest("line")
-    empty = [pl.col(name).is_null() | (pl.col(name) == "") for name in names]
-    _refuse(source, table.select(pl.any_horizontal(*empty, pl.col("more").is_not_null())).to_series(),
-            "expected subject, relation and object, three ids separated by tabs")
-    return table.select(names)
+    empty = [pl.col(name).is_null() | (pl.col(name) == "") for name in KEYS]
+    bad = table.select(pl.any_horizontal(*empty, pl.col("more").is_not_null())).to_series()
+    _refuse(source, bad, "expected subject, relation and object, three ids separated by tabs")
+    return table.select(KEYS)
 
 
 def _lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
     """One column, a row per line; null for an empty line."""
-    try:  # the CSV reader is the fast way to lines: a separator that no text file holds leaves one column
+    try:  # the CSV reader is fast; a separator that no text file holds leaves one column
         return pl.read_csv(source.path, separator="\0", has_header=False, quote_char=None,
                            schema={"line": pl.String}, n_rows=limit)
     except pl.exceptions.PolarsError as error:
         raise _not_text(source, error) from None
     except OSError as error:
-        raise _unreadable(source.name, error) from error
+        raise unreadable(source.name, error) from error
 
 
 def _clean(label: pl.Expr) -> pl.Expr:
@@ -159,60 +187,56 @@ def _refuse(source: SourceFile, bad: pl.Series, expected: str) -> None:
 
 
 def _not_text(source: SourceFile, error: Exception) -> GraphError:
-    """Why a file could not be read as lines: the first line that is not UTF-8 or holds a zero byte."""
+    """Why a file could not be read as lines: the first line that is not UTF-8 or holds a zero."""
+    anew = "fetch or write the file again"
     with open(source.path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            where = f"{source.name}, line {number}"
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as wrong:
-                return GraphError(f"not UTF-8: byte {wrong.start + 1} of the line is 0x{line[wrong.start]:02x}",
-                                  where=f"{source.name}, line {number}", remedy="save the file as UTF-8")
+                byte = f"byte {wrong.start + 1} of the line is 0x{line[wrong.start]:02x}"
+                return GraphError(f"not UTF-8: {byte}", where=where, remedy="save it as UTF-8")
             if b"\0" in line:
-                return GraphError(f"not a text file: byte {line.index(0) + 1} of the line is zero",
-                                  where=f"{source.name}, line {number}", remedy="fetch or write the file again")
-    return GraphError(f"cannot be read as text: {error}", where=source.name, remedy="fetch or write the file again")
-
-
-def _unreadable(name: object, error: OSError) -> GraphError:
-    return GraphError(f"cannot be read: {error.strerror or error}", where=str(name), remedy="check its permissions")
+                byte = f"byte {line.index(0) + 1} of the line is zero"
+                return GraphError(f"not a text file: {byte}", where=where, remedy=anew)
+    return GraphError(f"cannot be read as text: {error}", where=source.name, remedy=anew)
 
 
 def _unpack(archive: Path, wanted: set[str], folder: Path) -> None:
-    """Stream the wanted files of a .tar.gz into a folder; the archive is read, and so checked, to its end."""
+    """Stream the wanted files of a .tar.gz, read and so checked to its end, into a folder."""
+    def problem(what: str, remedy: str = "delete it and fetch it again") -> GraphError:
+        return GraphError(what, where=str(archive), remedy=remedy)
+
+    trust = "do not unpack it; fetch it again from a source you trust"
     try:
         with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
             for member in tar:
-                _refuse_unsafe(archive, member)
-                name = PurePosixPath(member.name).name
-                if member.isfile() and name in wanted:
-                    with tar.extractfile(member) as packed, open(folder / name, "xb") as file:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                    raise problem(f"unsafe: {member.name!r} leads outside its folder", trust)
+                if not (member.isfile() or member.isdir()):
+                    raise problem(f"unsafe: {member.name!r} is a link or a device", trust)
+                name = path.name
+                packed = tar.extractfile(member) if name in wanted else None
+                if packed is not None:
+                    with packed, open(folder / name, "xb") as file:
                         shutil.copyfileobj(packed, file, 1 << 20)
             while unzipped.read(1 << 20):  # the checksum stands behind what tarfile reads
                 pass
     except FileExistsError:
-        raise GraphError(f"holds {name} twice", where=str(archive), remedy="fetch the archive again") from None
+        raise problem(f"holds {name} twice") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
-        raise GraphError(f"the archive is truncated or damaged: {error}", where=str(archive),
-                         remedy="delete it and fetch it again") from None
+        raise problem(f"the archive is truncated or damaged: {error}") from None
     except OSError as error:
-        raise GraphError(f"the archive cannot be unpacked: {error.strerror or error}", where=str(archive),
-                         remedy="unpack it into its folder yourself, or set TMPDIR to a place with space") from error
+        raise problem(f"the archive cannot be unpacked: {error.strerror or error}",
+                      "unpack it yourself, or set TMPDIR to a folder with space") from error
     missing = [name for name in sorted(wanted) if not (folder / name).exists()]
     if missing:
-        raise GraphError(f"the archive holds no {', '.join(missing)}", where=str(archive),
-                         remedy="fetch the archive again")
+        raise problem(f"the archive holds no {', '.join(missing)}")
 
 
-def _refuse_unsafe(archive: Path, member: tarfile.TarInfo) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-        reason = "leads outside its folder"
-    elif not (member.isfile() or member.isdir()):
-        reason = "is a link or a device"
-    else:
-        return
-    raise GraphError(f"unsafe archive: {member.name!r} {reason}", where=str(archive),
-                     remedy="do not unpack it; fetch the archive from a source you trust")
+# --- the choice of relations and facts -----------------------------------------------------------
 
 
 def encode(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame) -> pl.DataFrame:
@@ -226,28 +250,25 @@ def encode(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFram
     """
     columns = []
     for key, table in zip(KEYS, (entities, relations, entities), strict=True):
-        codes = table.with_row_index("code").drop_nulls("label").select("code", pl.col("id").alias(key))
-        columns.append(triples.select(key).join(codes, on=key, how="left", maintain_order="left")["code"].alias(key))
+        aliases = table.with_row_index("code").drop_nulls("label")
+        codes = aliases.select("code", pl.col("id").alias(key))
+        coded = triples.select(key).join(codes, on=key, how="left", maintain_order="left")
+        columns.append(coded["code"].alias(key))
     return pl.DataFrame(columns).with_row_index("row").drop_nulls()
 
 
-def drop_excluded(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series) -> pl.DataFrame:
-    """Facts that use none of these entity and relation codes."""
-    return facts.filter(~pl.col("subject").is_in(entities.implode()), ~pl.col("object").is_in(entities.implode()),
-                        ~pl.col("relation").is_in(relations.implode()))
-
-
 def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
-    """Pairs of relations that subjects share, as rows (a, b, number of subjects), int64 [n_pairs, 3].
+    """Pairs of relations that subjects share: rows (a, b, number of subjects), int64 [n_pairs, 3].
 
-    Sorted by falling number; ties by first appearance of a, then of b (codes are ranks of first appearance, a < b).
+    Sorted by falling number; ties by first appearance of a, then of b (codes are ranks of first
+    appearance, a < b).
 
     Args:
         facts: frame with columns subject and relation.
         min_relations: only subjects with at least this many relations count.
     """
-    places = (facts["subject"].to_numpy(), facts["relation"].to_numpy())
-    has = sparse.csr_array((np.ones(facts.height, dtype=np.int32), places))  # sums repeated facts ...
+    cells = (facts["subject"].to_numpy(), facts["relation"].to_numpy())
+    has = sparse.csr_array((np.ones(facts.height, dtype=np.int32), cells))  # sums repeated facts
     has.data[:] = 1  # ... so that they count once
     has = has[np.diff(has.indptr) >= min_relations]
     common = sparse.triu(has.T @ has, k=1).tocoo()
@@ -256,11 +277,7 @@ def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
 
 
 def choose_relations(pairs: np.ndarray, n_relations: int, min_cooccurrence: int) -> list[int]:
-    """The relations SPEC 2's walk over `cooccurrence` picks, in the order of choice.
-
-    Raises:
-        GraphError: fewer than n_relations can be chosen.
-    """
+    """The n_relations that the walk over `cooccurrence` picks, in the order of choice."""
     chosen, _ = _walk(pairs, n_relations, min_cooccurrence)
     if len(chosen) == n_relations:
         return chosen
@@ -269,14 +286,15 @@ def choose_relations(pairs: np.ndarray, n_relations: int, min_cooccurrence: int)
     if len(possible) == n_relations:
         remedy += f"{', or ' if remedy else 'set '}min_cooccurrence to at most {least}"
     elif not remedy and len(possible) > 1:
-        remedy = f"set n_relations to at most {len(possible)} and min_cooccurrence to at most {least}"
-    raise GraphError(f"only {len(chosen)} of n_relations={n_relations} relations can be chosen: the others share "
-                     f"fewer than min_cooccurrence={min_cooccurrence} subjects with another",
-                     where="graph", remedy=remedy or "use a graph whose subjects have several relations each")
+        remedy = f"set n_relations to {len(possible)} and min_cooccurrence to {least}, at most"
+    raise GraphError(
+        f"only {len(chosen)} of n_relations={n_relations} relations can be chosen: others share "
+        f"fewer than min_cooccurrence={min_cooccurrence} subjects with another", where="graph",
+        remedy=remedy or "use a graph whose subjects have several relations each")
 
 
 def _walk(pairs: np.ndarray, n_relations: int, least: int) -> tuple[list[int], int]:
-    """Chosen relations, and the co-occurrence of the last pair that added one."""
+    """(chosen relations, the co-occurrence of the last pair that added one)."""
     chosen: list[int] = []
     last = 0
     for first, second, count in pairs.tolist():
@@ -290,77 +308,40 @@ def _walk(pairs: np.ndarray, n_relations: int, least: int) -> tuple[list[int], i
 
 
 def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: int) -> pl.DataFrame:
-    """Facts of well connected subjects, one object per (subject, relation), in SPEC 2's order.
+    """Facts of subjects with enough of these relations, one object per (subject, relation).
 
     Args:
         facts: frame (row, subject, relation, object) in file order.
         relations: chosen codes.
         min_relations: a kept subject has at least this many of them.
-
-    Raises:
-        GraphError: nothing is left.
     """
     kept = facts.filter(pl.col("relation").is_in(list(relations)))
     kept = kept.unique(["subject", "relation"], keep="first", maintain_order=True)
     kept = kept.filter(pl.len().over("subject") >= min_relations)
     if kept.is_empty():
-        raise GraphError(f"no subject has min_relations={min_relations} of the chosen relations", where="graph",
-                         remedy="lower min_relations or raise n_relations")
-    # a subject's place is its first line among all usable ones, of whatever relation
-    first = facts.join(kept.select("subject"), on="subject", how="semi").group_by("subject").agg(
-        pl.col("row").min().alias("first"))
+        raise GraphError(f"no subject has min_relations={min_relations} of the chosen relations",
+                         where="graph", remedy="lower min_relations or raise n_relations")
+    # subjects are in the order of their first usable line, of whatever relation
+    own = facts.join(kept.select("subject"), on="subject", how="semi")
+    first = own.group_by("subject").agg(pl.col("row").min().alias("first"))
     return kept.join(first, on="subject").sort("first", "row").drop("first")
-
-
-def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations: int = 2,
-                    min_cooccurrence: int = 1000, max_object_tokens: int = 0, tokenizer: Tokenizer | None = None,
-                    read_n_facts: int | None = None, exclude_relations: Sequence[str] = ("P735", "P131"),
-                    exclude_entities: Sequence[str] = ("Q16521", "Q5")) -> Graph:
-    """Read a graph in Wikidata5m's layout and keep its best connected relations (SPEC 2).
-
-    Args:
-        folder: holds the three text files, or Wikidata5m's alias and transductive archives.
-        n_relations: how many relations to choose.
-        min_relations: a kept subject has at least this many of them.
-        min_cooccurrence: two relations are chosen together only if this many subjects have both.
-        max_object_tokens: longer object labels are cut, see `cut_objects`; 0 leaves them whole.
-        tokenizer: counts those tokens.
-        read_n_facts: read only this many lines of the triple file.
-        exclude_relations, exclude_entities: ids whose triples are dropped.
-
-    Raises:
-        GraphError: missing, damaged or malformed files (with the line), or too few relations or facts.
-    """
-    if max_object_tokens and tokenizer is None:
-        raise GraphError(f"max_object_tokens={max_object_tokens} needs a tokenizer to count with",
-                         remedy="give tokenizer=, or max_object_tokens=0 to leave object labels whole")
-    with opened(folder) as files:
-        entities = read_aliases(files[ENTITIES])
-        relations = read_aliases(files[RELATIONS])
-        triples = read_triples(files[TRIPLES], read_n_facts)
-    facts, counts = _usable(triples, entities, relations, (exclude_entities, exclude_relations))
-    del triples  # the strings of all lines are the bulk of the memory
-    facts, relation_labels = _name_relations(facts, relations["label"], counts)
-    pairs = cooccurrence(facts, min_relations)
-    facts = keep_facts(facts, choose_relations(pairs, n_relations, min_cooccurrence),
-                                 min_relations)
-    graph = _label(facts, entities["label"], relation_labels, counts)
-    log.info("read %s: %d facts, %d subjects, %d objects; %s", folder, graph.ids.height, len(graph.subjects),
-             len(graph.objects), counts)
-    return cut_objects(graph, tokenizer, max_object_tokens) if max_object_tokens else graph
 
 
 def _usable(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame,
             excluded: tuple[Sequence[str], Sequence[str]]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Coded facts (row, subject, relation, object) with aliases and without excluded ids, and the counts so far."""
+    """(facts of `encode` without excluded ids, the counts so far)."""
     named = encode(triples, entities, relations)
     if named.is_empty():
-        reason = "there are no triples" if triples.is_empty() else \
-            f"in none of {triples.height} triples do all three ids have an alias, not in {triples.row(0)} for one"
-        raise GraphError(reason, where=TRIPLES, remedy="give alias and triple files that belong together")
-    codes = [table["id"].is_in(list(ids)).arg_true().cast(pl.UInt32)
-             for table, ids in zip((entities, relations), excluded, strict=True)]
-    facts = drop_excluded(named, *codes)
+        reason = "there are no triples" if triples.is_empty() else (
+            f"in none of {triples.height} triples do all three ids have an alias, for one not in "
+            f"{triples.row(0)}")
+        raise GraphError(reason, where=TRIPLES,
+                         remedy="give alias and triple files that belong together")
+    facts = named
+    tables = (entities, excluded[0]), (relations, excluded[1]), (entities, excluded[0])
+    for key, (table, ids) in zip(KEYS, tables, strict=True):
+        codes = table["id"].is_in(list(ids)).arg_true().cast(pl.UInt32)
+        facts = facts.filter(~pl.col(key).is_in(codes.implode()))
     if facts.is_empty():
         raise GraphError(f"all {named.height} triples use an excluded id", where=TRIPLES,
                          remedy="shorten exclude_relations or exclude_entities")
@@ -368,30 +349,32 @@ def _usable(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFra
                    "lines_excluded": named.height - facts.height}
 
 
-def _name_relations(facts: pl.DataFrame, labels: pl.Series, counts: dict[str, int]) -> tuple[pl.DataFrame, pl.Series]:
-    """Facts with relations coded by first appearance, and these relations' labels.
+def _name_relations(facts: pl.DataFrame, labels: pl.Series,
+                    counts: dict[str, int]) -> tuple[pl.DataFrame, pl.Series]:
+    """(facts with relations coded by first appearance, these relations' labels).
 
-    Of relations that share a label only the first stays, as with subjects: sentences could not tell them apart.
+    Of relations that share a label only the first stays: sentences could not tell them apart.
     """
-    relations, places = selection.by_appearance(facts["relation"])
+    relations, codes = by_appearance(facts["relation"])
     names = labels.gather(relations)
     first = names.is_first_distinct()
-    facts = facts.with_columns(places.alias("relation"))
+    facts = facts.with_columns(codes.alias("relation"))
     if not first.all():
         facts = facts.filter(pl.col("relation").is_in(first.arg_true().implode()))
-        facts = facts.with_columns(selection.by_appearance(facts["relation"])[1].alias("relation"))
+        facts = facts.with_columns(by_appearance(facts["relation"])[1].alias("relation"))
     counts["relations_with_taken_label"] = int((~first).sum())
     return facts, names.filter(first)
 
 
-def _label(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series, counts: dict[str, int]) -> Graph:
-    """The graph of coded facts: later subjects of a taken label are dropped, objects of one label merged (SPEC 2)."""
+def _label(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series,
+           counts: dict[str, int]) -> Graph:
+    """The graph of coded facts: subjects whose label is taken go, objects of one label merge."""
     subjects = facts["subject"].unique(maintain_order=True)
     taken = subjects.filter(~entities.gather(subjects).is_first_distinct())
     kept = facts.filter(~pl.col("subject").is_in(taken.implode())) if len(taken) else facts
-    labels, ids = {}, {}
-    for key, source in zip(selection.KEYS, (entities, relations, entities), strict=True):
-        labels[key], ids[key] = selection.by_appearance(source.gather(kept[key]))
-    counts |= {"subjects_with_taken_label": len(taken), "facts_with_taken_label": facts.height - kept.height,
-               "objects_merged": kept["object"].n_unique() - len(labels["object"])}
-    return Graph(*(labels[key].to_list() for key in selection.KEYS), pl.DataFrame(ids), counts)
+    names = zip(KEYS, (entities, relations, entities), strict=True)
+    labelled = pl.DataFrame({key: labels.gather(kept[key]) for key, labels in names})
+    counts |= {"subjects_with_taken_label": len(taken),
+               "facts_with_taken_label": facts.height - kept.height,
+               "objects_merged": kept["object"].n_unique() - labelled["object"].n_unique()}
+    return Graph.from_facts(labelled, counts)

@@ -1,10 +1,11 @@
-"""The agent against the golden answers, the dense oracle, and the laws of SPEC 5."""
+"""The agent against the golden answers, the dense oracle, and the laws of the specification's section 5."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beliefedit.agent.agent import BayesAgent
+from beliefedit.corpus.language import Fact
 from beliefedit.errors import EvidenceError
 from tests.oracles import DenseAgent
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data"
 VIEWS = [(view, frequency) for view in ("direct", "predictive") for frequency in (False, True)]
 
 
@@ -26,16 +28,14 @@ def frame(rows: list) -> pl.DataFrame:
 
 @pytest.mark.parametrize("mode", ["corrected", "published"])
 def test_golden_answers(mode: str) -> None:
-    path = GOLDEN / f"agent_{mode}.json.gz"
-    if not path.exists():
-        pytest.skip("the golden answers are not beside the project")
     checked = 0
-    for world in json.loads(gzip.decompress(path.read_bytes())):
-        agent = BayesAgent.fit(frame(world["evidence"]), pairs=world["pairs"], objects=world["objects"])
+    for world in json.loads(gzip.decompress((GOLDEN / f"agent_{mode}.json.gz").read_bytes())):
+        agent = BayesAgent.fit(frame(world["evidence"]), pairs=world["pairs"], objects=world["objects"],
+                               as_published=mode == "published")
         checked += check_golden(agent, world["queries"])
         for edit in world["edits"]:
             assert agent.weight_for(*edit["fact"]) == pytest.approx(edit["weight_for_95"], abs=1e-9)
-            edited = agent.after(*edit["fact"], weight=edit["weight"], as_published=mode == "published")
+            edited = agent.after(*edit["fact"], weight=edit["weight"])
             checked += check_golden(edited, edit["queries"])
     assert checked > 1000
 
@@ -142,6 +142,21 @@ def test_weight_is_the_least_whole_count(data: st.DataObject, probability: float
         assert agent.after(s, r, o, weight - 1).probability(s, r, o, "direct") < probability
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_an_edit_request_is_evidence(data: st.DataObject) -> None:
+    evidence, pairs, objects = data.draw(worlds())
+    agent = BayesAgent.fit(frame(evidence), pairs=pairs, objects=objects, as_published=True)
+    for s, r, o, weight in data.draw(edits_of(evidence, objects)):
+        request = SimpleNamespace(fact=Fact(s, r, "whatever was true before"), target=o, weight=weight)
+        by_request, by_names = agent.after(request), agent.after(s, r, o, weight)
+        corrected = agent.after(request, as_published=False)
+        np.testing.assert_array_equal(by_request.distribution(s, r), by_names.distribution(s, r))
+        np.testing.assert_array_equal(corrected.distribution(s, r),
+                                      agent.after(s, r, o, weight, as_published=False).distribution(s, r))
+        agent = by_request
+
+
 def test_ids_and_enumerations_are_taken_like_labels() -> None:
     rows = [("a", "r", "x", 1.0), ("a", "u", "y", 1.0), ("b", "r", "y", -1.0), ("b", "u", "y", 1.0)]
     labels = BayesAgent.fit(frame(rows), pairs={"r": "u"}, objects=["x", "y", "z"])
@@ -153,6 +168,8 @@ def test_ids_and_enumerations_are_taken_like_labels() -> None:
     by_enum = BayesAgent.fit(enums, pairs={"r": "u"}, objects=["x", "y", "z"])
     for agent, s, r in ((by_id, 9, 0), (by_enum, "b", "r")):
         np.testing.assert_array_equal(agent.distribution(s, r), labels.distribution("b", "r"))
+    with pytest.raises(EvidenceError, match="unknown object: 3"):
+        BayesAgent.fit(ids.with_columns(object=pl.Series([0, 1, 1, 3])), pairs={0: 1}, objects=["x", "y", "z"])
 
 
 GOOD = [("a", "r", "x", 1.0), ("a", "u", "y", 1.0)]

@@ -12,9 +12,9 @@ from beliefedit.corpus.language import (
     clause,
     judged_prompt,
     label_word,
-    verbalise,
 )
 from beliefedit.errors import LanguageError
+from tests.oracles import verbalise
 
 A, B = Fact("Ann", "born in", "Rome"), Fact("Bob", "works as", "pilot")
 SIMPLE = Lexicon(["Ann", "Bob"], ["born in", "works as"], ["Rome", "pilot"])
@@ -41,6 +41,7 @@ def test_the_grammar(proposition, sentence):
 
 def test_prompts_are_beginnings_of_sentences():
     assert verbalise(Proposition("atomic", (A,))) == f"{atomic_prompt('Ann', 'born in')} Rome"
+    assert A.prompt == atomic_prompt("Ann", "born in") and str(A) == f"{A.prompt} Rome"
     said = clause("or", A, B)
     assert verbalise(Proposition("or", (A, B), False)) == f"{judged_prompt(said)} {label_word(False)}"
 

@@ -17,7 +17,7 @@ from beliefedit.corpus.world import build_world, match_relations, relation_coocc
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.graph import wikidata5m as kg
 from tests.oracles import best_matching, conditional_shares, false_shares
-from tests.worlds import FB13, graph_of, random_graph, small_demo
+from tests.worlds import FB13, graph_of, needs_fb13, random_graph, small_demo
 
 
 @st.composite
@@ -135,7 +135,7 @@ def test_false_objects_are_of_the_relation_as_often_as_asked(share):
 def test_distractors_are_false_objects_and_any_by_default():
     graph = random_graph(5)
     made = build_world(graph, 0.6, 3)
-    rng, n = np.random.default_rng([3, 1]), made.facts.height  # the draws as SPEC 3 has them, one after the other
+    rng, n = np.random.default_rng([3, 1]), made.facts.height  # the draws as specified, one after the other
     rng.integers(60, 101, size=n)
     drawn = rng.integers(len(made.objects) - 1, size=n)
     assert [d + (d >= o) for d, o in zip(drawn, made.facts["object"], strict=True)] == [*made.facts["distractor"]]
@@ -173,7 +173,7 @@ def test_facts_outside_the_graph_have_no_probability():
     assert np.isnan(p[0]) and p[1] >= 0.6
 
 
-@pytest.mark.skipif(not FB13.exists(), reason="the FB13 graph is not beside this checkout")
+@needs_fb13
 def test_fb13_pairs():
     made = build_world(kg.read_wikidata5m(FB13))
     assert made.pairs == {"religion": "ethnicity", "place of death": "place of birth", "gender": "nationality",
@@ -212,11 +212,14 @@ def test_the_seed_decides_the_world():
 BYTES = """
 import hashlib, sys
 from pathlib import Path
-from beliefedit import cases, corpus, kg, world
-from beliefedit.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import CorpusConfig, EditConfig
+from beliefedit.corpus import corpus, world
+from beliefedit.evaluation import cases
+from beliefedit.graph import graph as kg
+from beliefedit.graph.wikidata5m import read_wikidata5m
 source, out = map(Path, sys.argv[1:])
-graph = kg.read_wikidata5m(source, min_cooccurrence=5)
+graph = read_wikidata5m(source, min_cooccurrence=5)
 kg.save(graph, out)
 made = world.build_world(graph)
 (out / "world").mkdir()

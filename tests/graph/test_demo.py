@@ -1,4 +1,4 @@
-"""The built-in graph: readable, learnable, and paired as intended by SPEC 3's rule."""
+"""The built-in graph: readable, learnable, and paired as intended."""
 
 import hashlib
 import os
@@ -11,10 +11,11 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from beliefedit.corpus.language import Fact, Lexicon, Proposition, verbalise
+from beliefedit.corpus.language import Fact, Lexicon, Proposition
 from beliefedit.errors import GraphError
 from beliefedit.graph import wikidata5m as kg
 from beliefedit.graph.demo import PAIRS, write_demo_graph
+from tests.oracles import verbalise
 
 
 @pytest.fixture(scope="module", params=[0, 1, 7])

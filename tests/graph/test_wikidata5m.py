@@ -1,4 +1,4 @@
-"""Reading a knowledge graph: SPEC 2's anchors, a slow oracle, and every way the input can be wrong."""
+"""Reading a knowledge graph: known numbers of FB13, a slow oracle, and every way the input can be wrong."""
 
 import gzip
 import io
@@ -16,12 +16,12 @@ import pytest
 
 from beliefedit.errors import GraphError
 from beliefedit.graph import wikidata5m as kg
-from beliefedit.graph.graph import cut_objects, load, save
-from beliefedit.graph.source import source_digest
+from beliefedit.graph.graph import load, save, truncate_labels
+from beliefedit.graph.wikidata5m import content_digest
 from beliefedit.lm.tokenizer import train_tokenizer
+from tests.worlds import FB13, needs_fb13
 
 ENTITIES, RELATIONS, TRIPLES = "wikidata5m_entity.txt", "wikidata5m_relation.txt", "wikidata5m_transductive_train.txt"
-FB13 = Path(__file__).parents[3] / "shared" / "data" / "fb13"
 FB13_RELATIONS = ["religion", "place of death", "place of birth", "gender", "cause of death", "nationality",
                   "profession", "location", "institution", "ethnicity"]
 SMALL = {"n_relations": 2, "min_cooccurrence": 1}
@@ -50,7 +50,7 @@ def read(folder, **options):
 # --- what comes out -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not FB13.exists(), reason="the FB13 graph is not beside this checkout")
+@needs_fb13
 def test_fb13_anchors():
     graph = kg.read_wikidata5m(FB13, n_relations=10, min_relations=2, min_cooccurrence=1000, max_object_tokens=0)
     assert graph.relations == FB13_RELATIONS
@@ -61,7 +61,7 @@ def test_fb13_anchors():
     assert graph.ids.select("subject", "relation").is_unique().all()
 
 
-@pytest.mark.skipif(not FB13.exists(), reason="the FB13 graph is not beside this checkout")
+@needs_fb13
 def test_fb13_too_few_relations_says_how_many_and_what_would_do():
     with pytest.raises(GraphError, match="only 9 of n_relations=10") as caught:
         kg.read_wikidata5m(FB13, min_cooccurrence=5000)
@@ -73,7 +73,7 @@ def test_fb13_too_few_relations_says_how_many_and_what_would_do():
 
 
 def oracle(entities, relations, triples, n_relations, min_relations, min_cooccurrence):
-    """SPEC 2 word by word over lists of (id, label or None) and of (subject, relation, object)."""
+    """Section 2 of the specification word by word, over lists of (id, label or None) and of (subject, relation, object)."""
     entity, names, relation = {k: v for k, v in entities if v}, {k: v for k, v in relations if v}, {}
     usable = [(s, r, o) for s, r, o in triples if s in entity and r in names and o in entity
               and r != "P131" and "Q5" not in (s, o)]
@@ -181,15 +181,14 @@ def test_archives_read_like_files(tmp_path):
 
 def test_digest_follows_the_content(tmp_path):
     write(tmp_path)
-    before = source_digest(tmp_path)
+    before = content_digest(tmp_path)
     (tmp_path / "unrelated.txt").write_text("x")
-    assert source_digest(tmp_path) == before
+    assert content_digest(tmp_path) == before
     write(tmp_path, relations=b"P1\tborn in\nP2\tlived in\n")
-    assert source_digest(tmp_path) != before
-    assert len(source_digest("demo")) == 64
+    assert content_digest(tmp_path) != before
 
 
-# --- save, load, cut ------------------------------------------------------------------------------------------------
+# --- save, load, truncate -------------------------------------------------------------------------------------------
 
 
 def test_a_saved_graph_loads_as_it_was(tmp_path):
@@ -231,10 +230,10 @@ def test_cut_labels_fit_and_are_whole_text(tmp_path, tokenizer, max_tokens):
     entities = "".join(f"Q{i}\tperson {i}\nQ{i + 100}\t{name}\n" for i, name in enumerate(names, start=10))
     graph = read(write(tmp_path, entities=entities.encode(), triples=facts.encode()))
     if max_tokens < 5:  # one of these characters alone is a space and four bytes
-        with pytest.raises(GraphError, match="cannot be cut"):
-            cut_objects(graph, tokenizer, max_tokens)
+        with pytest.raises(GraphError, match="cannot be truncated"):
+            truncate_labels(graph, tokenizer, max_tokens)
         return
-    cut = cut_objects(graph, tokenizer, max_tokens)
+    cut = truncate_labels(graph, tokenizer, max_tokens)
     assert len(set(cut.objects)) == len(cut.objects)
     for before, after in zip(graph.facts["object"], cut.facts["object"], strict=True):
         length = len(tokenizer.encode(f" {before}", add_special_tokens=False))
@@ -304,7 +303,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(GraphError, match="wikidata5m_relation.txt \\(or wikidata5m_alias.tar.gz\\)"):
         read(tmp_path)
     with pytest.raises(GraphError, match="wikidata5m_relation.txt"):
-        source_digest(tmp_path)
+        content_digest(tmp_path)
 
 
 def link(name, target):

@@ -1,0 +1,121 @@
+"""Where graphs come from: built-in formats, formats of one's own, and what tells that a source changed."""
+
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from beliefedit.config import GraphConfig
+from beliefedit.errors import GraphError
+from beliefedit.graph import source
+from beliefedit.graph.demo import write_demo_graph
+from beliefedit.graph.graph import Graph, truncate_labels
+from beliefedit.graph.source import read_graph, register_graph_format, source_digest
+from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
+from beliefedit.lm.tokenizer import train_tokenizer
+from tests.worlds import graph_of
+
+SMALL = {"demo_subjects": 80, "demo_seed": 5, "min_cooccurrence": 3, "n_relations": 4}
+
+
+@pytest.fixture(autouse=True)
+def formats(monkeypatch):
+    """Formats that a test registers are gone after it."""
+    monkeypatch.setattr(source, "_FORMATS", source._FORMATS.copy())
+
+
+def read_lines(config):
+    names = ["subject", "relation", "object"]
+    return Graph.from_facts(pl.read_csv(config.source, separator="|", has_header=False, new_columns=names))
+
+
+def write_lines(folder, last="Bob|speaks|Polish"):
+    path = folder / "facts.txt"
+    path.write_text(f"Ann|speaks|Greek\nAnn|lives in|Athens\n{last}\n", encoding="utf-8")
+    return path
+
+
+def test_the_demo_graph_is_read_as_written(tmp_path):
+    write_demo_graph(tmp_path, n_subjects=80, seed=5)
+    graph = read_graph(GraphConfig(**SMALL))
+    assert graph.facts.equals(read_wikidata5m(tmp_path, min_cooccurrence=3, n_relations=4).facts)
+    for name in (tmp_path, f"wikidata5m:{tmp_path}"):
+        config = GraphConfig(source=str(name), min_cooccurrence=3, n_relations=4)
+        assert read_graph(config).facts.equals(graph.facts)
+        assert source_digest(config) == content_digest(tmp_path) != source_digest(GraphConfig())
+
+
+def test_labels_are_read_whole_and_truncated_later():
+    config = GraphConfig(**SMALL | {"max_object_tokens": 2})
+    graph = read_graph(config)
+    assert graph.facts.equals(read_graph(GraphConfig(**SMALL, max_object_tokens=0)).facts)
+    tokenizer = train_tokenizer(graph.facts["object"].to_list(), 300)
+    shorter = truncate_labels(graph, tokenizer, config.max_object_tokens)
+    assert max(map(len, shorter.objects)) < max(map(len, graph.objects))
+
+
+def test_a_format_of_ones_own(tmp_path):
+    register_graph_format("lines")(read_lines)
+    config = GraphConfig(source=f"lines:{write_lines(tmp_path)}")
+    assert read_graph(config).facts.row(-1) == ("Bob", "speaks", "Polish")
+    before = source_digest(config)
+    assert source_digest(config) == before and len(before) == 64
+    write_lines(tmp_path, "Bob|speaks|German")
+    assert source_digest(config) != before
+    folder = GraphConfig(source=f"lines:{tmp_path}")
+    whole = source_digest(folder)
+    (tmp_path / "more.txt").write_text("x")
+    assert source_digest(folder) != whole
+    with pytest.raises(GraphError, match="cannot be read: No such file"):
+        source_digest(GraphConfig(source=f"lines:{tmp_path / 'nowhere'}"))
+
+
+def test_a_graph_of_labelled_facts_is_subject_by_subject():
+    rows = [("Ann", "speaks", "Greek"), ("Bob", "speaks", "Polish"), ("Ann", "speaks", "Polish"),
+            ("Ann", "lives in", "Athens"), ("Bob", "lives in", "Athens")]
+    graph = Graph.from_facts(pl.DataFrame(rows, schema=["subject", "relation", "object"], orient="row"))
+    assert graph.facts.rows() == [rows[0], rows[3], rows[1], rows[4]]
+    assert graph.objects == ["Greek", "Athens", "Polish"] and graph.ids.dtypes == [pl.UInt32] * 3
+
+
+def test_a_format_may_bring_its_own_digest():
+    @register_graph_format("invented", digest=lambda config: f"revision {config.source}")
+    def read(config):
+        return graph_of([("Ann", "speaks", "Greek"), ("Ann", "lives in", config.source)])
+
+    config = GraphConfig(source="invented:7:b")
+    assert read_graph(config).objects == ["Greek", "7:b"] and source_digest(config) == "revision 7:b"
+
+
+def test_unknown_formats_are_named(tmp_path):
+    with pytest.raises(GraphError, match="unknown graph format 'lines'(.|\n)*wikidata5m, demo"):
+        read_graph(GraphConfig(source="lines:somewhere"))
+    with pytest.raises(GraphError, match="nowhere is missing"):
+        source_digest(GraphConfig(source=str(tmp_path / "nowhere")))
+    write_demo_graph(tmp_path / "with:colon", n_subjects=80, seed=5)
+    assert read_graph(GraphConfig(**SMALL | {"source": str(tmp_path / "with:colon")})).ids.height > 50
+
+
+ASK = """
+from beliefedit.config import GraphConfig
+from beliefedit.graph.source import read_graph, source_digest
+config = GraphConfig(source="installed:Rome")
+assert read_graph(config).objects == ["Rome"] and source_digest(config) == "of Rome"
+"""
+
+
+def test_an_installed_package_brings_a_format(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import polars as pl\nfrom beliefedit.graph.graph import Graph\n"
+        "from beliefedit.graph.source import register_graph_format\n"
+        "@register_graph_format('installed', digest=lambda config: f'of {config.source}')\n"
+        "def read(config):\n"
+        "    fact = {'subject': 'Ann', 'relation': 'lives in', 'object': config.source}\n"
+        "    return Graph.from_facts(pl.DataFrame(fact))\n")
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[beliefedit.graphs]\ninstalled = mine:read\n")
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{ASK}"],
+                   check=True, timeout=60)
