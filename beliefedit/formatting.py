@@ -1,6 +1,35 @@
-"""Numbers, durations and intervals as text."""
+"""Numbers, intervals and durations as text, nested settings as dotted keys, and one HTML table."""
 
 from __future__ import annotations
+
+import html
+import itertools
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+MISSING = "–"
+
+
+def number(value: float | None, decimals: int = 2, signed: bool = False) -> str:
+    """'1,234.50', '−0.21', with a sign also '+0.21'; zero has none; '–' for None and NaN."""
+    if value is None or math.isnan(value):
+        return MISSING
+    text = f"{value:{'+' if signed else ''}z,.{decimals}f}".replace("-", "−")
+    return text if text.strip("+0.") else text.lstrip("+")
+
+
+def interval(mean: float | None, low: float | None, high: float | None, decimals: int = 2,
+             signed: bool = False) -> str:
+    """'0.21 [0.18, 0.24]'; the mean alone where there is no interval."""
+    middle, *ends = (number(value, decimals, signed) for value in (mean, low, high))
+    return middle if MISSING in (middle, *ends) else f"{middle} [{', '.join(ends)}]"
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """'95.0 %' for 0.95."""
+    text = number(None if value is None else 100 * value, decimals)
+    return text if text == MISSING else f"{text} %"
 
 
 def duration(seconds: float) -> str:
@@ -8,4 +37,51 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one: {'a': {'b': 1}} becomes {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        inner = flatten(value) if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}
+    return flat
+
+
+_CELL = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .5em;text-align:"
+
+
+def html_table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[str]], caption: str = "",
+               left: int | Collection[int] = 1) -> str:
+    """An HTML table that needs no style sheet.
+
+    Args:
+        head: rows of column names, plain text; equal neighbours above the last row are joined.
+        rows: cells as HTML, so text in them must be escaped.
+        caption: plain text.
+        left: how many columns, or which ones, are aligned left; the others hold numbers.
+    """
+    left = range(left) if isinstance(left, int) else left
+    heads = ""
+    for names in head:
+        cells, column = "", 0
+        for name, group in itertools.groupby(names):
+            n = len(list(group))
+            for span in [n] if names is not head[-1] else [1] * n:
+                align = "left" if column in left else "center" if span > 1 else "right"
+                cells += f'<th colspan="{span}" style="{_CELL}{align}">{html.escape(name)}</th>'
+                column += span
+        heads += f"<tr>{cells}</tr>"
+    styles = [f"{_CELL}left" if column in left else f"{_CELL}right;white-space:nowrap"
+              for column in range(len(head[-1]))]
+    body = "".join("<tr>" + "".join(f'<td style="{style}">{cell}</td>'
+                                    for style, cell in zip(styles, cells, strict=True)) + "</tr>"
+                   for cells in rows)
+    title = html.escape(caption)
+    return ('<div class="belief-table" style="overflow-x:auto;margin:1em 0">'
+            '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;'
+            'line-height:1.25"><caption style="text-align:left;font-weight:bold;'
+            f'padding:.3em .5em">{title}</caption><thead>{heads}</thead>'
+            f"<tbody>{body}</tbody></table></div>")
