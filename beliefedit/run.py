@@ -17,7 +17,7 @@ from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import tables as analysis
 from beliefedit.analysis import verdict
 from beliefedit.analysis.measures import measures
-from beliefedit.config import Config, Experiment
+from beliefedit.config import Config, Experiment, digest, load_params
 from beliefedit.corpus import corpus, world
 from beliefedit.corpus.corpus import Corpus
 from beliefedit.corpus.world import World
@@ -348,10 +348,6 @@ def work(folder: Path) -> None:
         raise
 
 
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))
-
-
 def make_model_together(config: Experiment, store: Store) -> None:
     """The model, trained data-parallel."""
     processes = parallel.join(resolve_device(config.device))
@@ -378,3 +374,39 @@ def edit_together(config: Experiment, store: Store) -> None:
         own = config.model_copy(update={"device": str(processes.device)})
         edit_share(own, store, unfinished_edits(config, store), (processes.rank, processes.n_processes))
     processes.wait()
+
+
+class Run:
+    """A stand-in until `Run` is written: where artifacts are and what has been built."""
+
+    def __init__(self, folder, params=None, overrides=None, *, store=None, read_only=False):
+        self.folder, self.config = Path(folder), load_params(params, overrides)
+        record = self.folder / "summary.json"
+        self.store = Path(store) if store else self.folder / (
+            read_json(record)["store"] if record.exists() else ".")
+
+    def key(self, stage):
+        return digest([stage, self.config.model_dump(mode="json")])[:12]
+
+    def path(self, stage):
+        return self.store / stage / self.key(stage)
+
+    def has(self, stage):
+        return (self.path(stage) / "manifest.json").exists()
+
+    def manifest(self, stage):
+        return read_json(self.path(stage) / "manifest.json")
+
+    @property
+    def training_metrics(self):
+        return pl.read_parquet(self.path("model") / "metrics.parquet")
+
+    def compute_together(self, stages):
+        from beliefedit.training import distributed
+
+        distributed.join(resolve_device(self.config.device)).wait()
+
+
+def clean(folder):
+    """Remove artifacts that no recorded configuration uses; their folders."""
+    return []

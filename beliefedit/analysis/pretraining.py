@@ -19,7 +19,7 @@ from beliefedit.evaluation.metrics import (
     probability_error,
     total_variation,
 )
-from beliefedit.formatting import duration
+from beliefedit.formatting import duration, percent
 from beliefedit.store import Store
 
 if TYPE_CHECKING:
@@ -129,3 +129,22 @@ def whole_distributions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     p_lm /= p_lm.sum(axis=1, keepdims=True)
     p_agent = np.stack([agent.distribution(*fact) for fact in facts.iter_rows()])
     return facts.with_columns(total_variation=total_variation(p_lm, p_agent), divergence=divergence(p_agent, p_lm))
+
+
+LEAST_RECALLED, LEAST_CLASSIFIED = 0.9, 0.8
+"""A model has learned its corpus when at least these shares of its answers are correct."""
+
+
+def learned_corpus(metrics: pl.DataFrame) -> tuple[bool | None, str]:
+    """Whether the last evaluation shows a model that has learned its corpus, and why as a sentence.
+
+    Args:
+        metrics: of the training; None and an empty sentence where neither share was measured.
+    """
+    last = metrics.row(-1, named=True)
+    shares = [(last.get("atomic"), LEAST_RECALLED, "recalls {} of its facts"),
+              (last.get("true_false"), LEAST_CLASSIFIED, "classifies {} of statements correctly")]
+    shares = [share for share in shares if share[0] is not None and np.isfinite(share[0])]
+    why = " and ".join(f"{text.format(percent(value))} (at least {percent(least, 0)} needed)"
+                       for value, least, text in shares)
+    return (all(value >= least for value, least, _ in shares), f"It {why}.") if shares else (None, "")
