@@ -1,4 +1,4 @@
-"""How notebooks show things: frames and sentences as HTML, the run's header, a figure that is live."""
+"""How notebooks show things: frames, sentences, the header of a run, live figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beliefedit.formatting import html_table, number
 if TYPE_CHECKING:
     from beliefedit.run import Run
 
-STAGES = ("graph", "tokenizer", "world", "corpus", "cases", "model", "beliefs", "edits", "sequential",
+STAGES = ("graph", "world", "corpus", "cases", "model", "beliefs", "edits", "sequential",
           "rationality", "tables")
 
 
@@ -28,8 +28,9 @@ def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:
     if frame.is_empty():
         return HTML(f"<p>{html.escape(': '.join(filter(None, [caption, 'none'])))}.</p>")
     text = [at for at, dtype in enumerate(frame.dtypes) if not dtype.is_numeric()]
+    head = [name.replace("_", " ") for name in frame.columns]
     rows = ([_cell(value, decimals) for value in row] for row in frame.iter_rows())
-    return HTML(html_table([[name.replace("_", " ") for name in frame.columns]], rows, caption, text))
+    return HTML(html_table([head], rows, caption, text))
 
 
 def _cell(value: object, decimals: int) -> str:
@@ -42,7 +43,8 @@ def _cell(value: object, decimals: int) -> str:
 
 def bullets(lines: Iterable[str]) -> HTML:
     """Sentences as a list, escaped."""
-    return HTML("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines if line) + "</ul>")
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines if line)
+    return HTML(f"<ul>{items}</ul>")
 
 
 def experiment_header(run: Run) -> HTML:
@@ -64,18 +66,19 @@ def pretraining_check(run: Run) -> HTML:
 
 
 def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataFrame], None]:
-    """A function that draws a frame at this place of the notebook, instead of the frame before it."""
+    """A function that draws a frame here in the notebook, in place of the frame before it."""
     place = display({"text/plain": ""}, raw=True, display_id=True)
 
     def draw(frame: pl.DataFrame) -> None:
         # As data: a figure that is displayed, updating or not, makes a place of its own.
-        place.update({"application/vnd.plotly.v1+json": json.loads(plot(frame).to_json())}, raw=True)
+        figure = json.loads(plot(frame).to_json())
+        place.update({"application/vnd.plotly.v1+json": figure}, raw=True)
 
     return draw
 
 
 def stage_costs(run: Run) -> pl.DataFrame:
-    """What each stage took when it was built, and what it keeps: stage, seconds, megabytes on disk."""
+    """What the stages built so far took: stage, seconds, megabytes on disk."""
     built = [stage for stage in STAGES if run.has(stage)]
     files = [(path for path in run.path(stage).rglob("*") if path.is_file()) for stage in built]
     return pl.DataFrame({

@@ -14,7 +14,7 @@ from beliefedit.store import read_json
 
 def main() -> None:
     run = Path(sys.argv[1])
-    head = report.head_of(read_json(run / "summary.json"))
+    head = report.page_head(read_json(run / "summary.json"))
     started = time.perf_counter()
     print(f"{'report':<16} {'seconds':>8} {'MB':>6}")
     with tempfile.TemporaryDirectory() as folder:

@@ -149,11 +149,11 @@ class _Renderer(IPythonRenderer):
 
     def block_math(self, body: str) -> str:
         """$$...$$"""
-        return f"<p>{_formula(body)}</p>"
+        return _formula(body)
 
     def latex_environment(self, name: str, body: str) -> str:
         r"""\begin{name}...\end{name}"""
-        return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
+        return _formula(f"\\begin{{{name}}}{body}\\end{{{name}}}")
 
 
 def _formula(latex: str) -> Markup:
