@@ -81,7 +81,7 @@ def _compute_together(plans: Sequence[runner.Plan]) -> bool:
         names = plan.only or [notebook.stem for notebook in plan.notebooks]
         if stages := runner.shared_stages(names):
             plan.open().compute_together(stages)
-    distributed.leave()
+    distributed.destroy()
     return is_first
 
 
