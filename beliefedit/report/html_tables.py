@@ -14,7 +14,6 @@ import polars as pl
 
 from beliefedit.analysis.measures import FORMS, LOGIC, MEASURES, PROBES, SAME, STATES
 from beliefedit.analysis.verdict import Claim
-from beliefedit.formatting import html_table, number
 from beliefedit.store import write_text
 
 _LONG_NAMES = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
@@ -138,8 +137,8 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
             n = max(count(row) or 0 for row in block.values())
             body.append([*(html.escape(texts[name]) for name in heads[:-1]), f"{n:,}",
                          *(cell(block[measure]) for measure in measures)])
-        found.append(html_table([["" for _ in heads] + list(groups), [*heads, *shorts]], body,
-                                f"{caption} {what}", left=len(heads) - 1))
+        found.append(_table(f"{caption} {what}", [["" for _ in heads] + list(groups), [*heads, *shorts]], body,
+                            left=len(heads) - 1))
     return found
 
 
@@ -152,7 +151,7 @@ def styled_claims(claims: Iterable[Claim]) -> str:
         rows.setdefault(claim.text, {})[claim.editor] = claim
     body = [[html.escape(text), *(_judged(row[editor]) for editor in editors), _span([c.n for c in row.values()])]
             for text, row in rows.items()]
-    return html_table([["the edited model …", *editors, "edits"]], body, left=len(editors) + 1) if body else ""
+    return _table("", [["the edited model …", *editors, "edits"]], body, left=len(editors) + 1) if body else ""
 
 
 def _judged(claim: Claim) -> str:
@@ -185,7 +184,7 @@ def _block(frame: pl.DataFrame, caption: str) -> str:
         for measure in MEASURE_NAMES]
     heads = [["measure", *[*STATES, "n"] * len(groups)]]
     above = [["", *(group for group in groups for _ in range(len(STATES) + 1))]] if len(groups) > 1 else []
-    return html_table(above + heads, body, caption)
+    return _table(caption, above + heads, body)
 
 
 def _n(cells: dict, measure: str, group: str) -> str:
@@ -223,12 +222,41 @@ def _told_mark(row: dict) -> str:
 
 def _with_interval(mean: float, low: float | None, high: float | None, between: str, decimals: int,
                    mark: str = "") -> str:
-    text = number(mean, decimals) + mark
+    def number(value: float) -> str:
+        return f"{value:z.{decimals}f}".replace("-", "−")
+
     if low is None or high is None:
-        return text
-    ends = f"[{number(low, decimals)}, {number(high, decimals)}]"
-    return f'{text}{between}<small style="opacity:.75">{ends}</small>'
+        return number(mean) + mark
+    return f'{number(mean)}{mark}{between}<small style="opacity:.75">[{number(low)}, {number(high)}]</small>'
 
 
 def _folded(summary: str, inner: str) -> str:
     return f'<details class="fold"><summary>{html.escape(summary)}</summary>{inner}</details>'
+
+
+_LINE = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .5em;"
+
+
+def _table(caption: str, heads: Sequence[Sequence[str]], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """HTML table. `heads` and `caption` are unescaped, equal neighbours in a row above the last are joined; the cells
+    of `body` are ready HTML, the first `left` columns aligned to the left."""
+    lines = []
+    for index, head in enumerate(heads):
+        cells, at = "", 0
+        while at < len(head):
+            span = 1
+            while index + 1 < len(heads) and at + span < len(head) and head[at + span] == head[at]:
+                span += 1
+            align = "left" if at < left else "center" if span > 1 else "right"
+            cells += (f'<th colspan="{span}" style="{_LINE}text-align:{align}">'
+                      f"{html.escape(head[at])}</th>")
+            at += span
+        lines.append(f"<tr>{cells}</tr>")
+    rows = "".join("<tr>" + "".join(
+        f'<td style="{_LINE}text-align:{"left" if at < left else "right"};white-space:{"nowrap" if at else "normal"}">'
+        f"{cell}</td>"
+        for at, cell in enumerate(cells)) + "</tr>" for cells in body)
+    return ('<div class="belief-table" style="overflow-x:auto;margin:1em 0">'
+            '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.25">'
+            f'<caption style="text-align:left;font-weight:bold;padding:.3em .5em">{html.escape(caption)}</caption>'
+            f"<thead>{''.join(lines)}</thead><tbody>{rows}</tbody></table></div>")
