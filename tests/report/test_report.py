@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 
 import nbformat
 import plotly.graph_objects as go
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from beliefedit.config import Experiment
 from beliefedit.errors import ReportError
 from beliefedit.plots import style
 from beliefedit.report import pages as report
@@ -250,6 +252,43 @@ def test_the_index_shows_head_reports_and_key_figures(tmp_path):
                  "believes the request", "✓ yes", "0.75", "not tested", "corpus.n_facts", "77", "2031-01-02"):
         assert text in page.text
     assert not any(tag == "img" or name.startswith("on") for tag, attrs in page.elements for name in attrs)
+
+
+class BuiltRun:
+    """A run of which these stages are built."""
+
+    def __init__(self, folder, *stages):
+        self.folder, self.stages = folder, stages
+        self.training_metrics = pl.DataFrame({"atomic": [0.1, 0.95], "not": [0.0, float("nan")], "coherence": [1.0, 0.25]})
+        self.tables = self.findings = pl.DataFrame({"editor": ["lora"], "n": [3]})
+        self.edit_log = pl.DataFrame({"editor": ["lora", "lora", "rome"], "seconds": [0.1, 0.3, 1.0]})
+        self.verdict = ["lora holds."]
+
+    def has(self, stage):
+        return stage in self.stages
+
+    def path(self, stage):
+        (self.folder / "config.json").write_text('{"num_hidden_layers": 4, "hidden_size": 96}')
+        return self.folder
+
+    def manifest(self, stage):
+        return {"corpus": {"statistics": {"facts": 1703, "subjects": 140, "objects": 210, "documents": 9}},
+                "model": {"device": "cuda", "tokens_per_second": 1e5}}[stage]
+
+
+def test_the_summary_holds_figures_of_the_stages_that_are_built(tmp_path, monkeypatch):
+    config = Experiment(device="cpu").model_dump(mode="json")
+    assert report.summarise(config, BuiltRun(tmp_path)) == {
+        "data": "built-in demo graph: 1,000 facts", "model": "small", "edits": "up to 5,000 requests by lora",
+        "device": "cpu"}
+    monkeypatch.setattr(report.analysis, "summary", lambda tables: {"lora": {"updating": {}}})
+    summary = report.summarise(config, BuiltRun(tmp_path, "corpus", "model", "tables"))
+    assert summary["data"] == "built-in demo graph: 1,703 facts, 140 subjects, 210 objects"
+    assert summary["model"] == "small: 4 layers × 96" and summary["device"] == "cuda" and summary["learned"] is True
+    assert summary["pretraining"] == {"coherence": 0.25, "accuracy": {
+        "atomic": 0.95, "true_false": None, "not": None, "and": None, "or": None}}
+    assert summary["editing"] == {"lora": {"updating": {}, "edits_per_second": 5.0}, "rome": {"edits_per_second": 1.0}}
+    assert summary["findings"] == [{"editor": "lora", "n": 3}] and summary["verdict"] == ["lora holds."]
 
 
 def test_an_index_needs_a_run(tmp_path):
