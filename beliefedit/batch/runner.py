@@ -24,7 +24,7 @@ _STAGES = {"01_corpus": (), "03_editing": ("model", "edits", "sequential"),
 
 def shared_stages(notebooks: Iterable[str]) -> list[str]:
     """The stages of these notebooks that several processes can share, in order."""
-    wanted = [stage for name in notebooks for stage in _STAGES.get(name, ("model",))]
+    wanted = [stage for name in sorted(notebooks) for stage in _STAGES.get(name, ("model",))]
     return list(dict.fromkeys(wanted))
 
 
