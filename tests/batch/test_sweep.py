@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from beliefedit.analysis.pretraining import learned_corpus
+from beliefedit.batch.runner import shared_stages
 from beliefedit.batch.sweep import MAX_NAME, folder_name, grid, takes_list
 from beliefedit.errors import ConfigError
 
@@ -55,3 +56,9 @@ def test_what_counts_as_learned(atomic, true_false, learned):
     found, why = learned_corpus(metrics)
     assert found is learned and bool(why) is (learned is not None)
     assert ("recalls" in why) is (atomic is not None and atomic == atomic)
+
+
+def test_the_stages_that_processes_share_are_those_of_the_notebooks_in_one_order():
+    assert shared_stages(["01_corpus"]) == []
+    assert shared_stages(["05_playground", "02_pretraining"]) == ["model"]
+    assert shared_stages({"04_analysis", "03_editing", "01_corpus"}) == ["model", "edits", "sequential", "rationality"]
