@@ -19,9 +19,8 @@ _HOMES = {
     "load_params": "config", "Experiment": "config", "Store": "store",
     "read_wikidata5m": "graph.wikidata5m", "build_world": "corpus.world", "sample_corpus": "corpus.corpus",
     "BayesAgent": "agent.agent", "build_cases": "evaluation.cases", "editor": "editors.registry",
-    "make_graph": "run", "make_world": "run", "make_corpus": "run", "make_agent": "run",
-    "make_cases": "run", "make_model": "run", "make_beliefs": "run", "make_edits": "run",
-    "make_tables": "run", "make_sequences": "run", "make_rationality": "run",
+    "Run": "run", "register_editor": "editors.registry", "register_measure": "analysis.measures",
+    "register_graph_format": "graph.source", "EditRequest": "editors.base", "Fact": "corpus.language",
 }
 _MODULES = ("analysis", "plots", "report")
 

@@ -5,6 +5,7 @@ Defaults live here and nowhere else. Unknown keys are errors.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -450,13 +451,30 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if values is not None and not isinstance(values, dict):
         raise ConfigError("expected sections such as 'corpus:' with keys below them", where=str(path))
     values = values or {}
-    for key, value in (overrides or {}).items():
+    return _validated(values, overrides or {}, where=str(path))
+
+
+def with_overrides(params: Experiment | Mapping[str, Any],
+                   overrides: Mapping[str, Any]) -> Experiment:
+    """An experiment, or its values by section, with dotted overrides.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    values = params.model_dump(mode="json") if isinstance(params, Experiment) else dict(params)
+    return _validated(copy.deepcopy(values), overrides, where="the configuration")
+
+
+def _validated(values: dict, overrides: Mapping[str, Any], where: str) -> Experiment:
+    for key, value in overrides.items():
         _set_dotted(values, key, value)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, Experiment), where=str(path) + (" with overrides" if overrides else ""),
-                          remedy="correct the keys above; beliefedit/config.py lists every key") from None
+        raise ConfigError(explain(error, Experiment),
+                          where=where + (" with overrides" if overrides else ""),
+                          remedy="correct the keys above; beliefedit/config.py lists every key"
+                          ) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -1,412 +1,551 @@
-"""The stages of an experiment, each computed once per run folder and read back after that."""
+"""One experiment: its graph, corpus, agent, model, edits and tables, each computed once.
+
+A `Run` is a configuration and a folder. Its properties are the stages of the experiment. Each is
+computed on first use, kept in the folder under a key that hashes all it depends on, and read once
+per process. Runs of other configurations in the same folder compute beside it and share what they
+have in common. Stages that need torch import it when they run.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
+from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.analysis import tables as analysis
 from beliefedit.analysis import verdict
-from beliefedit.analysis.measures import measures
-from beliefedit.config import Config, Experiment, digest, load_params
-from beliefedit.corpus import corpus, world
-from beliefedit.corpus.corpus import Corpus
-from beliefedit.corpus.world import World
-from beliefedit.errors import EditError
-from beliefedit.evaluation import cases, metrics
-from beliefedit.evaluation.cases import Cases
-from beliefedit.graph import graph as kg
-from beliefedit.graph.graph import Graph
-from beliefedit.graph.source import DEMO, read_graph, source_digest
-from beliefedit.lm.model import resolve_device
-from beliefedit.lm.tokenizer import load_tokenizer, make_tokenizer, tokenizer_settings
-from beliefedit.report import html_tables as tables
-from beliefedit.store import Store, read_json, write_json, write_text
-from beliefedit.training import distributed as parallel
-from beliefedit.training.distributed import JOB, leave_problem
+from beliefedit.config import Experiment, digest, load_params, with_overrides
+from beliefedit.corpus import corpus as corpora
+from beliefedit.corpus import world as worlds
+from beliefedit.errors import GraphError, StoreError
+from beliefedit.evaluation import cases as evaluation_cases
+from beliefedit.evaluation import metrics
+from beliefedit.formatting import flatten
+from beliefedit.graph import graph as graphs
+from beliefedit.graph.source import read_graph, source_digest
+from beliefedit.store import Store, Stream, read_json, stage_key, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from beliefedit.training.train import Watcher
+    from beliefedit.corpus.corpus import Corpus
+    from beliefedit.corpus.world import World
+    from beliefedit.evaluation.cases import Cases
+    from beliefedit.evaluation.edits import EditSetup
+    from beliefedit.graph.graph import Graph
 
 log = logging.getLogger(__name__)
 
-
-VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 3, "model": 1, "beliefs": 2, "edits": 4, "tables": 4}
+SUMMARY = "summary.json"
+VERSIONS = {"graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 4, "model": 2, "beliefs": 3,
+            "edits": 5, "sequential": 2, "rationality": 2, "tables": 5}
 """Raise a stage's number when the same configuration gives another artifact."""
 
-def make_graph(config: Experiment, store: Store) -> Graph:
-    """The part of the source that the experiment is about, and the tokenizer its labels were cut with (SPEC 2)."""
-    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": tokenizer_settings(config)}
-    if config.graph.source != DEMO:
-        settings["source"] = source_digest(config.graph.source)
-
-    def build(folder: Path) -> dict[str, Any]:
-        graph = read_graph(config)
-        tokenizer = make_tokenizer(config, graph)
-        tokenizer.save_pretrained(folder / "tokenizer")
-        if config.graph.max_object_tokens:
-            graph = kg.cut_objects(graph, tokenizer, config.graph.max_object_tokens)
-        kg.save(graph, folder)
-        return {"counts": graph.counts}
-
-    return kg.load(store.stage("graph", version=VERSIONS["graph"], config=settings, inputs={}, build=build))
-
-
-def make_world(config: Experiment, store: Store) -> World:
-    """The generative model (SPEC 3)."""
-    graph = make_graph(config, store)
-    folder = store.stage("world", version=VERSIONS["world"], inputs=keys_of(store, "graph"),
-                         config={"world": config.world.model_dump(), "seed": config.seed},
-                         build=lambda folder: world.save(
-                             world.build_world(graph, seed=config.seed, **config.world.model_dump()), folder))
-    return world.load(folder)
-
-
-def make_corpus(config: Experiment, store: Store) -> Corpus:
-    """Documents and evidence (SPEC 4)."""
-    made = make_world(config, store)
-
-    def build(folder: Path) -> dict[str, Any]:
-        sampled = corpus.sample_corpus(made, config.corpus, config.seed, documents=folder / "documents")
-        corpus.save(sampled, folder)
-        return {"statistics": sampled.statistics}
-
-    folder = store.stage("corpus", version=VERSIONS["corpus"], inputs=keys_of(store, "world"),
-                         config={"corpus": config.corpus.model_dump(mode="json"), "seed": config.seed}, build=build)
-    return corpus.load(folder, made)
-
-
-def make_agent(config: Experiment, store: Store) -> BayesAgent:
-    """The rational agent of the corpus. Fitting is faster than reading it back, so it is not stored."""
-    made = make_world(config, store)
-    return BayesAgent.fit(make_corpus(config, store).evidence, pairs=made.pairs, objects=made.objects)
-
-
-def make_cases(config: Experiment, store: Store) -> Cases:
-    """Evaluation and edit cases with the agent's targets (SPEC 6)."""
-    settings = config.edit.model_dump(
-        include={"n_cases", "target_probability", "p_downstream", "p_reinforce", "as_published"})
-    known = make_corpus(config, store)
-
-    def build(folder: Path) -> None:
-        agent = make_agent(config, store)
-        cases.save(cases.build_cases(make_world(config, store), known, agent, config.edit, config.seed), folder)
-
-    return cases.load(store.stage("cases", version=VERSIONS["cases"], inputs=keys_of(store, "corpus"),
-                                  config={"edit": settings, "seed": config.seed}, build=build))
-
-
-def make_model(config: Experiment, store: Store,
-               watch: Watcher | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The language model that has read the corpus, and its tokenizer (SPEC 7).
-
-    Args:
-        watch: called with the metrics so far after every evaluation of a training; not at all if the model is there.
-    """
-    from beliefedit.lm import model as lm
-
-    make_corpus(config, store)
-
-    def build(folder: Path) -> dict[str, Any]:
-        working, metrics = train_model(config, store, watch)
-        last = metrics.row(-1, named=True)
-        shutil.copytree(working, folder, dirs_exist_ok=True)
-        shutil.rmtree(working)
-        return {"device": str(lm.resolve_device(config.device)),
-                "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
-
-    folder = store.stage("model", **model_key(config, store), build=build)
-    return lm.load_model(folder, lm.resolve_device(config.device))
-
-
-def model_key(config: Experiment, store: Store) -> dict[str, Any]:
-    """What decides the model, as `Store.stage` wants it."""
-    return {"version": VERSIONS["model"], "inputs": keys_of(store, "graph", "corpus"), "config": {
-        "model": config.model.model_dump(mode="json"), "seed": config.seed,
-        "pretraining": config.pretraining.model_dump(mode="json")}}
-
-
-def train_model(config: Experiment, store: Store, watch: Watcher | None) -> tuple[Path, pl.DataFrame]:
-    """(working folder with the trained model, its metrics)."""
-    from beliefedit.training import train as pretrain
-
-    known = make_corpus(config, store)
-    probes = cases.build_probes(make_world(config, store), known, make_agent(config, store),
-                                config.pretraining.n_eval_facts, config.seed)
-    working = store.working_folder("model", model_key(config, store)["config"])
-    return working, pretrain.train(
-        known.documents, load_tokenizer(str(store.folder / "graph" / "tokenizer")), config.model, config.pretraining,
-        probes=probes, folder=working, seed=config.seed, device=config.device, watch=watch)
-
-
-def make_beliefs(config: Experiment, store: Store) -> pl.DataFrame:
-    """What the unedited model answers to every query of the cases: case, probe, kind, log_p, decoded.
-
-    ``beliefs/distances.parquet`` has its whole distributions against the agent's.
-    """
-    asked = make_cases(config, store)
-    make_corpus(config, store)
-
-    def build(folder: Path) -> None:
-        from beliefedit.evaluation import edits as distances
-        from beliefedit.evaluation import edits as editing
-
-        model, tokenizer = make_model(config, store)
-        comparison = distances.Comparison(make_agent(config, store), tokenizer, asked, config.edit)
-        comparison.before(model).write_parquet(folder / "distances.parquet")
-        editing.ask(model, tokenizer, asked.queries, max_new_tokens=answer_length(config, store, tokenizer)
-                    ).write_parquet(folder / "scores.parquet")
-
-    make_model(config, store)
-    folder = store.stage("beliefs", version=VERSIONS["beliefs"], inputs=keys_of(store, "cases", "model"),
-                         config={"n_distributions": config.edit.n_distributions}, build=build)
-    return pl.read_parquet(folder / "scores.parquet")
-
-
-def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(scores, log) of every edited model: see `beliefedit.editing.gather`."""
-    make_cases(config, store)
-    model, _ = make_model(config, store)
-
-    def build(folder: Path) -> dict[str, Any]:
-        from beliefedit.evaluation import edits as editing
-
-        working = unfinished_edits(config, store)
-        if config.edit.processes > 1:
-            _edit_in_processes(config, store, working)
-        else:
-            edit_share(config, store, working)
-        scores, edit_log = editing.gather(working)
-        scores.write_parquet(folder / "scores.parquet")
-        edit_log.write_parquet(folder / "log.parquet")
-        editing.gather_distances(working).write_parquet(folder / "distances.parquet")
-        shutil.rmtree(working)
-        return {"device": str(model.device)}
-
-    folder = store.stage("edits", **edits_key(config, store), build=build)
-    return pl.read_parquet(folder / "scores.parquet"), pl.read_parquet(folder / "log.parquet")
-
-
-def edits_key(config: Experiment, store: Store) -> dict[str, Any]:
-    """What decides the edits, as `Store.stage` wants it."""
-    return {"version": VERSIONS["edits"], "inputs": keys_of(store, "cases", "model"), "config": {
-        "editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
-        **config.edit.model_dump(include={"n_edited", "n_trajectories", "trajectory_every", "n_distributions"})}}
-
-
-def unfinished_edits(config: Experiment, store: Store) -> Path:
-    """Where edits are kept until all are done."""
-    return store.working_folder("edits", edits_key(config, store))
-
-
-def edit_share(config: Experiment, store: Store, working: Path, share: tuple[int, int] = (0, 1)) -> None:
-    """This process's part of the edits, where (number of it, number of processes) share them."""
-    from beliefedit.evaluation import edits as distances
-    from beliefedit.evaluation import edits as editing
-    from beliefedit.evaluation import soft_targets as lessons
-
-    asked, (model, tokenizer) = make_cases(config, store), make_model(config, store)
-    made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
-    base = editing.Base(model, tokenizer, corpus.spread_texts(known), lessons.Neighbourhood(
-        made, known, agent, asked, config.seed), distances.Comparison(agent, tokenizer, asked, config.edit))
-    editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working, share=share,
-                        max_new_tokens=answer_length(config, store, tokenizer))
-
-
-def _edit_in_processes(config: Experiment, store: Store, working: Path) -> None:
-    from beliefedit.training import distributed as parallel
-
-    write_json(working / parallel.JOB / "job.json",
-               {"experiment": config.model_dump(mode="json"), "store": str(store.folder.resolve())})
-    problem = parallel.start("beliefedit.edit_jobs", working, config.edit.processes)
-    shutil.rmtree(working / parallel.JOB)
-    if problem:
-        raise EditError(f"an editing process failed: {problem}", where=str(working),
-                        remedy="with edit.processes=1 the whole traceback is shown; what is done is kept")
-
-
-def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
-    """Every table of SPEC 8 with its intervals; also written as CSV, with the summary and the verdict."""
-    asked, before = make_cases(config, store), make_beliefs(config, store)
-    after, edit_log = make_edits(config, store)
-
-    def build(folder: Path) -> None:
-        generator = np.random.default_rng([config.seed, _STREAM])
-        compared = tuple(pl.read_parquet(store.folder / stage / "distances.parquet") for stage in ("beliefs", "edits"))
-        measured = measures(asked.cases, asked.queries, before, after, distances=compared)
-        found = analysis.tables(measured, config.analysis, generator)
-        paired = [(table, analysis.compare_editors(measured, config.analysis, generator, table=table))
-                  for table in ("updating", "downstream")]
-        measured.write_parquet(folder / "measures.parquet")
-        found.write_parquet(folder / "tables.parquet")
-        tables.write_tables(found, folder)
-        summary = analysis.summary(found)
-        speeds = edit_log.group_by("editor").agg(per_second=1 / pl.col("seconds").mean())
-        for row in speeds.iter_rows(named=True):
-            summary.setdefault(row["editor"], {})["edits_per_second"] = row["per_second"]
-        write_json(folder / "summary.json", summary)
-        write_text(folder / "verdict.txt", "\n".join(verdict.verdict(found, paired)) + "\n")
-        write_text(folder / "verdict.html", tables.styled_claims(verdict.claims(found)))
-
-    folder = store.stage("tables", version=VERSIONS["tables"], inputs=keys_of(store, "cases", "beliefs", "edits"),
-                         config={"analysis": config.analysis.model_dump(), "seed": config.seed}, build=build)
-    return pl.read_parquet(folder / "tables.parquet")
-
-
-_STREAM = 6
-
-
-def keys_of(store: Store, *stages: str) -> dict[str, str]:
-    """Keys of built stages, by name."""
-    return {stage: store.manifest(stage)["key"] for stage in stages}
-
-
-def answer_length(config: Experiment, store: Store, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Tokens a decoded answer may have: the longest object label where labels are whole."""
-    if config.graph.max_object_tokens:
-        return config.graph.max_object_tokens
-    labels = [f" {label}" for label in make_graph(config, store).objects]
-    return max(len(ids) for ids in tokenizer(labels, add_special_tokens=False)["input_ids"])
-
-_VERSION, _SEQUENCE_STREAM = 1, 9
-"""Raise the first when the same configuration gives other values; the second keeps the draws apart from others'."""
-
-
-def make_sequences(config: Experiment, store: Store) -> pl.DataFrame:
-    """Every editor's edits of one model in a row: means with intervals, by editor, n_edits, group and measure.
-
-    ``sequences/values.parquet`` has what they are means of; see `beliefedit.sequence`.
-    """
-    return _in_a_row(config, store, "sequences", config.edit.sequence, ["editor", "n_edits", "group", "measure"])
-
-
-def make_rationality(config: Experiment, store: Store) -> pl.DataFrame:
-    """Tests that no rational reader fails: means with intervals, by editor, test and who (lm, agent).
-
-    ``rationality/values.parquet`` has what they are means of; see `beliefedit.rationality`.
-    """
-    return _in_a_row(config, store, "rationality", config.edit.rationality, ["editor", "test", "who"])
-
-
-def _in_a_row(config: Experiment, store: Store, name: str, parameters: Config, by: list[str]) -> pl.DataFrame:
-    """A stage that edits on top of edits, an editor after another, and its means."""
-    asked = make_cases(config, store)
-    model, tokenizer = make_model(config, store)
-    settings = {"editors": config.edit.editors.model_dump(mode="json", exclude_none=True), "seed": config.seed,
-                name: parameters.model_dump(mode="json"), "analysis": config.analysis.model_dump()}
-
-    def build(folder: Path) -> None:
-        from beliefedit.evaluation import edits as editing
-        from beliefedit.evaluation import rationality
-        from beliefedit.evaluation import sequential as sequence
-        from beliefedit.evaluation import soft_targets as lessons
-
-        working = store.working_folder(name, settings | keys_of(store, "cases", "model"))
-        made, known, agent = make_world(config, store), make_corpus(config, store), make_agent(config, store)
-        base = editing.Base(model, tokenizer, corpus.spread_texts(known), lessons.Neighbourhood(
-            made, known, agent, asked, config.seed))
-        run = {"sequences": sequence.run_sequences, "rationality": rationality.run_tests}[name]
-        values = run(base, agent, asked, config.edit, seed=config.seed, folder=working,
-                     max_new_tokens=answer_length(config, store, tokenizer))
-        values.write_parquet(folder / "values.parquet")
-        means = metrics.intervals_by(values, by, np.random.default_rng([config.seed, _SEQUENCE_STREAM]),
-                                     **config.analysis.model_dump(include={"n_resamples", "level"}))
-        means.write_parquet(folder / "means.parquet")
-        shutil.rmtree(working)
-
-    folder = store.stage(name, version=_VERSION, inputs=keys_of(store, "cases", "model"), config=settings,
-                         build=build)
-    return pl.read_parquet(folder / "means.parquet")
-
-
-def work(folder: Path) -> None:
-    """Edit what this process's number says, on a GPU of its own where there are several.
-
-    Args:
-        folder: where finished pieces go; its sub-folder `JOB` says what to do.
-    """
-    try:
-        job = read_json(folder / JOB / "job.json")
-        config = Experiment.model_validate(job["experiment"])
-        if config.device == "auto" and torch.cuda.is_available():
-            place = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-            config = config.model_copy(update={"device": f"cuda:{place}"})
-        edit_share(config, Store(job["store"]), folder, (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
-    except Exception as error:
-        leave_problem(folder, error)
-        raise
-
-
-def make_model_together(config: Experiment, store: Store) -> None:
-    """The model, trained data-parallel."""
-    processes = parallel.join(resolve_device(config.device))
-    if processes.is_main:
-        make_corpus(config, store)
-    processes.wait()
-    if processes.is_main:
-        make_model(config, store)
-    elif not store.holds("model", **model_key(config, store)):
-        train_model(config, store, None)
-    processes.wait()
-
-
-def edit_together(config: Experiment, store: Store) -> None:
-    """Every process's share of the edits, each on its own device; `make_edits` then gathers them.
-
-    The model must be there.
-    """
-    processes = parallel.join(resolve_device(config.device))
-    if processes.is_main:
-        make_cases(config, store)
-    processes.wait()
-    if not store.holds("edits", **edits_key(config, store)):
-        own = config.model_copy(update={"device": str(processes.device)})
-        edit_share(own, store, unfinished_edits(config, store), (processes.rank, processes.n_processes))
-    processes.wait()
+EDITING_STAGES = ("edits", "sequential", "rationality")
+"""Stages with an artifact per editor."""
 
 
 class Run:
-    """A stand-in until `Run` is written: where artifacts are and what has been built."""
+    """An experiment in a folder.
 
-    def __init__(self, folder, params=None, overrides=None, *, store=None, read_only=False):
-        self.folder, self.config = Path(folder), load_params(params, overrides)
-        record = self.folder / "summary.json"
-        self.store = Path(store) if store else self.folder / (
-            read_json(record)["store"] if record.exists() else ".")
+    Args:
+        folder: gets the artifacts, ``<stage>/<key>/`` each; a point of a sweep has them in the store
+            that its summary.json names.
+        params: parameter file or configuration; None: the configuration recorded in the folder.
+        overrides: dotted or nested parameters to change.
+        store: where artifacts live, if not in the folder.
+        read_only: a missing artifact raises `StoreError` instead of being computed.
 
-    def key(self, stage):
-        return digest([stage, self.config.model_dump(mode="json")])[:12]
+    Raises:
+        ConfigError: unknown or impossible parameters.
+        StoreError: the folder cannot be used, or holds no configuration where none is given.
+    """
 
-    def path(self, stage):
-        return self.store / stage / self.key(stage)
+    def __init__(self, folder: str | Path, params: str | Path | Experiment | None = None,
+                 overrides: Mapping[str, Any] | None = None, *, store: str | Path | None = None,
+                 read_only: bool = False) -> None:
+        self.folder = Path(folder)
+        record = read_json(self.folder / SUMMARY) if (self.folder / SUMMARY).exists() else {}
+        if params is None and "config" not in record:
+            raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
+                             remedy="give the parameters, or make the run with run_all.py")
+        if isinstance(params, str | Path):
+            self.config = load_params(params, overrides)
+        else:
+            self.config = with_overrides(params or record["config"], overrides or {})
+        self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
+        self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def has(self, stage):
-        return (self.path(stage) / "manifest.json").exists()
-
-    def manifest(self, stage):
-        return read_json(self.path(stage) / "manifest.json")
+    @classmethod
+    def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
+        """The run of a folder in the configuration recorded in its summary.json."""
+        return cls(folder, read_only=read_only)
 
     @property
-    def training_metrics(self):
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def flat_config(self) -> dict[str, Any]:
+        """Dotted parameter to value, the seed left out."""
+        return {key: value for key, value in flatten(self.config.model_dump(mode="json")).items()
+                if key != "seed"}
+
+    # Stages: keys and artifacts
+
+    def key(self, stage: str) -> str:
+        """The key of a stage's artifact; of an editor's, with the stage named 'edits/lora'."""
+        if stage not in self._keys:
+            record = self._record(stage)
+            self._keys[stage] = stage_key(stage, record), record
+        return self._keys[stage][0]
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage is computed; 'edits' alone means every editor's."""
+        return all(self.store.has(part, self.key(part)) for part in self._parts(stage))
+
+    def path(self, stage: str) -> Path:
+        """The folder of a stage's artifact, computed if it is not there."""
+        key = self.key(stage)
+        name = stage.partition("/")[0]
+        build = getattr(self, f"_build_{name}")
+        arguments = [stage.partition("/")[2]] if name in EDITING_STAGES else []
+        return self.store.get(stage, key, self._keys[stage][1],
+                              lambda folder: build(folder, *arguments))
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """What is recorded of a stage's artifact.
+
+        Raises:
+            StoreError: it is not computed.
+        """
+        return self.store.manifest(stage, self.key(stage))
+
+    def keys(self) -> dict[str, str]:
+        """Every stage of this configuration, one of each editor's, with its key."""
+        return {part: self.key(part) for stage in VERSIONS for part in self._parts(stage)}
+
+    def _parts(self, stage: str) -> list[str]:
+        if stage in EDITING_STAGES:
+            return [f"{stage}/{editor}" for editor in self.config.edit.editors]
+        return [stage]
+
+    def _record(self, stage: str) -> dict[str, Any]:
+        """What decides an artifact: version, configuration, and keys of what it is made from."""
+        config, (name, _, editor) = self.config, stage.partition("/")
+        seed, edit = {"seed": config.seed}, config.edit.model_dump(mode="json")
+        if name == "graph":
+            return self._graph_record()
+        if name == "tables":
+            chosen: dict[str, Any] = {"analysis": config.analysis.model_dump(), **seed,
+                                      "measures": analysis.measures.registered_names()}
+            inputs = ["cases", "beliefs", *self._parts("edits")]
+        elif name in EDITING_STAGES:
+            chosen = {"editor": editor, "parameters": edit["editors"][editor],
+                      "editor_version": _editor_version(editor), **seed}
+            chosen |= {key: edit[key] for key in _EDITING_KEYS[name]}
+            inputs = ["cases", "model"]
+        else:
+            chosen, inputs = {
+                "tokenizer": (self._tokenizer_settings(), ["graph"]),
+                "world": ({"world": config.world.model_dump(), **seed,
+                           "max_object_tokens": config.graph.max_object_tokens},
+                          ["graph", *["tokenizer"] * bool(config.graph.max_object_tokens)]),
+                "corpus": ({"corpus": config.corpus.model_dump(mode="json"), **seed}, ["world"]),
+                "cases": ({key: edit[key] for key in _CASE_KEYS} | seed, ["corpus"]),
+                "model": ({"model": config.model.model_dump(mode="json"), **seed,
+                           "pretraining": config.pretraining.model_dump(mode="json")},
+                          ["tokenizer", "corpus"]),
+                "beliefs": ({"n_distributions": edit["n_distributions"]}, ["cases", "model"]),
+            }[name]
+        return {"version": VERSIONS[name], "config": chosen,
+                "inputs": {name: self.key(name) for name in inputs}}
+
+    def _graph_record(self) -> dict[str, Any]:
+        """A folder that is gone does not make what was read from it unknown."""
+        graph = self.config.graph.model_dump(mode="json", exclude={"max_object_tokens"})
+        record = {"version": VERSIONS["graph"], "config": {"graph": graph}, "inputs": {}}
+        try:
+            record["config"]["source"] = source_digest(self.config.graph)
+        except GraphError:
+            known = [self.store.manifest(stage, key)["config"]
+                     for stage, key, _ in self.store.artifacts() if stage == "graph"]
+            found = [config["source"] for config in known if config["graph"] == graph]
+            if not found:
+                raise
+            record["config"]["source"] = found[-1]
+        return record
+
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        from beliefedit.lm.tokenizer import tokenizer_settings
+
+        return tokenizer_settings(self.config.model, self.config.corpus.n_facts)
+
+    # Graph, world, corpus, agent
+
+    @cached_property
+    def _whole_graph(self) -> Graph:
+        """The graph as it was read, labels whole."""
+        return graphs.load(self.path("graph"))
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The part of the source that the experiment is about, object labels truncated
+        (specification, section 2)."""
+        if not self.config.graph.max_object_tokens:
+            return self._whole_graph
+        return graphs.truncate_labels(self._whole_graph, self.tokenizer,
+                                      self.config.graph.max_object_tokens)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The named tokenizer, or one trained on the corpus's sentences."""
+        from beliefedit.lm.tokenizer import load_tokenizer
+
+        return load_tokenizer(str(self.path("tokenizer")))
+
+    @cached_property
+    def world(self) -> World:
+        """The generative model (specification, section 3)."""
+        return worlds.load(self.path("world"))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Documents and evidence (specification, section 4)."""
+        return corpora.load(self.path("corpus"), self.world)
+
+    @cached_property
+    def agent(self) -> BayesAgent:
+        """The exact Bayesian agent (specification, section 5). Fitting it is faster than reading it
+        back, so it is not stored."""
+        return BayesAgent.fit(self.corpus.evidence, pairs=self.world.pairs,
+                              objects=self.world.objects,
+                              as_published=self.config.edit.as_published)
+
+    def _build_graph(self, folder: Path) -> dict[str, Any]:
+        graph = read_graph(self.config.graph)
+        graphs.save(graph, folder)
+        return {"counts": graph.counts}
+
+    def _build_tokenizer(self, folder: Path) -> None:
+        from beliefedit.lm.tokenizer import make_tokenizer
+
+        make_tokenizer(self.config.model, self._whole_graph,
+                       self.config.corpus.n_facts).save_pretrained(folder)
+
+    def _build_world(self, folder: Path) -> None:
+        worlds.save(worlds.build_world(self.graph, seed=self.config.seed,
+                                       **self.config.world.model_dump()), folder)
+
+    def _build_corpus(self, folder: Path) -> dict[str, Any]:
+        sampled = corpora.sample_corpus(self.world, self.config.corpus, self.config.seed,
+                                        documents=folder / "documents")
+        corpora.save(sampled, folder)
+        return {"statistics": sampled.statistics}
+
+    # Model
+
+    @cached_property
+    def cases(self) -> Cases:
+        """Evaluation and edit cases with the agent's targets (specification, section 6)."""
+        return evaluation_cases.load(self.path("cases"))
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The language model that was trained on the corpus (specification, section 7)."""
+        from beliefedit.lm.model import load_model, resolve_device
+
+        return load_model(self.path("model"), resolve_device(self.config.device))[0]
+
+    def pretrain(self, on_evaluation: Callable[[pl.DataFrame], None] | None = None
+                 ) -> PreTrainedModel:
+        """`model`, with a callback for its training.
+
+        Args:
+            on_evaluation: called with the metrics so far after every evaluation; not at all if the
+                model is there.
+        """
+        self._on_evaluation = on_evaluation
+        return self.model
+
+    _on_evaluation: Callable[[pl.DataFrame], None] | None = None
+
+    @cached_property
+    def training_metrics(self) -> pl.DataFrame:
+        """A row per evaluation while the model was trained."""
         return pl.read_parquet(self.path("model") / "metrics.parquet")
 
-    def compute_together(self, stages):
+    @cached_property
+    def beliefs(self) -> pl.DataFrame:
+        """What the unedited model answers to every query of the cases: case, probe, kind, log_p
+        (nats), decoded."""
+        return pl.read_parquet(self.path("beliefs") / "scores.parquet")
+
+    @cached_property
+    def distances_before(self) -> pl.DataFrame:
+        """Distances of the unedited model's whole distributions from the agent's: case, probe, tv,
+        kl (nats), outside."""
+        return pl.read_parquet(self.path("beliefs") / "distances.parquet")
+
+    @cached_property
+    def distances_after(self) -> pl.DataFrame:
+        """The same of every edited model, with editor and seed."""
+        return self._edited("distances")
+
+    @cached_property
+    def max_answer_tokens(self) -> int:
+        """Tokens that a decoded answer may have: the longest label's where labels are whole."""
+        if self.config.graph.max_object_tokens:
+            return self.config.graph.max_object_tokens
+        labels = [f" {label}" for label in self.world.objects]
+        return max(map(len, self.tokenizer(labels, add_special_tokens=False)["input_ids"]))
+
+    def _build_cases(self, folder: Path) -> None:
+        evaluation_cases.save(evaluation_cases.build_cases(
+            self.world, self.corpus, self.agent, self.config.edit, self.config.seed), folder)
+
+    def _build_model(self, folder: Path) -> dict[str, Any]:
+        from beliefedit.lm.model import resolve_device
+        from beliefedit.training.train import copy_model
+
+        working, trained = self._train()
+        copy_model(working, folder)
+        shutil.rmtree(working)
+        last = trained.row(-1, named=True)
+        return {"device": str(resolve_device(self.config.device)),
+                "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
+
+    def _train(self) -> tuple[Path, pl.DataFrame]:
+        """(working folder with the trained model, its metrics)."""
+        from beliefedit.training.train import train
+
+        probes = evaluation_cases.build_probes(self.world, self.corpus, self.agent,
+                                               self.config.pretraining.n_eval_facts, self.config.seed)
+        working = self.store.working_folder("model", self.key("model"))
+        return working, train(self.corpus.documents, self.tokenizer, self.config.model,
+                              self.config.pretraining, folder=working, probes=probes,
+                              seed=self.config.seed, device=self.config.device,
+                              watch=self._on_evaluation)
+
+    def _build_beliefs(self, folder: Path) -> None:
+        from beliefedit.evaluation.edits import query_model
+
+        self.setup.comparison.before(self.model).write_parquet(folder / "distances.parquet")
+        query_model(self.model, self.tokenizer, self.cases.queries,
+                    max_new_tokens=self.max_answer_tokens).write_parquet(folder / "scores.parquet")
+
+    # Edits
+
+    @cached_property
+    def edits(self) -> pl.DataFrame:
+        """Scores of every edited model: case, editor, seed, step, probe, kind, told, log_p,
+        decoded."""
+        return self._edited("scores")
+
+    @cached_property
+    def edit_log(self) -> pl.DataFrame:
+        """A row per edit: case, editor, seed, loss, seconds, refused."""
+        return self._edited("log")
+
+    @cached_property
+    def sequential(self) -> pl.DataFrame:
+        """Edits applied one after another: means with intervals by editor, n_edits, group, measure."""
+        return self._means("sequential", ["editor", "n_edits", "group", "measure"])
+
+    @cached_property
+    def rationality(self) -> pl.DataFrame:
+        """Tests that a Bayesian agent passes: means with intervals by editor, test, who."""
+        return self._means("rationality", ["editor", "test", "who"])
+
+    @cached_property
+    def setup(self) -> EditSetup:
+        """The model, and what editors and scoring need to know of it."""
+        from beliefedit.evaluation.edits import Comparison, EditSetup
+        from beliefedit.evaluation.soft_targets import SoftTargetBuilder
+
+        return EditSetup(
+            self.model, self.tokenizer, corpora.spread_texts(self.corpus),
+            SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
+            Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
+
+    def _edited(self, frame: str) -> pl.DataFrame:
+        from beliefedit.evaluation.edits import SCHEMAS
+
+        return pl.concat([pl.DataFrame(schema=SCHEMAS[frame]), *(
+            pl.read_parquet(self.path(part) / f"{frame}.parquet") for part in self._parts("edits"))])
+
+    def _means(self, stage: str, by: list[str]) -> pl.DataFrame:
+        parts = [pl.read_parquet(self.path(part) / "values.parquet") for part in self._parts(stage)]
+        if not parts:
+            return pl.DataFrame(schema=dict.fromkeys(by, pl.String) | dict.fromkeys(
+                ("n", "mean", "low", "high"), pl.Float64))
+        return metrics.intervals_by(
+            pl.concat(parts), by, np.random.default_rng([self.config.seed, Stream.SEQUENTIAL]),
+            n_resamples=self.config.analysis.n_resamples, level=self.config.analysis.level)
+
+    def _edit(self, editor: str, share: tuple[int, int] = (0, 1)) -> Path:
+        """This process's share of one editor's edits; (number of it, number of processes)."""
+        from beliefedit.evaluation.edits import run_editor
+
+        working = self.store.working_folder(f"edits/{editor}", self.key(f"edits/{editor}"))
+        run_editor(self.setup, editor, self.config.edit.editors[editor], self.cases,
+                   self.config.edit, seed=self.config.seed, share=share, folder=working,
+                   max_new_tokens=self.max_answer_tokens)
+        return working
+
+    def _build_edits(self, folder: Path, editor: str) -> dict[str, Any]:
+        from beliefedit.evaluation.edits import gather
+
+        working = self._edit(editor)
+        for name, frame in gather(working).items():
+            frame.write_parquet(folder / f"{name}.parquet")
+        shutil.rmtree(working)
+        return {"device": str(self.model.device)}
+
+    def _build_sequential(self, folder: Path, editor: str) -> None:
+        from beliefedit.evaluation.sequential import run_sequence
+
+        run_sequence(
+            self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
+            self.config.edit, seed=self.config.seed, max_new_tokens=self.max_answer_tokens,
+        ).write_parquet(folder / "values.parquet")
+
+    def _build_rationality(self, folder: Path, editor: str) -> None:
+        from beliefedit.evaluation.rationality import run_tests
+
+        working = self.store.working_folder(f"rationality/{editor}",
+                                            self.key(f"rationality/{editor}"))
+        run_tests(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
+                  self.config.edit, seed=self.config.seed, folder=working,
+                  max_new_tokens=self.max_answer_tokens).write_parquet(folder / "values.parquet")
+        shutil.rmtree(working)
+
+    # Tables
+
+    @cached_property
+    def measures(self) -> pl.DataFrame:
+        """Every measure before and after every edit, a row each."""
+        return pl.read_parquet(self.path("tables") / "measures.parquet")
+
+    @cached_property
+    def tables(self) -> pl.DataFrame:
+        """Every table with its intervals, long (specification, section 8)."""
+        return pl.read_parquet(self.path("tables") / "tables.parquet")
+
+    @cached_property
+    def findings(self) -> pl.DataFrame:
+        """What can be claimed of each editor, and on what grounds."""
+        return pl.read_parquet(self.path("tables") / "findings.parquet")
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """The findings in sentences."""
+        return (self.path("tables") / "verdict.txt").read_text(encoding="utf-8").splitlines()
+
+    @cached_property
+    def editing_summary(self) -> dict[str, Any]:
+        """The pooled tables and the speed of each editor as nested values."""
+        return read_json(self.path("tables") / "summary.json")
+
+    def _build_tables(self, folder: Path) -> None:
+        generator = np.random.default_rng([self.config.seed, Stream.TABLES])
+        cases, settings = self.cases, self.config.analysis
+        measured = analysis.compute_measures(cases.cases, cases.queries, self.beliefs, self.edits,
+                                             distances=(self.distances_before, self.distances_after))
+        tables = analysis.build_tables(measured, settings, generator)
+        paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))
+                  for table in ("updating", "downstream")]
+        measured.write_parquet(folder / "measures.parquet")
+        tables.write_parquet(folder / "tables.parquet")
+        for (name,), table in tables.group_by("table", maintain_order=True):
+            write_text(folder / f"{name}.csv", table.write_csv())
+        summary = analysis.summary(tables)
+        speeds = self.edit_log.group_by("editor").agg(per_second=1 / pl.col("seconds").mean())
+        for editor, per_second in speeds.iter_rows():
+            summary.setdefault(editor, {})["edits_per_second"] = per_second
+        write_json(folder / "summary.json", summary)
+        verdict.findings_frame(tables).write_parquet(folder / "findings.parquet")
+        write_text(folder / "verdict.txt", "\n".join(verdict.sentences(tables, paired)) + "\n")
+
+    # Several processes
+
+    def compute_together(self, stages: Sequence[str]) -> None:
+        """Train and edit with the other processes of `accelerate launch` or torchrun.
+
+        Every process of the launch calls this with the same stages; they share the folder, on
+        several hosts through a shared file system. What is not trained or edited in parts is left
+        to the first process.
+
+        Args:
+            stages: which of 'model' and 'edits' to compute.
+        """
+        from beliefedit.lm.model import resolve_device
         from beliefedit.training import distributed
 
-        distributed.join(resolve_device(self.config.device)).wait()
+        context = distributed.init(resolve_device(self.config.device))
+        if context.is_main:
+            self.path("corpus")
+            if "edits" in stages:
+                self.path("cases")
+        context.barrier()
+        if {"model", "edits"} & set(stages) and not context.broadcast(self.has("model")):
+            if context.is_main:
+                self.path("model")
+            else:
+                self._train()
+            context.barrier()
+        if "edits" in stages:
+            own = Run(self.folder, self.config.model_copy(update={"device": str(context.device)}),
+                      store=self.store.folder)
+            for editor in self.config.edit.editors:
+                if not context.broadcast(self.has(f"edits/{editor}")):
+                    own._edit(editor, (context.rank, context.n_processes))
+        context.barrier()
 
 
-def clean(folder):
-    """Remove artifacts that no recorded configuration uses; their folders."""
-    return []
+_CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "p_reinforce", "as_published")
+_EDITING_KEYS = {
+    "edits": ("n_edited", "n_trajectories", "trajectory_every", "n_distributions"),
+    "sequential": ("sequence",), "rationality": ("rationality", "target_probability")}
+
+
+def _editor_version(editor: str) -> int:
+    from beliefedit.editors.registry import editor_version
+
+    return editor_version(editor)
+
+
+def clean(folder: str | Path) -> list[Path]:
+    """Remove the artifacts that no recorded configuration of a run or sweep folder uses.
+
+    Configurations are recorded in summary.json of the folder and of the points below it.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        StoreError: the folder holds no run.
+    """
+    folder = Path(folder)
+    records = [path for path in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}")))
+               if path.exists()]
+    if not records:
+        raise StoreError(f"{folder} holds no run", remedy="give the folder of a run or a sweep")
+    used: set[Path] = set()
+    store = Run.open(records[0].parent).store
+    for record in records:
+        run = Run.open(record.parent)
+        used |= {run.store.path(stage, key).resolve() for stage, key in run.keys().items()}
+    removed = [path for _, _, path in store.artifacts() if path.resolve() not in used]
+    working = store.folder / ".working"
+    for path in [*removed, *([working] if working.exists() else [])]:
+        shutil.rmtree(path)
+    return removed

@@ -1,11 +1,13 @@
-"""The run folder: artifacts that are whole or absent, each with a manifest and a key.
+"""A folder of artifacts that are whole or absent, several versions of a stage side by side.
 
-A stage's key is the hash of its name, version, configuration and its inputs' keys. The same key is not
-computed twice; a crash leaves either the old artifact or the whole new one.
+A stage's key is the hash of its name, version, configuration and its inputs' keys. An artifact
+lives in ``<folder>/<stage>/<key>/`` with a manifest; the same key is not computed twice, another
+key is computed beside it, and a crash leaves nothing that looks finished.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,7 +15,9 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum, unique
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,113 +27,152 @@ from beliefedit.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-
 MANIFEST = "manifest.json"
+_KEY_LENGTH = 16  # hexadecimal digits in a folder's name; the manifest has all of them
+
+
+@unique
+class Stream(IntEnum):
+    """One number per kind of random draw: draws under one seed stay independent of each other."""
+
+    WORLD = 1
+    CORPUS = 2
+    MIXED_DOCUMENTS = 3
+    CASES = 4
+    TRAINING_PROBES = 5
+    TABLES = 6
+    SOFT_TARGETS = 7
+    DOWNSTREAM_FORMS = 8
+    SEQUENTIAL = 9
+    DOCUMENT_ORDER = 11
+    HELD_OUT_DOCUMENTS = 13
 
 
 class Store:
-    """A run folder.
+    """Artifacts by stage and key.
 
     Args:
-        folder: where artifacts live, one sub-folder per stage; made when missing.
+        folder: where artifacts live, ``<stage>/<key>/`` each; made when missing.
+        read_only: a missing artifact is an error instead of being built.
+
+    Raises:
+        StoreError: the folder is a file or cannot be made.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, read_only: bool = False) -> None:
+        self.folder, self.read_only = Path(folder), read_only
         if self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{self.folder} is a file, not a folder", remedy="choose another --out")
+        if read_only:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"the run folder cannot be made: {error.strerror or error}", where=str(self.folder),
-                             remedy="choose another --out") from error
+            raise StoreError(f"the run folder cannot be made: {error.strerror or error}",
+                             where=str(self.folder), remedy="choose another --out") from error
 
-    def stage(self, name: str, *, version: int, config: Any, inputs: Mapping[str, str],
-              build: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        """The folder of one stage's artifact, built if its key is new.
+    def path(self, stage: str, key: str) -> Path:
+        """Where the artifact of a stage and key is, or would be."""
+        return self.folder / stage / key[:_KEY_LENGTH]
+
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the artifact is built."""
+        return (self.path(stage, key) / MANIFEST).exists()
+
+    def manifest(self, stage: str, key: str) -> dict[str, Any]:
+        """What is recorded of an artifact: configuration, inputs, seconds, versions, extras.
+
+        Raises:
+            StoreError: it is not built.
+        """
+        if not self.has(stage, key):
+            raise StoreError(f"this run folder holds no {stage} of this configuration",
+                             where=str(self.folder),
+                             remedy="run the notebook that makes it, or run_all.py")
+        return read_json(self.path(stage, key) / MANIFEST)
+
+    def get(self, stage: str, key: str, record: Mapping[str, Any],
+            build: Callable[[Path], Mapping[str, Any] | None]) -> Path:
+        """The artifact's folder, built if it is not there.
 
         Args:
-            name: stage and sub-folder.
-            version: of the stage's code; raise it when the same config gives another artifact.
-            config: JSON-able parameters the artifact depends on.
-            inputs: name to key of the artifacts it is made from.
-            build: writes the artifact into the empty folder it is given; what it returns joins the manifest.
+            stage, key: which artifact; see `stage_key`.
+            record: what the key is the hash of, kept in the manifest.
+            build: writes the artifact into the empty folder it is given; what it returns joins the
+                manifest.
+
+        Raises:
+            StoreError: it cannot be written, or is missing from a read-only store.
         """
-        key = _key(name, version, config, inputs)
-        target = self.folder / name
-        self._recover(target)
-        if self.key(name) == key:
-            log.debug("%s: already there (%s)", name, key[:12])
+        target = self.path(stage, key)
+        if self.has(stage, key):
             return target
+        if self.read_only:
+            raise StoreError(f"{self.folder} holds no {stage} of this configuration",
+                             remedy="make the run with run_all.py, or choose another run folder")
         started = time.perf_counter()
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
-        partial = scratch / name  # readable by others as usual, which the temporary folder is not
         try:
-            partial.mkdir()
-            extra = build(partial) or {}
-            manifest = {"stage": name, "key": key, "version": version, "config": config, "inputs": dict(inputs),
-                        "seconds": round(time.perf_counter() - started, 3), "versions": versions(), **extra}
-            write_json(partial / MANIFEST, manifest)
-            self._replace(target, partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=self.folder))
+            partial = scratch / "artifact"  # readable by others, which a temporary folder is not
+            try:
+                partial.mkdir()
+                extra = build(partial) or {}
+                write_json(partial / MANIFEST, {
+                    "stage": stage, "key": key, **record, "built": time.time(),
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "versions": package_versions(), **extra})
+                _rename(partial, target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         except OSError as error:
-            raise StoreError(f"could not write {name}: {error.strerror or error}", where=str(self.folder),
-                             remedy="free space or choose another --out, then run again; nothing was lost") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        log.info("%s: built in %.1f s (%s)", name, manifest["seconds"], key[:12])
+            raise StoreError(f"could not write {stage}: {error.strerror or error}",
+                             where=str(self.folder), remedy="free space or choose another --out, "
+                             "then run again; nothing was lost") from error
+        log.info("%s: built in %.1f s", stage, time.perf_counter() - started)
         return target
 
-    def holds(self, name: str, *, version: int, config: Any, inputs: Mapping[str, str]) -> bool:
-        """Whether `stage` would find the artifact built."""
-        return self.key(name) == _key(name, version, config, inputs)
-
-    def working_folder(self, name: str, settings: Any) -> Path:
-        """Where a long stage keeps what it has done so far, so that running again goes on from there.
-
-        The same settings give the same folder; the stage removes it when its artifact is whole.
-        """
-        folder = self.folder / ".working" / f"{name}-{digest(settings)[:12]}"
+    def working_folder(self, stage: str, key: str) -> Path:
+        """Where a long stage keeps what it has done so far, so that the same command resumes."""
+        name = f"{stage.replace('/', '-')}-{key[:_KEY_LENGTH]}"
+        folder = self.folder / ".working" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def key(self, name: str) -> str | None:
-        """Key of a stage's artifact; None when it has not been built."""
-        path = self.folder / name / MANIFEST
-        return read_json(path)["key"] if path.exists() else None
-
-    def manifest(self, name: str) -> dict:
-        """Manifest of a built stage.
-
-        Raises:
-            StoreError: the stage has not been built in this run folder.
-        """
-        path = self.folder / name / MANIFEST
-        if not path.exists():
-            raise StoreError(f"this run folder holds no {name}", where=str(self.folder),
-                             remedy="run the notebook that makes it, or run_all.py")
-        return read_json(path)
-
-    def _replace(self, target: Path, new: Path) -> None:
-        old = self._old(target)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(new, target)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _recover(self, target: Path) -> None:
-        """Put the old artifact back if a crash came between the two renames of a replacement."""
-        old = self._old(target)
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-
-    @staticmethod
-    def _old(target: Path) -> Path:
-        return target.with_name(f".{target.name}.old")
+    def artifacts(self) -> list[tuple[str, str, Path]]:
+        """(stage, key, folder) of everything that is built, the oldest first."""
+        paths = [*self.folder.glob(f"*/*/{MANIFEST}"), *self.folder.glob(f"*/*/*/{MANIFEST}")]
+        found = [(read_json(path), path.parent) for path in paths]
+        found = sorted((one for one in found if one[0].get("stage")),
+                       key=lambda one: (one[0]["built"], str(one[1])))
+        return [(manifest["stage"], manifest["key"], folder) for manifest, folder in found]
 
 
-def _key(name: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
-    return digest({"stage": name, "version": version, "config": config, "inputs": dict(inputs)})
+def stage_key(stage: str, record: Mapping[str, Any]) -> str:
+    """The hash that names an artifact: of its stage, version, configuration and inputs' keys."""
+    return digest({"stage": stage, **record})
+
+
+def _rename(partial: Path, target: Path) -> None:
+    """Give an artifact its name; another process may have built the same one in the meantime."""
+    try:
+        os.replace(partial, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MANIFEST).exists():
+            raise
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to in place of ``path``: renamed to it when the block ends, removed when it
+    fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -139,16 +182,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:
@@ -162,14 +199,15 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise StoreError(f"no such file: {path}") from None
     except ValueError as error:
-        raise StoreError(f"damaged file: {error}", where=str(path), remedy="delete it and run again") from None
+        raise StoreError(f"damaged file: {error}", where=str(path),
+                         remedy="delete it and run again") from None
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Python and the packages that decide results."""
-    packages = ("beliefedit", "numpy", "scipy", "polars", "torch", "transformers", "tokenizers", "plotly")
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in ("beliefedit", "numpy", "scipy", "polars", "torch", "transformers", "tokenizers",
+                    "plotly"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

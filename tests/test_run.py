@@ -1,97 +1,196 @@
-"""Stages up to the cases: computed once, and only what a change touches is computed again."""
+"""Stages: computed once, read once, and only what a change touches is computed again."""
 
+import shutil
+from collections import Counter
+
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from beliefedit import run as pipeline
+import beliefedit as be
 from beliefedit.config import Experiment
-from beliefedit.errors import GraphError, StoreError
-from beliefedit.store import Store
+from beliefedit.errors import ConfigError, GraphError, StoreError
+from beliefedit.run import clean
+from beliefedit.store import write_json
 from tests.worlds import small_demo
 
-STAGES = ("graph", "world", "corpus", "cases")
-TINY = {"graph": {"demo_subjects": 60, "min_cooccurrence": 5}, "model": {"vocab_size": 400},
-        "corpus": {"n_facts": 40, "n_orders": 2}, "edit": {"n_cases": 12}}
+TINY = {
+    "graph": {"demo_subjects": 60, "min_cooccurrence": 5}, "device": "cpu",
+    "model": {"size": "tiny", "vocab_size": 400}, "corpus": {"n_facts": 40, "n_orders": 2},
+    "pretraining": {"n_tokens": 3000, "n_evaluations": 1, "n_eval_facts": 4, "n_eval_documents": 4},
+    "analysis": {"n_resamples": 100},
+    "edit": {"n_cases": 12, "batch_size": 3, "n_trajectories": 2, "n_distributions": 4,
+             "editors": {"lora": {"lr": 1e-2, "steps": 3}, "in_context": {}},
+             "sequence": {"lengths": [1, 2]}, "rationality": {"n_cases": 2, "strengths": [0.6, 0.9]}}}
 
 
 def experiment(**changes):
-    """The tiny experiment with dotted changes, e.g. edit__n_cases=3."""
-    values = {section: dict(keys) for section, keys in TINY.items()}
-    for key, value in changes.items():
-        *section, name = key.split("__")
-        target = values.setdefault(section[0], {}) if section else values
-        target[name] = value
-    return Experiment.model_validate(values)
+    """The tiny experiment with changes, e.g. edit__n_cases=3."""
+    return be.config.with_overrides(TINY, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run folder in which the tiny experiment's cases have been made, and its manifests' times."""
-    store = Store(tmp_path_factory.mktemp("run"))
-    pipeline.make_cases(experiment(), store)
-    return store
+def finished(tmp_path_factory):
+    """A tiny run with every stage computed."""
+    run = be.Run(tmp_path_factory.mktemp("run"), experiment())
+    assert run.tables.height and run.sequential.height and run.rationality.height
+    return run
 
 
-def built(store):
-    """Stage to the moment its manifest was written."""
-    return {stage: (store.folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+def changed(run, **changes):
+    """Stages whose key a change of parameters moves."""
+    other = be.Run(run.folder, experiment(**changes))
+    before, after = run.keys(), other.keys()
+    return [stage for stage in before if after.get(stage) != before[stage]]
 
 
-def rebuilt(store, config):
-    """Stages that asking for the cases of another configuration computes again."""
-    before = built(store)
-    pipeline.make_cases(config, store)
-    return [stage for stage in STAGES if built(store)[stage] != before[stage]]
-
-
-def test_a_second_call_reads_what_is_there(run):
-    assert rebuilt(run, experiment()) == []
-    first, second = (pipeline.make_cases(experiment(), run) for _ in range(2))
-    assert first.cases.equals(second.cases) and first.queries.equals(second.queries) and len(first.cases) == 12
+CORPUS = ["corpus", "cases", "model", "beliefs", "edits/lora", "edits/in_context", "sequential/lora",
+          "sequential/in_context", "rationality/lora", "rationality/in_context", "tables"]
+EDITED = [stage for stage in CORPUS if stage not in ("corpus", "model")]
 
 
 @pytest.mark.parametrize(("changes", "stages"), [
-    ({"edit__n_cases": 7}, ["cases"]), ({"edit__p_reinforce": 0.1}, ["cases"]),
-    ({"edit__as_published": True}, ["cases"]),
-    ({"edit__batch_size": 3}, []), ({"pretraining__n_tokens": 1000}, []), ({"analysis__level": 0.9}, []),
-    ({"device": "cpu"}, []), ({"name": "other"}, []), ({"model__size": "tiny"}, []),
-    ({"corpus__n_samples": 5}, ["corpus", "cases"]), ({"world__min_truth": 0.8}, ["world", "corpus", "cases"]),
-    ({"seed": 1}, ["world", "corpus", "cases"]), ({"corpus__n_facts": 41}, list(STAGES)),
-    ({"graph__demo_seed": 1}, list(STAGES)), ({"model__vocab_size": 401}, list(STAGES)),
+    ({"edit__n_cases": 7}, EDITED), ({"edit__p_reinforce": 0.1}, EDITED), ({"edit__as_published": True}, EDITED),
+    ({"edit__batch_size": 3}, []), ({"device": "auto"}, []), ({"name": "other"}, []),
+    ({"analysis__level": 0.9}, ["tables"]), ({"analysis__n_resamples": 200}, ["tables"]),
+    ({"pretraining__n_tokens": 1000}, [stage for stage in CORPUS if stage not in ("corpus", "cases")]),
+    ({"model__size": "small"}, [stage for stage in CORPUS if stage not in ("corpus", "cases")]),
+    ({"corpus__n_samples": 5}, CORPUS), ({"world__min_truth": 0.8}, ["world", *CORPUS]),
+    ({"seed": 1}, ["world", *CORPUS]), ({"corpus__n_facts": 41}, ["tokenizer", "world", *CORPUS]),
+    ({"model__vocab_size": 401}, ["tokenizer", "world", *CORPUS]),
+    ({"graph__demo_seed": 1}, ["graph", "tokenizer", "world", *CORPUS]),
+    ({"edit__editors.lora.lr": 0.1}, ["edits/lora", "sequential/lora", "rationality/lora", "tables"]),
+    ({"edit__sequence.lengths": [1]}, ["sequential/lora", "sequential/in_context"]),
+    ({"edit__rationality.n_cases": 1}, ["rationality/lora", "rationality/in_context"]),
 ], ids=str)
-def test_a_change_rebuilds_what_depends_on_it(run, changes, stages):
-    pipeline.make_cases(experiment(), run)
-    assert rebuilt(run, experiment(**changes)) == stages
-    assert rebuilt(run, experiment()) == stages  # and back
+def test_a_change_moves_the_keys_of_what_depends_on_it(finished, changes, stages):
+    assert sorted(changed(finished, **changes)) == sorted(stages)
 
 
-def test_every_stage_can_be_asked_first(tmp_path):
-    cases = pipeline.make_cases(experiment(), Store(tmp_path / "one"))
-    store = Store(tmp_path / "two")
-    agent = pipeline.make_agent(experiment(), store)
-    corpus, world = pipeline.make_corpus(experiment(), store), pipeline.make_world(experiment(), store)
-    assert pipeline.make_cases(experiment(), store).queries.equals(cases.queries)
-    assert agent.objects == world.objects and corpus.documents.is_dir()
-    assert store.manifest("corpus")["statistics"] == corpus.statistics
-    assert store.manifest("cases")["inputs"] == {"corpus": store.key("corpus")}
+def test_another_editor_edits_alone(finished):
+    other = be.Run(finished.folder, experiment(edit__editors={"grace": {}, "lora": {"lr": 1e-2, "steps": 3}}))
+    assert other.has("edits/lora") and not other.has("edits/grace") and other.has("model")
+
+
+def test_each_artifact_is_read_once_per_process(finished, monkeypatch):
+    reads = Counter()
+    read, load = pl.read_parquet, be.run.worlds.load
+
+    def counted(source, *args, **options):
+        reads[str(source)] += 1
+        return read(source, *args, **options)
+
+    monkeypatch.setattr(pl, "read_parquet", counted)
+    monkeypatch.setattr(be.run.worlds, "load", lambda folder: (reads.update(["world"]), load(folder))[1])
+    run = be.Run(finished.folder, experiment())
+    for _ in range(2):
+        for name in ("graph", "world", "corpus", "agent", "cases", "tokenizer", "model", "training_metrics", "beliefs",
+                     "edits", "edit_log", "sequential", "rationality", "measures", "tables", "findings", "verdict"):
+            getattr(run, name)
+    assert reads["world"] == 1 and len(reads) > 12 and set(reads.values()) == {1}
+
+
+def test_nothing_is_built_twice(finished):
+    built = {path: path.stat().st_mtime_ns for path in finished.folder.glob("**/manifest.json")}
+    again = be.Run(finished.folder, experiment())
+    assert again.tables.equals(finished.tables) and again.sequential.equals(finished.sequential)
+    assert built == {path: path.stat().st_mtime_ns for path in finished.folder.glob("**/manifest.json")}
+
+
+def test_other_overrides_compute_beside_and_going_back_costs_nothing(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("**/*") if path.is_file()}
+    other = be.Run(tmp_path / "run", experiment(edit__n_cases=6))
+    assert other.edits["case"].n_unique() == 6 and len(other.store.artifacts()) > len(finished.store.artifacts())
+    assert {path: path.read_bytes() for path in before} == before
+    back = be.Run(tmp_path / "run", experiment(), read_only=True)
+    assert back.edits.equals(finished.edits)
+
+
+def test_a_run_folder_can_be_moved_and_opened_by_what_it_records(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "moved")
+    write_json(tmp_path / "moved" / "summary.json", {"config": experiment().model_dump(mode="json")})
+    run = be.Run.open(tmp_path / "moved", read_only=True)
+    assert run.name == "moved" and run.tables.equals(finished.tables)
+    assert run.flat_config["edit.n_cases"] == 12 and "seed" not in run.flat_config
+
+
+def test_points_of_a_sweep_share_a_store(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "sweep")
+    point = tmp_path / "sweep" / "point"
+    write_json(point / "summary.json", {"config": experiment().model_dump(mode="json"), "store": ".."})
+    run = be.Run(point, read_only=True)
+    assert run.has("model") and run.model.num_parameters() == finished.model.num_parameters()
+    assert be.Run(point, experiment(), {"edit.editors": {"grace": {}}}).has("model")
+
+
+def test_clean_removes_what_no_recorded_configuration_uses(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    with pytest.raises(StoreError, match="holds no run"):
+        clean(folder)
+    write_json(folder / "summary.json", {"config": experiment().model_dump(mode="json")})
+    be.Run(folder, experiment(analysis__level=0.9)).tables  # noqa: B018 - computed beside
+    (folder / ".working" / "model-abc").mkdir(parents=True)
+    assert [path.parent.name for path in clean(folder)] == ["tables"] and not (folder / ".working").exists()
+    assert be.Run.open(folder, read_only=True).tables.equals(finished.tables) and clean(folder) == []
+
+
+def test_a_folder_without_configuration_is_a_named_error(tmp_path):
+    with pytest.raises(StoreError, match="holds no finished run"):
+        be.Run(tmp_path)
+    with pytest.raises(ConfigError, match="edit.n_casse"):
+        be.Run(tmp_path, experiment(), {"edit.n_casse": 1})
+
+
+def test_every_stage_can_be_asked_first(tmp_path, finished):
+    run = be.Run(tmp_path, experiment())
+    assert run.cases.queries.equals(finished.cases.queries)
+    assert run.agent.objects == run.world.objects == run.graph.objects and run.corpus.documents.is_dir()
+    assert run.manifest("corpus")["statistics"] == run.corpus.statistics
+    assert run.manifest("cases")["inputs"] == {"corpus": run.key("corpus")}
 
 
 def test_a_folder_in_wikidatas_layout_is_read_and_watched(tmp_path):
-    source, store = tmp_path / "source", Store(tmp_path / "run")
+    source = tmp_path / "source"
     small_demo(source, n_subjects=60)
-    config = experiment(graph__source=str(source))
-    graph = pipeline.make_graph(config, store)
-    assert graph.facts.equals(pipeline.make_graph(experiment(), Store(tmp_path / "demo")).facts)
-    key = store.key("graph")
+    run = be.Run(tmp_path / "run", experiment(graph__source=str(source)))
+    assert run.graph.facts.equals(be.Run(tmp_path / "demo", experiment()).graph.facts)
     with open(source / "wikidata5m_transductive_train.txt", "a") as file:
         file.write("Q100001\tP1001\tQ10001\n")
-    pipeline.make_graph(config, store)
-    assert store.key("graph") != key
+    other = be.Run(tmp_path / "run", experiment(graph__source=str(source)))
+    assert other.key("graph") != run.key("graph") and other.graph and run.has("graph")
+    shutil.rmtree(source)  # what was read is still known
+    assert be.Run(tmp_path / "run", experiment(graph__source=str(source)), read_only=True).graph.facts.height
 
 
 def test_a_failing_stage_leaves_the_ones_before_it(tmp_path):
-    store = Store(tmp_path)
+    run = be.Run(tmp_path, experiment(corpus__n_facts=100_000))
     with pytest.raises(GraphError, match="corpus.n_facts"):
-        pipeline.make_cases(experiment(corpus__n_facts=100_000), store)
-    assert store.key("world") and not store.key("corpus")
+        run.cases  # noqa: B018 - raises
+    assert run.has("world") and not run.has("corpus")
     with pytest.raises(StoreError, match="holds no corpus"):
-        store.manifest("corpus")
+        run.manifest("corpus")
+
+
+def test_sequential_edits_and_rationality_have_means_with_intervals(finished):
+    sequential = finished.sequential
+    assert sequential.columns == ["editor", "n_edits", "group", "measure", "n", "mean", "low", "high"]
+    assert set(sequential["n_edits"]) == {1, 2} and set(sequential["editor"]) == {"lora", "in_context"}
+    tested = finished.rationality
+    assert tested.filter(pl.col("who") == "agent", pl.col("test") == "order")["mean"].abs().max() < 1e-9
+
+
+def test_no_editors_give_empty_frames(finished):
+    run = be.Run(finished.folder, experiment(edit__editors={}))
+    assert run.edits.is_empty() and run.sequential.is_empty() and run.tables.is_empty()
+    assert run.verdict == ["No edits were made, so nothing can be said of editors."]
+
+
+def test_editors_of_other_runs_give_the_same_scores(finished, tmp_path):
+    alone = be.Run(tmp_path, experiment(edit__editors={"lora": {"lr": 1e-2, "steps": 3}}))
+    assert_frame_equal(alone.edits, finished.edits.filter(pl.col("editor") == "lora"))
+
+
+def test_an_experiment_is_taken_as_it_is():
+    assert isinstance(experiment(), Experiment) and experiment(seed=3).seed == 3

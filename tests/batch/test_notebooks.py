@@ -19,9 +19,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EDITING_TABLES = {"updating", "downstream", "fixing"}
 
 
-def test_there_are_five_in_order() -> None:
+def test_they_are_in_order() -> None:
     names = [path.stem for path in find_notebooks(ROOT / "notebooks")]
-    assert names == ["01_corpus", "02_pretraining", "03_editing", "04_analysis", "05_playground"]
+    assert names == ["01_corpus", "02_pretraining", "03_editing", "04_analysis", "05_playground",
+                     "06_your_own_editor"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -34,6 +35,8 @@ def test_short_cells_without_logic_or_outputs(path: Path) -> None:
     assert len(code) <= 15
     for cell in code:
         assert not cell.outputs and cell.execution_count is None, "strip outputs before committing (nbstripout)"
+        if "example" in cell.metadata.get("tags", ()):  # shows how to write a class
+            continue
         assert cell.source.count("\n") < 12, f"more than 12 lines:\n{cell.source}"
         tree = ast.parse(cell.source)
         assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)) for node in ast.walk(tree))
