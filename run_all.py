@@ -15,7 +15,8 @@ from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
 from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.formatting import duration
-from beliefedit.report.pages import RECORD, write_comparison
+from beliefedit.report.pages import write_comparison
+from beliefedit.run import SUMMARY
 from beliefedit.run import clean as remove_unused
 
 ROOT = Path(__file__).resolve().parent
@@ -52,7 +53,7 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
             click.echo("\n".join(removed) or "nothing to remove")
             return
         found = runner.find_notebooks(notebooks)
-        if points and (out / RECORD).exists():
+        if points and (out / SUMMARY).exists():
             raise StoreError(f"{out} holds a single run, no place for a sweep",
                              remedy="choose another --out")
         plans = [runner.make_plan(params_file, fixed | point, out / sweep.folder_name(point), found,
@@ -80,7 +81,7 @@ def _compute_together(plans: Sequence[runner.Plan]) -> bool:
     for plan in plans:
         names = plan.only or [notebook.stem for notebook in plan.notebooks]
         if stages := runner.shared_stages(names):
-            plan.open().compute_together(stages)
+            plan.run.compute_together(sorted(stages))
     distributed.destroy()
     return is_first
 
@@ -111,7 +112,7 @@ def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -
         rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]),
                      str(plan.folder / "index.html")))
     _show(rows)
-    sections = sweep.sections([plan.open() for plan in plans], plans[0].experiment.analysis)
+    sections = sweep.sections([plan.run for plan in plans], plans[0].experiment.analysis)
     return write_comparison(out, sections)
 
 

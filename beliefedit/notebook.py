@@ -19,9 +19,6 @@ from beliefedit.formatting import html_table, number
 if TYPE_CHECKING:
     from beliefedit.run import Run
 
-STAGES = ("graph", "world", "corpus", "cases", "model", "beliefs", "edits", "sequential",
-          "rationality", "tables")
-
 
 def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:
     """A frame as an HTML table: text escaped, numbers aligned right, missing values as dashes."""
@@ -56,9 +53,9 @@ def experiment_header(run: Run) -> HTML:
     return HTML(f"<p>{html.escape(text)}</p>")
 
 
-def pretraining_check(run: Run) -> HTML:
+def pretraining_check(metrics: pl.DataFrame) -> HTML:
     """A line that says how well the model learned its corpus; a warning if it did not."""
-    learned, judgement = learned_corpus(run.training_metrics)
+    learned, judgement = learned_corpus(metrics)
     style, warning = ("", "") if learned is not False else (
         "border-left:4px solid #D55E00;padding:.5em 1em",
         "<b>Numbers about editing this model are not evidence.</b> ")
@@ -79,7 +76,7 @@ def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataF
 
 def stage_costs(run: Run) -> pl.DataFrame:
     """What the stages built so far took: stage, seconds, megabytes on disk."""
-    built = [stage for stage in STAGES if run.has(stage)]
+    built = [stage for stage in run.keys() if run.has(stage)]
     files = [(path for path in run.path(stage).rglob("*") if path.is_file()) for stage in built]
     return pl.DataFrame({
         "stage": built, "seconds": [run.manifest(stage)["seconds"] for stage in built],

@@ -31,6 +31,9 @@ class FakeRun:
             write_json(folder / stage / "manifest.json", {"seconds": seconds})
         (folder / "model" / "weights").write_bytes(bytes(3_000_000))
 
+    def keys(self):
+        return dict.fromkeys(["graph", "corpus", "model"], "key")
+
     def has(self, stage):
         return self.path(stage).exists()
 
@@ -63,7 +66,7 @@ def test_the_header_and_the_check_of_the_model(tmp_path, atomic, warned, text):
     run = FakeRun(tmp_path, atomic)
     header = experiment_header(run).data
     assert f"({run.config.hash}), seed 7: 1,500 facts of the built-in demo graph" in header and "<script" not in header
-    check = pretraining_check(run).data
+    check = pretraining_check(run.training_metrics).data
     assert ("not evidence" in check) is warned and text in check
 
 

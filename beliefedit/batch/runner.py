@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ from beliefedit.batch.notebooks import Progress, check_parameters, execute, expe
 from beliefedit.config import Experiment, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError
 from beliefedit.formatting import flatten
-from beliefedit.report.pages import RECORD, export, page_head, summarise, write_index
-from beliefedit.run import Run
+from beliefedit.report.pages import export, page_head, summarise, write_index
+from beliefedit.run import SUMMARY, Run
 from beliefedit.store import read_json, versions, write_json
 
-_STAGES = {"01_corpus": (), "03_editing": ("model", "edits", "sequential"),
-           "04_analysis": ("model", "edits", "rationality")}
+_STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
 
 
-def shared_stages(notebooks: Iterable[str]) -> list[str]:
-    """The stages of these notebooks that several processes can share, in order."""
-    wanted = [stage for name in sorted(notebooks) for stage in _STAGES.get(name, ("model",))]
-    return list(dict.fromkeys(wanted))
+def shared_stages(notebooks: Iterable[str]) -> set[str]:
+    """The stages of these notebooks that several processes can share."""
+    return {stage for name in notebooks for stage in _STAGES.get(name, ("model",))}
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,11 @@ class Plan:
     force: bool = False
     point: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, *, read_only: bool = False) -> Run:
+    @cached_property
+    def run(self) -> Run:
         """The stages of the run."""
         store = self.folder.parent if self.point else self.folder
-        return Run(self.folder, self.params_file, self.overrides, store=store, read_only=read_only)
+        return Run(self.folder, self.experiment, store=store)
 
 
 def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
@@ -112,7 +112,7 @@ def open_record(plan: Plan) -> dict[str, Any]:
     Raises:
         StoreError: the folder holds a run of another configuration, or a sweep.
     """
-    path, config = plan.folder / RECORD, plan.experiment.model_dump(mode="json")
+    path, config = plan.folder / SUMMARY, plan.experiment.model_dump(mode="json")
     before: dict[str, Any] = {}
     if path.exists():
         before = read_json(path)
@@ -120,7 +120,7 @@ def open_record(plan: Plan) -> dict[str, Any]:
             raise StoreError(f"{plan.folder} holds a run of another configuration: "
                              f"{_difference(before['config'], config)}", where=str(path),
                              remedy="choose another --out, or --force to go on in this folder")
-    elif any(plan.folder.glob(f"*/{RECORD}")):
+    elif any(plan.folder.glob(f"*/{SUMMARY}")):
         raise StoreError(f"{plan.folder} holds a sweep", remedy="choose another --out")
     entries, stems = before.get("notebooks", {}), [notebook.stem for notebook in plan.notebooks]
     state = {"status": "unfinished"} if plan.force else {}
@@ -222,8 +222,8 @@ def _write_record(plan: Plan, record: dict[str, Any]) -> None:
     seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()
                if "seconds" in entry}
     record |= {"durations": seconds, "seconds": round(sum(seconds.values()), 1)}
-    record |= summarise(record["config"], plan.open(read_only=True))
-    write_json(plan.folder / RECORD, record)
+    record |= summarise(record["config"], plan.run)
+    write_json(plan.folder / SUMMARY, record)
 
 
 def _executed(folder: Path, notebook: Path) -> Path:

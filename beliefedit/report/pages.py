@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import jinja2
@@ -20,21 +20,16 @@ import nbformat
 import polars as pl
 from markupsafe import Markup
 
-from beliefedit.analysis import tables as analysis
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.formatting import duration, flatten, number, percent
 from beliefedit.report.cells import PLOTLY, Heading, Page, figure, render
 from beliefedit.report.html_tables import styled_claims
+from beliefedit.run import SUMMARY, Run
 from beliefedit.store import read_json, write_text
-
-if TYPE_CHECKING:
-    from beliefedit.run import Run
 
 log = logging.getLogger(__name__)
 
-RECORD = "summary.json"
-"""The record of a run: what was run and what was found, written by run_all.py. Pages show it."""
 TEMPLATES = Path(__file__).with_name("templates")
 _ACCURACIES = {
     "atomic": "facts recalled", "true_false": "true/false classified correctly",
@@ -116,10 +111,7 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         found |= _pretraining(run.training_metrics) | {
             "tokens_per_second": built.get("tokens_per_second")}
     if run.has("tables"):
-        editing = analysis.summary(run.tables)
-        for editor, seconds in run.edit_log.group_by("editor").agg(pl.col("seconds").mean()).rows():
-            editing.setdefault(editor, {})["edits_per_second"] = 1 / seconds
-        found |= {"editing": editing, "verdict": list(run.verdict),
+        found |= {"editing": run.editing_summary, "verdict": run.verdict,
                   "findings": run.findings.to_dicts()}
     return found
 
@@ -159,7 +151,7 @@ def write_index(run_folder: Path) -> Path:
     run_folder = Path(run_folder)
     record = _record(run_folder)
     if not record:
-        raise ReportError(f"no {RECORD}: not the folder of a run", where=str(run_folder),
+        raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
                           remedy="run_all.py makes run folders")
     reports = [{"name": name, **entry, "exists": (run_folder / entry.get("report", "-")).exists()}
                for name, entry in record["notebooks"].items()]
@@ -187,7 +179,7 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
         ReportError: no sub-folder holds a run.
     """
     folder = Path(folder)
-    runs = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{RECORD}"))}
+    runs = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
                           remedy="give the folder of a sweep")
@@ -215,7 +207,7 @@ def _status(record: Mapping[str, Any]) -> str:
 
 
 def _record(run_folder: Path) -> dict[str, Any]:
-    path = run_folder / RECORD
+    path = run_folder / SUMMARY
     return read_json(path) if path.exists() else {}
 
 

@@ -38,8 +38,7 @@ import polars as pl
 from beliefedit.run import Run
 from tqdm.auto import tqdm
 run = Run(run_folder, params_file, overrides)
-record = json.loads((run.folder / "summary.json").read_text())
-model = run.folder / record["store"] / "model" / run.key("model")
+model = run.store.path("model", run.key("model"))
 model.mkdir(parents=True, exist_ok=True)
 for _ in tqdm(range(2)):
     pass

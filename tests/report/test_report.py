@@ -260,9 +260,8 @@ class BuiltRun:
     def __init__(self, folder, *stages):
         self.folder, self.stages = folder, stages
         self.training_metrics = pl.DataFrame({"atomic": [0.1, 0.95], "not": [0.0, float("nan")], "coherence": [1.0, 0.25]})
-        self.tables = self.findings = pl.DataFrame({"editor": ["lora"], "n": [3]})
-        self.edit_log = pl.DataFrame({"editor": ["lora", "lora", "rome"], "seconds": [0.1, 0.3, 1.0]})
-        self.verdict = ["lora holds."]
+        self.findings = pl.DataFrame({"editor": ["lora"], "n": [3]})
+        self.verdict, self.editing_summary = ["lora holds."], {"lora": {"edits_per_second": 5.0}}
 
     def has(self, stage):
         return stage in self.stages
@@ -276,18 +275,17 @@ class BuiltRun:
                 "model": {"device": "cuda", "tokens_per_second": 1e5}}[stage]
 
 
-def test_the_summary_holds_figures_of_the_stages_that_are_built(tmp_path, monkeypatch):
+def test_the_summary_holds_figures_of_the_stages_that_are_built(tmp_path):
     config = Experiment(device="cpu").model_dump(mode="json")
     assert report.summarise(config, BuiltRun(tmp_path)) == {
         "data": "built-in demo graph: 1,000 facts", "model": "small", "edits": "up to 5,000 requests by lora",
         "device": "cpu"}
-    monkeypatch.setattr(report.analysis, "summary", lambda tables: {"lora": {"updating": {}}})
     summary = report.summarise(config, BuiltRun(tmp_path, "corpus", "model", "tables"))
     assert summary["data"] == "built-in demo graph: 1,703 facts, 140 subjects, 210 objects"
     assert summary["model"] == "small: 4 layers × 96" and summary["device"] == "cuda" and summary["learned"] is True
     assert summary["pretraining"] == {"coherence": 0.25, "accuracy": {
         "atomic": 0.95, "true_false": None, "not": None, "and": None, "or": None}}
-    assert summary["editing"] == {"lora": {"updating": {}, "edits_per_second": 5.0}, "rome": {"edits_per_second": 1.0}}
+    assert summary["editing"] == {"lora": {"edits_per_second": 5.0}}
     assert summary["findings"] == [{"editor": "lora", "n": 3}] and summary["verdict"] == ["lora holds."]
 
 
