@@ -85,7 +85,8 @@ def sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str, Any]
         runs: those without edits are left out.
         config: of the intervals.
     """
-    edited = [run for run in runs if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
+    edited = [run for run in runs
+              if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
     if not edited:
         return []
     frames = {table: analysis.compare(edited, config, table=table)
