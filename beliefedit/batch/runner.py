@@ -17,7 +17,7 @@ from beliefedit.errors import ConfigError, ReportError, StoreError
 from beliefedit.formatting import flatten
 from beliefedit.report.pages import export, page_head, summarise, write_index
 from beliefedit.run import SUMMARY, Run
-from beliefedit.store import read_json, versions, write_json
+from beliefedit.store import package_versions, read_json, write_json
 
 _STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
 
@@ -126,7 +126,8 @@ def open_record(plan: Plan) -> dict[str, Any]:
     state = {"status": "unfinished"} if plan.force else {}
     return {"name": plan.params_file.stem, "params_file": plan.params_file.name,
             "config_hash": plan.experiment.hash, "config": config, "seed": plan.experiment.seed,
-            "point": dict(plan.point), "store": ".." if plan.point else ".", "versions": versions(),
+            "versions": package_versions(), "point": dict(plan.point),
+            "store": ".." if plan.point else ".",
             "notebooks": {stem: entries[stem] | state for stem in stems if stem in entries},
             "finished": before.get("finished", "")}
 
