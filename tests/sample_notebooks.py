@@ -55,7 +55,7 @@ heat = go.Figure(go.Heatmap(z=z, x=hostile, y=[f"relation {i}" for i in range(6)
                             colorbar_title="share"))
 heat.update_layout(height=520, title="Names from data stay text: " + hostile[0].replace("<", "&lt;"))
 heat.show()""",
-    """from beliefedit import style
+    """from beliefedit.plots import style
 loss = style.figure("Loss falls while the model learns", x="tokens", y="nats per token")
 for name, colour in [("training loss", style.BEFORE), ("evaluation loss", style.AFTER), ("agent", style.AGENT)]:
     loss.add_scatter(x=tokens, y=np.exp(-tokens / 1e6) + len(name) / 30, name=name, line_color=colour)

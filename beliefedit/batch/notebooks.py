@@ -1,4 +1,4 @@
-"""One notebook run by papermill: its parameters checked before, its cells watched, its failure in words."""
+"""One notebook run by papermill: parameters checked, progress shown, failures explained."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from traitlets import Any as AnyTrait
 
 from beliefedit import errors
 from beliefedit.errors import ReportError
 from beliefedit.formatting import duration
 
 SECONDS_BETWEEN_LINES = 15.0
+PARAMETERS = {"params_file", "run_folder", "overrides"}
+MORE_PARAMETERS = {"compare_with"}
+"""A notebook may have these as well, with a default: run_all does not set them, papermill can."""
+
+_BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
+_CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """Progress of a run, notebook by notebook and cell by cell.
+    """Progress of a run: a line that is renewed on a terminal, a line per cell elsewhere.
 
     Args:
         stream: where to write, usually stderr.
@@ -35,11 +40,8 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO, title: str = "") -> None:
-        self.stream, self.title = stream, f"{title}  " if title else ""
-        self.live = stream.isatty()
-        self._head = self._step = ""
-        self._left: float | None = None
-        self._started = self._written = 0.0
+        self.stream, self.title, self.live = stream, f"{title}  " if title else "", stream.isatty()
+        self._shown = 0.0
 
     def notebook(self, head: str, report: str, left: float | None) -> None:
         """A notebook starts.
@@ -47,53 +49,39 @@ class Progress:
         Args:
             head: its place and name, e.g. '[2/5] 02_pretraining'.
             report: where its report will be.
-            left: seconds this and the later notebooks took last time; None when that is not known.
+            left: seconds this and the later notebooks took last time; None: not known.
         """
         self._head, self._left, self._started = head, left, time.monotonic()
-        expected = f", about {duration(left)} left" if left is not None else ""
-        self._line(f"{self.title}{head} -> {report}{expected}")
+        self.message(f"{head} -> {report}{self._time_left(0)}")
 
-    def cell(self, step: str) -> None:
-        """A code cell starts, e.g. 'cell 3/12: Training'."""
-        self._step = step
-        self._show(step, force=True)
-
-    def inside(self, bar: str) -> None:
-        """The text of a progress bar inside the running cell, with its own time left."""
-        self._show(f"{self._step}: {bar}", force=False)
+    def cell(self, step: str, bar: str = "") -> None:
+        """A code cell starts, e.g. 'cell 3/12: Training', or a progress bar in it goes on."""
+        now, text = time.monotonic(), f"{step}: {bar}" if bar else step
+        elapsed = now - self._started
+        if self.live:
+            line = f"  {self._head}  {text}  ({duration(elapsed)}{self._time_left(elapsed)})"
+            self._write(_CLEAR + line[:shutil.get_terminal_size().columns - 1])
+        elif not bar or now - self._shown >= SECONDS_BETWEEN_LINES:
+            self._shown = now
+            self._write(f"  {duration(elapsed):>6}  {text}\n")
 
     def message(self, text: str) -> None:
         """A line that stays."""
-        self._line(f"{self.title}{text}")
+        self._write(f"{_CLEAR if self.live else ''}{self.title}{text}\n")
 
-    def _show(self, text: str, *, force: bool) -> None:
-        now = time.monotonic()
-        elapsed = now - self._started
-        if self.live:
-            left = f", about {duration(max(self._left - elapsed, 0))} left" if self._left is not None else ""
-            line = f"  {self._head}  {text}  ({duration(elapsed)}{left})"
-            self.stream.write(f"\r\x1b[K{line[:shutil.get_terminal_size().columns - 1]}")
-            self.stream.flush()
-        elif force or now - self._written >= SECONDS_BETWEEN_LINES:
-            self._written = now
-            self._line(f"  {duration(elapsed):>6}  {text}")
+    def _time_left(self, elapsed: float) -> str:
+        left = None if self._left is None else max(self._left - elapsed, 0)
+        return "" if left is None else f", about {duration(left)} left"
 
-    def _line(self, text: str) -> None:
-        self.stream.write(("\r\x1b[K" if self.live else "") + f"{text}\n")
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
         self.stream.flush()
 
 
 def expected_seconds(names: list[str], records: Mapping[str, Mapping]) -> float | None:
     """Seconds the named notebooks took last time; None when one of them has not been run."""
-    known = [records.get(name, {}).get("seconds") for name in names]
-    return None if None in known else sum(known)
-
-PARAMETERS = ("params_file", "run_folder", "overrides")
-MORE_PARAMETERS = {"compare_with"}
-"""A notebook may have these as well, with a default: run_all does not set them, papermill can."""
-
-SECONDS_BETWEEN_LOOKS = 0.2
-BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
+    seconds = [records.get(name, {}).get("seconds") for name in names]
+    return None if None in seconds else sum(seconds)
 
 
 def check_parameters(notebook: Path) -> None:
@@ -105,19 +93,21 @@ def check_parameters(notebook: Path) -> None:
     try:
         names = set(papermill.inspect_notebook(_literal(notebook)))
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
-        raise ReportError(f"not a notebook that can be run: {' '.join(str(error).split())[:200]}", where=str(notebook),
+        raise ReportError(f"not a notebook that can be run: {' '.join(str(error).split())[:200]}",
+                          where=str(notebook),
                           remedy="save it again in JupyterLab with the Python 3 kernel") from None
-    if names - MORE_PARAMETERS != set(PARAMETERS):
+    if names - MORE_PARAMETERS != PARAMETERS:
         raise ReportError(
-            f"its cell tagged 'parameters' must set {', '.join(PARAMETERS)}, "
-            f"and sets {', '.join(sorted(names)) or 'nothing'}",
-            where=str(notebook), remedy="tag one cell 'parameters' and set exactly these names in it")
+            "its cell tagged 'parameters' must set params_file, run_folder, overrides, "
+            f"and sets {', '.join(sorted(names)) or 'nothing'}", where=str(notebook),
+            remedy="tag one cell 'parameters' and set exactly these names in it")
 
 
-def execute(notebook: Path, target: Path, parameters: dict[str, Any], progress: Progress) -> str | None:
+def execute(notebook: Path, target: Path, parameters: dict[str, Any],
+            progress: Progress) -> str | None:
     """Run a notebook; the executed copy is written cell by cell, so what ran is kept when it fails.
 
-    The kernel's working directory is the current one, so relative paths mean what they mean on the command line.
+    The kernel's working directory is the current one, so relative paths mean the same in both.
 
     Returns:
         None when it finished, else what went wrong and what to do.
@@ -125,13 +115,17 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any], progress: 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            _literal(notebook.resolve()), _literal(target.resolve()), parameters=parameters, engine_name=_Engine.NAME,
-            kernel_name="python3", cwd=str(Path.cwd()), progress_bar=False, progress=progress)
+            _literal(notebook.resolve()), _literal(target.resolve()), parameters=parameters,
+            engine_name="beliefedit", kernel_name="python3", cwd=str(Path.cwd()),
+            progress_bar=False, progress=progress)
     except PapermillExecutionError as error:
-        return _explain(error, target)
+        if hasattr(errors, error.ename):
+            return error.evalue  # a user error has its own remedy
+        return (f"{error.ename}: {error.evalue}\n  where: cell {error.exec_count} of {target}\n"
+                "  to fix: the traceback is in that notebook and in its report")
     except (DeadKernelError, RuntimeError) as error:
-        return (f"the notebook's kernel stopped: {' '.join(str(error).split())}\n"
-                "  to fix: it may have run out of memory; take a smaller model, fewer facts or a smaller batch")
+        return (f"the notebook's kernel stopped: {' '.join(str(error).split())}\n  to fix: it may "
+                "have run out of memory; take a smaller model, fewer facts or a smaller batch")
     return None
 
 
@@ -140,78 +134,65 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _explain(error: PapermillExecutionError, target: Path) -> str:
-    """A user error says its own remedy; for any other the executed notebook has the details."""
-    kind = getattr(errors, error.ename, None)
-    if isinstance(kind, type) and issubclass(kind, errors.BeliefEditError):
-        return error.evalue
-    return (f"{error.ename}: {error.evalue}\n  where: cell {error.exec_count} of {target}\n"
-            "  to fix: the traceback is in that notebook and in its report")
-
-
-def _keep_listening(channel: Any) -> None:
-    """Look for replies every so often instead of waiting to be woken.
-
-    A widget that captures output makes the client send on the channel it waits on, and the reply's one wake-up call
-    can be lost in that: now and then a notebook would wait for ever (nbclient issue 312).
-    """
-    receive = channel.get_msg
-
-    async def get_msg(timeout: float | None = None) -> Any:
-        while timeout is None:
-            try:
-                return await receive(timeout=SECONDS_BETWEEN_LOOKS)
-            except Empty:
-                continue
-        return await receive(timeout=timeout)
-
-    channel.get_msg = get_msg
-
-
 class _Client(PapermillNotebookClient):
-    """papermill's client, telling which code cell runs and what a progress bar in it says."""
+    """papermill's client; shows which code cell runs and the text of a progress bar in it."""
 
-    progress = AnyTrait()
+    progress: Progress
+    step = ""
 
     def papermill_execute_cells(self) -> None:
-        """Run all cells."""
-        _keep_listening(self.kc.shell_channel)
+        """Run all cells.
+
+        Replies are looked for every so often. A widget that captures output makes the client send
+        on the channel it waits on, and the reply's one wake-up call can be lost in that: now and
+        then a notebook would wait for ever (nbclient issue 312).
+        """
+        receive = self.kc.shell_channel.get_msg
+
+        async def get_msg(timeout: float | None = None) -> Any:
+            while True:
+                try:
+                    return await receive(timeout=0.2 if timeout is None else timeout)
+                except Empty:
+                    if timeout is not None:
+                        raise
+
+        self.kc.shell_channel.get_msg = get_msg
         super().papermill_execute_cells()
 
     def execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
-        """Announce a code cell, then run it."""
+        """Announce a code cell by its number and the heading above it, then run it."""
         if cell.cell_type == "code" and cell.source.strip():
-            numbers = [n for n, one in enumerate(self.nb.cells) if one.cell_type == "code" and one.source.strip()]
-            place = numbers.index(cell_index) + 1
-            self.progress.cell(f"cell {place}/{len(numbers)}{self._section(cell_index)}")
+            code = [n for n, other in enumerate(self.nb.cells)
+                    if other.cell_type == "code" and other.source.strip()]
+            prose = "\n".join(above.source for above in self.nb.cells[:cell_index]
+                              if above.cell_type == "markdown")
+            headings = re.findall(r"^#{1,6} +(.+?)\s*$", prose, flags=re.MULTILINE)
+            place = f"cell {code.index(cell_index) + 1}/{len(code)}"
+            self.step = ": ".join([place, *headings[-1:]])
+            self.progress.cell(self.step)
         return super().execute_cell(cell, cell_index, *args, **kwargs)
 
     def handle_comm_msg(self, outs: Any, msg: Any, cell_index: int) -> None:
         """A progress bar in a notebook is a widget; its text changes by messages."""
         super().handle_comm_msg(outs, msg, cell_index)
         text = msg["content"]["data"].get("state", {}).get("value")
-        if isinstance(text, str) and BAR.search(text):
-            self.progress.inside(" ".join(html.unescape(text).split()))
-
-    def _section(self, cell_index: int) -> str:
-        """The heading a cell stands under."""
-        sources = [cell.source for cell in self.nb.cells[:cell_index] if cell.cell_type == "markdown"]
-        headings = re.findall(r"^#{1,6} +(.+)$", "\n".join(sources), flags=re.MULTILINE)
-        return f": {headings[-1].strip()}" if headings else ""
+        if isinstance(text, str) and _BAR.search(text):
+            self.progress.cell(self.step, " ".join(html.unescape(text).split()))
 
 
 class _Engine(NBClientEngine):
     """papermill's engine with that client."""
 
-    NAME = "beliefedit"
-
     @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, progress: Progress, start_timeout: int = 60,
-                                 **kwargs: Any) -> Any:
-        """Run all cells; kernels keep their own notices (transport, shutdown) to themselves."""
-        client = _Client(nb_man, progress=progress, kernel_name=kernel_name, timeout=None,
-                         startup_timeout=start_timeout, extra_arguments=["--IPKernelApp.log_level=50"])
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, progress: Progress,
+                                 start_timeout: int = 60, **kwargs: Any) -> Any:
+        """Run all cells; a kernel's own notices (transport, shutdown) are not shown."""
+        client = _Client(nb_man, kernel_name=kernel_name, timeout=None,
+                         startup_timeout=start_timeout,
+                         extra_arguments=["--IPKernelApp.log_level=50"])
+        client.progress = progress
         return client.execute()
 
 
-papermill_engines.register(_Engine.NAME, _Engine)
+papermill_engines.register("beliefedit", _Engine)

@@ -1,23 +1,30 @@
-"""A run: the notebooks in order, what was done recorded, reports and index written; resumes where it stopped."""
+"""A run: the notebooks in order, one record of it, reports and an index; running again resumes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from beliefedit.batch.notebooks import Progress, check_parameters, execute, expected_seconds
-from beliefedit.config import Experiment, digest
+from beliefedit.config import Experiment, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError
-from beliefedit.report import pages as report
-from beliefedit.report.pages import write_summary
-from beliefedit.store import read_json, versions, write_json
+from beliefedit.formatting import flatten
+from beliefedit.report.pages import export, page_head, summarise, write_index
+from beliefedit.run import SUMMARY, Run
+from beliefedit.store import package_versions, read_json, write_json
 
-RECORD = "run.json"
+_STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
+
+
+def shared_stages(notebooks: Iterable[str]) -> set[str]:
+    """The stages of these notebooks that several processes can share."""
+    return {stage for name in notebooks for stage in _STAGES.get(name, ("model",))}
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,10 @@ class Plan:
         params_file, overrides: where they come from; the notebooks read them again.
         folder: of the run.
         notebooks: in order.
-        only: names of those to run; empty: all that are not up to date.
+        only: names of those to run, up to date or not; empty: all that are not up to date.
         force: go on in a folder of another configuration, and run everything again.
-        point: the swept parameters of this run.
+        point: the swept parameters of this run; the runs of a sweep share the artifacts in the
+            folder above theirs.
     """
 
     experiment: Experiment
@@ -43,6 +51,28 @@ class Plan:
     force: bool = False
     point: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def run(self) -> Run:
+        """The stages of the run."""
+        store = self.folder.parent if self.point else self.folder
+        return Run(self.folder, self.experiment, store=store)
+
+
+def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
+              notebooks: Sequence[Path], *, only: Iterable[str] = (), force: bool = False,
+              point: Mapping[str, Any]) -> Plan:
+    """The plan of a run, with the notebooks that its parameters and ``only`` name; by default all.
+
+    Raises:
+        ConfigError: wrong parameters, or a notebook that is not there.
+    """
+    experiment = load_params(params_file, overrides)
+    wanted, chosen = select(notebooks, only, "--only"), frozenset(path.stem for path in notebooks)
+    if experiment.notebooks is not None:
+        chosen = wanted | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
+    return Plan(experiment, params_file, overrides, folder,
+                tuple(path for path in notebooks if path.stem in chosen), wanted, force, point)
+
 
 def find_notebooks(folder: Path) -> tuple[Path, ...]:
     """The numbered notebooks of a folder in order, each with the parameters run_all gives.
@@ -52,55 +82,61 @@ def find_notebooks(folder: Path) -> tuple[Path, ...]:
     """
     notebooks = tuple(sorted(folder.glob("[0-9][0-9]_*.ipynb")))
     if not notebooks:
-        raise ReportError(f"no notebooks in {folder}", remedy="names begin with two digits: 01_corpus.ipynb")
+        raise ReportError(f"no notebooks in {folder}",
+                          remedy="names begin with two digits: 01_corpus.ipynb")
     for notebook in notebooks:
         check_parameters(notebook)
     return notebooks
 
 
-def select(notebooks: Sequence[Path], asked: Sequence[str]) -> frozenset[str]:
+def select(notebooks: Sequence[Path], names: Iterable[str], where: str) -> frozenset[str]:
     """Names of the notebooks asked for by name, file name or number.
+
+    Args:
+        where: the option or parameter that names them.
 
     Raises:
         ConfigError: one that is not there.
     """
-    found = {key: notebook.stem for notebook in notebooks
-             for key in (notebook.stem, notebook.name, notebook.stem[:2])}
-    for name in asked:
-        if name not in found:
-            raise ConfigError(f"no notebook '{name}'", where="--only",
-                              remedy=f"choose from {', '.join(notebook.stem for notebook in notebooks)}")
-    return frozenset(found[name] for name in asked)
+    stems = {key: path.stem for path in notebooks for key in (path.stem, path.name, path.stem[:2])}
+    for name in names:
+        if name not in stems:
+            raise ConfigError(f"no notebook '{name}'", where=where,
+                              remedy=f"choose from {', '.join(path.stem for path in notebooks)}")
+    return frozenset(stems[name] for name in names)
 
 
 def open_record(plan: Plan) -> dict[str, Any]:
-    """The record of what a run folder holds, for this plan; nothing is written.
+    """The record of a run folder, for this plan; nothing is written.
 
     Raises:
         StoreError: the folder holds a run of another configuration, or a sweep.
     """
-    path, config = plan.folder / RECORD, plan.experiment.model_dump(mode="json")
+    path, config = plan.folder / SUMMARY, plan.experiment.model_dump(mode="json")
     before: dict[str, Any] = {}
     if path.exists():
         before = read_json(path)
         if before["config_hash"] != plan.experiment.hash and not plan.force:
-            raise StoreError(
-                f"{plan.folder} holds a run of another configuration: {_difference(before['config'], config)}",
-                where=str(path), remedy="choose another --out, or --force to go on in this folder")
-    elif any(plan.folder.glob(f"*/{RECORD}")):
+            raise StoreError(f"{plan.folder} holds a run of another configuration: "
+                             f"{_difference(before['config'], config)}", where=str(path),
+                             remedy="choose another --out, or --force to go on in this folder")
+    elif any(plan.folder.glob(f"*/{SUMMARY}")):
         raise StoreError(f"{plan.folder} holds a sweep", remedy="choose another --out")
-    done, stems = before.get("notebooks", {}), [notebook.stem for notebook in plan.notebooks]
-    keep = {stem: done[stem] | ({"status": "unfinished"} if plan.force else {}) for stem in stems if stem in done}
-    return {"name": plan.params_file.stem, "config_hash": plan.experiment.hash, "config": config,
-            "point": dict(plan.point), "versions": versions(), "notebooks": keep,
+    entries, stems = before.get("notebooks", {}), [notebook.stem for notebook in plan.notebooks]
+    state = {"status": "unfinished"} if plan.force else {}
+    return {"name": plan.params_file.stem, "params_file": plan.params_file.name,
+            "config_hash": plan.experiment.hash, "config": config, "seed": plan.experiment.seed,
+            "versions": package_versions(), "point": dict(plan.point),
+            "store": ".." if plan.point else ".",
+            "notebooks": {stem: entries[stem] | state for stem in stems if stem in entries},
             "finished": before.get("finished", "")}
 
 
 def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
-    """Run what is not up to date, up to the first failure; write reports, summary.json and index.html as it goes.
+    """Run what is not up to date, up to the first failure, and write record, reports and index.
 
     Args:
-        record: from `open_record`; kept in run.json.
+        record: from `open_record`; kept in summary.json.
 
     Returns:
         Whether every notebook that had to run finished.
@@ -108,45 +144,58 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
     Raises:
         StoreError: the folder cannot be written.
     """
-    code = _package_hash()
-    finished, ran = True, False
+    code, finished, ran = _package_hash(), True, False
     try:
         for place, notebook in enumerate(plan.notebooks, start=1):
-            source = digest([code, [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]])
             if plan.only and notebook.stem not in plan.only:
                 continue
-            if not plan.only and not ran and _up_to_date(plan, record, notebook, source):
-                progress.message(f"[{place}/{len(plan.notebooks)}] {notebook.stem} is up to date")
+            cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
+            head = f"[{place}/{len(plan.notebooks)}] {notebook.stem}"
+            title = cells[0].split("\n", 1)[0]
+            entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
+                     "status": "unfinished", "source_hash": digest([code, cells]),
+                     "config_hash": plan.experiment.hash}
+            if not plan.only and not ran and _up_to_date(plan, record, notebook, entry):
+                progress.message(f"{head} is up to date")
                 continue
             ran = True
-            names = [other.stem for other in plan.notebooks[place - 1:] if not plan.only or other.stem in plan.only]
-            progress.notebook(f"[{place}/{len(plan.notebooks)}] {notebook.stem}", str(_report(plan.folder, notebook)),
-                              expected_seconds(names, record["notebooks"]))
-            finished = _run_one(plan, record, notebook, source, progress)
+            left = [path.stem for path in plan.notebooks[place - 1:]
+                    if not plan.only or path.stem in plan.only]
+            progress.notebook(head, str(_report(plan.folder, notebook)),
+                              expected_seconds(left, record["notebooks"]))
+            finished = _run_one(plan, record, notebook, entry, progress)
             if not finished:
                 break
-        _write_pages(plan, record, plan.notebooks if ran else ())  # the head of early reports knows all by now
+        # The heads of the first reports do not know what the last notebooks found.
+        _write_pages(plan, record, plan.notebooks if ran else ())
     except OSError as error:
-        raise StoreError(f"cannot read or write: {error.strerror or error}", where=str(error.filename or plan.folder),
-                         remedy="free space or choose another --out, then run again; it resumes") from error
+        raise StoreError(
+            f"cannot read or write: {error.strerror or error}",
+            where=str(error.filename or plan.folder),
+            remedy="free space or choose another --out, then run again; it resumes") from error
     return finished
 
 
-def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, source: str, progress: Progress) -> bool:
-    entry = {"title": _title(notebook), "status": "unfinished", "source_hash": source,
-             "config_hash": plan.experiment.hash}
+def _up_to_date(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str, Any]) -> bool:
     before = record["notebooks"].get(notebook.stem, {})
-    record["notebooks"][notebook.stem] = entry | {key: before[key] for key in ("seconds",) if key in before}
-    record["notebooks"] = dict(sorted(record["notebooks"].items()))
-    write_json(plan.folder / RECORD, record)
+    files = _executed(plan.folder, notebook), _report(plan.folder, notebook)
+    return (before.get("status") == "done" and all(path.exists() for path in files)
+            and all(before[key] == entry[key] for key in ("source_hash", "config_hash")))
+
+
+def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str, Any],
+             progress: Progress) -> bool:
+    before = record["notebooks"].get(notebook.stem, {})
+    record["notebooks"][notebook.stem] = entry | {k: v for k, v in before.items() if k == "seconds"}
+    _write_record(plan, record)
     started = time.perf_counter()
-    parameters = {"params_file": str(plan.params_file.resolve()), "run_folder": str(plan.folder.resolve()),
-                  "overrides": dict(plan.overrides)}
+    parameters = {"params_file": str(plan.params_file.resolve()),
+                  "run_folder": str(plan.folder.resolve()), "overrides": dict(plan.overrides)}
     problem = execute(notebook, _executed(plan.folder, notebook), parameters, progress)
-    entry |= {"status": "failed" if problem else "done", "seconds": round(time.perf_counter() - started, 1),
+    entry |= {"status": "done", "seconds": round(time.perf_counter() - started, 1),
               "report": _report(Path(), notebook).as_posix()}
     if problem:
-        entry["error"] = problem
+        entry |= {"status": "failed", "error": problem}
         progress.message(f"{notebook.stem} failed\n{problem}")
     record["notebooks"][notebook.stem] = entry
     _write_pages(plan, record, [notebook])
@@ -154,32 +203,28 @@ def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, source: str, pr
 
 
 def _write_pages(plan: Plan, record: dict[str, Any], notebooks: Sequence[Path]) -> None:
-    """run.json, summary.json, the reports of these notebooks as far as they have been run, and the index."""
+    """The record, the reports of these notebooks as far as they have been run, and the index."""
     if notebooks:
         record["finished"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    write_json(plan.folder / RECORD, record)
-    summary = write_summary(plan.folder)
+    _write_record(plan, record)
     for notebook in notebooks:
         executed = _executed(plan.folder, notebook)
         if executed.exists() and notebook.stem in record["notebooks"]:
-            head = report.head_of(summary)
-            if notebook == plan.notebooks[0]:
-                head["learned"] = None  # the world and its corpus are what they are, whatever the model learned
-            report.export(executed, _report(plan.folder, notebook), head=head)
-    report.write_index(plan.folder)
+            head = page_head(record)
+            if not shared_stages([notebook.stem]):
+                head["learned"] = None  # the corpus is what it is, whatever the model learned
+            export(executed, _report(plan.folder, notebook), head=head)
+    write_index(plan.folder)
 
 
-def _up_to_date(plan: Plan, record: Mapping[str, Any], notebook: Path, source: str) -> bool:
-    entry = record["notebooks"].get(notebook.stem, {})
-    return (entry.get("status") == "done" and entry["source_hash"] == source
-            and entry["config_hash"] == plan.experiment.hash
-            and _executed(plan.folder, notebook).exists() and _report(plan.folder, notebook).exists())
-
-
-def _title(notebook: Path) -> str:
-    """The heading a notebook opens with, or its name."""
-    first = nbformat.read(notebook, as_version=4)["cells"][0]["source"]
-    return first.splitlines()[0].removeprefix("# ").strip() if first.startswith("# ") else notebook.stem
+def _write_record(plan: Plan, record: dict[str, Any]) -> None:
+    """summary.json, with what the stages that are built have found."""
+    record["notebooks"] = dict(sorted(record["notebooks"].items()))
+    seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()
+               if "seconds" in entry}
+    record |= {"durations": seconds, "seconds": round(sum(seconds.values()), 1)}
+    record |= summarise(record["config"], plan.run)
+    write_json(plan.folder / SUMMARY, record)
 
 
 def _executed(folder: Path, notebook: Path) -> Path:
@@ -199,12 +244,7 @@ def _package_hash() -> str:
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """'seed 0 -> 1; corpus.n_facts 500 -> 1000'."""
-    old, new = dict(_flat(before)), dict(_flat(after))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed[:5]) + (
-        f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [pair for key, value in values.items() for pair in
-            (_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)])]
+    old, new = flatten(before), flatten(after)
+    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    text = "; ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed[:5])
+    return text + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")

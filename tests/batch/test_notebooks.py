@@ -12,6 +12,7 @@ import pytest
 
 from beliefedit.batch.notebooks import check_parameters
 from beliefedit.batch.runner import find_notebooks
+from beliefedit.run import Run
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -42,7 +43,7 @@ def test_short_cells_without_logic_or_outputs(path: Path) -> None:
 
 
 def test_the_smoke_run_finishes_with_all_its_reports(smoke_run: Path) -> None:
-    record = json.loads((smoke_run / "run.json").read_text())
+    record = json.loads((smoke_run / "summary.json").read_text())
     assert {name: entry["status"] for name, entry in record["notebooks"].items()} == {
         path.stem: "done" for path in NOTEBOOKS}
     assert (smoke_run / "index.html").exists()
@@ -53,7 +54,8 @@ def test_the_smoke_run_finishes_with_all_its_reports(smoke_run: Path) -> None:
 
 def test_the_summary_says_what_the_stages_found(smoke_run: Path) -> None:
     summary = json.loads((smoke_run / "summary.json").read_text())
-    metrics = pl.read_parquet(smoke_run / "model" / "metrics.parquet").row(-1, named=True)
+    run = Run.open(smoke_run)
+    metrics = run.training_metrics.row(-1, named=True)
     for kind, value in summary["pretraining"]["accuracy"].items():
         assert value == pytest.approx(metrics[kind])
     assert summary["pretraining"]["coherence"] == pytest.approx(metrics["coherence"])
@@ -61,7 +63,8 @@ def test_the_summary_says_what_the_stages_found(smoke_run: Path) -> None:
     lora = summary["editing"]["lora"]
     assert EDITING_TABLES <= set(lora)
     assert lora["edits_per_second"] > 0 and summary["tokens_per_second"] > 0
-    measured = pl.read_parquet(smoke_run / "tables" / "measures.parquet")
+    assert summary["findings"] == run.findings.to_dicts() and summary["verdict"] == run.verdict
+    measured = run.measures
     said_otherwise = measured.filter(pl.col("says_before").str.to_lowercase() != pl.col("request").str.to_lowercase())
     row = lora["updating"]["p_request"]
     assert row["n"] == len(said_otherwise) > 10
@@ -72,6 +75,7 @@ def test_the_summary_says_what_the_stages_found(smoke_run: Path) -> None:
 def test_the_model_loads_with_transformers(smoke_run: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(smoke_run / "model")
-    tokenizer = AutoTokenizer.from_pretrained(smoke_run / "model")
+    folder = Run.open(smoke_run).path("model")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "mistral" and model.config.vocab_size == len(tokenizer)

@@ -35,17 +35,19 @@ def place(tmp_path, monkeypatch):
 TRAIN = """import json
 from pathlib import Path
 import polars as pl
-from beliefedit.config import load_params
+from beliefedit.run import Run
 from tqdm.auto import tqdm
-exp = load_params(params_file, overrides)
-model = Path(run_folder) / "model"
-model.mkdir(exist_ok=True)
+run = Run(run_folder, params_file, overrides)
+model = run.store.path("model", run.key("model"))
+model.mkdir(parents=True, exist_ok=True)
 for _ in tqdm(range(2)):
     pass
-pl.DataFrame({"tokens": [1000], "seconds": [2.0], "atomic": [0.95 if exp.seed == 0 else 0.5], "true_false": [0.9],
-              "not": [None], "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(
-    model / "metrics.parquet")
-(model / "manifest.json").write_text(json.dumps({"device": "cpu"}))"""
+pl.DataFrame({"atomic": [0.95 if run.config.seed == 0 else 0.5], "true_false": [0.9], "not": [None],
+              "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(model / "metrics.parquet")
+(model / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "hidden_size": 8}))
+(model / "manifest.json").write_text(json.dumps(
+    {"device": "cpu", "key": run.key("model"), "tokens_per_second": 500.0, "seconds": 2.0}))"""
+"""Leaves a trained model's figures where the run looks for them."""
 
 
 def run(*arguments):
@@ -76,6 +78,8 @@ def test_a_run_leaves_reports_index_summary_and_resumes(place):
                                                    "or": None}, "coherence": 0.05}
     assert summary["tokens_per_second"] == 500 and set(summary["durations"]) == {"01_corpus", "02_pretraining"}
     assert "editing" not in summary and summary["versions"]["polars"]
+    assert summary["model"] == "small: 2 layers × 8" and summary["store"] == "." and summary["point"] == {}
+    assert summary["params_file"] == "tiny.yaml" and summary["data"] == "built-in demo graph: 100 facts"
 
     executed = folder / "notebooks" / "02_pretraining.ipynb"
     before = executed.stat().st_mtime_ns
@@ -86,13 +90,13 @@ def test_a_run_leaves_reports_index_summary_and_resumes(place):
     other = run("--set", "edit.n_cases=60")
     assert other.exit_code == 1
     assert "edit.n_cases 50 -> 60" in other.stderr and "--force" in other.stderr and "--out" in other.stderr
-    assert json.loads((folder / "run.json").read_text())["config_hash"] == exp.hash
+    assert json.loads((folder / "summary.json").read_text())["config_hash"] == exp.hash
     forced = run("--set", "edit.n_cases=60", "--force", "--only", "01")
     assert forced.exit_code == 0 and "01_corpus -> " in forced.stderr and "02_pretraining ->" not in forced.stderr
-    record = json.loads((folder / "run.json").read_text())
+    record = json.loads((folder / "summary.json").read_text())
+    assert "learned" not in record
     assert {name: entry["status"] for name, entry in record["notebooks"].items()} == {
         "01_corpus": "done", "02_pretraining": "unfinished"}
-    assert "learned" not in json.loads((folder / "summary.json").read_text())
 
 
 def test_a_failure_is_kept_told_and_resumed(place):
@@ -129,14 +133,33 @@ def test_other_errors_point_to_the_cell_and_a_dead_kernel_is_told(place):
 def test_a_grid_gives_a_run_per_point_and_one_comparison(place):
     result = run("--out", "out", "--set", "seed=[0,1]", "corpus.connectives=[and]")
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in Path("out").iterdir()) == ["index.html", "seed=0", "seed=1"]
-    configs = [json.loads(Path(f"out/seed={seed}/run.json").read_text())["config"] for seed in (0, 1)]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["index.html", "model", "seed=0", "seed=1"]
+    assert len(list(Path("out/model").iterdir())) == 2  # the runs' artifacts lie side by side
+    records = [json.loads(Path(f"out/seed={seed}/summary.json").read_text()) for seed in (0, 1)]
+    assert [(record["store"], record["point"]) for record in records] == [("..", {"seed": 0}), ("..", {"seed": 1})]
+    configs = [record["config"] for record in records]
     assert [config["seed"] for config in configs] == [0, 1]
     assert all(config["corpus"]["connectives"] == ["and"] for config in configs)
     page = Path("out/index.html").read_text()
     assert "2 runs compared" in page and "1 of 2 models have not learned" in page
     refused = run("--out", "out")
     assert refused.exit_code == 1 and "holds a sweep" in refused.stderr
+
+
+def test_the_parameter_notebooks_says_which_are_run_and_only_may_add_to_them(place):
+    result = run("--out", "out", "--set", "notebooks=[02_pretraining]")
+    assert result.exit_code == 0 and "[1/1] 02_pretraining ->" in result.stderr
+    assert "01_corpus" not in result.stdout and not Path("out/reports/01_corpus.html").exists()
+    result = run("--out", "out", "--set", "notebooks=[02_pretraining]", "--only", "01")
+    assert result.exit_code == 0 and "[1/2] 01_corpus ->" in result.stderr and "02_pretraining ->" not in result.stderr
+
+
+def test_clean_removes_what_no_run_uses_and_runs_nothing(place, monkeypatch):
+    cleaned = []
+    monkeypatch.setattr("run_all.remove_unused", lambda folder: cleaned.append(folder) or [folder / "model" / "a"])
+    result = run("--out", "out", "--clean")
+    assert result.exit_code == 0 and cleaned == [Path("out")] and result.stdout == "removed out/model/a\n"
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -147,6 +170,7 @@ def test_a_grid_gives_a_run_per_point_and_one_comparison(place):
     (["--set", "seed=[0,-1]"], "seed"),
     (["--set", "seed=[]"], "no value"),
     (["--only", "07_nothing"], "01_corpus"),
+    (["--set", "notebooks=[07_nothing]"], "no notebook '07_nothing'"),
     (["--notebooks", "."], "no notebooks"),
 ])
 def test_bad_requests_write_nothing(place, arguments, message):
@@ -167,8 +191,8 @@ def test_notebooks_with_other_parameters_are_refused(place, parameters):
 
 def test_a_damaged_notebook_or_record_is_named(place):
     Path("out").mkdir()
-    Path("out/run.json").write_text("{")
-    assert "run.json" in run("--out", "out").stderr
+    Path("out/summary.json").write_text("{")
+    assert "summary.json" in run("--out", "out").stderr
     (place / "notebooks" / "02_pretraining.ipynb").write_text("{}")
     result = run("--out", "elsewhere")
     assert result.exit_code == 1 and "02_pretraining.ipynb" in result.stderr
@@ -193,7 +217,7 @@ def test_progress_renews_one_line_on_a_terminal_and_writes_lines_elsewhere():
         progress = Progress(stream, "seed=0")
         progress.notebook("[1/5] 01_corpus", "runs/demo/reports/01_corpus.html", 200)
         progress.cell("cell 1/3: Facts")
-        progress.inside("40% [00:10<00:15]")
+        progress.cell("cell 1/3: Facts", "40% [00:10<00:15]")
         progress.message("done")
         text = stream.getvalue()
         assert "seed=0  [1/5] 01_corpus -> runs/demo/reports/01_corpus.html, about 3 min 20 s left" in text
@@ -216,10 +240,9 @@ edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps
 """)
     write(place / "notebooks" / "02_pretraining.ipynb", "# The model", "pass")
     write(place / "notebooks" / "03_editing.ipynb", "# Editing",
-          "import os, beliefedit as be\nfrom beliefedit import editing, pretrain\n"
-          "pretrain.train = editing._edit_piece = None  # all must be done already\n"
-          "scores, log = be.make_edits(be.load_params(params_file, overrides), be.Store(run_folder))\n"
-          "print(os.environ.get('WORLD_SIZE', 'alone'), sorted(log['case']))")
+          "import os\nfrom beliefedit.run import Run\n"
+          "run = Run(run_folder, params_file, overrides, read_only=True)  # all must be done already\n"
+          "print(os.environ.get('WORLD_SIZE', 'alone'), sorted(run.edit_log['case']))")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -235,4 +258,4 @@ edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps
     assert stdout.count("Open ") == 1 and stdout.count("03_editing      done") == 1
     assert [output.text for output in outputs(place / "run" / "notebooks" / "03_editing.ipynb")
             if output.output_type == "stream"][-1] == "alone [0, 1, 2, 3, 4]\n"
-    assert json.loads((place / "run" / "model" / "manifest.json").read_text())["tokens_per_second"] > 0
+    assert json.loads((place / "run" / "summary.json").read_text())["tokens_per_second"] > 0

@@ -1,13 +1,12 @@
 """Grids of runs, and the summary of one."""
 
-import json
-
 import polars as pl
 import pytest
 
+from beliefedit.analysis.pretraining import learned_corpus
+from beliefedit.batch.runner import shared_stages
 from beliefedit.batch.sweep import MAX_NAME, folder_name, grid, takes_list
 from beliefedit.errors import ConfigError
-from beliefedit.report.pages import summarise
 
 
 def test_one_value_each_is_no_grid():
@@ -52,20 +51,14 @@ def test_folder_names_are_short_safe_and_distinct():
 @pytest.mark.parametrize(("atomic", "true_false", "learned"), [
     (0.9, 0.8, True), (0.899, 0.99, False), (0.99, 0.799, False), (0.95, None, True), (None, 0.85, True),
     (None, None, None), (float("nan"), float("nan"), None)])
-def test_what_counts_as_learned(tmp_path, atomic, true_false, learned):
-    (tmp_path / "model").mkdir()
-    frame = {"tokens": [10, 1000], "seconds": [1.0, 4.0], "atomic": [0.0, atomic], "true_false": [0.0, true_false],
-             "coherence": [1.0, 0.25]}
-    pl.DataFrame(frame, strict=False).write_parquet(tmp_path / "model" / "metrics.parquet")
-    summary = summarise(tmp_path)
-    assert summary["learned"] is learned
-    assert summary["pretraining"]["coherence"] == 0.25 and summary["tokens_per_second"] == 250
+def test_what_counts_as_learned(atomic, true_false, learned):
+    metrics = pl.DataFrame({"atomic": [0.0, atomic], "true_false": [0.0, true_false]}, strict=False)
+    found, why = learned_corpus(metrics)
+    assert found is learned and bool(why) is (learned is not None)
+    assert ("recalls" in why) is (atomic is not None and atomic == atomic)
 
 
-def test_an_empty_folder_has_an_empty_summary_and_editing_is_taken_over(tmp_path):
-    assert summarise(tmp_path) == {}
-    (tmp_path / "tables").mkdir()
-    editing = {"lora": {"updating": {"p_request": {"before": 0.1, "after": 0.9}}, "edits_per_second": 50.0}}
-    (tmp_path / "tables" / "summary.json").write_text(json.dumps(editing))
-    (tmp_path / "tables" / "verdict.txt").write_text("one\ntwo\n")
-    assert summarise(tmp_path) == {"editing": editing, "verdict": ["one", "two"]}
+def test_the_stages_that_processes_share_are_those_of_the_notebooks():
+    assert shared_stages(["01_corpus"]) == set()
+    assert shared_stages(["05_playground", "02_pretraining"]) == {"model"}
+    assert shared_stages(["01_corpus", "04_analysis"]) == {"model", "edits"}

@@ -6,14 +6,16 @@ from html.parser import HTMLParser
 
 import nbformat
 import plotly.graph_objects as go
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from beliefedit.config import Experiment
 from beliefedit.errors import ReportError
 from beliefedit.plots import style
 from beliefedit.report import pages as report
-from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, mathml, render
+from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, render
 from tests.sample_notebooks import HOSTILE
 
 OUTSIDE = re.compile(r"""(?:src|href|action|poster)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""")
@@ -128,18 +130,14 @@ def test_contents_headings_jump_and_titles_repeat_safely(tmp_path):
     assert [tag for tag, _ in page.elements].count("h1") == 1
 
 
-@pytest.mark.parametrize(("latex", "tag"), [
-    (r"p(o \mid s, r) < 1", "mo"), (r"\frac{a}{b}", "mfrac"),
-    (r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "mtable")])
-def test_formulas_become_mathml(latex, tag):
-    markup = mathml(latex)
-    assert markup.startswith("<math") and f"<{tag}" in markup and "&=" not in markup
-
-
-@pytest.mark.parametrize("latex", [r"\frac{", "x_", r"\text{<script>alert(1)</script>}", r"\text{<img src=x>}"])
-def test_formulas_that_cannot_be_converted_are_shown_as_written(latex):
-    markup = mathml(latex)
-    assert markup.startswith("<code") and "<script" not in markup and "<img" not in markup
+@pytest.mark.parametrize("formula", [
+    "x_1 < y_2", "\\frac{x}{y_1}", "\\text{<script>alert(1)</script>}", "<img src=x onerror=alert(2)>"])
+@pytest.mark.parametrize("written", ["${}$", "so $${}$$ holds", "\\begin{{align}}{}\\end{{align}}"])
+def test_formulas_are_shown_as_written(tmp_path, formula, written):
+    source = written.format(formula)
+    page = _Page(exported(tmp_path, notebook(new_markdown_cell(source), code("x", shown(text__latex=source)))))
+    assert page.elements.count(("code", {"class": "formula"})) == 2 and page.text.count(formula) == 2
+    assert not any(tag == "img" or tag == "script" and "nonce" not in attrs for tag, attrs in page.elements)
 
 
 def test_progress_bars_leave_no_trace_and_other_messages_stay():
@@ -232,17 +230,17 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
     notebooks = {"01_corpus": {"title": "The <world>", "status": "done", "seconds": 3.2,
                                "report": "reports/01_corpus.html"},
                  "03_editing": {"title": "Editing", "status": status}}
-    (folder / "run.json").write_text(json.dumps({"name": "demo", "notebooks": notebooks, "point": point or {}}))
-    cell = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
-    (folder / "tables").mkdir()
-    (folder / "tables" / "verdict.html").write_text("<table><tr><td>believes the request</td></tr></table>")
+    mean = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
+    finding = {"editor": "lora", "name": "adopts", "text": "believes the request", "phrase": "believes the request",
+               "holds": True, "state": "after", "mean": 0.7512, "low": 0.7, "high": 0.8, "n": 1234}
     (folder / "summary.json").write_text(json.dumps({
         "name": "demo", "config_hash": "abc", "config": {"corpus": {"n_facts": 77}, "notebooks": None},
-        "finished": "2031-01-02", "verdict": [HOSTILE[1]], "seed": 0, "data": HOSTILE[0], "model": "small",
-        "device": "cpu", "versions": {"python": "3"}, "seconds": 190.0, "learned": learned, "judgement": "grounds",
+        "notebooks": notebooks, "point": point or {}, "finished": "2031-01-02", "verdict": [HOSTILE[1]],
+        "findings": [finding, finding | {"editor": HOSTILE[0], "holds": None, "low": None, "high": None}], "seed": 0,
+        "data": HOSTILE[0], "model": "small", "edits": "none", "device": "cpu", "versions": {"python": "3"},
+        "seconds": 190.0, "learned": learned, "judgement": "grounds",
         "pretraining": {"accuracy": {"atomic": atomic, "or": None}, "coherence": 0.04}, "tokens_per_second": 15200.0,
-        "editing": {"lora": {"updating": {"p_request": cell, "contains_same_subject_same_relation": cell},
-                             "edits_per_second": 53.2}}}))
+        "editing": {"lora": {"updating": {"p_request": mean}, "edits_per_second": 53.2}}}))
     return folder
 
 
@@ -251,13 +249,48 @@ def test_the_index_shows_head_reports_and_key_figures(tmp_path):
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
     assert links == ["#verdict", "#reports", "#figures", "reports/01_corpus.html"]
     for text in ("has not learned", "The <world>", HOSTILE[0], HOSTILE[1], "3 min 10 s", "95.0 %", "15,200", "53.2",
-                 "believes the request", "corpus.n_facts", "77", "2031-01-02"):
+                 "believes the request", "✓ yes", "0.75", "not tested", "corpus.n_facts", "77", "2031-01-02"):
         assert text in page.text
     assert not any(tag == "img" or name.startswith("on") for tag, attrs in page.elements for name in attrs)
 
 
+class BuiltRun:
+    """A run of which these stages are built."""
+
+    def __init__(self, folder, *stages):
+        self.folder, self.stages = folder, stages
+        self.training_metrics = pl.DataFrame({"atomic": [0.1, 0.95], "not": [0.0, float("nan")], "coherence": [1.0, 0.25]})
+        self.findings = pl.DataFrame({"editor": ["lora"], "n": [3]})
+        self.verdict, self.editing_summary = ["lora holds."], {"lora": {"edits_per_second": 5.0}}
+
+    def has(self, stage):
+        return stage in self.stages
+
+    def path(self, stage):
+        (self.folder / "config.json").write_text('{"num_hidden_layers": 4, "hidden_size": 96}')
+        return self.folder
+
+    def manifest(self, stage):
+        return {"corpus": {"statistics": {"facts": 1703, "subjects": 140, "objects": 210, "documents": 9}},
+                "model": {"device": "cuda", "tokens_per_second": 1e5}}[stage]
+
+
+def test_the_summary_holds_figures_of_the_stages_that_are_built(tmp_path):
+    config = Experiment(device="cpu").model_dump(mode="json")
+    assert report.summarise(config, BuiltRun(tmp_path)) == {
+        "data": "built-in demo graph: 1,000 facts", "model": "small", "edits": "up to 5,000 requests by lora",
+        "device": "cpu"}
+    summary = report.summarise(config, BuiltRun(tmp_path, "corpus", "model", "tables"))
+    assert summary["data"] == "built-in demo graph: 1,703 facts, 140 subjects, 210 objects"
+    assert summary["model"] == "small: 4 layers × 96" and summary["device"] == "cuda" and summary["learned"] is True
+    assert summary["pretraining"] == {"coherence": 0.25, "accuracy": {
+        "atomic": 0.95, "true_false": None, "not": None, "and": None, "or": None}}
+    assert summary["editing"] == {"lora": {"edits_per_second": 5.0}}
+    assert summary["findings"] == [{"editor": "lora", "n": 3}] and summary["verdict"] == ["lora holds."]
+
+
 def test_an_index_needs_a_run(tmp_path):
-    with pytest.raises(ReportError, match=r"run\.json"):
+    with pytest.raises(ReportError, match=r"summary\.json"):
         report.write_index(tmp_path)
 
 
@@ -313,7 +346,7 @@ def test_controls_inside_widgets_become_their_settings():
     page = render(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
     (output,) = page.cells[0]["outputs"]
     assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
-    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt; · evidence: 0.95 · told: yes"
+    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\ntold: yes"
 
 
 def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):

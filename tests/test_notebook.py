@@ -1,0 +1,89 @@
+"""How notebooks show frames, sentences, a run's header and its costs."""
+
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from beliefedit.config import Experiment
+from beliefedit.notebook import (
+    bullets,
+    experiment_header,
+    live_figure,
+    most_memory,
+    pretraining_check,
+    show,
+    stage_costs,
+)
+from beliefedit.store import write_json
+from tests.sample_notebooks import HOSTILE
+
+
+class FakeRun:
+    """A run with a corpus and a model."""
+
+    def __init__(self, folder: Path, atomic: float | None = 0.95) -> None:
+        self.folder = folder
+        self.config = Experiment(name=HOSTILE[0], seed=7, corpus={"n_facts": 1500})
+        self.training_metrics = pl.DataFrame({"atomic": [0.1, atomic], "true_false": [0.2, None]})
+        for stage, seconds in (("corpus", 1.5), ("model", 60.0)):
+            write_json(folder / stage / "manifest.json", {"seconds": seconds})
+        (folder / "model" / "weights").write_bytes(bytes(3_000_000))
+
+    def keys(self):
+        return dict.fromkeys(["graph", "corpus", "model"], "key")
+
+    def has(self, stage):
+        return self.path(stage).exists()
+
+    def path(self, stage):
+        return self.folder / stage
+
+    def manifest(self, stage):
+        assert stage in ("corpus", "model")
+        return {"corpus": {"seconds": 1.5}, "model": {"seconds": 60.0}}[stage]
+
+
+def test_frames_are_escaped_aligned_by_type_and_rounded():
+    frame = pl.DataFrame({"n_facts": [1234, None], "object": HOSTILE[:2], "p": [-0.0004, float("nan")],
+                          "wrong": [True, False]})
+    table = show(frame, HOSTILE[0]).data
+    assert "n facts" in table and not re.search(r"<script|<img", table)
+    cells = re.findall(r"<td[^>]*text-align:(\w+)[^>]*>([^<]*)</td>", table)
+    assert [align for align, _ in cells[:4]] == ["right", "left", "right", "left"]
+    assert [cells[place][1] for place in (0, 2, 3, 4, 6, 7)] == ["1,234", "0.000", "yes", "–", "–", "no"]
+    assert "Nothing: none." in show(frame.clear(), "Nothing").data
+
+
+def test_sentences_are_a_list():
+    assert bullets([HOSTILE[0], "", "b"]).data == "<ul><li>&lt;script&gt;alert(1)&lt;/script&gt;</li><li>b</li></ul>"
+
+
+@pytest.mark.parametrize(("atomic", "warned", "text"), [
+    (0.95, False, "recalls 95.0 % of its facts"), (0.5, True, "at least 90 % needed"), (None, False, "")])
+def test_the_header_and_the_check_of_the_model(tmp_path, atomic, warned, text):
+    run = FakeRun(tmp_path, atomic)
+    header = experiment_header(run).data
+    assert f"({run.config.hash}), seed 7: 1,500 facts of the built-in demo graph" in header and "<script" not in header
+    check = pretraining_check(run.training_metrics).data
+    assert ("not evidence" in check) is warned and text in check
+
+
+def test_costs_are_those_of_the_stages_that_are_built(tmp_path):
+    costs = stage_costs(FakeRun(tmp_path))
+    assert costs["stage"].to_list() == ["corpus", "model"] and costs["seconds"].to_list() == [1.5, 60.0]
+    assert costs["megabytes"][1] == pytest.approx(3.0, abs=1e-3)
+    assert re.fullmatch(r"Most memory held by this notebook: \d+\.\d\d GB", most_memory())
+
+
+def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
+    import plotly.graph_objects as go
+
+    drawn = []
+    place = type("Place", (), {"update": lambda self, data, raw: drawn.append(data)})()
+    monkeypatch.setattr("beliefedit.notebook.display", lambda *args, **kwargs: place)
+    draw = live_figure(lambda frame: go.Figure(go.Bar(y=frame["y"].to_list())))
+    for value in (1, 2):
+        draw(pl.DataFrame({"y": [value]}))
+    assert [data["application/vnd.plotly.v1+json"]["data"][0]["y"] for data in drawn] == [[1], [2]]
