@@ -68,7 +68,7 @@ class Page(ipw.VBox):
 
     def _make_controls(self) -> None:
         self.editor = ipw.Dropdown(
-            description="Editor", options=[(editor_class(name).label, name) for name in self.editors],
+            [(editor_class(name).label, name) for name in self.editors], description="Editor",
             tooltip="How the language model is changed", style={"description_width": "auto"},
             layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})

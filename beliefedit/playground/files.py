@@ -17,7 +17,7 @@ from beliefedit.corpus.corpus import spread_texts
 from beliefedit.corpus.language import Fact
 from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError
 from beliefedit.evaluation.cases import Cases
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.playground.agent_view import EvidenceStrength, Known
 from beliefedit.playground.background import Progress, part_of, silent
 from beliefedit.playground.session import Choice, Session
@@ -51,7 +51,7 @@ def open_run(run: Run) -> tuple[Session, Run]:
 def _session(run: Run) -> Session:
     no_cases = Cases(pl.DataFrame(), pl.DataFrame(
         schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
-    soft_targets = Neighbourhood(run.world, run.corpus, run.agent, no_cases, run.config.seed)
+    soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
     return Session(run.model, run.tokenizer, Known(run.world, run.corpus, run.agent),
                    spread_texts(run.corpus), soft_targets)
 

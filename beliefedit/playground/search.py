@@ -26,7 +26,8 @@ class Suggestions:
         return len(self.names)
 
     def find(self, text: str, n: int = 12, first: Iterable[str] = ()) -> list[str]:
-        """At most n names that hold a text: equal ones, those it begins, whose words it begins, others.
+        """At most n names that hold a text: equal ones, those it begins, those with a word that it
+        begins, others.
 
         Args:
             text: what has been typed so far; nothing finds the first names.

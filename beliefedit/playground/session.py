@@ -19,7 +19,8 @@ from beliefedit.agent.agent import BayesAgent
 from beliefedit.editors import export, registry
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Plain, SoftTarget, add_delta
 from beliefedit.errors import EditError
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.cases import EditCase
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.playground.agent_view import Known, Outlook
 from beliefedit.playground.background import Progress, part_of, silent
@@ -70,7 +71,7 @@ class Session:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: Known,
-                 texts: Sequence[str] = (), soft_targets: Neighbourhood | None = None) -> None:
+                 texts: Sequence[str] = (), soft_targets: SoftTargetBuilder | None = None) -> None:
         self.base, self.tokenizer, self.known = model, tokenizer, known
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
@@ -253,11 +254,10 @@ class Session:
         if not request.fact.object:
             raise EditError(f"the corpus does not state what {request.prompt!r}", remedy=(
                 "choose a relation the subject has, or an editor without soft targets"))
-        facts = {question.role: question.fact for question in outlook.questions}
-        builder = self.soft_targets.with_agent(self.agent)
-        builder.unseen = {0: {facts["other subject"].prompt} if "other subject" in facts else set()}
-        downstream = facts["downstream"].relation if "downstream" in facts else None
-        return builder(request, editor.config, downstream_relation=downstream)
+        relations = [q.fact.relation for q in outlook.questions if q.role == "downstream"]
+        shown = {q.fact.prompt for q in outlook.questions if q.role == "other subject"}
+        case = EditCase(0, request, relations[0] if relations else None)
+        return self.soft_targets(case, editor.config, self.agent, held_out=shown)
 
     def _stack(self, folder: Path) -> None:
         """Add an edit to the model that all stacked edits are made on."""
