@@ -67,10 +67,10 @@ class Page(ipw.VBox):
         self._show_history()
 
     def _make_controls(self) -> None:
+        labels = [(editor_class(name).label, name) for name in self.editors]
         self.editor = ipw.Dropdown(
-            [(editor_class(name).label, name) for name in self.editors], description="Editor",
-            tooltip="How the language model is changed", style={"description_width": "auto"},
-            layout={"width": "390px"})
+            options=labels, description="Editor", tooltip="How the language model is changed",
+            style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
         self.edit = _button("Edit", "Change the language model", self._press_edit, "primary")
         self.cancel = _button("Cancel", "Stop the edit that is running",

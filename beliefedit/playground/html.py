@@ -158,14 +158,14 @@ def logic(judged: Logic) -> str:
         if name in errors:
             old, new = judged.errors[errors[name]]
             changed = "" if not abs(new - old) >= 0.01 else "worse" if new > old else "better"
-            cells[4:] = [html.escape(MEASURES[errors[name]].label), number(old, 3),
+            cells[4:] = [html.escape(MEASURES[errors[name]].short), number(old, 3),
                          f'<span class="{changed}">{number(new, 3)}</span>']
         rows.append(cells)
     b = "Another subject has no such fact." if judged.b is None else f"B: {text(judged.b)}"
     return block("<h3>Is it coherent?</h3><p class=soft>How likely each statement is called true. "
-                 f"A: {text(judged.a)}<br>{b}</p>" + html_table(
-                     [["statement", "LM before", "LM after", "agent", "error", "before", "after"]],
-                     rows), "be-logic")
+                 f"A: {text(judged.a)}<br>{b}</p>" + html_table([
+                     ["statement", "LM before", "LM after", "agent", "logical error", "before",
+                      "after"]], rows), "be-logic")
 
 
 def history(entries: Sequence[Entry]) -> str:

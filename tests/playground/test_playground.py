@@ -227,7 +227,7 @@ def test_a_folder_without_a_model_is_refused_and_left_alone(tmp_path, playground
     params = playground_run / "params" / "tiny.yaml"
     (tmp_path / "empty").mkdir()
     for name in ("none", "empty"):
-        with pytest.raises(StoreError, match="holds no graph of this configuration"):
+        with pytest.raises(StoreError, match=f"{name} holds no .* of this configuration"):
             open_run(be.Run(tmp_path / name, params, read_only=True))
     assert list((tmp_path / "empty").iterdir()) == [] and not (tmp_path / "none").exists()
 

@@ -52,6 +52,12 @@ def others(session, request: EditRequest, n: int) -> list[EditRequest]:
             for name in session.known.others(request.subject, relation, n)]
 
 
+def lacking(session) -> tuple[str, str]:
+    """A subject and a relation that it does not have."""
+    known = session.known
+    return next((s, r) for s in known.relations_of for r in known.subjects_of if (s, r) not in known.object_of)
+
+
 @pytest.mark.parametrize("n", [1, 3, 8, 40])
 def test_the_strongest_objects_are_found_without_asking_for_all(n):
     model, tokenizer = sample_model(), sample_tokenizer()
@@ -141,8 +147,7 @@ def test_what_cannot_be_done_is_said(session):
     session.edit(request, Choice("finetune", {"steps": 2}))
     with pytest.raises(EditError, match="no adapter"):
         session.export("adapter", Path("nowhere"))
-    subject, relation = next((s, r) for s in session.known.subjects.names for r in session.known.relations.names
-                             if (s, r) not in session.known.object_of)
+    subject, relation = lacking(session)
     with pytest.raises(EditError, match="the corpus does not state what"):
         session.edit(session.known.request(Fact(subject, relation, request.target)),
                      Choice("bayes", {"steps": 2}))
@@ -152,8 +157,7 @@ def test_what_cannot_be_done_is_said(session):
 
 
 def test_a_relation_the_subject_lacks_can_be_asked_for(session):
-    subject, relation = next((s, r) for s in session.known.subjects.names for r in session.known.relations.names
-                             if (s, r) not in session.known.object_of)
+    subject, relation = lacking(session)
     entry = session.edit(session.known.request(
         Fact(subject, relation, session.known.agent.objects[0])), LORA)
     assert entry.picture.panels[0].question.fact.object == ""
