@@ -24,9 +24,7 @@ Role = Literal["edited", "downstream", "upstream", "same subject", "other subjec
 CAP = 30
 """Facts drawn in the ripple; the page says how many more there are."""
 
-N_STILL = 8
-"""Facts of other subjects in the ripple that the agent leaves unchanged: does the model?"""
-
+_N_STILL = 8  # places in the ripple that are kept for facts that the agent does not move
 _N_TRIED = 8  # facts per relation that the example is chosen from
 
 
@@ -47,7 +45,6 @@ class EvidenceStrength:
 
         Raises:
             EditError: a probability outside 0 to 1, or a weight that is not positive and finite.
-            EvidenceError: an unknown name.
         """
         if self.probability is None:
             if not (math.isfinite(self.weight) and self.weight > 0):
@@ -186,14 +183,7 @@ class Known:
 
     def request(self, requested: Fact, strength: EvidenceStrength = _USUAL,
                 agent: BayesAgent | None = None) -> EditRequest:
-        """The request that a fact become true.
-
-        Args:
-            agent: decides how many observations the evidence counts for; None: the corpus's own.
-
-        Raises:
-            EditError, EvidenceError: as `EvidenceStrength.observations`.
-        """
+        """The request that a fact become true; its weight is the evidence's for this agent."""
         return EditRequest(self.fact(requested.subject, requested.relation), requested.object,
                            strength.observations(agent or self.agent, requested))
 
@@ -240,11 +230,7 @@ class Known:
         return [s for s in around if s != subject][:n]
 
     def outlook(self, request: EditRequest, agent: BayesAgent) -> Outlook:
-        """What an agent, fitted or updated by requests already, makes of a request.
-
-        Raises:
-            EvidenceError: an unknown name, or a weight that is no evidence.
-        """
+        """What an agent makes of a request; EvidenceError for one that is no evidence."""
         updated = agent.after(request)
         questions = self.questions(request.subject, request.fact.relation)
         views = ["direct", *["predictive"] * (len(questions) - 1)]
@@ -264,15 +250,16 @@ class Known:
         moved = moved.filter(pl.col("path") != "request")
         shown = [Moved(Fact(row["subject"], row["relation"], row["object"]), row["path"],
                        row["p_before"], row["p_after"])
-                 for row in moved.head(CAP - 1 - N_STILL).iter_rows(named=True)]
+                 for row in moved.head(CAP - 1 - _N_STILL).iter_rows(named=True)]
         names = {(one.fact.subject, one.fact.relation) for one in shown} | {(subject, relation)}
         own = [(subject, r) for r in self.relations_of.get(subject, ())]
-        others = [(s, relation) for s in self.others(subject, relation, 2 * N_STILL)]
+        others = [(s, relation) for s in self.others(subject, relation, 2 * _N_STILL)]
         still = [self.fact(*pair) for pair in (*own, *others) if pair not in names]
         still = still[:CAP - 1 - len(shown)]
-        return [*shown, *(Moved(fact, "still", *(
-            one.probability(fact.subject, fact.relation, fact.object) for one in (agent, updated)))
-            for fact in still)], len(moved) - len(shown)
+        p = [[one.probability(fact.subject, fact.relation, fact.object) for fact in still]
+             for one in (agent, updated)]
+        unmoved = [Moved(fact, "still", *both) for fact, *both in zip(still, *p, strict=True)]
+        return [*shown, *unmoved], len(moved) - len(shown)
 
 
 def largest(objects: Sequence[str], p: np.ndarray, n: int) -> list[str]:

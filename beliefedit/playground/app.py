@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
+import polars as pl
 
 from beliefedit.config import EDITOR_PARAMETERS, Experiment, load_entry_points
 from beliefedit.editors.base import EditRequest
@@ -19,7 +19,7 @@ from beliefedit.playground import html as show
 from beliefedit.playground.background import Progress, Worker, words
 from beliefedit.playground.controls import LABEL, Pickers, columns, row
 from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
-from beliefedit.playground.session import Choice, Session
+from beliefedit.playground.session import Choice, Entry, Session
 from beliefedit.playground.snapshot import Picture, draw
 from beliefedit.run import Run
 
@@ -39,7 +39,56 @@ def choices_of(experiment: Experiment) -> dict[str, Choice]:
     return {name: Choice(name, dict(vars(parameters))) for name, parameters in named.items()}
 
 
-class Page(ipw.VBox):
+class Working(ipw.VBox):
+    """A part of the page that works in the background, with message, progress and Cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worker, self.message = Worker(), ipw.HTML()
+        self.progress = ipw.IntProgress(description="Progress", style=LABEL)
+        self.cancel = button("Cancel", "Stop what is running", lambda _: self.worker.cancel())
+        self.idle_only: list[ipw.Widget] = []  # controls that are disabled while work runs
+
+    def start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
+              text: str) -> Future:
+        """Run work in the background; ``finished`` shows its result and says what was done."""
+        self.set_busy(True)
+        self._show_progress(0, None, text)
+
+        def done(result: Any, problem: str | None) -> None:
+            self.set_busy(False)
+            if problem is None:
+                self.say(finished(result), "good")
+            else:
+                self.say(problem, "problem")
+
+        return self.worker.run(work, done, self._show_progress)
+
+    def say(self, text: str, kind: str = "") -> None:
+        """Show a message."""
+        self.message.value = show.message(text, kind)
+
+    def set_busy(self, busy: bool) -> None:
+        """Enable the controls that make sense while work runs, or while none does."""
+        for control in self.idle_only:
+            control.disabled = busy
+        self.cancel.disabled = not busy
+        self.progress.layout.display = None if busy else "none"
+
+    def _show_progress(self, done: int, total: int | None, text: str) -> None:
+        self.progress.max, self.progress.value = total or 1, done
+        self.say(text)
+
+
+def button(name: str, tooltip: str, pressed: Callable[[Any], Any], kind: str = "") -> ipw.Button:
+    """A button as wide as its name."""
+    made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
+                      layout={"width": "auto"})
+    made.on_click(pressed)
+    return made
+
+
+class Page(Working):
     """The playground of one session.
 
     Args:
@@ -48,55 +97,61 @@ class Page(ipw.VBox):
     """
 
     def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
-        self.session, self.folder = session, folder
-        self.editors, self.worker = choices_of(experiment), Worker()
+        super().__init__()
+        self.session, self.folder, self.editors = session, folder, choices_of(experiment)
         self.picture: Picture | None = None
+        self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
+            ipw.HTML() for _ in range(5))
         self.pickers = Pickers(session.known, self._refresh)
-        self._make_controls()
-        self.message, self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
-            ipw.HTML() for _ in range(6))
-        super().__init__([
-            ipw.HTML(show.STYLE), self.pickers, row(self.editor, self.settings),
-            row(self.edit, self.cancel, self.undo, self.compare, self.mode, self.progress),
-            self.message, self.beliefs,
+        self.children = [
+            ipw.HTML(show.STYLE), self.pickers, *self._edit_controls(), self.message, self.beliefs,
             columns(self.logic, ipw.VBox([self.history, self.comparison])), self.ripple,
-            row(self.kind, self.save, self.file, self.save_session, self.load_session)])
+            self._file_controls()]
         self.add_class("be-page")
         self._choose_editor()
         self._fill(session.known.example())
-        self._show_history()
+        self.set_busy(False)
 
-    def _make_controls(self) -> None:
+    def _edit_controls(self) -> tuple[ipw.Widget, ipw.Widget]:
         labels = [(editor_class(name).label, name) for name in self.editors]
         self.editor = ipw.Dropdown(
             options=labels, description="Editor", tooltip="How the language model is changed",
             style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
-        self.edit = _button("Edit", "Change the language model", self._press_edit, "primary")
-        self.cancel = _button("Cancel", "Stop the edit that is running",
-                              lambda _: self.worker.cancel())
-        self.undo = _button("Undo", "Take the last edit back", self._press_undo)
-        self.compare = _button("Compare editors", "The same request, several editors",
-                               self._press_compare)
+        edit = button("Edit", "Change the language model", self._press_edit, "primary")
+        self.undo = button("Undo", "Take the last edit back", self._press_undo)
+        compare = button("Compare editors", "The same request, several editors",
+                         self._press_compare)
         self.mode = ipw.ToggleButtons(
             options=[("each edit alone", False), ("sequential edits", True)],
             style={"button_width": "125px"}, layout={"width": "auto"},
             tooltips=["Every edit starts from the unedited model",
                       "Every edit is made on top of the earlier ones"])
-        self.progress = ipw.IntProgress(description="Progress", style=LABEL)
+        self.editor.observe(self._choose_editor, "value")
+        self.mode.observe(self._switch, "value")
+        self.idle_only += [edit, self.undo, compare, self.mode]
+        return (row(self.editor, self.settings),
+                row(edit, self.cancel, self.undo, compare, self.mode, self.progress))
+
+    def _file_controls(self) -> ipw.Widget:
         self.kind = ipw.Dropdown(
             description="Save the edit as", options=["adapter", "delta", "model"],
             style={"description_width": "110px"}, layout={"width": "230px"})
-        self.save = _button("Save edit", "Write the last edit to the run folder", self._press_save)
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
-        self.save_session = _button("Save session", "Write requests and numbers to the file",
-                                    self._save_session)
-        self.load_session = _button("Replay session", "Carry the file's requests out again",
-                                    self._load_session)
-        self.editor.observe(self._choose_editor, "value")
-        self.mode.observe(self._switch, "value")
-        self._busy(False)
+        save = button("Save edit", "Write the last edit to the run folder", self._press_save)
+        save_all = button("Save session", "Write requests and numbers to the file",
+                          self._press_save_session)
+        replay_all = button("Replay session", "Carry the file's requests out again",
+                            self._press_replay)
+        self.idle_only += [save, save_all, replay_all]
+        return row(self.kind, save, self.file, save_all, replay_all)
+
+    def set_busy(self, busy: bool) -> None:
+        """As `Working.set_busy`; shows the history as it is now."""
+        super().set_busy(busy)
+        self.history.value = show.history(self.session.history)
+        self.undo.disabled = busy or not self.session.history
 
     def _choose_editor(self, _: object = None) -> None:
         """Fields for the first numbers and switches among the editor's hyper-parameters."""
@@ -108,8 +163,12 @@ class Page(ipw.VBox):
             style={"description_width": "auto"}, layout={"width": "150px"})
             for name in names[:N_SETTINGS]]
 
+    def _fill(self, request: EditRequest) -> None:
+        self.picture = None
+        self.pickers.fill(request, self.session.agent)
+
     def _refresh(self) -> None:
-        """The agent's beliefs at once; the model's as soon as it has answered."""
+        """Show the agent's beliefs at once, and the model's as soon as it has answered."""
         try:
             request = self.pickers.request(self.session.agent)
             outlook = self.session.outlook(request)
@@ -121,13 +180,11 @@ class Page(ipw.VBox):
         if last is not None and last.request == request and last.stacked == self.session.stacked:
             self._draw(last.picture)
             return
-        self._draw(draw(outlook, self.session.known.agent.objects))
+        preview = draw(outlook, self.session.known.agent.objects)
+        self._draw(preview)
 
         def finished(picture: Picture | None, problem: str | None) -> None:
-            """The model's answers, unless something else is shown by now."""
-            shown = self.picture
-            if (picture is not None and shown is not None and shown.request == request
-                    and math.isnan(shown.panels[0].bars[0].p_before)):
+            if picture is not None and self.picture is preview:  # nothing else is shown by now
                 self._draw(picture)
 
         self.worker.run(lambda progress: self.session.look(request), finished)
@@ -137,65 +194,27 @@ class Page(ipw.VBox):
         self.beliefs.value, self.logic.value = show.beliefs(picture), show.logic(picture.logic)
         self.ripple.value = show.ripple(picture)
 
-    def _show_history(self) -> None:
-        self.history.value = show.history(self.session.history)
-        self.undo.disabled = not self.session.history
-
-    def _say(self, text: str, kind: str = "") -> None:
-        self.message.value = show.message(text, kind)
-
-    def _busy(self, busy: bool) -> None:
-        for control in (self.edit, self.compare, self.undo, self.save, self.save_session,
-                        self.load_session, self.mode):
-            control.disabled = busy
-        self.cancel.disabled = not busy
-        self.progress.layout.display = None if busy else "none"
-
-    def _fill(self, request: EditRequest) -> None:
-        self.picture = None
-        self.pickers.fill(request, self.session.agent)
-
-    def _start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
-               text: str) -> Future:
-        """Run work in the background; ``finished`` shows its result and says what was done."""
-        self._busy(True)
-        self._progress(0, None, text)
-
-        def done(result: Any, problem: str | None) -> None:
-            self._busy(False)
-            if problem is not None:
-                self._say(problem, "problem")
-            else:
-                self._say(finished(result), "good")
-            self._show_history()
-
-        return self.worker.run(work, done, self._progress)
-
-    def _progress(self, done: int, total: int | None, text: str) -> None:
-        self.progress.max, self.progress.value = total or 1, done
-        self._say(text)
-
     def _asked(self) -> tuple[EditRequest, Choice] | None:
         """What the controls ask for; None, with the reason on the page, if it is impossible."""
         fields = {field.description: field.value for field in self.settings.children}
         choice = self.editors[self.editor.value]
         try:
-            return (self.pickers.request(self.session.agent),
-                    Choice(choice.name, {**choice.settings, **fields}))
+            request = self.pickers.request(self.session.agent)
         except BeliefEditError as error:
-            self._say(words(error), "problem")
+            self.say(words(error), "problem")
             return None
+        return request, Choice(choice.name, {**choice.settings, **fields})
 
     def _press_edit(self, _: object = None) -> Future | None:
         if (asked := self._asked()) is None:
             return None
 
-        def finished(entry: Any) -> str:
+        def finished(entry: Entry) -> str:
             self._draw(entry.picture)
             return f"Edited in {entry.seconds:.1f} s."
 
-        return self._start(lambda progress: self.session.edit(*asked, progress), finished,
-                           "Editing …")
+        return self.start(lambda progress: self.session.edit(*asked, progress), finished,
+                          "Editing …")
 
     def rehearse(self) -> None:
         """Carry out what the controls say, and wait for it."""
@@ -203,28 +222,28 @@ class Page(ipw.VBox):
             work.result()
         if self.session.history:  # again from here: a report keeps what the cell's thread has drawn
             self._draw(self.session.history[-1].picture)
-            self._show_history()
+            self.set_busy(False)
 
     def _press_undo(self, _: object) -> None:
-        def finished(entry: Any) -> str:
+        def finished(entry: Entry) -> str:
             self._fill(entry.request)
             return "The last edit is undone; the model is what it was before it."
 
-        self._start(lambda progress: self.session.undo(), finished, "Undoing …")
+        self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
     def _press_compare(self, _: object) -> None:
         if (asked := self._asked()) is None:
             return
         request, chosen = asked
-        names = [*list(self.editors)[:2], "bayes", "in_context"]
-        others = [self.editors[name] for name in dict.fromkeys(names) if name != chosen.name]
+        names = dict.fromkeys([*list(self.editors)[:2], "bayes", "in_context"])
+        choices = [chosen, *(self.editors[name] for name in names if name != chosen.name)]
 
-        def finished(table: Any) -> str:
+        def finished(table: pl.DataFrame) -> str:
             self.comparison.value = show.comparison(table)
             return "Compared; the history stays as it is."
 
-        self._start(lambda progress: self.session.compare(request, [chosen, *others], progress),
-                    finished, "Comparing …")
+        self.start(lambda progress: self.session.compare(request, choices, progress), finished,
+                   "Comparing …")
 
     def _switch(self, _: object) -> None:
         self.session.stacked = self.mode.value
@@ -233,43 +252,36 @@ class Page(ipw.VBox):
     def _press_save(self, _: object) -> None:
         kind = self.kind.value
         target = self.folder / f"edit-{len(self.session.history):03d}-{kind}"
-        self._start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
-                    "Saving …")
+        self.start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
+                   "Saving …")
 
     def _file(self) -> Path:
         """The session's file, in the folder whatever has been typed."""
         return self.folder / (Path(self.file.value).name or "session.json")
 
-    def _save_session(self, _: object) -> None:
+    def _press_save_session(self, _: object) -> None:
         path = self._file()
-        self._start(lambda progress: save_session(self.session, path), lambda _: f"Saved: {path}",
-                    "Saving …")
+        self.start(lambda progress: save_session(self.session, path), lambda _: f"Saved: {path}",
+                   "Saving …")
 
-    def _load_session(self, _: object) -> None:
+    def _press_replay(self, _: object) -> None:
         path = self._file()
 
         def finished(difference: float) -> str:
             self.mode.value = self.session.stacked
             if self.session.history:
                 self._fill(self.session.history[-1].request)
-            return f"Replayed {len(self.session.history)} edits; " + (
-                "all numbers are the same." if difference == 0
-                else f"numbers differ by up to {difference:.2g}.")
+            same = ("all numbers are the same" if difference == 0
+                    else f"numbers differ by up to {difference:.2g}")
+            return f"Replayed {len(self.session.history)} edits; {same}."
 
-        self._start(lambda progress: replay(self.session, path, progress), finished, "Replaying …")
+        self.start(lambda progress: replay(self.session, path, progress), finished, "Replaying …")
 
     def leave(self) -> None:
         """Stop what runs and delete the session."""
         self.worker.close()
         self.session.close()
         self.close()
-
-
-def _button(name: str, tooltip: str, pressed: Callable[[Any], Any], kind: str = "") -> ipw.Button:
-    button = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
-                        layout={"width": "auto"})
-    button.on_click(pressed)
-    return button
 
 
 class Playground(ipw.VBox):
@@ -302,7 +314,13 @@ class Playground(ipw.VBox):
         else:
             self.page = Page(session, run.config, run.folder / "playground")
             self.children = [self.runs, self.page]
-        self._list(run.folder.resolve())
+        folder = run.folder.resolve()
+        found = sorted({folder, *runs_beside(folder)})
+        self._listing = True
+        self.runs.options = [(path.name, str(path)) for path in found]
+        self.runs.value = str(folder)
+        self.runs.layout.display = None if len(found) > 1 else "none"
+        self._listing = False
 
     def rehearse(self) -> None:
         """Carry out the example edit, so that a notebook's report shows it; not on Voilà's page."""
@@ -310,66 +328,39 @@ class Playground(ipw.VBox):
         if self.page is not None and not is_page:
             self.page.rehearse()
 
-    def _list(self, folder: Path) -> None:
-        """Runs to choose from; hidden if there is only one."""
-        self._listing = True
-        found = sorted({folder, *runs_beside(folder)})
-        self.runs.options = [(path.name, str(path)) for path in found]
-        self.runs.value = str(folder)
-        self.runs.layout.display = None if len(found) > 1 else "none"
-        self._listing = False
-
     def _chosen(self, change: dict) -> None:
         if not self._listing and change["new"] is not None:
             self.show_run(Run.open(change["new"], read_only=True))
 
 
-class Offer(ipw.VBox):
-    """Says how to make a run, and makes one at the press of a button.
-
-    Args:
-        playground: opens the run when it is made.
-        reason: why there is none.
-    """
+class Offer(Working):
+    """Says how to make the run of a playground, and makes one at the press of a button."""
 
     def __init__(self, playground: Playground, reason: str) -> None:
-        self.playground, self.worker = playground, Worker()
+        super().__init__()
+        self.playground = playground
         params, folder = playground.params, Path(playground.run.folder)
         smoke = params.parent / "smoke.yaml"
-        self.small = _button("Make the smoke run (about a minute)",
-                             "A tiny model that has learned little of its corpus",
-                             lambda _: self._make(smoke, folder.parent / "smoke"), "primary")
-        self.whole = _button(f"Make the run of {params.name}",
-                             "The demo takes about four minutes on two cores",
-                             lambda _: self._make(params, folder))
-        self.cancel = _button("Cancel", "Stop making the run", lambda _: self.worker.cancel())
-        self.progress = ipw.IntProgress(description="Progress")
-        self.message = ipw.HTML(show.message(reason, "problem"))
+        self.idle_only = [
+            button("Make the smoke run (about a minute)",
+                   "A tiny model that has learned little of its corpus",
+                   lambda _: self.make(smoke, folder.parent / "smoke"), "primary"),
+            button(f"Make the run of {params.name}",
+                   "The demo takes about four minutes on two cores",
+                   lambda _: self.make(params, folder))]
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Make one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")
-        super().__init__([ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                          ipw.HBox([self.small, self.whole, self.cancel, self.progress])])
-        self._busy(False)
+        self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
+                         ipw.HBox([*self.idle_only, self.cancel, self.progress])]
+        self.say(reason, "problem")
+        self.set_busy(False)
 
-    def _make(self, params: Path, folder: Path) -> None:
-        self._busy(True)
+    def make(self, params: Path, folder: Path) -> Future:
+        """Make a run in the background, then show its page."""
+        def finished(_: object) -> str:
+            self.playground.show_run(Run(folder, params, read_only=True))
+            return "The run is made."
 
-        def finished(_: Any, problem: str | None) -> None:
-            self._busy(False)
-            if problem is None:
-                self.playground.show_run(Run(folder, params, read_only=True))
-            else:
-                self.message.value = show.message(problem, "problem")
-
-        self.worker.run(lambda progress: make_run(params, folder, progress), finished,
-                        self._progress)
-
-    def _progress(self, done: int, total: int | None, text: str) -> None:
-        self.progress.max, self.progress.value = total or 1, done
-        self.message.value = show.message(text)
-
-    def _busy(self, busy: bool) -> None:
-        self.small.disabled = self.whole.disabled = busy
-        self.cancel.disabled = not busy
-        self.progress.layout.display = None if busy else "none"
+        return self.start(lambda progress: make_run(params, folder, progress), finished,
+                          "Starting …")

@@ -41,7 +41,6 @@ class Finder(_Settling, ipw.VBox):
     """A field to type in, above the names that match, to choose from by mouse or arrow keys.
 
     Args:
-        name: what is looked for.
         suggest: names for what has been typed; "" gives those to start with.
         resolve: the name meant by a text, or None.
         changed: called with the text after every change.
@@ -85,12 +84,7 @@ class Finder(_Settling, ipw.VBox):
 
 
 class Pickers(_Settling, ipw.VBox):
-    """The controls of a request.
-
-    Args:
-        known: the names, and which objects and relations go together.
-        changed: called after every change.
-    """
+    """The controls of a request; ``changed`` is called after every change."""
 
     def __init__(self, known: Known, changed: Callable[[], None]) -> None:
         self.known, self.changed = known, changed
@@ -125,11 +119,7 @@ class Pickers(_Settling, ipw.VBox):
         self._changed()
 
     def request(self, agent: BayesAgent) -> EditRequest:
-        """What the controls ask for, with its evidence weighed for an agent.
-
-        Raises:
-            EditError: a name that is not known, or evidence that is none.
-        """
+        """What the controls ask for; EditError for unknown names or evidence that is none."""
         fact = self.known.named(self.subject.text.value, self.relation.text.value,
                                 self.object.text.value)
         return self.known.request(fact, self._strength(), agent)

@@ -31,12 +31,10 @@ _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 def open_run(run: Run) -> tuple[Session, Run]:
     """A session on a run's model, and the run it belongs to.
 
-    Args:
-        run: read-only; if its folder holds no model of this configuration, the one that is recorded
-            in the folder is taken.
+    If the folder holds no model of the run's configuration, the recorded configuration is taken.
 
     Raises:
-        StoreError: the folder holds no trained model.
+        StoreError: the run is read-only and the folder holds no trained model.
     """
     try:
         return _session(run), run
@@ -62,7 +60,7 @@ def runs_beside(folder: Path) -> list[Path]:
 
 
 def make_run(params: Path, folder: Path, progress: Progress) -> None:
-    """Build graph, corpus and model of a parameter file with `run_all.py`; at least half a minute.
+    """Make graph, corpus and model with run_all.py, in a process that ends with this one.
 
     Args:
         params: in the ``params`` folder of a checkout, which also holds run_all.py.

@@ -44,12 +44,10 @@ class Entry:
     """One edit of the history.
 
     Attributes:
-        number: 1 for the session's first edit.
         stacked: it was made on top of the stacked edits before it.
         folder: holds its weights, as far as it has any.
     """
 
-    number: int
     request: EditRequest
     choice: Choice
     stacked: bool
@@ -76,7 +74,6 @@ class Session:
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
-        self._number = 0
         self._kept = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
         self._fresh = self._asked(Plain(model))
         self._pile: PreTrainedModel | None = None
@@ -97,11 +94,7 @@ class Session:
         return self._before().models.model
 
     def outlook(self, request: EditRequest) -> Outlook:
-        """What the agent makes of a request; no model is asked.
-
-        Raises:
-            EvidenceError: an unknown name, or a weight that is no evidence.
-        """
+        """What the agent makes of a request; no model is asked."""
         return self.known.outlook(request, self.agent)
 
     def look(self, request: EditRequest) -> Picture:
@@ -117,37 +110,33 @@ class Session:
         started = time.perf_counter()
         edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
-        folder = Path(self._kept.name) / f"{self._number + 1:04d}"
+        folder = Path(self._kept.name) / f"{len(self.history) + 1:04d}"
         has_delta = _keep(edited, folder)
         if self.stacked:
             if not has_delta:
                 raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
                                 remedy="choose another editor, or make each edit alone")
             self._stack(folder)
-        self._number += 1
-        entry = Entry(self._number, request, choice, self.stacked, picture, seconds, folder)
+        entry = Entry(request, choice, self.stacked, picture, seconds, folder)
         self.history = (*self.history, entry)
         return entry
 
     def carry_out(self, request: EditRequest, choice: Choice,
                   progress: Progress) -> tuple[EditedModels, Picture]:
-        """(The edited model, its picture); the history stays as it is.
-
-        Raises:
-            EditError, EvidenceError, ConfigError: it cannot be carried out.
-        """
+        """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
         outlook = self.outlook(request)
         before = self._asked(self._before().models)  # anew: no number depends on earlier questions
+        model, tokenizer = before.models.model, self.tokenizer
         editor = registry.editor(choice.name, **choice.settings)
         if editor.uses_soft_targets and self.soft_targets is not None:
             request = replace(request, soft_targets=self._soft_targets(editor, outlook))
-        if reason := editor.validation_error(self.tokenizer, request):
+        if reason := editor.validation_error(tokenizer, request):
             raise EditError(reason, where=str(request.requested), remedy="change the request")
         progress(0, None, f"{choice.name}: preparing")
-        editor.prepare(before.models.model, self.tokenizer, self.texts)
+        editor.prepare(model, tokenizer, self.texts)
         total = getattr(editor.config, "steps", None)
-        edited = editor.apply(before.models.model, self.tokenizer, [request], watch=lambda step, _:
-                              progress(step, total, f"{choice.name}: step {step} of {total}"))
+        edited = editor.apply(model, tokenizer, [request], watch=lambda step, _: progress(
+            step, total, f"{choice.name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
         progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
@@ -158,10 +147,9 @@ class Session:
         """The same request carried out by several editors; the history stays as it is.
 
         Returns:
-            Per editor: editor, p_request, downstream (probability of what the agent now expects of
-            the related fact), other (of another subject's true object), true_false, negation
-            (logical errors), seconds, refused (why it cannot be carried out; null). The first two
-            rows are the agent and the unedited model.
+            editor, p_request, downstream (probability of what the agent then expects there), other
+            (of another subject's true object), true_false, negation (logical errors), seconds,
+            refused (why it cannot be carried out; null). Agent and unedited model come first.
         """
         rows: list[dict[str, Any]] = []
         picture: Picture | None = None
@@ -211,8 +199,7 @@ class Session:
     def export(self, kind: ExportKind, target: Path) -> Path:
         """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        Returns:
-            What was written.
+        The path that was written is returned.
 
         Raises:
             EditError: no edit, or one that has no such form.
@@ -269,7 +256,8 @@ class Session:
 
 def _keep(edited: EditedModels, folder: Path) -> bool:
     """Write an edit's weights, as far as it has any; whether it has."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
         export.save_delta(edited, 0, folder / _DELTA)
         export.save_adapter(edited, 0, folder / _ADAPTER)
