@@ -57,9 +57,6 @@ class EvidenceStrength:
         return evidence_weight(agent, requested, requested.object, self.probability)
 
 
-_USUAL = EvidenceStrength()
-
-
 @dataclass(frozen=True)
 class Question:
     """One fact whose beliefs are shown.
@@ -78,8 +75,7 @@ class Moved:
     """One fact of the ripple, with its probabilities for the agent and the model.
 
     Attributes:
-        path: how the edit reaches it: "request", "still" (it does not), or as `BayesAgent.ripple`
-            says.
+        path: how the edit reaches it, as `BayesAgent.ripple` says; "still": it does not.
         p_before, p_after: the model's; NaN before it is asked.
     """
 
@@ -107,9 +103,8 @@ class Outlook:
 
     Attributes:
         questions: the facts whose beliefs are shown, the edited one first.
-        before, after: the agent's beliefs about each question, [n_objects] each. Those about the
-            edited fact are direct, as the evidence's strength is about it; the others are
-            predictive (specification, section 8).
+        before, after: the agent's beliefs about each question, [n_objects] each: direct ones about
+            the edited fact, predictive ones about the others (specification, section 8).
         ripple: the edited fact, then the facts that move most, then some that do not move.
         n_more: further facts that move, by less than all of these.
     """
@@ -181,11 +176,12 @@ class Known:
         """The fact with its true object; "" where the corpus states none."""
         return Fact(subject, relation, self.object_of.get((subject, relation), ""))
 
-    def request(self, requested: Fact, strength: EvidenceStrength = _USUAL,
+    def request(self, requested: Fact, strength: EvidenceStrength | None = None,
                 agent: BayesAgent | None = None) -> EditRequest:
         """The request that a fact become true; its weight is the evidence's for this agent."""
+        weight = (strength or EvidenceStrength()).observations(agent or self.agent, requested)
         return EditRequest(self.fact(requested.subject, requested.relation), requested.object,
-                           strength.observations(agent or self.agent, requested))
+                           weight)
 
     def example(self) -> EditRequest:
         """A request whose downstream answer should change clearly, chosen among a few."""

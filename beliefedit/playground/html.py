@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -20,46 +21,9 @@ from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
 if TYPE_CHECKING:
     from beliefedit.playground.session import Entry
 
-STYLE = f"""<style>
-.be {{ --before:{BEFORE}; --after:{AFTER}; --agent:{AGENT}; --request:{REQUEST};
-  --line:rgba(128,128,128,.3); --soft:color-mix(in srgb, currentColor 70%, transparent);
-  font:14px/1.45 system-ui,sans-serif; overflow-wrap:anywhere;
-  color:var(--jp-ui-font-color1,inherit); }}
-.be h3 {{ font-size:15px; margin:.9em 0 .1em; font-weight:650; }} .be-panel h3 {{ margin-top:0; }}
-.be p {{ margin:0 0 .5em; }} .be .soft {{ color:var(--soft); font-size:13px; }}
-.be .key span {{ white-space:nowrap; margin-right:1.2em; }}
-.be .key i {{ display:inline-block; width:.8em; height:.8em; margin-right:.4em; border-radius:2px }}
-.be-panels {{ display:grid; grid-template-columns:repeat(auto-fit,minmax(250px,1fr));
-  gap:14px 18px; }}
-.be-panel {{ border:1px solid var(--line); border-radius:8px; padding:10px 14px 8px; min-width:0; }}
-.be-fact {{ min-height:4.4em; }}
-.be-row {{ display:grid; grid-template-columns:36% 1fr; gap:10px; align-items:center; padding:3px 0;
-  border-top:1px solid var(--line); }}
-.be-name {{ text-align:right; line-height:1.2; display:-webkit-box; -webkit-line-clamp:2;
-  -webkit-box-orient:vertical; overflow:hidden; }}
-.be-name.request {{ color:var(--request); font-weight:650; }}
-.be-name .true {{ font-size:11px; color:var(--soft); font-weight:400; }}
-.be-bar {{ position:relative; display:flex; align-items:center; height:12px; }}
-.be-bar b {{ display:block; height:9px; border-radius:0 2px 2px 0; min-width:1px;
-  transition:width .25s; }}
-.be-bar em {{ font:11px/12px system-ui,sans-serif; margin-left:5px; color:var(--soft);
-  white-space:nowrap; font-variant-numeric:tabular-nums; }}
-.be-bar u {{ position:absolute; top:0; width:2px; height:12px; background:currentColor;
-  opacity:.75; }}
-.be :is(th,td) {{ background:none; overflow-wrap:normal; }}
-.be .worse {{ color:var(--after); font-weight:650; }}
-.be .better {{ color:var(--agent); font-weight:650; }}
-.be ol {{ margin:.2em 0; padding-left:1.6em; }} .be li {{ margin:.25em 0; }}
-.be-message {{ border-left:4px solid var(--before); padding:4px 12px; margin:2px 0;
-  min-height:1.5em; }}
-.be-message.problem {{ border-color:var(--after) }} .be-message.good {{ border-color:var(--agent) }}
-.be svg {{ display:block; width:100%; height:auto; }}
-.be svg text {{ font:12px system-ui,sans-serif; fill:currentColor; }}
-.be svg .small {{ font-size:10.5px; }} .be-scroll {{ overflow-x:auto; }}
-.be-page :is(.widget-html,.widget-html-content) {{ min-width:0; max-width:100%; }}
-.be-page :is(input,select,button):focus-visible {{ outline:2px solid {BEFORE};
-  outline-offset:1px; }}
-</style>"""
+STYLE = ("<style>.be, .be-page { "
+         f"--before:{BEFORE}; --after:{AFTER}; --agent:{AGENT}; --request:{REQUEST}; }}\n"
+         + (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + "</style>")
 
 _ROLES = {
     "edited": ("The edited fact", "Should adopt the request"),

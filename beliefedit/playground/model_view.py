@@ -52,14 +52,8 @@ class Asked:
         No object is likelier than its first token, so objects are scored by falling probability of
         that token until none that is left can be among the n.
         """
-        if (prompt, n) not in self._strongest:
-            self._strongest[prompt, n] = self._best_first(prompt, n)
-        return self._strongest[prompt, n]
-
-    def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
-        return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
-
-    def _best_first(self, prompt: str, n: int) -> list[str]:
+        if (prompt, n) in self._strongest:
+            return self._strongest[prompt, n]
         bounds = self._first_token(prompt)
         order = np.argsort(-bounds, kind="stable")
         log_p = np.full(len(bounds), -np.inf)
@@ -74,7 +68,12 @@ class Asked:
                 break
         for place in np.flatnonzero(np.isfinite(log_p)):
             self._answers[prompt, self.objects[place]] = float(np.exp(log_p[place]))
-        return [self.objects[place] for place in np.argsort(-log_p, kind="stable")[:n]]
+        best = [self.objects[place] for place in np.argsort(-log_p, kind="stable")[:n]]
+        self._strongest[prompt, n] = best
+        return best
+
+    def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+        return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
 
     @torch.no_grad()
     def _first_token(self, prompt: str) -> np.ndarray:

@@ -22,9 +22,6 @@ class Suggestions:
     def __contains__(self, name: object) -> bool:
         return name in self._place
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def find(self, text: str, n: int = 12, first: Iterable[str] = ()) -> list[str]:
         """At most n names that hold a text: equal ones, those it begins, those with a word that it
         begins, others.

@@ -57,13 +57,11 @@ class Entry:
 
 
 class Session:
-    """Edits of one model; the model itself is never changed.
+    """Edits of one model, which itself is never changed.
 
     Weights of edits are kept on disk, so that memory does not grow with the history.
 
     Args:
-        model, tokenizer: what is edited.
-        known: the facts of the corpus.
         texts: documents of the corpus, for editors that look at how the model reads them.
         soft_targets: makes them, for editors that use them.
     """

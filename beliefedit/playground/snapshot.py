@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,11 +126,9 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
         bars = [Bar(name, *p(question.fact.prompt, name), float(old[place_of[name]]),
                     float(new[place_of[name]])) for name in names]
         panels.append(_panel(question, None if panels else outlook.request.target, bars))
-    ripple = []
-    for moved in outlook.ripple:
-        p_before, p_after = p(moved.fact.prompt, moved.fact.object)
-        ripple.append(replace(moved, p_before=p_before, p_after=p_after))
-    return Picture(outlook.request, tuple(panels), tuple(ripple), outlook.n_more, _logic(
+    ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
+                         *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
+    return Picture(outlook.request, tuple(panels), ripple, outlook.n_more, _logic(
         outlook, objects, {name: p(*pair) for name, pair in statements.items()}))
 
 
