@@ -252,8 +252,8 @@ class Known:
         others = [(s, relation) for s in self.others(subject, relation, 2 * _N_STILL)]
         still = [self.fact(*pair) for pair in (*own, *others) if pair not in names]
         still = still[:CAP - 1 - len(shown)]
-        p = [[one.probability(fact.subject, fact.relation, fact.object) for fact in still]
-             for one in (agent, updated)]
+        frame = pl.DataFrame([vars(fact) for fact in still], schema=self.facts.schema)
+        p = [one.probabilities(frame).tolist() for one in (agent, updated)]
         unmoved = [Moved(fact, "still", *both) for fact, *both in zip(still, *p, strict=True)]
         return [*shown, *unmoved], len(moved) - len(shown)
 
