@@ -1,8 +1,9 @@
-"""How fast the playground answers: suggestions and the agent on FB13, edits from click to bars, memory over 50 edits.
+"""Speed of the playground: suggestions and the agent on FB13, edits up to their bars, memory.
 
     python benchmarks/playground.py --run runs/demo --params params/demo.yaml [--graph FOLDER]
 
-Reads the run, writes nothing; the graph is read whole and every fact is told in a corpus without documents.
+Reads the run, writes nothing. The graph is read whole; its corpus states every fact, without
+documents.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from beliefedit.playground import html as show
 from beliefedit.playground.agent_view import Known
 from beliefedit.playground.app import choices_of
 from beliefedit.playground.files import open_run
-from beliefedit.playground.html import ripple
 from beliefedit.playground.session import Choice, Session
 from beliefedit.playground.snapshot import draw
 
@@ -49,36 +49,37 @@ def on_a_large_graph(folder: Path) -> None:
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=len(world.facts)), documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
     known = Known(world, corpus, agent)
-    n = f"{len(known.subjects):,} subjects"
+    n = f"{len(known.relations_of):,} subjects"
     for typed in PREFIXES:
-        row(f"suggestions for {typed!r}, {n}", milliseconds(lambda typed=typed: known.suggest("subject", typed)), "150")
-    wish = known.example()
-    row(f"the agent after a request, {n}", milliseconds(lambda: known.outlook(wish, agent)), "150")
+        row(f"suggestions for {typed!r}, {n}",
+            milliseconds(lambda typed=typed: known.suggest("subject", typed)), "150")
+    request = known.example()
+    row(f"the agent after a request, {n}", milliseconds(lambda: known.outlook(request, agent)),
+        "150")
 
     def shown() -> None:
-        picture = draw(known.outlook(wish, agent), agent.objects)
-        show.beliefs(picture), show.logic(picture.logic), ripple(picture)
+        picture = draw(known.outlook(request, agent), agent.objects)
+        show.beliefs(picture), show.logic(picture.logic), show.ripple(picture)
 
     row("… and drawn", milliseconds(shown), "150")
 
 
-def on_a_run(session: Session, choices: dict[str, dict]) -> None:
+def on_a_run(session: Session, choices: dict[str, Choice]) -> None:
     """One edit of each editor from the call to the bars, and what fifty leave behind."""
-    wish = session.known.example()
-    row("the model before an edit, first look", milliseconds(lambda: session.look(wish), 1))
-    for name, settings in choices.items():
-        choice = Choice(name, settings)
+    request = session.known.example()
+    row("the model before an edit, first look", milliseconds(lambda: session.look(request), 1))
+    for name, choice in choices.items():
 
         def edit(choice: Choice = choice) -> None:
-            picture = session.edit(wish, choice).picture
-            show.beliefs(picture), show.logic(picture.logic), ripple(picture)
+            picture = session.edit(request, choice).picture
+            show.beliefs(picture), show.logic(picture.logic), show.ripple(picture)
 
-        row(f"{name}: edit and bars", milliseconds(edit, 5 if name == "lora" else 1), "2000" * (name == "lora"))
+        row(f"{name}: edit and bars", milliseconds(edit, 5 if name == "lora" else 1),
+            "2000" * (name == "lora"))
     session.clear()
-    lora = Choice("lora", choices["lora"])
     sizes = []
     for number in range(50):
-        session.edit(wish, lora)
+        session.edit(request, choices["lora"])
         if number in (9, 49):
             sizes.append((tensor_megabytes(), resident_megabytes()))
     row("MB in tensors after 10 and 50 LoRA edits", (sizes[0][0], sizes[1][0]))
@@ -87,9 +88,9 @@ def on_a_run(session: Session, choices: dict[str, dict]) -> None:
 
 def tensor_megabytes() -> float:
     gc.collect()
-    storages = {thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes() for thing in gc.get_objects()
-                if issubclass(type(thing), torch.Tensor)}
-    return sum(storages.values()) / 1e6
+    storages = [thing.untyped_storage() for thing in gc.get_objects()
+                if issubclass(type(thing), torch.Tensor)]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values()) / 1e6
 
 
 def resident_megabytes() -> float:
@@ -97,17 +98,20 @@ def resident_megabytes() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--params", type=Path, default=Path("params/demo.yaml"))
-    parser.add_argument("--graph", type=Path, help="a large graph in Wikidata5m's layout, for example FB13")
-    parser.add_argument("--editors", nargs="*", default=["lora", "finetune", "bayes", "rome", "grace", "in_context"])
+    parser.add_argument("--graph", type=Path,
+                        help="a large graph in Wikidata5m's layout, for example FB13")
+    parser.add_argument("--editors", nargs="*", default=[
+        "lora", "finetune", "bayes", "rome", "grace", "in_context"])
     options = parser.parse_args()
     print(f"{'milliseconds':<62} {'median':>9} {'longest':>9}  goal")
     if options.graph:
         on_a_large_graph(options.graph)
-    session, experiment = open_run(options.run, be.load_params(options.params))
-    choices = choices_of(experiment)
+    session, run = open_run(be.Run(options.run, options.params, read_only=True))
+    choices = choices_of(run.config)
     on_a_run(session, {name: choices[name] for name in dict.fromkeys(["lora", *options.editors])})
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from beliefedit import run as pipeline
-from beliefedit.config import load_params
+import beliefedit as be
 from beliefedit.graph import demo as demo_graph
-from beliefedit.store import Store
 from tests.sample_notebooks import HOSTILE
 
 N_HOSTILE = len(HOSTILE)
@@ -38,5 +38,11 @@ def make_run(folder: Path) -> Path:
         "model": {"size": "tiny", "vocab_size": 600},
         "pretraining": {"n_tokens": 500_000, "n_evaluations": 1, "n_eval_facts": 20},
         "edit": {"n_cases": 10, "editors": {"lora": {"lr": 1e-2}, "finetune": {"lr": 3e-3}}}}))
-    pipeline.make_model(load_params(params), Store(folder / "runs" / "tiny"))
+    be.Run(folder / "runs" / "tiny", params).path("model")
     return folder
+
+
+def open_tiny(folder: Path, overrides: Mapping[str, Any] | None = None) -> be.Run:
+    """The run that `make_run` made, to be read only."""
+    return be.Run(folder / "runs" / "tiny", folder / "params" / "tiny.yaml", overrides,
+                  read_only=True)

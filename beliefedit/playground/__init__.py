@@ -1,6 +1,6 @@
-"""The playground: change one belief and watch what follows.
+"""The playground: change one belief and see what follows, on a page or as a library.
 
-Nothing here knows of widgets: `search` finds names, `wish` says what is to be believed, `known` asks the agent,
-`answers` asks language models, `session` carries edits out, undoes and keeps them, `show` draws all of it as HTML.
-`beliefedit.widgets` puts them on a page.
+`search` finds names, `agent_view` asks the agent, `model_view` asks language models, `session`
+carries edits out, undoes and keeps them, `snapshot` has all that is shown of one, `html` draws it,
+`files` opens runs and saves sessions. Only `controls` and `app` know of widgets.
 """

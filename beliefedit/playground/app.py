@@ -1,8 +1,7 @@
-"""The playground on a notebook's or Voilà's page: opens a run, or offers to make one where there is none."""
+"""The playground on a notebook's or Voilà's page: opens a run, or offers to make one."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,34 +9,86 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
+import polars as pl
 
-from beliefedit.config import EditorsConfig, Experiment, load_params
-from beliefedit.editors.registry import EDITORS
+from beliefedit.config import EDITOR_PARAMETERS, Experiment, load_entry_points
+from beliefedit.editors.base import EditRequest
+from beliefedit.editors.registry import editor_class
 from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
-from beliefedit.playground.agent_view import Wish
-from beliefedit.playground.background import Worker, words
+from beliefedit.playground.background import Progress, Worker, words
 from beliefedit.playground.controls import LABEL, Pickers, columns, row
 from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
-from beliefedit.playground.html import ripple
-from beliefedit.playground.session import Choice, Session, compare
+from beliefedit.playground.session import Choice, Entry, Session
 from beliefedit.playground.snapshot import Picture, draw
+from beliefedit.run import Run
 
-EDITOR_NAMES = {"lora": "LoRA", "finetune": "fine-tuning", "rome": "ROME", "memit": "MEMIT", "alphaedit": "AlphaEdit",
-                "grace": "GRACE", "in_context": "in context", "retrain": "retraining",
-                "bayes": "bayes, told what follows", "bayes_untold": "bayes, not told what follows"}
-
-_MAIN = ("rank", "lr", "steps", "n_times", "n_passes", "radius", "largest", "layer")
+N_SETTINGS = 4
 """Hyper-parameters with a field of their own; the others keep the run's or their default values."""
 
-def choices_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Every editor with its hyper-parameters: the run's where it names the editor, else the defaults."""
-    named = experiment.edit.editors.chosen()
-    return {name: dict(named.get(name) or EditorsConfig.parse_one(name, {})) for name in [*named, *(
-        name for name in EDITORS if name not in named)]}
+_USUAL = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come first
+
+_FIELDS = {bool: ipw.Checkbox, int: ipw.IntText, float: ipw.FloatText}
 
 
-class Page(ipw.VBox):
+def choices_of(experiment: Experiment) -> dict[str, Choice]:
+    """Every editor with its hyper-parameters: the run's where it names the editor, or defaults."""
+    load_entry_points("beliefedit.editors")
+    named = dict(experiment.edit.editors)
+    named |= {name: kind() for name, kind in EDITOR_PARAMETERS.items() if name not in named}
+    return {name: Choice(name, dict(vars(parameters))) for name, parameters in named.items()}
+
+
+class Working(ipw.VBox):
+    """A part of the page that works in the background, with message, progress and Cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worker, self.message = Worker(), ipw.HTML()
+        self.progress = ipw.IntProgress(description="Progress", style=LABEL)
+        self.cancel = button("Cancel", "Stop what is running", lambda _: self.worker.cancel())
+        self.idle_only: list[ipw.Widget] = []  # controls that are disabled while work runs
+
+    def start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
+              text: str) -> Future:
+        """Run work in the background; ``finished`` shows its result and says what was done."""
+        self.set_busy(True)
+        self._show_progress(0, None, text)
+
+        def done(result: Any, problem: str | None) -> None:
+            self.set_busy(False)
+            if problem is None:
+                self.say(finished(result), "good")
+            else:
+                self.say(problem, "problem")
+
+        return self.worker.run(work, done, self._show_progress)
+
+    def say(self, text: str, kind: str = "") -> None:
+        """Show a message."""
+        self.message.value = show.message(text, kind)
+
+    def set_busy(self, busy: bool) -> None:
+        """Enable the controls that make sense while work runs, or while none does."""
+        for control in self.idle_only:
+            control.disabled = busy
+        self.cancel.disabled = not busy
+        self.progress.layout.display = None if busy else "none"
+
+    def _show_progress(self, done: int, total: int | None, text: str) -> None:
+        self.progress.max, self.progress.value = total or 1, done
+        self.say(text)
+
+
+def button(name: str, tooltip: str, pressed: Callable[[Any], Any], kind: str = "") -> ipw.Button:
+    """A button as wide as its name."""
+    made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
+                      layout={"width": "auto"})
+    made.on_click(pressed)
+    return made
+
+
+class Page(Working):
     """The playground of one session.
 
     Args:
@@ -46,325 +97,270 @@ class Page(ipw.VBox):
     """
 
     def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
-        self.session, self.folder = session, folder
-        self.editors, self.worker = choices_of(experiment), Worker()
+        super().__init__()
+        self.session, self.folder, self.editors = session, folder, choices_of(experiment)
         self.picture: Picture | None = None
+        self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
+            ipw.HTML() for _ in range(5))
         self.pickers = Pickers(session.known, self._refresh)
-        self._make_editors()
-        self._make_buttons()
-        self.message, self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
-            ipw.HTML() for _ in range(6))
-        super().__init__([
-            ipw.HTML(show.STYLE), self.pickers, row(self.editor, self.settings),
-            row(self.edit, self.cancel, self.undo, self.compare, self.mode, self.progress), self.message, self.beliefs,
+        self.children = [
+            ipw.HTML(show.STYLE), self.pickers, *self._edit_controls(), self.message, self.beliefs,
             columns(self.logic, ipw.VBox([self.history, self.comparison])), self.ripple,
-            row(self.kind, self.save, self.file, self.save_session, self.load_session)])
+            self._file_controls()]
         self.add_class("be-page")
         self._choose_editor()
-        self.pickers.fill(session.known.example())
-        self._show_history()
+        self._fill(session.known.example())
+        self.set_busy(False)
 
-    def _make_editors(self) -> None:
+    def _edit_controls(self) -> tuple[ipw.Widget, ipw.Widget]:
+        labels = [(editor_class(name).label, name) for name in self.editors]
         self.editor = ipw.Dropdown(
-            description="Editor", options=[(EDITOR_NAMES.get(name, name), name) for name in self.editors],
-            tooltip="What changes the language model", style={"description_width": "auto"}, layout={"width": "390px"})
+            options=labels, description="Editor", tooltip="How the language model is changed",
+            style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
-        self.editor.observe(self._choose_editor, "value")
-
-    def _make_buttons(self) -> None:
-        self.edit = _button("Edit", "Change the language model", self._press_edit, "primary")
-        self.cancel = _button("Cancel", "Stop the edit that is running", lambda _: self.worker.cancel())
-        self.undo = _button("Undo", "Take the last edit back", self._press_undo)
-        self.compare = _button("Compare editors", "The same request, several editors", self._press_compare)
+        edit = button("Edit", "Change the language model", self._press_edit, "primary")
+        self.undo = button("Undo", "Take the last edit back", self._press_undo)
+        compare = button("Compare editors", "The same request, several editors",
+                         self._press_compare)
         self.mode = ipw.ToggleButtons(
-            options=[("each edit alone", False), ("edits pile up", True)], style={"button_width": "125px"},
-            layout={"width": "auto"},
-            tooltips=["Every edit starts from the unedited model", "Every edit is made on top of the earlier ones"])
-        self.progress = ipw.IntProgress(description="Progress", style=LABEL, layout={"display": "none"})
-        self.kind = ipw.Dropdown(description="Save the edit as", options=["adapter", "delta", "model"],
-                                 style={"description_width": "110px"}, layout={"width": "230px"})
-        self.save = _button("Save edit", "Write the last edit into the run folder", self._press_save)
-        self.file = ipw.Text("session.json", description="Session file", style=LABEL, layout={"width": "330px"},
-                             tooltip="A file in the run folder's playground")
-        self.save_session = _button("Save session", "Write requests and numbers to the file", self._save_session)
-        self.load_session = _button("Replay session", "Carry the file's requests out again", self._load_session)
+            options=[("each edit alone", False), ("sequential edits", True)],
+            style={"button_width": "125px"}, layout={"width": "auto"},
+            tooltips=["Every edit starts from the unedited model",
+                      "Every edit is made on top of the earlier ones"])
+        self.editor.observe(self._choose_editor, "value")
         self.mode.observe(self._switch, "value")
-        self._busy(False)
+        self.idle_only += [edit, self.undo, compare, self.mode]
+        return (row(self.editor, self.settings),
+                row(edit, self.cancel, self.undo, compare, self.mode, self.progress))
 
-    def _choice(self) -> Choice:
-        fields = {field.description: field.value for field in self.settings.children}
-        return Choice(self.editor.value, {**self.editors[self.editor.value], **fields})
+    def _file_controls(self) -> ipw.Widget:
+        self.kind = ipw.Dropdown(
+            description="Save the edit as", options=["adapter", "delta", "model"],
+            style={"description_width": "110px"}, layout={"width": "230px"})
+        self.file = ipw.Text("session.json", description="Session file", style=LABEL,
+                             layout={"width": "330px"}, tooltip="In the run folder's playground")
+        save = button("Save edit", "Write the last edit to the run folder", self._press_save)
+        save_all = button("Save session", "Write requests and numbers to the file",
+                          self._press_save_session)
+        replay_all = button("Replay session", "Carry the file's requests out again",
+                            self._press_replay)
+        self.idle_only += [save, save_all, replay_all]
+        return row(self.kind, save, self.file, save_all, replay_all)
+
+    def set_busy(self, busy: bool) -> None:
+        """As `Working.set_busy`; shows the history as it is now."""
+        super().set_busy(busy)
+        self.history.value = show.history(self.session.history)
+        self.undo.disabled = busy or not self.session.history
 
     def _choose_editor(self, _: object = None) -> None:
-        main = {name: value for name, value in self.editors[self.editor.value].items()
-                if name in _MAIN and isinstance(value, int | float)}
-        self.settings.children = [
-            (ipw.IntText if isinstance(value, int) else ipw.FloatText)(
-                value, description=name, tooltip=f"{name} of the editor", style={"description_width": "60px"},
-                layout={"width": "150px"}) for name, value in main.items()]
+        """Fields for the first numbers and switches among the editor's hyper-parameters."""
+        values = self.editors[self.editor.value].settings
+        names = [name for name in dict.fromkeys((*_USUAL, *values))
+                 if type(values.get(name)) in _FIELDS]
+        self.settings.children = [_FIELDS[type(values[name])](
+            values[name], description=name, tooltip=f"{name} of the editor", indent=False,
+            style={"description_width": "auto"}, layout={"width": "150px"})
+            for name in names[:N_SETTINGS]]
 
-    def _refresh(self, _: object = None) -> None:
-        """The agent's beliefs at once; the model's as soon as it has answered."""
+    def _fill(self, request: EditRequest) -> None:
+        self.picture = None
+        self.pickers.fill(request, self.session.agent)
+
+    def _refresh(self) -> None:
+        """Show the agent's beliefs at once, and the model's as soon as it has answered."""
         try:
-            wish = self.pickers.wish()
-            outlook = self.session.outlook(wish)
+            request = self.pickers.request(self.session.agent)
+            outlook = self.session.outlook(request)
         except BeliefEditError as error:
-            self.pickers.say(words(error))
+            self.pickers.hint.value = show.message(words(error))
             return
-        self.pickers.say(f"Evidence: {show.strength_words(wish.strength, outlook.weight)}.")
+        self.pickers.say(request)
         last = self.session.history[-1] if self.session.history else None
-        if last is not None and last.wish == wish and last.stacked == self.session.stacked:
+        if last is not None and last.request == request and last.stacked == self.session.stacked:
             self._draw(last.picture)
             return
-        self._draw(draw(outlook, self.session.known.agent.objects))
-        self.worker.run(lambda progress: self.session.look(wish),
-                        lambda picture, problem: self._looked(wish, picture))
+        preview = draw(outlook, self.session.known.agent.objects)
+        self._draw(preview)
 
-    def _looked(self, wish: Wish, picture: Picture | None) -> None:
-        """The model's answers, unless something else is shown by now."""
-        shown = self.picture
-        if picture is not None and shown is not None and shown.wish == wish and not _has_model(shown):
-            self._draw(picture)
+        def finished(picture: Picture | None, problem: str | None) -> None:
+            if picture is not None and self.picture is preview:  # nothing else is shown by now
+                self._draw(picture)
+
+        self.worker.run(lambda progress: self.session.look(request), finished)
 
     def _draw(self, picture: Picture) -> None:
         self.picture = picture
         self.beliefs.value, self.logic.value = show.beliefs(picture), show.logic(picture.logic)
-        self.ripple.value = ripple(picture)
+        self.ripple.value = show.ripple(picture)
 
-    def _show_history(self) -> None:
-        self.history.value = show.history(self.session.history)
-        self.undo.disabled = not self.session.history
-
-    def _say(self, text: str, kind: str = "") -> None:
-        self.message.value = show.message(text, kind)
-
-    def _busy(self, busy: bool) -> None:
-        for button in (self.edit, self.compare, self.undo, self.save, self.save_session, self.load_session, self.mode):
-            button.disabled = busy
-        self.cancel.disabled = not busy
-        self.progress.layout.display = None if busy else "none"
-        if not busy:
-            self.undo.disabled = not self.session.history
-
-    def rehearse(self) -> None:
-        """Carry out what the controls say, and wait for it."""
-        if (work := self._press_edit()) is not None:
-            work.result()
-        if self.session.history:  # drawn once more from here: a report keeps what the cell's own thread has drawn
-            self._draw(self.session.history[-1].picture)
-            self._show_history()
-
-    def _start(self, work: Any, finished: Any, text: str) -> Future:
-        """Run work in the background, with progress; what goes wrong is said in words."""
-        self._busy(True)
-        self._progress(0, None, text)
-
-        def done(result: Any, problem: str | None) -> None:
-            self._busy(False)
-            if problem is not None:
-                self._say(problem, "problem")
-            else:
-                finished(result)
-            self._show_history()
-
-        return self.worker.run(work, done, self._progress)
-
-    def _progress(self, done: int, total: int | None, text: str) -> None:
-        self.progress.max, self.progress.value = total or 1, done
-        self._say(text)
-
-    def _asked(self) -> tuple[Wish, Choice] | None:
-        """What the controls ask for; None, with the reason on the page, if it cannot be."""
+    def _asked(self) -> tuple[EditRequest, Choice] | None:
+        """What the controls ask for; None, with the reason on the page, if it is impossible."""
+        fields = {field.description: field.value for field in self.settings.children}
+        choice = self.editors[self.editor.value]
         try:
-            return self.pickers.wish(), self._choice()
+            request = self.pickers.request(self.session.agent)
         except BeliefEditError as error:
-            self._say(words(error), "problem")
+            self.say(words(error), "problem")
             return None
+        return request, Choice(choice.name, {**choice.settings, **fields})
 
     def _press_edit(self, _: object = None) -> Future | None:
         if (asked := self._asked()) is None:
             return None
 
-        def finished(entry: Any) -> None:
+        def finished(entry: Entry) -> str:
             self._draw(entry.picture)
-            self._say(f"Edited in {entry.seconds:.1f} s.", "good")
+            return f"Edited in {entry.seconds:.1f} s."
 
-        return self._start(lambda progress: self.session.edit(*asked, progress), finished, "Editing …")
+        return self.start(lambda progress: self.session.edit(*asked, progress), finished,
+                          "Editing …")
+
+    def rehearse(self) -> None:
+        """Carry out what the controls say, and wait for it."""
+        if (work := self._press_edit()) is not None:
+            work.result()
+        if self.session.history:  # again from here: a report keeps what the cell's thread has drawn
+            self._draw(self.session.history[-1].picture)
+            self.set_busy(False)
 
     def _press_undo(self, _: object) -> None:
-        def finished(entry: Any) -> None:
-            self._fill_back(entry.wish)
-            self._say("The last edit is undone; the model is what it was before it.", "good")
+        def finished(entry: Entry) -> str:
+            self._fill(entry.request)
+            return "The last edit is undone; the model is what it was before it."
 
-        self._start(lambda progress: self.session.undo(), finished, "Undoing …")
-
-    def _fill_back(self, wish: Wish) -> None:
-        self.picture = None
-        self.pickers.fill(wish)
+        self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
     def _press_compare(self, _: object) -> None:
         if (asked := self._asked()) is None:
             return
-        wish, chosen = asked
-        names = dict.fromkeys([chosen.name, *list(self.editors)[:2], "bayes", "in_context"])
-        choices = [chosen if name == chosen.name else Choice(name, self.editors[name]) for name in names]
+        request, chosen = asked
+        names = dict.fromkeys([*list(self.editors)[:2], "bayes", "in_context"])
+        choices = [chosen, *(self.editors[name] for name in names if name != chosen.name)]
 
-        def finished(table: Any) -> None:
+        def finished(table: pl.DataFrame) -> str:
             self.comparison.value = show.comparison(table)
-            self._say("Compared; the history stays as it is.", "good")
+            return "Compared; the history stays as it is."
 
-        self._start(lambda progress: compare(self.session, wish, choices, progress), finished, "Comparing …")
+        self.start(lambda progress: self.session.compare(request, choices, progress), finished,
+                   "Comparing …")
 
     def _switch(self, _: object) -> None:
         self.session.stacked = self.mode.value
         self._refresh()
 
     def _press_save(self, _: object) -> None:
-        kind, number = self.kind.value, len(self.session.history)
-        target = self.folder / f"edit-{number:03d}-{kind}"
-        self._start(lambda progress: self.session.export(kind, target),
-                    lambda written: self._say(f"Saved: {written}", "good"), "Saving …")
+        kind = self.kind.value
+        target = self.folder / f"edit-{len(self.session.history):03d}-{kind}"
+        self.start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
+                   "Saving …")
 
     def _file(self) -> Path:
         """The session's file, in the folder whatever has been typed."""
         return self.folder / (Path(self.file.value).name or "session.json")
 
-    def _save_session(self, _: object) -> None:
+    def _press_save_session(self, _: object) -> None:
         path = self._file()
-        self._start(lambda progress: save_session(self.session, path),
-                    lambda _: self._say(f"Saved: {path}", "good"), "Saving …")
+        self.start(lambda progress: save_session(self.session, path), lambda _: f"Saved: {path}",
+                   "Saving …")
 
-    def _load_session(self, _: object) -> None:
+    def _press_replay(self, _: object) -> None:
         path = self._file()
 
-        def finished(difference: float) -> None:
+        def finished(difference: float) -> str:
             self.mode.value = self.session.stacked
             if self.session.history:
-                self._fill_back(self.session.history[-1].wish)
-            same = "all numbers are the same" if difference == 0 else f"numbers differ by up to {difference:.2g}"
-            self._say(f"Replayed {len(self.session.history)} edits; {same}.", "good")
+                self._fill(self.session.history[-1].request)
+            same = ("all numbers are the same" if difference == 0
+                    else f"numbers differ by up to {difference:.2g}")
+            return f"Replayed {len(self.session.history)} edits; {same}."
 
-        self._start(lambda progress: replay(self.session, path, progress), finished, "Replaying …")
+        self.start(lambda progress: replay(self.session, path, progress), finished, "Replaying …")
 
     def leave(self) -> None:
-        """Stop what runs and forget the session."""
+        """Stop what runs and delete the session."""
         self.worker.close()
         self.session.close()
         self.close()
 
 
-def _button(name: str, tooltip: str, pressed: Callable[[Any], None], kind: str = "") -> ipw.Button:
-    button = ipw.Button(description=name, tooltip=tooltip, button_style=kind, layout={"width": "auto"})
-    button.on_click(pressed)
-    return button
-
-
-def _has_model(picture: Picture) -> bool:
-    return not math.isnan(picture.panels[0].bars[0].p_before)
-
-
 class Playground(ipw.VBox):
-    """The playground of a run folder, and of those beside it.
+    """The playground of a run, and of those beside it.
 
     Args:
-        experiment: the run's parameters.
-        params_file: where they come from; the smoke run's parameters are looked for beside it.
-        folder: the run.
+        run: read-only, so that opening it does not start to train.
+        params_file: the run's parameters, to make it from; those of the smoke run are beside it.
     """
 
-    def __init__(self, experiment: Experiment, params_file: str | Path, folder: str | Path) -> None:
-        self.experiment, self.params, self.folder = experiment, Path(params_file), Path(folder).resolve()
+    def __init__(self, run: Run, params_file: str | Path) -> None:
+        self.run, self.params = run, Path(params_file)
         self.page: Page | None = None
-        self.runs = ipw.Dropdown(description="Run", tooltip="Which run's model to edit", style={
-            "description_width": "90px"}, layout={"width": "390px"})
+        self.runs = ipw.Dropdown(description="Run", tooltip="Which run's model to edit",
+                                 style=LABEL, layout={"width": "390px"})
         super().__init__([self.runs])
         self._listing = False
         self.runs.observe(self._chosen, "value")
-        self.show_run(self.folder)
+        self.show_run(run)
 
-    def show_run(self, folder: Path) -> None:
+    def show_run(self, run: Run) -> None:
         """Show a run's page, or an offer to make the run."""
         if self.page is not None:
             self.page.leave()
             self.page = None
         try:
-            session, experiment = open_run(folder, self.experiment)
+            session, run = open_run(run)
         except BeliefEditError as error:
             self.children = [self.runs, Offer(self, words(error))]
         else:
-            self.page = Page(session, experiment, folder / "playground")
+            self.page = Page(session, run.config, run.folder / "playground")
             self.children = [self.runs, self.page]
-        self._list(folder)
+        folder = run.folder.resolve()
+        found = sorted({folder, *runs_beside(folder)})
+        self._listing = True
+        self.runs.options = [(path.name, str(path)) for path in found]
+        self.runs.value = str(folder)
+        self.runs.layout.display = None if len(found) > 1 else "none"
+        self._listing = False
 
     def rehearse(self) -> None:
-        """Carry out the example edit, so that a notebook's report has a picture of it; a page waits for its visitor."""
-        if self.page is not None and not is_page():
+        """Carry out the example edit, so that a notebook's report shows it; not on Voilà's page."""
+        is_page = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+        if self.page is not None and not is_page:
             self.page.rehearse()
-
-    def _list(self, folder: Path) -> None:
-        """Runs to choose from; one alone is no choice."""
-        found = {str(path): path for path in runs_beside(folder)} | {str(folder): folder}
-        self._listing = True
-        self.runs.options = [(path.name, name) for name, path in sorted(found.items())]
-        self.runs.value = str(folder)
-        self._listing = False
-        self.runs.layout.display = None if len(found) > 1 else "none"
 
     def _chosen(self, change: dict) -> None:
         if not self._listing and change["new"] is not None:
-            self.show_run(Path(change["new"]))
+            self.show_run(Run.open(change["new"], read_only=True))
 
 
-class Offer(ipw.VBox):
-    """Says how to make a run, and makes one at the press of a button.
-
-    Args:
-        playground: opens the run when it is made.
-        reason: why there is none.
-    """
+class Offer(Working):
+    """Says how to make the run of a playground, and makes one at the press of a button."""
 
     def __init__(self, playground: Playground, reason: str) -> None:
-        self.playground, self.worker = playground, Worker()
-        params, folder = playground.params, playground.folder
+        super().__init__()
+        self.playground = playground
+        params, folder = playground.params, Path(playground.run.folder)
         smoke = params.parent / "smoke.yaml"
-        self.small = ipw.Button(description="Make the smoke run (about a minute)", layout={"width": "auto"},
-                                button_style="primary", tooltip="A tiny model that has hardly learned its corpus")
-        self.whole = ipw.Button(description=f"Make the run of {params.name}", layout={"width": "auto"},
-                                tooltip="The demo takes about four minutes on two cores")
-        self.cancel = ipw.Button(description="Cancel", disabled=True, tooltip="Stop making the run")
-        self.progress = ipw.IntProgress(description="Progress", max=100, layout={"display": "none"})
-        self.message = ipw.HTML(show.message(reason, "problem"))
-        self.small.on_click(lambda _: self._make(smoke, folder.parent / "smoke"))
-        self.whole.on_click(lambda _: self._make(params, folder))
-        self.cancel.on_click(lambda _: self.worker.cancel())
-        how = show.block(f"<p>The playground needs a trained model. Make one on the command line with</p><pre>python "
-                         f"run_all.py --params {show.text(params)} --out {show.text(folder)}</pre><p>or here:</p>")
-        super().__init__([ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                          ipw.HBox([self.small, self.whole, self.cancel, self.progress])])
+        self.idle_only = [
+            button("Make the smoke run (about a minute)",
+                   "A tiny model that has learned little of its corpus",
+                   lambda _: self.make(smoke, folder.parent / "smoke"), "primary"),
+            button(f"Make the run of {params.name}",
+                   "The demo takes about four minutes on two cores",
+                   lambda _: self.make(params, folder))]
+        command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
+        how = show.block("<p>The playground needs a trained model. Make one on the command line "
+                         f"with</p><pre>{command}</pre><p>or here:</p>")
+        self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
+                         ipw.HBox([*self.idle_only, self.cancel, self.progress])]
+        self.say(reason, "problem")
+        self.set_busy(False)
 
-    def _make(self, params: Path, folder: Path) -> None:
-        self._busy(True)
+    def make(self, params: Path, folder: Path) -> Future:
+        """Make a run in the background, then show its page."""
+        def finished(_: object) -> str:
+            self.playground.show_run(Run(folder, params, read_only=True))
+            return "The run is made."
 
-        def finished(_: Any, problem: str | None) -> None:
-            self._busy(False)
-            if problem is None:
-                self.playground.experiment = load_params(params)
-                self.playground.show_run(folder)
-            else:
-                self.message.value = show.message(problem, "problem")
-
-        self.worker.run(lambda progress: make_run(params, folder, progress), finished, self._progress)
-
-    def _progress(self, done: int, total: int | None, text: str) -> None:
-        self.progress.value = done
-        self.message.value = show.message(text)
-
-    def _busy(self, busy: bool) -> None:
-        self.small.disabled = self.whole.disabled = busy
-        self.cancel.disabled = not busy
-        self.progress.layout.display = None if busy else "none"
-
-
-def is_page() -> bool:
-    """Whether this runs behind a Voilà page, where nobody sees cells."""
-    return os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+        return self.start(lambda progress: make_run(params, folder, progress), finished,
+                          "Starting …")

@@ -1,4 +1,4 @@
-"""Long work in the background: one thing after another, with progress, and stopped on request between its steps."""
+"""Long work in the background: one job after another, with progress, stopped on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from beliefedit.errors import BeliefEditError
 
 log = logging.getLogger(__name__)
 
-
 Progress = Callable[[int, int | None, str], None]
 """Called with (steps done, steps in all or None when that is not known, what is being done)."""
 
@@ -22,11 +21,16 @@ class Cancelled(Exception):  # noqa: N818 - nothing went wrong
 
 
 def silent(done: int, total: int | None, text: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is shown nowhere."""
+
+
+def part_of(progress: Progress, place: int, n: int) -> Progress:
+    """Progress of one of n parts of some work."""
+    return lambda done, total, text: progress(place, n, text)
 
 
 class Worker:
-    """One background thread that works jobs off in order."""
+    """One background thread that runs jobs in order."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="playground")
@@ -37,22 +41,23 @@ class Worker:
         """Start work; returns at once.
 
         Args:
-            work: is given a progress to call between its steps; that call ends it when it is to stop.
-            finished: called in the background with (result, None), or (None, what went wrong in words).
-            progress: what the work's calls are handed on to.
+            work: is given a progress to call between its steps; that call ends it when it is to
+                stop.
+            finished: called in the background with (result, None), or (None, what went wrong).
+            progress: what the work's calls are passed on to.
         """
         stop = threading.Event()
         self._stops.add(stop)
 
-        def told(done: int, total: int | None, text: str) -> None:
+        def report(done: int, total: int | None, text: str) -> None:
             if stop.is_set():
                 raise Cancelled
             progress(done, total, text)
 
         def job() -> None:
             try:
-                result, problem = work(told), None
-            except Exception as error:  # noqa: BLE001 - a page has nobody to raise to; it shows the words
+                result, problem = work(report), None
+            except Exception as error:  # noqa: BLE001 - the page shows the words
                 result, problem = None, words(error)
             self._stops.discard(stop)
             finished(result, problem)
@@ -60,12 +65,12 @@ class Worker:
         return self._threads.submit(job)
 
     def cancel(self) -> None:
-        """Stop what runs, at its next step, and what waits."""
+        """Stop the job that runs, at its next step, and those that wait."""
         for stop in list(self._stops):
             stop.set()
 
     def close(self) -> None:
-        """Stop, and start nothing that is still waiting."""
+        """Stop, and start nothing that still waits."""
         self.cancel()
         self._threads.shutdown(cancel_futures=True)
 
@@ -75,7 +80,8 @@ def words(error: BaseException) -> str:
     if isinstance(error, Cancelled):
         return "Stopped. Nothing was changed."
     if isinstance(error, BeliefEditError):
-        problem = error.problem[:1].upper() + error.problem[1:]
-        return f"{problem}. {error.remedy[:1].upper() + error.remedy[1:]}." if error.remedy else f"{problem}."
+        sentences = [text[:1].upper() + text[1:] for text in (error.problem, error.remedy) if text]
+        return " ".join(f"{sentence}." for sentence in sentences)
     log.error("the playground met an unexpected error", exc_info=error)
-    return f"Something went wrong ({type(error).__name__}: {error}). Nothing was changed; try again."
+    return (f"Something went wrong ({type(error).__name__}: {error}). "
+            "Nothing was changed; try again.")

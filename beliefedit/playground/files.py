@@ -1,195 +1,155 @@
-"""A session as a file: what was asked, what came out, and doing it again."""
+"""Opening and making runs; a session as a JSON file, saved and replayed."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import ValidationError
 
-from beliefedit import run as pipeline
-from beliefedit.config import Experiment
-from beliefedit.corpus import corpus
-from beliefedit.errors import EditError, StoreError, TrainingError
-from beliefedit.evaluation import soft_targets as lessons
+from beliefedit.corpus.corpus import spread_texts
+from beliefedit.corpus.language import Fact
+from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError
 from beliefedit.evaluation.cases import Cases
-from beliefedit.evaluation.edits import Base
-from beliefedit.playground.agent_view import Known, Wish
-from beliefedit.playground.background import Progress, silent
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
+from beliefedit.playground.agent_view import EvidenceStrength, Known
+from beliefedit.playground.background import Progress, part_of, silent
 from beliefedit.playground.session import Choice, Session
-from beliefedit.store import MANIFEST, Store, read_json, write_json
+from beliefedit.run import Run
+from beliefedit.store import read_json, write_json
 
-_PARTS = re.compile(r"([\d.]+)([kM]?)/([\d.]+)([kM]?) \[")
-_THOUSANDS = {"": 1, "k": 1e3, "M": 1e6}
-
-
-class Finished(Store):
-    """A run folder that is read and never written: a playground that opens must not start to train."""
-
-    def stage(self, name: str, *, version: int, config: Any, inputs: Mapping[str, str],
-              build: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        """The folder of a stage's artifact.
-
-        Raises:
-            StoreError: it has not been built, or by another configuration or other code.
-        """
-        def missing(folder: Path) -> None:
-            raise StoreError(f"{self.folder} holds no {name} of this configuration",
-                             remedy="make the run with run_all.py, or choose another run folder")
-
-        return super().stage(name, version=version, config=config, inputs=inputs, build=missing)
+FORMAT = 2
+_SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 
 
-def open_run(folder: str | Path, experiment: Experiment) -> tuple[Session, Experiment]:
-    """A session on the model of a run folder, and the configuration the model was made with.
+def open_run(run: Run) -> tuple[Session, Run]:
+    """A session on a run's model, and the run it belongs to.
 
-    Args:
-        experiment: tried first; if the folder holds another run, its own configuration is taken.
+    If the folder holds no model of the run's configuration, the recorded configuration is taken.
 
     Raises:
-        StoreError: the folder holds no finished model.
+        StoreError: the run is read-only and the folder holds no trained model.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise StoreError(f"there is no run in {folder}", remedy="make one with run_all.py")
     try:
-        return _open(folder, experiment), experiment
-    except StoreError:
-        own = _own_configuration(folder)
-        if own is None or own == experiment:
-            raise
-        return _open(folder, own), own
+        return _session(run), run
+    except StoreError as error:
+        try:
+            recorded = Run.open(run.folder, read_only=True)
+            return _session(recorded), recorded
+        except BeliefEditError:
+            raise error from None
 
 
-def _own_configuration(folder: Path) -> Experiment | None:
-    path = folder / "run.json"
-    if not path.exists():
-        return None
-    try:
-        return Experiment.model_validate(read_json(path)["config"])
-    except (ValidationError, KeyError, TypeError):
-        return None
+def _session(run: Run) -> Session:
+    no_cases = Cases(pl.DataFrame(), pl.DataFrame(
+        schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
+    soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
+    return Session(run.model, run.tokenizer, Known(run.world, run.corpus, run.agent),
+                   spread_texts(run.corpus), soft_targets)
 
 
-def _open(folder: Path, experiment: Experiment) -> Session:
-    store = Finished(folder)
-    world, known = pipeline.make_world(experiment, store), pipeline.make_corpus(experiment, store)
-    agent = pipeline.make_agent(experiment, store)
-    model, tokenizer = pipeline.make_model(experiment, store)
-    nothing = Cases(pl.DataFrame(), pl.DataFrame(schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
-    near = lessons.Neighbourhood(world, known, agent, nothing, experiment.seed)
-    return Session(Base(model, tokenizer, corpus.spread_texts(known), near), Known(world, known, agent))
-
-
-def runs_beside(folder: str | Path) -> list[Path]:
-    """Run folders with a model in the same place as this one, by name."""
-    return sorted(path.parent.parent for path in Path(folder).resolve().parent.glob(f"*/model/{MANIFEST}"))
+def runs_beside(folder: Path) -> list[Path]:
+    """Folders of finished runs in the same place as this one, by name."""
+    return sorted(path.parent for path in folder.resolve().parent.glob("*/summary.json"))
 
 
 def make_run(params: Path, folder: Path, progress: Progress) -> None:
-    """Build graph, corpus and model of a parameter file, as `run_all.py` does; takes from half a minute on.
+    """Make graph, corpus and model with run_all.py, in a process that ends with this one.
 
     Args:
         params: in the ``params`` folder of a checkout, which also holds run_all.py.
-        progress: called with percent done of the current step, and what is being done; may end it.
+        progress: called with (notebook cell, cells, what is being done); may raise to stop the run.
 
     Raises:
         TrainingError: run_all.py is not there, or fails.
     """
     script = params.resolve().parent.parent / "run_all.py"
     if not script.exists():
-        raise TrainingError(f"no run_all.py beside {params.resolve().parent}", remedy="run it from a checkout")
-    command = [sys.executable, str(script), "--params", str(params.resolve()), "--out", str(folder.resolve()),
-               "--only", "01_corpus", "--only", "02_pretraining"]
-    process = subprocess.Popen(command, cwd=script.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               text=True, errors="replace")
-    said = ""
-    try:
-        for line in process.stderr or ():
-            said = line.strip() or said
-            progress(_percent(said), 100, said)
-        if process.wait():
-            raise TrainingError(f"the run failed: {said}", remedy=f"see what '{' '.join(command[1:])}' says")
-    finally:
-        if process.poll() is None:
+        raise TrainingError(f"no run_all.py beside {params.resolve().parent}",
+                            remedy="run it from a checkout")
+    command = [sys.executable, str(script), "--params", str(params.resolve()), "--out",
+               str(folder.resolve()), "--only", "01_corpus", "--only", "02_pretraining"]
+    linux = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def end_with_parent() -> None:
+        if linux is not None:
+            linux.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+    line = ""
+    with subprocess.Popen(command, cwd=script.parent, stdout=subprocess.DEVNULL, text=True,
+                          stderr=subprocess.PIPE, errors="replace",
+                          preexec_fn=end_with_parent) as process:
+        try:
+            for text in process.stderr or ():
+                line = text.strip() or line
+                cell = re.search(r"cell (\d+)/(\d+)", line)
+                progress(int(cell[1]) if cell else 0, int(cell[2]) if cell else None, line)
+        except BaseException:
             process.terminate()
-            process.wait()
-
-
-def _percent(said: str) -> int:
-    """How far a step is, by the parts its progress bar tells ("73.5k/300k [00:30<01:30"); 0 without one."""
-    found = _PARTS.search(said)
-    if not found:
-        return 0
-    done, unit, whole, unit_of_whole = found.groups()
-    return round(100 * float(done) * _THOUSANDS[unit] / max(float(whole) * _THOUSANDS[unit_of_whole], 1))
-
-FORMAT = 1
+            raise
+    if process.returncode:
+        raise TrainingError(f"the run failed: {line}",
+                            remedy=f"see what '{' '.join(command[1:])}' says")
 
 
 def save_session(session: Session, path: Path) -> None:
     """Write the history as JSON: every request, its editor, and every number that was shown."""
     write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
-        {"wish": entry.wish.to_json(), "editor": entry.choice.name, "settings": dict(entry.choice.settings),
-         "stacked": entry.stacked, "numbers": entry.picture.numbers()} for entry in session.history]})
+        {"subject": entry.request.subject, "relation": entry.request.fact.relation,
+         "object": entry.request.target, "weight": entry.request.weight,
+         "editor": entry.choice.name, "settings": dict(entry.choice.settings),
+         "stacked": entry.stacked, "numbers": entry.picture.numbers()}
+        for entry in session.history]})
 
 
 def replay(session: Session, path: Path, progress: Progress = silent) -> float:
     """Take all edits back and carry out those of a file instead.
 
     Returns:
-        The largest difference between a number of the file and the one found now; 0 when all are the same.
+        The largest difference between a number of the file and the one found now; 0 when all are
+        the same, infinite where other things are shown.
 
     Raises:
         EditError: the file is no session, or was saved with another model so that it does not fit.
         StoreError: no such file, or a damaged one.
     """
     values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("edits"), list):
-        raise EditError("this file is no session of the playground", where=str(path),
-                        remedy="load a file that 'Save session' wrote")
-    if not all(isinstance(edit, dict) and isinstance(edit.get("settings", {}), dict) for edit in values["edits"]):
-        raise EditError("an edit of this file cannot be read", where=str(path), remedy="load the file as it was saved")
-    edits = [(Wish.from_json(edit.get("wish")), Choice(edit.get("editor"), edit.get("settings", {})),
-              bool(edit.get("stacked")), edit.get("numbers")) for edit in values["edits"]]
+    try:
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r}")
+        edits = [_read_edit(edit) for edit in values["edits"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EditError(f"this file is no session of the playground: {error}", where=str(path),
+                        remedy="load a file that 'Save session' wrote") from None
     session.clear()
     worst = 0.0
-    for place, (wish, choice, stacked, numbers) in enumerate(edits):
-        def within(done: int, total: int | None, text: str, place: int = place) -> None:
-            progress(place, len(edits), text)
-
+    for place, (requested, weight, choice, stacked, numbers) in enumerate(edits):
         session.stacked = stacked
-        found = session.edit(wish, choice, within).picture.numbers()
-        worst = max(worst, _difference(numbers, found))
+        request = session.known.request(requested, EvidenceStrength(None, weight))
+        entry = session.edit(request, choice, part_of(progress, place, len(edits)))
+        worst = max(worst, _difference(numbers, entry.picture.numbers()))
     session.stacked = bool(values.get("stacked"))
     return worst
 
 
-def _difference(old: Any, new: Any) -> float:
-    """Largest difference of two trees of numbers; infinite where anything else differs."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    if before.keys() != after.keys():
+def _read_edit(edit: dict[str, Any]) -> tuple[Fact, float, Choice, bool, dict]:
+    names = edit["subject"], edit["relation"], edit["object"], edit["editor"]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{names} are no names")
+    return (Fact(*names[:3]), float(edit["weight"]), Choice(names[3], dict(edit["settings"])),
+            bool(edit["stacked"]), dict(edit["numbers"]))
+
+
+def _difference(old: dict[str, Any], new: dict[str, float | None]) -> float:
+    """Largest difference of two sets of numbers; infinite where one lacks a number."""
+    if old.keys() != new.keys():
         return math.inf
-    return max((abs(before[key] - after[key]) if _are_numbers(before[key], after[key])
-                else (0.0 if before[key] == after[key] else math.inf) for key in before), default=0.0)
-
-
-def _are_numbers(*values: Any) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _leaves(value: Any, key: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    if isinstance(value, Mapping):
-        for name, one in value.items():
-            yield from _leaves(one, (*key, name))
-    elif isinstance(value, list | tuple):
-        for place, one in enumerate(value):
-            yield from _leaves(one, (*key, place))
-    else:
-        yield key, value
+    pairs = ((old[name], new[name]) for name in new)
+    return max(0.0 if one == other else math.inf if None in (one, other) else abs(one - other)
+               for one, other in pairs)

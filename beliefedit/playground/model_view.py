@@ -12,10 +12,10 @@ from beliefedit.editors.base import EditedModels
 from beliefedit.lm.scoring import encode_pairs, score
 
 _SLACK = 1e-3
-"""Nats by which the same probability may differ between batches of other shapes."""
+"""Nats by which the same probability may differ between batches of different shapes."""
 
 _MOST = 20_000
-"""Answers remembered before they are forgotten: a long session must not grow."""
+"""Answers kept before all are dropped, so that a long session does not grow."""
 
 
 class Asked:
@@ -25,7 +25,8 @@ class Asked:
         objects: labels that are possible answers.
     """
 
-    def __init__(self, models: EditedModels, tokenizer: PreTrainedTokenizerFast, objects: Sequence[str]) -> None:
+    def __init__(self, models: EditedModels, tokenizer: PreTrainedTokenizerFast,
+                 objects: Sequence[str]) -> None:
         self.models, self.tokenizer, self.objects = models, tokenizer, objects
         self._answers: dict[tuple[str, str], float] = {}
         self._strongest: dict[tuple[str, int], list[str]] = {}
@@ -42,47 +43,52 @@ class Asked:
             self._strongest.clear()
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._answers]
         if new:
-            prompts, targets = zip(*new, strict=True)
-            log_p = score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(new))
+            log_p = self._score(*zip(*new, strict=True))
             self._answers.update(zip(new, np.exp(log_p).tolist(), strict=True))
 
     def strongest(self, prompt: str, n: int) -> list[str]:
-        """The n objects held likeliest, ties in order, without asking for all of them.
+        """The n objects with the largest probability, ties in order, without scoring all of them.
 
-        No object is likelier than its first token, so objects are asked for by falling probability of that token
-        until none that is left can be among the n.
+        No object is likelier than its first token, so objects are scored by falling probability of
+        that token until none that is left can be among the n.
         """
-        if (prompt, n) not in self._strongest:
-            self._strongest[prompt, n] = self._best_first(prompt, n)
-        return self._strongest[prompt, n]
-
-    def _best_first(self, prompt: str, n: int) -> list[str]:
+        if (prompt, n) in self._strongest:
+            return self._strongest[prompt, n]
         bounds = self._first_token(prompt)
         order = np.argsort(-bounds, kind="stable")
         log_p = np.full(len(bounds), -np.inf)
         done, size = 0, 4 * n
         while done < len(order):
             piece = order[done:done + size]
-            log_p[piece] = score(self.models, self.tokenizer, [prompt] * len(piece),
-                                 [self.objects[place] for place in piece], versions=[0] * len(piece))
+            log_p[piece] = self._score([prompt] * len(piece),
+                                       [self.objects[place] for place in piece])
             done, size = done + len(piece), 2 * size
-            if done >= n and done < len(order) and np.sort(log_p)[-n] > bounds[order[done]] + _SLACK:
+            if (n <= done < len(order)
+                    and np.sort(log_p)[-n] > bounds[order[done]] + _SLACK):
                 break
-        best = np.argsort(-log_p, kind="stable")[:n]
-        known = np.flatnonzero(np.isfinite(log_p))
-        self._answers.update({(prompt, self.objects[place]): float(np.exp(log_p[place])) for place in known.tolist()})
-        return [self.objects[place] for place in best]
+        for place in np.flatnonzero(np.isfinite(log_p)):
+            self._answers[prompt, self.objects[place]] = float(np.exp(log_p[place]))
+        best = [self.objects[place] for place in np.argsort(-log_p, kind="stable")[:n]]
+        self._strongest[prompt, n] = best
+        return best
+
+    def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+        return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
 
     @torch.no_grad()
     def _first_token(self, prompt: str) -> np.ndarray:
-        """log-probability of every object's first token, float64 [n_objects]; 0 where the prompt is read otherwise."""
+        """log-probability of every object's first token, float64 [n_objects].
+
+        0 for an object before which the prompt is tokenized differently.
+        """
         text = (getattr(self.models, "prefixes", None) or [""])[0] + prompt
         pairs = encode_pairs(self.tokenizer, [text] * len(self.objects), self.objects)
         start = int(np.bincount(pairs.starts).argmax())
         usual = int((pairs.starts == start).argmax())
-        alike = (pairs.starts == start) & (pairs.ids[:, :start] == pairs.ids[usual, :start]).all(axis=1)
+        same_prompt = (pairs.ids[:, :start] == pairs.ids[usual, :start]).all(axis=1)
         ids = torch.from_numpy(pairs.ids[usual:usual + 1, :start]).to(self.models.device)
-        output = self.models(input_ids=ids, versions=torch.zeros(1, dtype=torch.int64, device=ids.device),
-                             use_cache=False, logits_to_keep=1)
+        output = self.models(input_ids=ids, versions=torch.zeros_like(ids[:, 0]), use_cache=False,
+                             logits_to_keep=1)
         log_p = output.logits[0, -1].float().log_softmax(-1).double().cpu().numpy()
-        return np.where(alike, log_p[pairs.ids[:, min(start, pairs.ids.shape[1] - 1)]], 0.0)
+        first = log_p[pairs.ids[:, min(start, pairs.ids.shape[1] - 1)]]
+        return np.where((pairs.starts == start) & same_prompt, first, 0.0)

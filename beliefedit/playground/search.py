@@ -22,11 +22,9 @@ class Suggestions:
     def __contains__(self, name: object) -> bool:
         return name in self._place
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def find(self, text: str, n: int = 12, first: Iterable[str] = ()) -> list[str]:
-        """At most n names that hold a text: equal ones, then those that begin with it, whose words do, all others.
+        """At most n names that hold a text: equal ones, those it begins, those with a word that it
+        begins, others.
 
         Args:
             text: what has been typed so far; nothing finds the first names.
@@ -47,7 +45,7 @@ class Suggestions:
         return [self.names[place] for place in [*chain.from_iterable(found)][:n]]
 
     def resolve(self, text: str) -> str | None:
-        """The name meant by a text: the name itself, or the only one that differs from it in case or accents."""
+        """The name itself, or the only one that differs from the text in case or accents."""
         if text in self._place:
             return text
         typed = fold(text.strip())
@@ -64,7 +62,7 @@ def fold(text: str) -> str:
 
 
 def _kind(name: str, typed: str) -> int:
-    """0 for the name itself, 1 for its beginning, 2 for the beginning of a word, 3 for any other part."""
+    """0 for the name itself, 1 for its beginning, 2 for that of a word, 3 for any other part."""
     if name.startswith(typed):
         return 0 if name == typed else 1
     return 2 if f" {typed}" in name else 3

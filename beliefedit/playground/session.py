@@ -1,4 +1,4 @@
-"""A session of the playground: edits carried out, piled up or apart, undone to the bit, and kept."""
+"""A session: edits carried out alone or sequentially, undone to the bit, kept and exported."""
 
 from __future__ import annotations
 
@@ -7,81 +7,25 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.editors import export
-from beliefedit.editors import registry as editors
+from beliefedit.editors import export, registry
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Plain, SoftTarget, add_delta
 from beliefedit.errors import EditError
-from beliefedit.evaluation.edits import Base
+from beliefedit.evaluation.cases import EditCase
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
-from beliefedit.playground.agent_view import Known, Outlook, Wish
-from beliefedit.playground.background import Progress, silent
+from beliefedit.playground.agent_view import Known, Outlook
+from beliefedit.playground.background import Progress, part_of, silent
 from beliefedit.playground.model_view import Asked
 from beliefedit.playground.snapshot import Picture, draw
-
-
-def compare(session: Session, wish: Wish, choices: Sequence[Choice], progress: Progress = silent) -> pl.DataFrame:
-    """The same wish carried out by several editors, none of which enters the history.
-
-    Returns:
-        Per editor: editor, p_request, downstream (probability of what the agent expects of the second fact now),
-        other (of what is told about somebody else), true_false, negation (coherence errors), seconds, refused
-        (why it could not; null). The first two rows are the agent and the model before.
-    """
-    rows = []
-    for place, choice in enumerate(choices):
-        started = time.perf_counter()
-
-        def within(done: int, total: int | None, text: str, place: int = place) -> None:
-            progress(place, len(choices), text)
-
-        try:
-            within(0, None, choice.name)
-            _, picture = session.carry_out(wish, choice, within)
-        except EditError as error:
-            rows.append({"editor": choice.name, "refused": error.problem})
-            continue
-        if not any("p_request" in row for row in rows):
-            rows = [*_standards(picture), *rows]
-        rows.append({"editor": choice.name, **_figures(picture, "p_after", 1),
-                     "seconds": time.perf_counter() - started})
-    figures = ("p_request", "downstream", "other", "true_false", "negation", "seconds")
-    return pl.DataFrame(rows, schema={"editor": pl.String, **dict.fromkeys(figures, pl.Float64),
-                                      "refused": pl.String})
-
-
-def _standards(picture: Picture) -> list[dict[str, Any]]:
-    """Rows of the agent and of the model before the edit."""
-    coherent = {"true_false": 0.0, "negation": 0.0}
-    return [{"editor": "rational agent", **_figures(picture, "p_agent", None), **coherent},
-            {"editor": "LM before", **_figures(picture, "p_before", 0)}]
-
-
-def _figures(picture: Picture, who: str, state: int | None) -> dict[str, float | None]:
-    """p_request, downstream, other, and the errors of a state."""
-    def p(place: int, name: str | None) -> float | None:
-        return next((getattr(bar, who) for bar in picture.panels[place].bars if bar.object == name), None)
-
-    values = {"p_request": p(0, picture.wish.object)}
-    for column, wanted in (("downstream", ("downstream", "upstream")), ("other", ("other subject",))):
-        for place, panel in enumerate(picture.panels):
-            if panel.question.role in wanted:
-                named = [bar for bar in panel.bars if bar.object is not None]
-                expected = max(named, key=lambda bar: bar.p_agent).object
-                values[column] = p(place, expected if column == "downstream" else panel.question.object)
-    if state is not None:
-        values |= {name: picture.logic.errors[shown][state] for name, shown in
-                   (("true_false", "T/F"), ("negation", "negation"))}
-    return values
 
 ExportKind = Literal["adapter", "delta", "model"]
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
@@ -100,13 +44,11 @@ class Entry:
     """One edit of the history.
 
     Attributes:
-        number: 1 for the session's first edit.
         stacked: it was made on top of the stacked edits before it.
         folder: holds its weights, as far as it has any.
     """
 
-    number: int
-    wish: Wish
+    request: EditRequest
     choice: Choice
     stacked: bool
     picture: Picture
@@ -115,32 +57,33 @@ class Entry:
 
 
 class Session:
-    """Edits of one model by one reader; the model itself is never changed.
+    """Edits of one model, which itself is never changed.
 
     Weights of edits are kept on disk, so that memory does not grow with the history.
 
     Args:
-        base: the model, and what editors want to know of it; its ``lessons`` are a `beliefedit.lessons.Neighbourhood`.
-        known: what the corpus tells.
+        texts: documents of the corpus, for editors that look at how the model reads them.
+        soft_targets: makes them, for editors that use them.
     """
 
-    def __init__(self, base: Base, known: Known) -> None:
-        self.base, self.known = base, known
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: Known,
+                 texts: Sequence[str] = (), soft_targets: SoftTargetBuilder | None = None) -> None:
+        self.base, self.tokenizer, self.known = model, tokenizer, known
+        self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
-        self._number = 0
         self._kept = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
-        self._fresh = self._asked(Plain(base.model))
+        self._fresh = self._asked(Plain(model))
         self._pile: PreTrainedModel | None = None
         self._piled = self._fresh
 
     @property
     def agent(self) -> BayesAgent:
-        """The rational agent who has been told what the model of the next edit has been told."""
+        """The agent that has seen the evidence of all edits that the next one is made on top of."""
         agent = self.known.agent
-        for entry in self._below():
-            wish = entry.wish
-            agent = agent.after(wish.subject, wish.relation, wish.object, entry.picture.weight)
+        for entry in self.history:
+            if self.stacked and entry.stacked:
+                agent = agent.after(entry.request)
         return agent
 
     @property
@@ -148,61 +91,84 @@ class Session:
         """What the next edit starts from; not to be changed."""
         return self._before().models.model
 
-    def outlook(self, wish: Wish) -> Outlook:
-        """What the agent makes of a wish; no model is asked.
+    def outlook(self, request: EditRequest) -> Outlook:
+        """What the agent makes of a request; no model is asked."""
+        return self.known.outlook(request, self.agent)
 
-        Raises:
-            EditError, EvidenceError: the wish cannot be granted.
-        """
-        return self.known.outlook(wish, self.agent)
+    def look(self, request: EditRequest) -> Picture:
+        """A request before its edit: the agent, and the model as it is."""
+        return draw(self.outlook(request), self.known.agent.objects, self._before())
 
-    def look(self, wish: Wish) -> Picture:
-        """A wish before it is granted: the agent, and the model as it is."""
-        return draw(self.outlook(wish), self.known.agent.objects, self._before())
-
-    def edit(self, wish: Wish, choice: Choice, progress: Progress = silent) -> Entry:
-        """Carry a wish out and put it into the history; if anything goes wrong, nothing has changed.
+    def edit(self, request: EditRequest, choice: Choice, progress: Progress = silent) -> Entry:
+        """Carry a request out and put it into the history; after an error nothing has changed.
 
         Raises:
             EditError, EvidenceError, ConfigError: it cannot be carried out.
         """
         started = time.perf_counter()
-        edited, picture = self.carry_out(wish, choice, progress)
+        edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
-        folder = Path(self._kept.name) / f"{self._number + 1:04d}"
-        delta = self._keep(edited, folder)
+        folder = Path(self._kept.name) / f"{len(self.history) + 1:04d}"
+        has_delta = _keep(edited, folder)
         if self.stacked:
-            if delta is None:
-                raise EditError(f"{choice.name} changes no weights, so nothing can pile up on it",
+            if not has_delta:
+                raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
                                 remedy="choose another editor, or make each edit alone")
-            self._stack(delta)
-        self._number += 1
-        entry = Entry(self._number, wish, choice, self.stacked, picture, seconds, folder)
+            self._stack(folder)
+        entry = Entry(request, choice, self.stacked, picture, seconds, folder)
         self.history = (*self.history, entry)
         return entry
 
-    def carry_out(self, wish: Wish, choice: Choice, progress: Progress) -> tuple[EditedModels, Picture]:
-        """(The edited model, its picture); the history stays as it is.
-
-        Raises:
-            EditError, EvidenceError, ConfigError: it cannot be carried out.
-        """
-        outlook = self.outlook(wish)
-        before = self._asked(self._before().models)  # afresh: numbers must not depend on what was asked earlier
-        editor = editors.editor(choice.name, **choice.settings)
-        request = self._request(wish, editor, outlook)
-        if reason := editor.refusal(self.base.tokenizer, request):
-            raise EditError(reason, where=str(wish.atom), remedy="change the request")
-        progress(0, None, f"{choice.name}: getting ready")
-        model, tokenizer = before.models.model, self.base.tokenizer
-        editor.prepare(model, tokenizer, self.base.texts)
+    def carry_out(self, request: EditRequest, choice: Choice,
+                  progress: Progress) -> tuple[EditedModels, Picture]:
+        """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
+        outlook = self.outlook(request)
+        before = self._asked(self._before().models)  # anew: no number depends on earlier questions
+        model, tokenizer = before.models.model, self.tokenizer
+        editor = registry.editor(choice.name, **choice.settings)
+        if editor.uses_soft_targets and self.soft_targets is not None:
+            request = replace(request, soft_targets=self._soft_targets(editor, outlook))
+        if reason := editor.validation_error(tokenizer, request):
+            raise EditError(reason, where=str(request.requested), remedy="change the request")
+        progress(0, None, f"{choice.name}: preparing")
+        editor.prepare(model, tokenizer, self.texts)
         total = getattr(editor.config, "steps", None)
-        edited = editor.apply(model, tokenizer, [request], watch=lambda step, so_far: progress(
+        edited = editor.apply(model, tokenizer, [request], watch=lambda step, _: progress(
             step, total, f"{choice.name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
         progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
         return edited, picture
+
+    def compare(self, request: EditRequest, choices: Sequence[Choice],
+                progress: Progress = silent) -> pl.DataFrame:
+        """The same request carried out by several editors; the history stays as it is.
+
+        Returns:
+            editor, p_request, downstream (probability of what the agent then expects there), other
+            (of another subject's true object), true_false, negation (logical errors), seconds,
+            refused (why it cannot be carried out; null). Agent and unedited model come first.
+        """
+        rows: list[dict[str, Any]] = []
+        picture: Picture | None = None
+        for place, choice in enumerate(choices):
+            started = time.perf_counter()
+            within = part_of(progress, place, len(choices))
+            try:
+                within(0, None, choice.name)
+                _, picture = self.carry_out(request, choice, within)
+            except EditError as error:
+                rows.append({"editor": choice.name, "refused": error.problem})
+            else:
+                rows.append({"editor": choice.name, **_figures(picture, "p_after"),
+                             "seconds": time.perf_counter() - started})
+        if picture is not None:
+            agent = _figures(picture, "p_agent") | {"true_false": 0.0, "negation": 0.0}
+            rows = [{"editor": "Bayesian agent", **agent},
+                    {"editor": "LM before", **_figures(picture, "p_before")}, *rows]
+        return pl.DataFrame(rows, schema={"editor": pl.String, **dict.fromkeys(
+            ("p_request", "downstream", "other", "true_false", "negation", "seconds"), pl.Float64),
+            "refused": pl.String})
 
     def undo(self) -> Entry:
         """Take the last edit back; the model is, bit for bit, what it was before it.
@@ -215,8 +181,12 @@ class Session:
         *rest, last = self.history
         self.history = tuple(rest)
         shutil.rmtree(last.folder, ignore_errors=True)
-        if last.stacked:
-            self._rebuild()
+        if last.stacked and self._pile is not None:  # the same sums in the same order, so same bits
+            self._piled = self._fresh
+            self._pile.load_state_dict(self.base.state_dict())
+            for entry in self.history:
+                if entry.stacked:
+                    self._stack(entry.folder)
         return last
 
     def clear(self) -> None:
@@ -225,10 +195,9 @@ class Session:
             self.undo()
 
     def export(self, kind: ExportKind, target: Path) -> Path:
-        """Write the last edit as a PEFT adapter folder, a file of weight changes, or the whole edited model.
+        """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        Returns:
-            What was written.
+        The path that was written is returned.
 
         Raises:
             EditError: no edit, or one that has no such form.
@@ -236,82 +205,72 @@ class Session:
         if not self.history:
             raise EditError("there is no edit to save", remedy="press Edit first")
         entry = self.history[-1]
-        if not (entry.folder / _DELTA).exists():
+        delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
+        if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
                             remedy="choose another editor")
         if kind == "model":
-            start = self._pile if entry.stacked else self.base.model
-            edited = copy.deepcopy(start) if entry.stacked else export.load_delta(entry.folder / _DELTA, start)
-            save_model(edited, self.base.tokenizer, target)
-            return target
-        source = entry.folder / (_ADAPTER if kind == "adapter" else _DELTA)
-        if not source.exists():
-            raise EditError(f"an edit by {entry.choice.name} is no adapter", remedy="save it as a delta or a model")
-        if kind == "adapter":
-            shutil.copytree(source, target, dirs_exist_ok=True)
-            return target
-        target = target.with_suffix(".safetensors")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+            edited = self._pile if entry.stacked else export.load_delta(delta, self.base)
+            save_model(edited, self.tokenizer, target)
+        elif kind == "delta":
+            target = target.with_suffix(".safetensors")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(delta, target)
+        elif not adapter.exists():
+            raise EditError(f"an edit by {entry.choice.name} is no adapter",
+                            remedy="save it as a delta or a model")
+        else:
+            shutil.copytree(adapter, target, dirs_exist_ok=True)
         return target
 
     def close(self) -> None:
-        """Forget the weights that were kept."""
+        """Delete the weights that were kept."""
         self._kept.cleanup()
 
     def _asked(self, models: EditedModels) -> Asked:
-        return Asked(models, self.base.tokenizer, self.known.agent.objects)
+        return Asked(models, self.tokenizer, self.known.agent.objects)
 
     def _before(self) -> Asked:
         return self._piled if self.stacked else self._fresh
 
-    def _below(self) -> list[Entry]:
-        """Edits that the next one would stand on."""
-        return [entry for entry in self.history if entry.stacked] if self.stacked else []
+    def _soft_targets(self, editor: Editor, outlook: Outlook) -> tuple[SoftTarget, ...]:
+        """What else is to be believed after a request, but for what is shown of another subject."""
+        request = outlook.request
+        if not request.fact.object:
+            raise EditError(f"the corpus does not state what {request.prompt!r}", remedy=(
+                "choose a relation the subject has, or an editor without soft targets"))
+        relations = [q.fact.relation for q in outlook.questions if q.role == "downstream"]
+        shown = {q.fact.prompt for q in outlook.questions if q.role == "other subject"}
+        case = EditCase(0, request, relations[0] if relations else None)
+        return self.soft_targets(case, editor.config, self.agent, held_out=shown)
 
-    def _request(self, wish: Wish, editor: Editor, outlook: Outlook) -> EditRequest:
-        """The wish as editors take it, with lessons for those that need them."""
-        lessons: tuple[SoftTarget, ...] = ()
-        if editor.needs_lessons and self.base.lessons is not None:
-            if (wish.subject, wish.relation) not in self.known.object_of:
-                raise EditError(f"the corpus tells nothing of what {wish.subject!r} {wish.relation!r}",
-                                remedy="choose a relation the subject has, or an editor without lessons")
-            downstream = [q.relation for q in outlook.questions if q.role == "downstream"]
-            case = {"case": 0, "subject": wish.subject, "relation": wish.relation, "request": wish.object,
-                    "object": self.known.object_of[wish.subject, wish.relation], "weight": outlook.weight,
-                    "downstream_relation": downstream[0] if downstream else None}
-            near = self.base.lessons.held_by(self.agent)
-            shown = {q.prompt for q in outlook.questions if q.role == "other subject"}  # not taught, so that it tells
-            near.unseen = {0: shown}
-            lessons = near(case, editor.config)
-        return EditRequest(wish.prompt, wish.object, wish.subject, outlook.weight, lessons)
-
-    def _keep(self, edited: EditedModels, folder: Path) -> dict[str, torch.Tensor] | None:
-        """Write an edit's weights down; None if it has none."""
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            export.save_delta(edited, 0, folder / _DELTA)
-        except EditError:
-            return None
-        try:
-            export.save_adapter(edited, 0, folder / _ADAPTER)
-        except EditError:  # a change of weights that is not of low rank
-            pass
-        return load_file(folder / _DELTA)
-
-    def _stack(self, delta: Mapping[str, torch.Tensor]) -> None:
-        """Put one more edit on the pile."""
+    def _stack(self, folder: Path) -> None:
+        """Add an edit to the model that all stacked edits are made on."""
         if self._pile is None:
-            self._pile = copy.deepcopy(self.base.model)
-        add_delta(self._pile, delta)
+            self._pile = copy.deepcopy(self.base)
+        add_delta(self._pile, load_file(folder / _DELTA))
         self._piled = self._asked(Plain(self._pile))
 
-    def _rebuild(self) -> None:
-        """The pile from the bottom: the same sums in the same order give the same bits."""
-        self._piled = self._fresh
-        if self._pile is None:
-            return
-        self._pile.load_state_dict(self.base.model.state_dict())
-        for entry in self.history:
-            if entry.stacked:
-                self._stack(load_file(entry.folder / _DELTA))
+
+def _keep(edited: EditedModels, folder: Path) -> bool:
+    """Write an edit's weights, as far as it has any; whether it has."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        export.save_delta(edited, 0, folder / _DELTA)
+        export.save_adapter(edited, 0, folder / _ADAPTER)
+    except EditError:  # no change of weights, or one that is not of low rank
+        pass
+    return (folder / _DELTA).exists()
+
+
+def _figures(picture: Picture, column: str) -> dict[str, float | None]:
+    """p_request, downstream and other in one column of the bars, and the model's logical errors."""
+    near, other = picture.panel("downstream", "upstream"), picture.panel("other subject")
+    figures = {"p_request": getattr(picture.panels[0].bar(picture.request.target), column)}
+    if near is not None:
+        figures["downstream"] = getattr(near.expected, column)
+    if other is not None:
+        figures["other"] = getattr(other.bar(other.question.fact.object), column)
+    errors, state = picture.logic.errors, int(column == "p_after")
+    return figures | {name: errors[name][state] for name in ("true_false", "negation")}

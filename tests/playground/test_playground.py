@@ -1,9 +1,16 @@
-"""The playground without a page: search, wishes, outlooks, pictures, and what they show."""
+"""The playground without a page: search, requests, outlooks, pictures, and what they show."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,17 +19,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import beliefedit as be
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.config import load_params
+from beliefedit.corpus.language import Fact
+from beliefedit.editors.base import EditRequest
 from beliefedit.errors import EditError, EvidenceError, StoreError, TrainingError
 from beliefedit.playground import html as show
-from beliefedit.playground.agent_view import CAP, Strength, Wish, largest
+from beliefedit.playground.agent_view import CAP, EvidenceStrength, largest
 from beliefedit.playground.background import Cancelled, Worker, silent, words
 from beliefedit.playground.files import make_run, open_run, runs_beside
-from beliefedit.playground.html import ripple
 from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.snapshot import TOP, draw
 from tests.sample_notebooks import HOSTILE
+from tests.sample_playground import open_tiny
 
 NAMES = st.lists(st.text("aAbé ", min_size=1, max_size=6), unique=True, max_size=12)
 
@@ -61,28 +70,19 @@ AGENT = BayesAgent.fit(pl.DataFrame({"subject": ["ann"] * 2, "relation": ["r"] *
 
 @pytest.mark.parametrize("p", [0.5, 0.95, 0.99])
 def test_evidence_brings_the_belief_just_to_the_probability(p):
-    weight = Wish("ann", "r", "b", Strength("probability", p)).weight(AGENT)
+    weight = EvidenceStrength(p).observations(AGENT, Fact("ann", "r", "b"))
     told = AGENT.after("ann", "r", "b", weight)
     assert told.probability("ann", "r", "b", "direct") >= p - 1e-12
     assert AGENT.after("ann", "r", "b", weight - 1).probability("ann", "r", "b", "direct") < p
 
 
 def test_other_strengths():
-    assert Wish("ann", "r", "b", Strength("one observation", 7.0)).weight(AGENT) == 1
-    assert Wish("ann", "r", "b", Strength("weight", 0.5)).weight(AGENT) == 0.5
-    for kind, value in (("weight", 0.0), ("weight", -1.0), ("weight", math.nan), ("weight", math.inf),
-                        ("probability", 1.0), ("probability", 0.0)):
+    fact = Fact("ann", "r", "b")
+    assert EvidenceStrength(None, 0.5).observations(AGENT, fact) == 0.5
+    for strength in (*(EvidenceStrength(None, weight) for weight in (0.0, -1.0, math.nan, math.inf)),
+                     EvidenceStrength(1.0), EvidenceStrength(0.0)):
         with pytest.raises(EditError, match="evidence"):
-            Wish("ann", "r", "b", Strength(kind, value)).weight(AGENT)
-
-
-def test_a_wish_survives_json():
-    wish = Wish("ann", "r", HOSTILE[0], Strength("weight", 2.5))
-    assert Wish.from_json(wish.to_json()) == wish
-    for broken in (None, {}, {"subject": 1}, wish.to_json() | {"object": 3},
-                   wish.to_json() | {"strength": {"kind": "x", "value": 1}}):
-        with pytest.raises(EditError, match="no request"):
-            Wish.from_json(broken)
+            strength.observations(AGENT, fact)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 9))
@@ -94,52 +94,55 @@ def test_largest_objects_of_a_belief(counts, n):
 
 @pytest.fixture(scope="module")
 def session(playground_run):
-    made, _ = open_run(playground_run / "runs" / "tiny", load_params(playground_run / "params" / "tiny.yaml"))
+    made, _ = open_run(open_tiny(playground_run))
     yield made
     made.close()
 
 
 def test_an_outlook_is_what_the_agent_believes(session):
-    known, wish = session.known, session.known.example()
-    outlook = known.outlook(wish, known.agent)
-    told = known.agent.after(wish.subject, wish.relation, wish.object, wish.weight(known.agent))
+    known, request = session.known, session.known.example()
+    outlook = known.outlook(request, known.agent)
+    updated = known.agent.after(request.subject, request.fact.relation, request.target, request.weight)
     assert [q.role for q in outlook.questions] == ["edited", "downstream", "other subject"]
     for place, question in enumerate(outlook.questions):
         view = "predictive" if place else "direct"
-        for beliefs, agent in ((outlook.before, known.agent), (outlook.after, told)):
-            np.testing.assert_array_equal(beliefs[place], agent.distribution(question.subject, question.relation, view))
+        for beliefs, agent in ((outlook.before, known.agent), (outlook.after, updated)):
+            np.testing.assert_array_equal(beliefs[place], agent.distribution(
+                question.fact.subject, question.fact.relation, view))
     assert known.agent.objects[outlook.after[1].argmax()] != known.agent.objects[outlook.before[1].argmax()]
-    assert outlook.after[0][known.agent.objects.index(wish.object)] == pytest.approx(0.95, abs=0.02)
+    assert outlook.after[0][known.agent.objects.index(request.target)] == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_ripple_is_capped_and_says_how_many_more(session):
-    known, wish = session.known, session.known.example()
-    outlook = known.outlook(wish, known.agent)
-    facts = known.facts.select("subject", "relation", "object")
-    everything = known.agent.ripple(facts, wish.subject, wish.relation, wish.object, outlook.weight)
+    known, request = session.known, session.known.example()
+    outlook = known.outlook(request, known.agent)
+    everything = known.agent.ripple(known.facts, request.subject, request.fact.relation, request.target,
+                                    request.weight)
     moved = everything.filter(pl.col("path") != "request")
-    shown = outlook.ripple.filter(~pl.col("path").is_in(["request", "still"]))
+    shown = [one for one in outlook.ripple if one.path not in ("request", "still")]
     assert len(outlook.ripple) <= CAP and len(shown) + outlook.n_more == len(moved)
-    assert shown.equals(moved.head(len(shown)))
-    still = outlook.ripple.filter(path="still")
-    assert len(still) and (still["change"] == 0).all()
-    assert outlook.ripple.row(0, named=True)["object"] == wish.object
+    expected = moved.select("subject", "relation", "object", "path", "p_before", "p_after").head(len(shown)).rows()
+    assert [(one.fact.subject, one.fact.relation, one.fact.object, one.path, one.p_agent_before, one.p_agent)
+            for one in shown] == expected
+    still = [one for one in outlook.ripple if one.path == "still"]
+    assert still and all(one.by_agent == 0 for one in still)
+    assert outlook.ripple[0].fact == request.requested and outlook.ripple[0].path == "request"
 
 
 @pytest.mark.parametrize("kind", ["subject", "relation", "object"])
 def test_unknown_names_are_explained(session, kind):
     names = {"subject": "Sven Galfell", "relation": "works as", "object": "zoologist", kind: "Nobody"}
     with pytest.raises(EditError, match=f"no {kind} is called 'Nobody'") as caught:
-        session.known.wish(*names.values(), Strength())
+        session.known.named(*names.values())
     assert "pick a suggestion" in caught.value.remedy
 
 
 def test_own_relations_and_usual_objects_come_first(session):
-    known, wish = session.known, session.known.example()
-    own = known.relations_of[wish.subject]
-    assert known.suggest("relation", "", wish.subject)[:len(own)] == own
-    usual = known.suggest("object", "", relation=wish.relation, n=3)
-    assert all(known.facts.filter(relation=wish.relation, object=name).height for name in usual)
+    known, fact = session.known, session.known.example().fact
+    own = known.relations_of[fact.subject]
+    assert known.suggest("relation", "", fact.subject)[:len(own)] == own
+    usual = known.suggest("object", "", relation=fact.relation, n=3)
+    assert all(known.facts.filter(relation=fact.relation, object=name).height for name in usual)
     assert len(known.suggest("subject", "", n=5)) == 5
 
 
@@ -161,15 +164,15 @@ class SlowAnswers:
 
 
 def test_a_picture_shows_the_likeliest_of_anybody_and_the_rest(session):
-    known, wish = session.known, session.known.example()
+    known, request = session.known, session.known.example()
     objects = known.agent.objects
-    outlook = known.outlook(wish, known.agent)
+    outlook = known.outlook(request, known.agent)
     before, after = SlowAnswers(objects, 1), SlowAnswers(objects, 2)
     picture = draw(outlook, objects, before, after)
     for place, panel in enumerate(picture.panels):
-        prompt = panel.question.prompt
+        prompt = panel.question.fact.prompt
         best = {o: max(before.p(prompt, o), after.p(prompt, o), outlook.after[place][i]) for i, o in enumerate(objects)}
-        must = {panel.question.object} | ({wish.object} if place == 0 else set())
+        must = {panel.question.fact.object} | ({request.target} if place == 0 else set())
         ranked = sorted((o for o in objects if o not in must), key=lambda o: -best[o])[:TOP - len(must)]
         assert {bar.object for bar in panel.bars[:-1]} == must | set(ranked)
         assert panel.bars[-1].object is None and len(panel.bars) == TOP + 1
@@ -178,7 +181,7 @@ def test_a_picture_shows_the_likeliest_of_anybody_and_the_rest(session):
     for name, (a, b) in picture.logic.errors.items():
         for state, value in ((0, a), (1, b)):
             p = {key: row[state] for key, row in picture.logic.p.items()}
-            expected = {"T/F": p["stated"] - p["A"], "negation": p["A"] - 1 + p["not A"],
+            expected = {"true_false": p["stated"] - p["A"], "negation": p["A"] - 1 + p["not A"],
                         "conjunction": p["A and B"] - p["A"] * p["B"], "commutation": p["A and B"] - p["B and A"],
                         "disjunction": p["A or B"] - (p["A"] + p["B"] - p["A"] * p["B"])}[name]
             assert value == pytest.approx(abs(expected))
@@ -202,16 +205,17 @@ class Tags(HTMLParser):
 
 
 ALLOWED = {"div", "p", "span", "i", "section", "h3", "bdi", "b", "em", "u", "br", "table", "thead", "tbody", "tr", "th",
-           "td", "ol", "li", "svg", "g", "path", "circle", "text", "tspan", "title"}
+           "td", "caption", "ol", "li", "svg", "g", "path", "circle", "text", "tspan", "title"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(session, name):
     known = session.known
-    relation = known.relations_of[name][0]
-    wish = Wish(name, relation, next(o for o in known.agent.objects if o != known.object_of[name, relation]))
-    picture = draw(session.outlook(wish), known.agent.objects)
-    markup = show.beliefs(picture) + show.logic(picture.logic) + ripple(picture) + show.message(name, "problem")
+    fact = known.fact(name, known.relations_of[name][0])
+    request = EditRequest(fact, next(o for o in known.agent.objects if o != fact.object))
+    picture = draw(session.outlook(request), known.agent.objects)
+    markup = (show.beliefs(picture) + show.logic(picture.logic) + show.ripple(picture)
+              + show.message(name, "problem"))
     seen = Tags(markup)
     assert {tag for tag, _ in seen.tags} <= ALLOWED
     assert not any(attribute.startswith("on") or attribute in ("href", "src") for _, names in seen.tags
@@ -220,20 +224,26 @@ def test_hostile_names_are_text(session, name):
 
 
 def test_a_folder_without_a_model_is_refused_and_left_alone(tmp_path, playground_run):
-    params = load_params(playground_run / "params" / "tiny.yaml")
-    with pytest.raises(StoreError, match="there is no run"):
-        open_run(tmp_path / "none", params)
+    params = playground_run / "params" / "tiny.yaml"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match="holds no graph of this configuration"):
-        open_run(tmp_path / "empty", params)
+    for name in ("none", "empty"):
+        with pytest.raises(StoreError, match=f"{name} holds no .* of this configuration"):
+            open_run(be.Run(tmp_path / name, params, read_only=True))
     assert list((tmp_path / "empty").iterdir()) == [] and not (tmp_path / "none").exists()
-    assert [path.name for path in runs_beside(playground_run / "runs" / "tiny")] == ["tiny"]
 
 
-def test_a_run_of_other_parameters_is_not_trained_again(playground_run):
-    params = load_params(playground_run / "params" / "tiny.yaml", {"pretraining.n_tokens": 70_000})
+def test_a_run_of_other_parameters_is_not_trained_again(playground_run, tmp_path):
+    other = open_tiny(playground_run, {"pretraining.n_tokens": 70_000})
     with pytest.raises(StoreError, match="holds no model of this configuration"):
-        open_run(playground_run / "runs" / "tiny", params)
+        open_run(other)
+    recorded = tmp_path / "runs" / "tiny"
+    shutil.copytree(playground_run / "runs" / "tiny", recorded)
+    config = open_tiny(playground_run).config.model_dump(mode="json")
+    (recorded / "summary.json").write_text(json.dumps({"config": config}))
+    made, opened = open_run(be.Run(recorded, other.config, read_only=True))
+    made.close()
+    assert opened.config.pretraining.n_tokens == 500_000, "the configuration that is recorded"
+    assert runs_beside(recorded) == [recorded]
 
 
 RUN_ALL = """
@@ -252,7 +262,7 @@ def test_a_run_is_made_with_progress_and_can_be_stopped(tmp_path):
     told = []
     (tmp_path / "run_all.py").write_text(RUN_ALL.format(""))
     make_run(params, tmp_path / "run", lambda *what: told.append(what))
-    assert f"--params {params} --out {tmp_path / 'run'}" in told[0][2] and told[1][:2] == (45, 100)
+    assert f"--params {params} --out {tmp_path / 'run'}" in told[0][2] and told[1][:2] == (2, 9)
     (tmp_path / "run_all.py").write_text(RUN_ALL.format("sys.exit('no room left')"))
     with pytest.raises(TrainingError, match="the run failed: no room left"):
         make_run(params, tmp_path / "run", silent)
@@ -264,6 +274,28 @@ def test_a_run_is_made_with_progress_and_can_be_stopped(tmp_path):
 
     with pytest.raises(Cancelled):
         make_run(params, tmp_path / "run", stop)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_run_that_is_made_ends_with_its_parent(tmp_path):
+    params = tmp_path / "params" / "small.yaml"
+    (tmp_path / "run_all.py").write_text(
+        "import os, sys, time\nprint(os.getpid(), file=sys.stderr, flush=True)\ntime.sleep(600)")
+    code = (f"from pathlib import Path\nfrom beliefedit.playground.files import make_run\n"
+            f"make_run(Path({str(params)!r}), Path('run'), lambda *what: print(what[2], flush=True))")
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if "State:\tZ" in open(f"/proc/{child}/status").read():  # nobody has waited for it yet
+            return
+        time.sleep(0.1)
+    pytest.fail("the run goes on without its parent")
 
 
 def test_work_is_done_in_order_and_can_be_stopped():

@@ -1,4 +1,4 @@
-"""Sessions of the playground: edits, undone to the bit, piled up, stopped, refused, saved and replayed."""
+"""Sessions of the playground: edits alone and sequential, undone, stopped, refused, replayed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-from beliefedit.config import InContextConfig, load_params
+from beliefedit.config import InContextConfig
+from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditRequest, Plain
 from beliefedit.editors.export import load_delta
 from beliefedit.editors.in_context import InContextEditor
+from beliefedit.editors.registry import editor
 from beliefedit.errors import EditError, StoreError
 from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
-from beliefedit.playground.agent_view import Wish
 from beliefedit.playground.background import Cancelled
 from beliefedit.playground.files import open_run, replay, save_session
 from beliefedit.playground.model_view import Asked
-from beliefedit.playground.session import Choice, compare
+from beliefedit.playground.session import Choice
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
+from tests.sample_playground import open_tiny
 
 LORA = Choice("lora", {"lr": 2e-2, "steps": 25})
 
 
 @pytest.fixture
 def session(playground_run):
-    made, _ = open_run(playground_run / "runs" / "tiny", load_params(playground_run / "params" / "tiny.yaml"))
+    made, _ = open_run(open_tiny(playground_run))
     yield made
     made.close()
 
@@ -43,9 +45,17 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def others(session, wish: Wish, n: int) -> list[Wish]:
-    names = session.known.others(wish.subject, wish.relation, n)
-    return [Wish(name, wish.relation, wish.object) for name in names]
+def others(session, request: EditRequest, n: int) -> list[EditRequest]:
+    """The same object for other subjects."""
+    relation = request.fact.relation
+    return [session.known.request(Fact(name, relation, request.target))
+            for name in session.known.others(request.subject, relation, n)]
+
+
+def lacking(session) -> tuple[str, str]:
+    """A subject and a relation that it does not have."""
+    known = session.known
+    return next((s, r) for s in known.relations_of for r in known.subjects_of if (s, r) not in known.object_of)
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 40])
@@ -63,93 +73,94 @@ def test_the_strongest_objects_are_found_without_asking_for_all(n):
 
 
 def test_an_edit_moves_the_bars_and_undo_brings_them_back(session):
-    wish = session.known.example()
-    start, untouched = session.look(wish).numbers(), weights(session.base.model)
-    entry = session.edit(wish, LORA)
-    bar = next(bar for bar in entry.picture.panels[0].bars if bar.object == wish.object)
+    request = session.known.example()
+    start, untouched = session.look(request).numbers(), weights(session.base)
+    entry = session.edit(request, LORA)
+    bar = next(bar for bar in entry.picture.panels[0].bars if bar.object == request.target)
     assert bar.p_after > 0.3 > bar.p_before
     assert session.undo() is entry and session.history == ()
-    assert session.look(wish).numbers() == start
-    assert same(weights(session.base.model), untouched)
+    assert session.look(request).numbers() == start
+    assert same(weights(session.base), untouched)
     with pytest.raises(EditError, match="no edit to undo"):
         session.undo()
 
 
 def test_edits_pile_up_and_come_off_again_to_the_bit(session):
     session.stacked = True
-    wish = session.known.example()
-    untouched, states = weights(session.base.model), []
+    request = session.known.example()
+    untouched, states = weights(session.base), []
     agents = [session.agent]
-    for one in [wish, *others(session, wish, 2)]:
-        states.append((weights(session.model), session.look(wish).numbers()))
+    for one in [request, *others(session, request, 2)]:
+        states.append((weights(session.model), session.look(request).numbers()))
         session.edit(one, LORA if len(states) != 2 else Choice("finetune", {"lr": 3e-3, "steps": 5}))
         agents.append(session.agent)
-    p = [agent.probability(wish.subject, wish.relation, wish.object, "direct") for agent in agents]
+    edited = request.requested
+    p = [agent.probability(edited.subject, edited.relation, edited.object, "direct") for agent in agents]
     assert p[0] < 0.5 < p[1] and p[1] == p[2] == p[3]
-    assert agents[3].probability(one.subject, one.relation, wish.object, "direct") > 0.9
+    assert agents[3].probability(one.subject, one.fact.relation, one.target, "direct") > 0.9
     while session.history:
         session.undo()
         state, numbers = states.pop()
         assert same(weights(session.model), state)
-        assert session.look(wish).numbers() == numbers
-    assert same(weights(session.base.model), untouched) and same(weights(session.model), untouched)
+        assert session.look(request).numbers() == numbers
+    assert same(weights(session.base), untouched) and same(weights(session.model), untouched)
 
 
 def test_edits_made_alone_do_not_know_of_each_other(session):
-    wish = session.known.example()
-    first = session.edit(wish, LORA).picture.numbers()
-    session.edit(others(session, wish, 1)[0], LORA)
-    assert session.edit(wish, LORA).picture.numbers() == first
+    request = session.known.example()
+    first = session.edit(request, LORA).picture.numbers()
+    session.edit(others(session, request, 1)[0], LORA)
+    assert session.edit(request, LORA).picture.numbers() == first
     session.stacked = True
-    assert same(weights(session.model), weights(session.base.model)), "nothing has been piled up"
+    assert same(weights(session.model), weights(session.base)), "nothing has been made on top of others"
 
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_an_edit_stopped_between_steps_leaves_nothing_behind(session, stacked):
     session.stacked = stacked
-    wish = session.known.example()
-    start, untouched = session.look(wish).numbers(), weights(session.model)
+    request = session.known.example()
+    start, untouched = session.look(request).numbers(), weights(session.model)
     for last in (1, 5, LORA.settings["steps"]):
         def progress(done: int, total: int | None, text: str, last: int = last) -> None:
             if done >= last:
                 raise Cancelled
 
         with pytest.raises(Cancelled):
-            session.edit(wish, LORA, progress)
+            session.edit(request, LORA, progress)
         assert session.history == () and same(weights(session.model), untouched)
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in session.model.modules())
-    assert session.look(wish).numbers() == start
+    assert session.look(request).numbers() == start
 
 
 def test_what_cannot_be_done_is_said(session):
-    wish = session.known.example()
+    request = session.known.example()
     session.stacked = True
     with pytest.raises(EditError, match="in_context changes no weights"):
-        session.edit(wish, Choice("in_context"))
+        session.edit(request, Choice("in_context"))
     session.stacked = False
     for kind in ("adapter", "delta", "model"):
         with pytest.raises(EditError, match="no edit to save"):
             session.export(kind, Path("nowhere"))
-    session.edit(wish, Choice("in_context"))
+    session.edit(request, Choice("in_context"))
     with pytest.raises(EditError, match="nothing to save"):
         session.export("delta", Path("nowhere"))
-    session.edit(wish, Choice("finetune", {"steps": 2}))
+    session.edit(request, Choice("finetune", {"steps": 2}))
     with pytest.raises(EditError, match="no adapter"):
         session.export("adapter", Path("nowhere"))
-    subject, relation = next((s, r) for s in session.known.subjects.names for r in session.known.relations.names
-                             if (s, r) not in session.known.object_of)
-    with pytest.raises(EditError, match="the corpus tells nothing"):
-        session.edit(Wish(subject, relation, wish.object), Choice("bayes", {"steps": 2}))
+    subject, relation = lacking(session)
+    with pytest.raises(EditError, match="the corpus does not state what"):
+        session.edit(session.known.request(Fact(subject, relation, request.target)),
+                     Choice("bayes", {"steps": 2}))
     with pytest.raises(EditError, match="unknown editor"):
-        session.edit(wish, Choice("magic"))
+        session.edit(request, Choice("magic"))
     assert len(session.history) == 2
 
 
 def test_a_relation_the_subject_lacks_can_be_asked_for(session):
-    subject, relation = next((s, r) for s in session.known.subjects.names for r in session.known.relations.names
-                             if (s, r) not in session.known.object_of)
-    entry = session.edit(Wish(subject, relation, session.known.agent.objects[0]), LORA)
-    assert entry.picture.panels[0].question.object is None
+    subject, relation = lacking(session)
+    entry = session.edit(session.known.request(
+        Fact(subject, relation, session.known.agent.objects[0])), LORA)
+    assert entry.picture.panels[0].question.fact.object == ""
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -157,28 +168,28 @@ def test_saved_edits_load_again(session, tmp_path, stacked):
     from peft import PeftModel
 
     session.stacked = stacked
-    wish = session.known.example()
-    picture = session.edit(wish, LORA).picture
-    tokenizer, objects = session.base.tokenizer, session.known.agent.objects
+    request = session.known.example()
+    picture = session.edit(request, LORA).picture
+    tokenizer, objects = session.tokenizer, session.known.agent.objects
     p = {bar.object: bar.p_after for bar in picture.panels[0].bars if bar.object}
     adapter = session.export("adapter", tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(load_model(session_folder(session))[0], adapter)
-    delta = load_delta(session.export("delta", tmp_path / "delta"), session.base.model)
+    delta = load_delta(session.export("delta", tmp_path / "delta"), session.base)
     whole, _ = load_model(session.export("model", tmp_path / "model"))
     for model in (loaded, delta, whole):
         asked = Asked(Plain(model), tokenizer, objects)
-        assert {name: asked.p(wish.prompt, name) for name in p} == pytest.approx(p, abs=1e-4)
+        assert {name: asked.p(request.prompt, name) for name in p} == pytest.approx(p, abs=1e-4)
 
 
 def session_folder(session) -> str:
-    return session.base.model.name_or_path
+    return session.base.name_or_path
 
 
 def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
-    wish = session.known.example()
-    session.edit(wish, LORA)
+    request = session.known.example()
+    session.edit(request, LORA)
     session.stacked = True
-    for one in [wish, *others(session, wish, 1)]:
+    for one in [request, *others(session, request, 1)]:
         session.edit(one, Choice("finetune", {"lr": 3e-3, "steps": 4}))
     numbers = [entry.picture.numbers() for entry in session.history]
     save_session(session, tmp_path / "session.json")
@@ -191,8 +202,8 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "problem"), [
-    ("{", StoreError), ("[]", EditError), ('{"format": 2, "edits": []}', EditError),
-    ('{"format": 1, "edits": [3]}', EditError), ('{"format": 1, "edits": [{"wish": {}}]}', EditError)])
+    ("{", StoreError), ("[]", EditError), ('{"format": 1, "edits": []}', EditError),
+    ('{"format": 2, "edits": [3]}', EditError), ('{"format": 2, "edits": [{"subject": 3}]}', EditError)])
 def test_a_file_that_is_no_session_leaves_the_session_alone(session, tmp_path, text, problem):
     session.edit(session.known.example(), Choice("in_context"))
     (tmp_path / "x.json").write_text(text)
@@ -202,26 +213,22 @@ def test_a_file_that_is_no_session_leaves_the_session_alone(session, tmp_path, t
 
 
 def test_editors_side_by_side(session):
-    wish = session.known.example()
-    table = compare(session, wish, [LORA, Choice("bayes", {"steps": 5}), Choice("rome", {"layer": 99})])
-    assert table["editor"].to_list() == ["rational agent", "LM before", "lora", "bayes", "rome"]
+    request = session.known.example()
+    table = session.compare(request, [LORA, Choice("bayes", {"steps": 5}), Choice("rome", {"layer": 99})])
+    assert table["editor"].to_list() == ["Bayesian agent", "LM before", "lora", "bayes", "rome"]
     assert table["refused"].is_null().to_list() == [True] * 4 + [False]
-    entry = session.edit(wish, LORA)
-    bar = next(bar for bar in entry.picture.panels[0].bars if bar.object == wish.object)
+    entry = session.edit(request, LORA)
+    bar = next(bar for bar in entry.picture.panels[0].bars if bar.object == request.target)
     row = table.row(2, named=True)
     assert (row["p_request"], table["p_request"][0], table["p_request"][1]) == (bar.p_after, bar.p_agent, bar.p_before)
-    assert row["true_false"] == entry.picture.logic.errors["T/F"][1]
+    assert row["true_false"] == entry.picture.logic.errors["true_false"][1]
 
 
-def test_lessons_leave_out_what_is_shown_of_somebody_else(session):
-    wish = session.known.example()
-    outlook = session.outlook(wish)
-    from beliefedit.editors.registry import editor
-
-    request = session._request(wish, editor("bayes"), outlook)
-    prompts = {lesson.prompt for lesson in request.lessons}
-    assert isinstance(request, EditRequest) and wish.prompt in prompts
-    assert outlook.questions[1].prompt in prompts and outlook.questions[2].prompt not in prompts
+def test_soft_targets_leave_out_what_is_shown_of_another_subject(session):
+    outlook = session.outlook(session.known.example())
+    prompts = {soft.prompt for soft in session._soft_targets(editor("bayes"), outlook)}
+    edited, downstream, other = (question.fact.prompt for question in outlook.questions)
+    assert {edited, downstream} <= prompts and other not in prompts
 
 
 def tensor_bytes() -> int:
@@ -240,12 +247,12 @@ def resident_megabytes() -> float:
 
 
 def test_memory_does_not_grow_over_fifty_edits(session):
-    wish = session.known.example()
-    wishes = [wish, *others(session, wish, 4)]
+    request = session.known.example()
+    requests = [request, *others(session, request, 4)]
     choices = [Choice("lora", {"lr": 1e-3, "steps": 2}), Choice("finetune", {"lr": 1e-4, "steps": 1})]
     for number in range(50):
         session.stacked = number % 3 == 0
-        session.edit(wishes[number % 5], choices[number % 2])
+        session.edit(requests[number % 5], choices[number % 2])
         if number == 9:
             tensors, resident = tensor_bytes(), resident_megabytes()
     assert tensor_bytes() == tensors
