@@ -47,13 +47,13 @@ VERSIONS = {"graph": 1, "world": 1, "corpus": 1, "cases": 3, "model": 1, "belief
 
 def make_graph(config: Experiment, store: Store) -> Graph:
     """The part of the source that the experiment is about, and the tokenizer its labels were cut with (SPEC 2)."""
-    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": tokenizer_settings(config)}
+    settings = {"graph": config.graph.model_dump(mode="json"), "tokenizer": tokenizer_settings(config.model, config.corpus.n_facts)}
     if config.graph.source != DEMO:
         settings["source"] = source_digest(config.graph.source)
 
     def build(folder: Path) -> dict[str, Any]:
         graph = read_graph(config)
-        tokenizer = make_tokenizer(config, graph)
+        tokenizer = make_tokenizer(config.model, graph, config.corpus.n_facts)
         tokenizer.save_pretrained(folder / "tokenizer")
         if config.graph.max_object_tokens:
             graph = kg.cut_objects(graph, tokenizer, config.graph.max_object_tokens)
