@@ -76,7 +76,7 @@ def _work_together(plans: Sequence[runner.Plan]) -> bool:
         if wanted & {"03_editing", "04_analysis"}:
             together.edit_together(plan.experiment, Store(plan.folder))
     is_first = int(os.environ.get("RANK", 0)) == 0
-    parallel.leave()
+    parallel.destroy()
     return is_first
 
 

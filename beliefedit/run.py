@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import tables as analysis
@@ -21,7 +18,6 @@ from beliefedit.config import Config, Experiment
 from beliefedit.corpus import corpus, world
 from beliefedit.corpus.corpus import Corpus
 from beliefedit.corpus.world import World
-from beliefedit.errors import EditError
 from beliefedit.evaluation import cases, metrics
 from beliefedit.evaluation.cases import Cases
 from beliefedit.graph import graph as kg
@@ -30,9 +26,8 @@ from beliefedit.graph.source import DEMO, read_graph, source_digest
 from beliefedit.lm.model import resolve_device
 from beliefedit.lm.tokenizer import load_tokenizer, make_tokenizer, tokenizer_settings
 from beliefedit.report import html_tables as tables
-from beliefedit.store import Store, read_json, write_json, write_text
+from beliefedit.store import Store, write_json, write_text
 from beliefedit.training import distributed as parallel
-from beliefedit.training.distributed import JOB, leave_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -115,13 +110,14 @@ def make_model(config: Experiment, store: Store,
         watch: called with the metrics so far after every evaluation of a training; not at all if the model is there.
     """
     from beliefedit.lm import model as lm
+    from beliefedit.training import train as pretrain
 
     make_corpus(config, store)
 
     def build(folder: Path) -> dict[str, Any]:
         working, metrics = train_model(config, store, watch)
         last = metrics.row(-1, named=True)
-        shutil.copytree(working, folder, dirs_exist_ok=True)
+        pretrain.copy_model(working, folder)
         shutil.rmtree(working)
         return {"device": str(lm.resolve_device(config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
@@ -183,10 +179,7 @@ def make_edits(config: Experiment, store: Store) -> tuple[pl.DataFrame, pl.DataF
         from beliefedit.evaluation import edits as editing
 
         working = unfinished_edits(config, store)
-        if config.edit.processes > 1:
-            _edit_in_processes(config, store, working)
-        else:
-            edit_share(config, store, working)
+        edit_share(config, store, working)
         scores, edit_log = editing.gather(working)
         scores.write_parquet(folder / "scores.parquet")
         edit_log.write_parquet(folder / "log.parquet")
@@ -222,18 +215,6 @@ def edit_share(config: Experiment, store: Store, working: Path, share: tuple[int
         made, known, agent, asked, config.seed), distances.Comparison(agent, tokenizer, asked, config.edit))
     editing.run_editors(base, asked, config.edit, seed=config.seed, folder=working, share=share,
                         max_new_tokens=answer_length(config, store, tokenizer))
-
-
-def _edit_in_processes(config: Experiment, store: Store, working: Path) -> None:
-    from beliefedit.training import distributed as parallel
-
-    write_json(working / parallel.JOB / "job.json",
-               {"experiment": config.model_dump(mode="json"), "store": str(store.folder.resolve())})
-    problem = parallel.start("beliefedit.edit_jobs", working, config.edit.processes)
-    shutil.rmtree(working / parallel.JOB)
-    if problem:
-        raise EditError(f"an editing process failed: {problem}", where=str(working),
-                        remedy="with edit.processes=1 the whole traceback is shown; what is done is kept")
 
 
 def make_tables(config: Experiment, store: Store) -> pl.DataFrame:
@@ -330,39 +311,17 @@ def _in_a_row(config: Experiment, store: Store, name: str, parameters: Config, b
     return pl.read_parquet(folder / "means.parquet")
 
 
-def work(folder: Path) -> None:
-    """Edit what this process's number says, on a GPU of its own where there are several.
-
-    Args:
-        folder: where finished pieces go; its sub-folder `JOB` says what to do.
-    """
-    try:
-        job = read_json(folder / JOB / "job.json")
-        config = Experiment.model_validate(job["experiment"])
-        if config.device == "auto" and torch.cuda.is_available():
-            place = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-            config = config.model_copy(update={"device": f"cuda:{place}"})
-        edit_share(config, Store(job["store"]), folder, (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
-    except Exception as error:
-        leave_problem(folder, error)
-        raise
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))
-
-
 def make_model_together(config: Experiment, store: Store) -> None:
     """The model, trained data-parallel."""
-    processes = parallel.join(resolve_device(config.device))
+    processes = parallel.init(resolve_device(config.device))
     if processes.is_main:
         make_corpus(config, store)
-    processes.wait()
+    processes.barrier()
     if processes.is_main:
         make_model(config, store)
     elif not store.holds("model", **model_key(config, store)):
         train_model(config, store, None)
-    processes.wait()
+    processes.barrier()
 
 
 def edit_together(config: Experiment, store: Store) -> None:
@@ -370,11 +329,11 @@ def edit_together(config: Experiment, store: Store) -> None:
 
     The model must be there.
     """
-    processes = parallel.join(resolve_device(config.device))
+    processes = parallel.init(resolve_device(config.device))
     if processes.is_main:
         make_cases(config, store)
-    processes.wait()
+    processes.barrier()
     if not store.holds("edits", **edits_key(config, store)):
         own = config.model_copy(update={"device": str(processes.device)})
         edit_share(own, store, unfinished_edits(config, store), (processes.rank, processes.n_processes))
-    processes.wait()
+    processes.barrier()
