@@ -22,11 +22,16 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from beliefedit import run as pipeline
+from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import Experiment, load_params, parse_override
+from beliefedit.corpus.corpus import sample_corpus
+from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError
-from beliefedit.evaluation import cases
-from beliefedit.store import Store, versions, write_json
+from beliefedit.evaluation.cases import build_probes
+from beliefedit.graph.graph import cut_objects
+from beliefedit.graph.source import read_graph
+from beliefedit.lm.tokenizer import make_tokenizer
+from beliefedit.store import atomic_path, versions, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = {"atomic": 0.95, "true_false": 0.95, "not": 0.95, "and": 0.90, "or": 0.90, "coherence": 0.08}
@@ -68,7 +73,7 @@ def train_ours(experiment: Experiment, inputs: dict, folder: Path) -> None:
 
 
 def train_published(experiment: Experiment, inputs: dict, folder: Path) -> None:
-    """The published loop (SPEC 7): texts tokenized as they come, one a row, padded at random on the left.
+    """The published loop: texts tokenized as they come, one a row, padded at random on the left.
 
     AdamW at 5e-5 falling to a tenth over 1e9 tokens, weight decay 1e-4, clip 1, 64 x 2 documents a step, float32.
     """
@@ -105,8 +110,8 @@ def train_published(experiment: Experiment, inputs: dict, folder: Path) -> None:
         if not rows or tokens - rows[-1]["tokens"] >= PUBLISHED_EVERY:
             found = evaluate(model.eval(), tokenizer, probes, experiment.pretraining.n_eval_facts)
             rows.append({"step": step, "tokens": tokens, "seconds": time.monotonic() - began, **found})
-            pl.DataFrame(rows).write_parquet(folder / "metrics.partial")
-            (folder / "metrics.partial").replace(folder / "metrics.parquet")
+            with atomic_path(folder / "metrics.parquet") as partial:
+                pl.DataFrame(rows).write_parquet(partial)
 
 
 def _work(loop: Callable, experiment: dict, inputs: dict, folder: Path) -> None:
@@ -136,13 +141,18 @@ def with_training(experiment: Experiment, **changes) -> Experiment:
 
 def prepare(experiment: Experiment, folder: Path) -> dict:
     """The corpus and what the model is asked."""
-    store = Store(folder)
-    corpus = pipeline.make_corpus(experiment, store)
-    probes = cases.build_probes(pipeline.make_world(experiment, store), corpus, pipeline.make_agent(experiment, store),
-                                experiment.edit.n_cases, experiment.seed)
+    graph = read_graph(experiment)
+    tokenizer = make_tokenizer(experiment.model, graph, experiment.corpus.n_facts)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    if experiment.graph.max_object_tokens:
+        graph = cut_objects(graph, tokenizer, experiment.graph.max_object_tokens)
+    world = build_world(graph, seed=experiment.seed, **experiment.world.model_dump())
+    corpus = sample_corpus(world, experiment.corpus, experiment.seed, documents=folder / "documents")
+    agent = BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    probes = build_probes(world, corpus, agent, experiment.edit.n_cases, experiment.seed)
     probes.write_parquet(folder / "probes.parquet")
     print(f"corpus: {json.dumps(corpus.statistics)}")
-    return {"documents": str(corpus.documents), "tokenizer": str(folder / "graph" / "tokenizer"),
+    return {"documents": str(corpus.documents), "tokenizer": str(folder / "tokenizer"),
             "probes": str(folder / "probes.parquet")}
 
 

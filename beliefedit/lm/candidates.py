@@ -16,29 +16,30 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from beliefedit.errors import LanguageError
-from beliefedit.lm.prefix_tree import additive, tree_mask
+from beliefedit.lm.prefix_tree import additive, plant, tree_mask
 from beliefedit.lm.scoring import Model, asked_of, batches, encode_pairs, pad_left
 
 _NODES_AT_ONCE = 256  # attention within a pass costs their square
-_Node = tuple[int, ...]  # the tokens of a beginning
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """Beginnings of names that are read together, in preorder, and all that they begin with.
+    """Nodes of a trie that are read together, in preorder, and the nodes predicted from them.
 
     Attributes:
-        tokens: int64 [nodes], the last token of each beginning.
-        depths: int64 [nodes], tokens each beginning has.
-        ends: int64 [nodes], where the nodes that continue each beginning end.
-        edges: int64 [edges], the trie's edges that are predicted here.
-        places: int64 [edges], where each is predicted: 0 at the prompt's end, 1 + i at node i.
+        tokens: int64 [nodes].
+        depths: int64 [nodes], tokens from the name's first to this one.
+        ends: int64 [nodes], where the nodes that continue each one end.
+        predicted: int64 [predicted], by their number in the trie.
+        targets: int64 [predicted], their tokens.
+        places: int64 [predicted], where they are predicted: 0 at the prompt's end, 1 + i at node i.
     """
 
     tokens: Tensor
     depths: Tensor
     ends: Tensor
-    edges: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    targets: Tensor
     places: Tensor
 
 
@@ -57,19 +58,22 @@ class Trie:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, objects: Sequence[str],
                  prompt: str) -> None:
         pairs = encode_pairs(tokenizer, [prompt] * len(objects), objects)
-        spans = zip(pairs.ids, pairs.starts, pairs.lengths, strict=True)
+        lengths = pairs.lengths - pairs.starts
+        place = pairs.starts[:, None] + np.arange(lengths.max())
+        ids = np.take_along_axis(pairs.ids, place.clip(max=pairs.ids.shape[1] - 1), axis=1)
         self.objects, self.tokenizer = list(objects), tokenizer
-        self.paths = [tuple(ids[start:length].tolist()) for ids, start, length in spans]
+        self.paths = [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         if len(set(self.paths)) < len(self.paths):
             twice = next(name for name, path in zip(objects, self.paths, strict=True)
                          if self.paths.count(path) > 1)
             raise LanguageError(f"another object is the same tokens as {twice!r}",
                                 remedy="give every object once")
-        self.edges = sorted({path[:n] for path in self.paths for n in range(1, len(path) + 1)})
-        self.edge_of = {edge: number for number, edge in enumerate(self.edges)}
-        self.parent = np.array([self.edge_of.get(edge[:-1], -1) for edge in self.edges])
-        self.ends = np.array([self.edge_of[path] for path in self.paths])
-        self.passes = self._passes()
+        self.tree = plant(ids, lengths, most_nodes=ids.size)
+        self.ends = self.tree.nodes[np.arange(len(objects)), lengths - 1]
+        continued = np.flatnonzero(self.tree.ends > np.arange(len(self.tree.ends)) + 1)
+        cuts = range(0, max(len(continued), 1), _NODES_AT_ONCE)
+        self.passes = [self._pass(continued[cut:cut + _NODES_AT_ONCE], with_root=not cut)
+                       for cut in cuts]
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -86,37 +90,28 @@ class Trie:
                                 remedy="score its objects one by one, with beliefedit.lm.score")
         return ids
 
-    def _passes(self) -> list[_Pass]:
-        """The trie in parts of bounded size; a part repeats the beginnings that its nodes need."""
-        edges_of: dict[_Node, list[int]] = {}
-        for number, edge in enumerate(self.edges):
-            edges_of.setdefault(edge[:-1], []).append(number)
-        inner = sorted(edges_of.keys() - {()})  # names that begin alike are neighbours
-        cuts = range(0, max(len(inner), 1), _NODES_AT_ONCE)
-        return [self._pass(inner[cut:cut + _NODES_AT_ONCE], edges_of, with_root=not cut)
-                for cut in cuts]
-
-    def _pass(self, part: list[_Node], edges_of: dict[_Node, list[int]], *,
-              with_root: bool) -> _Pass:
-        nodes = sorted({node[:n] for node in part for n in range(1, len(node) + 1)})
-        place = {node: number for number, node in enumerate(nodes, start=1)}
-        # Of all nodes that continue a node, the last one stays.
-        end = {node[:n]: place[node] for node in nodes for n in range(1, len(node) + 1)}
-        predicted = [(edge, place.get(node, 0)) for node in ([()] if with_root else []) + part
-                     for edge in edges_of[node]]
-        edges, places = zip(*predicted, strict=True) if predicted else ((), ())
-        of_nodes = [(node[-1], len(node), end[node]) for node in nodes]
-        tokens, depths, ends = torch.tensor(of_nodes, dtype=torch.int64).reshape(-1, 3).T
-        return _Pass(tokens, depths, ends, np.array(edges, dtype=np.int64),
-                     torch.tensor(places, dtype=torch.int64))
+    def _pass(self, continued: NDArray[np.int64], *, with_root: bool) -> _Pass:
+        """Reads some nodes and those before them, and predicts what continues the former."""
+        tree = self.tree
+        nodes = above = continued
+        while len(above):
+            above = tree.parents[above]
+            above = above[above >= 0]
+            nodes = np.union1d(nodes, above)
+        sources = np.append(continued, -1) if with_root else continued
+        predicted = np.flatnonzero(np.isin(tree.parents, sources))
+        parents = tree.parents[predicted]
+        places = np.where(parents < 0, 0, 1 + nodes.searchsorted(parents))
+        columns = (tree.tokens[nodes], tree.depths[nodes] + 1, nodes.searchsorted(tree.ends[nodes]))
+        return _Pass(*map(torch.from_numpy, columns), predicted,
+                     torch.from_numpy(tree.tokens[predicted]), torch.from_numpy(places))
 
     def accumulated(self, conditional: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log-probabilities of objects [n, K] from conditional ones of edges [n, edges]."""
+        """Log-probabilities of objects [n, K] from those of nodes after their parents."""
         log_p = conditional.copy()
-        depth = np.array([len(edge) for edge in self.edges])
-        for level in range(2, depth.max() + 1):
-            at = depth == level
-            log_p[:, at] += log_p[:, self.parent[at]]
+        for depth in range(1, self.tree.depths.max() + 1):
+            at = self.tree.depths == depth
+            log_p[:, at] += log_p[:, self.tree.parents[at]]
         return log_p[:, self.ends]
 
     def apart(self, log_p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -156,11 +151,10 @@ def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
     distinct = {key: row for row, key in enumerate(dict.fromkeys(asked))}
     tokens = [trie.tokens_behind(prompt) for _, prompt in distinct]
     version_of = torch.tensor([version for version, _ in distinct], device=model.device)
-    conditional = np.zeros((len(distinct), len(trie.edges)))
+    conditional = np.zeros((len(distinct), len(trie.tree.tokens)))
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     for part in trie.passes:
-        places = part.places.to(model.device)
-        token = torch.tensor([trie.edges[edge][-1] for edge in part.edges], device=model.device)
+        places, targets = part.places.to(model.device), part.targets.to(model.device)
         for rows in batches(lengths + len(part.tokens), batch_tokens):
             inputs = _inputs(part, [tokens[row] for row in rows], trie.tokenizer.pad_token_id,
                              model.device)
@@ -168,8 +162,8 @@ def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
                 inputs["versions"] = version_of[rows]
             logits = model(**inputs, use_cache=False,
                            logits_to_keep=len(part.tokens) + 1).logits.float()
-            found = logits[:, places, token] - logits.logsumexp(-1)[:, places]
-            conditional[rows[:, None], part.edges] = found.double().cpu().numpy()
+            found = logits[:, places, targets] - logits.logsumexp(-1)[:, places]
+            conditional[rows[:, None], part.predicted] = found.double().cpu().numpy()
     return trie.accumulated(conditional)[[distinct[key] for key in asked]]
 
 

@@ -399,12 +399,12 @@ except TrainingError as error:
     assert json.loads(state_of(tmp_path))["fingerprint"] == "a"
 
 
-def launch(corpus, out, training, program, n_processes=2):
-    """The program in several processes, as torchrun starts it: (exit code, what it wrote)."""
+def launch(corpus, out, training, before, after=""):
+    """The program in two processes, as torchrun starts it: (exit code, what it wrote)."""
     script = out.with_suffix(".py")
-    script.write_text(program + RUN)
+    script.write_text(before + RUN + after)
     launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n_processes),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          str(script), *command(corpus, out, training)[3:]], capture_output=True, text=True, timeout=120,
         env=os.environ | {"OMP_NUM_THREADS": "1"})
     return launched.returncode, launched.stderr
@@ -416,7 +416,18 @@ def test_two_processes_learn_as_one(corpus, tmp_path):
     training = quick(n_tokens=50 * 420, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw",
                      checkpoint_seconds=0)
     one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=3, device="cpu")
-    code, stderr = launch(corpus, tmp_path / "two", training, WATCH)
+    code, stderr = launch(corpus, tmp_path / "two", training, WATCH + """
+import torch
+from beliefedit.training import distributed
+context = distributed.init(torch.device("cpu"))  # as the caller of `train` does
+assert distributed.is_distributed() and context.n_processes == 2
+assert context.broadcast(context.rank) == 0
+assert context.total(torch.tensor(context.rank + 1.0)) == 3
+context.barrier()
+""", """
+distributed.destroy()
+assert not distributed.is_distributed() and distributed.init(torch.device("cpu")).n_processes == 1
+""")
     assert code == 0, stderr
     two = pl.read_parquet(tmp_path / "two" / "metrics.parquet")
     assert one["step"][-1] >= 45 and one["step"].to_list() == two["step"].to_list()
@@ -427,7 +438,7 @@ def test_two_processes_learn_as_one(corpus, tmp_path):
 
 def test_a_process_that_fails_ends_the_others(corpus, tmp_path):
     """The first process fails in its watcher, while the second waits for it in the next step."""
-    code, stderr = launch(corpus, tmp_path / "out", quick(n_tokens=10**6), FAIL)
+    code, stderr = launch(corpus, tmp_path / "out", quick(n_tokens=10**6, n_evaluations=500), FAIL)
     assert code != 0 and "no space for the picture" in stderr
 
 
