@@ -87,13 +87,13 @@ def tree_mask(order: Tensor, ends: Tensor) -> Tensor:
     """
     mask = (order[:, None, :] <= order[:, :, None]) & (order[:, :, None] < ends[:, None, :])
     # Padding attends to itself: a softmax over nothing is not a number.
-    return (mask | torch.eye(ends.shape[1], dtype=torch.bool, device=ends.device))[:, None]
+    mask |= torch.eye(ends.shape[1], dtype=torch.bool, device=ends.device)
+    return mask[:, None]
 
 
 def additive(mask: Tensor) -> Tensor:
     """A mask as float32 to add to attention scores: 0 where True, else the least number."""
-    least = torch.finfo(torch.float32).min
-    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, least)
+    return torch.where(mask, 0.0, torch.finfo(torch.float32).min)
 
 
 def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = None,
