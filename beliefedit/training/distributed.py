@@ -63,13 +63,10 @@ def init(device: torch.device) -> DistributedContext:
     """Join the other processes, if there are any; may be called again."""
     if not is_distributed():
         return DistributedContext(device)
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    options = [InitProcessGroupKwargs(timeout=_TIMEOUT),
-               DistributedDataParallelKwargs(broadcast_buffers=False)]  # a model's are constants
-    return DistributedContext(device, Accelerator(cpu=device.type == "cpu",
-                                                  kwargs_handlers=options))
+    return DistributedContext(device, Accelerator(
+        cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)]))
 
 
 def destroy() -> None:

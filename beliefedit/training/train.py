@@ -9,10 +9,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,8 +64,8 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         folder: gets the model, the tokenizer and ``metrics.parquet``, a row per evaluation; also
             the checkpoint, which stays there: `copy_model` copies all but that. Several processes
             share it.
-        scratch: where each process keeps its tokens while it trains, in a folder of its own; None:
-            the system's folder for temporary files.
+        scratch: where each process keeps its tokens while it trains, in a folder of its own that
+            it removes; None: the system's folder for temporary files.
         probes: kind (atomic, true_false, not, and, or), prompt, target (right answer), p_agent
             (belief in the target; null for true/false prompts); None: no accuracies.
         seed: decides weights and data order.
@@ -83,13 +83,10 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     context = distributed.init(resolve_device(device))
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-    with (TemporaryDirectory(prefix="tokens-", dir=scratch, ignore_cleanup_errors=True) as tokens,
-          torch.random.fork_rng(devices=[])):
+    with _own_folder(scratch, context.rank) as own, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with checkpoint.writing(Path(tokens)):
-            encoded = encode_documents(Path(documents), tokenizer, Path(tokens))
+        with checkpoint.writing(own):
+            encoded = encode_documents(Path(documents), tokenizer, own)
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                             max(2048, batches.row_length))
@@ -106,6 +103,17 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             save_model(model.eval(), tokenizer, folder)
     context.barrier()
     return trainer.metrics()
+
+
+@contextmanager
+def _own_folder(scratch: Path | None, rank: int) -> Iterator[Path]:
+    """A folder of this process alone, removed at the end."""
+    name = f"tokens-{rank}"
+    own = Path(mkdtemp(prefix=name) if scratch is None else scratch / name)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def copy_model(working: Path, target: Path) -> None:
@@ -177,6 +185,9 @@ class Trainer:
         """Continue from the checkpoint of this run, if there is one."""
         found = checkpoint.load_checkpoint(self.folder, self.model, self.optimizers, fingerprint)
         self.state = TrainerState(**(found or {"fingerprint": fingerprint}))
+        if self.context.broadcast(self.state.step) != self.state.step:
+            raise TrainingError("the processes found different checkpoints", where=str(self.folder),
+                                remedy="let all hosts share one run folder, or delete it")
         if found and self.context.is_main:
             log.info("resuming at step %d (%d tokens)", self.state.step, self.state.tokens)
 
