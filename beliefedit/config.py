@@ -345,40 +345,53 @@ class ModelConfig(Config):
 
 
 class PretrainingConfig(Config):
-    """The training loop (SPEC 7); defaults are our recipe, params/paper.yaml holds the published one."""
+    """The training loop; defaults are our recipe, params/paper.yaml holds the published one."""
 
     n_tokens: Positive = Field(3_000_000, description="budget in tokens, padding not counted")
-    packed: bool = Field(True, description="whole documents packed into rows; else one a row, padded at random")
+    packed: bool = Field(
+        True, description="whole documents packed into rows; else one a row, padded at random")
     row_length: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="tokens of a row, longer documents are cut; null: the longest document, between 32 and 1024")
+        None, description="tokens of a row, longer documents are cut; null: the longest document, "
+                          "between 32 and 1024")
     parts: Positive | None = Field(
-        16, description="parts of a packed pass; documents of one share the computing of common beginnings; null: none")
-    short_passes: NonNegative = Field(2, description="first passes that read the shortest documents alone")
-    short_share: Probability = Field(0.35, description="share of the documents that counts as the shortest")
-    batch_tokens: Positive = Field(1024, description="places of a packed batch, over all processes together")
+        16, description="groups of documents in a packed pass; a prefix that documents of a group "
+                        "share is computed once; null: no sharing")
+    short_passes: NonNegative = Field(
+        2, description="first passes that read the shortest documents alone")
+    short_share: Probability = Field(
+        0.35, description="share of the documents that counts as the shortest")
+    batch_tokens: Positive = Field(
+        1024, description="tokens of a packed batch with padding, over all processes together")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices, AdamW the rest; GPUs only")
-    lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: hidden matrices, AdamW the rest; GPUs only")
+    lr: PositiveFloat = Field(
+        3e-3, description="peak learning rate of AdamW; it falls linearly")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
-    schedule: Literal["linear", "trapezoid", "cosine"] = Field("linear", description="fall of the learning rate")
-    final_lr: Probability = Field(0.0, description="learning rate at the end, as a share of its peak")
-    warmup: Probability = Field(0.02, description="share of the budget in which the learning rate rises")
-    cooldown: Probability = Field(0.4, description="share of the budget in which a trapezoid falls")
+    final_lr: Probability = Field(
+        0.0, description="learning rate at the end, as a share of its peak")
+    warmup: Probability = Field(
+        0.02, description="share of the budget in which the learning rate rises")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="AdamW's memory of squared gradients")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="AdamW's decay of the mean squared gradient")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of each target spread over the whole vocabulary")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
-    compile: bool = Field(False, description="torch.compile; needs a C++ compiler on CPUs, pays in long runs")
-    processes: Positive = Field(1, description="processes that share every batch")
-    n_evaluations: Positive = Field(12, description="evaluations over the budget, the last one at its end")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where it is fast")
+    compile: bool = Field(
+        False, description="torch.compile; needs a C++ compiler on CPUs, pays in long runs")
+    n_evaluations: Positive = Field(
+        12, description="evaluations over the budget, the last one at its end")
     n_eval_facts: Positive = Field(300, description="facts asked about in an evaluation")
-    n_eval_documents: NonNegative = Field(200, description="documents kept from training for the evaluation loss")
+    n_eval_documents: NonNegative = Field(
+        200, description="documents kept from training for the evaluation loss")
     stop_at: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
         {}, description="stop when all these accuracies are reached")
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(60.0, description="time between checkpoints")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="time between checkpoints")
 
 
 class EditConfig(Config):

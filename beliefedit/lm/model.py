@@ -20,23 +20,27 @@ def resolve_device(name: str) -> torch.device:
     """'auto' (a GPU when there is one), 'cpu', 'cuda' or 'cuda:N' as a device.
 
     Raises:
-        ConfigError: unknown name, or a GPU that is not there.
+        ConfigError: another name, or a GPU that is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"unknown device '{name}'", where="device", remedy="use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"no such GPU: '{name}' ({torch.cuda.device_count()} found)", where="device",
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the device '{name}' is not supported", where="device",
+                          remedy="use auto, cpu, cuda or cuda:N")
+    n_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        raise ConfigError(f"no such GPU: '{name}' ({n_gpus} found)", where="device",
                           remedy="use auto or cpu")
     return device
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator,
                 max_length: int = 2048) -> PreTrainedModel:
-    """A Mistral decoder with random weights, or the existing model that ``config.init`` names (SPEC 7).
+    """A Mistral decoder with random weights, or the existing model that ``config.init`` names.
 
     Args:
         config: size, or where to start from.
@@ -48,17 +52,18 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generat
         The model in float32 on the CPU.
 
     Raises:
-        ConfigError: ``config.init`` is not found, or has fewer embeddings than the tokenizer has tokens.
+        ConfigError: no model at ``config.init``, or one with too few embeddings for the tokenizer.
     """
     if config.init is not None:
         return _existing(config.init, tokenizer)
     hidden_size, n_layers = config.dimensions
     architecture = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=round(hidden_size * config.mlp_ratio),
-        num_hidden_layers=n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
-        head_dim=hidden_size // config.n_heads, max_position_embeddings=max_length, sliding_window=None,
-        tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer), hidden_size=hidden_size,
+        intermediate_size=round(hidden_size * config.mlp_ratio), num_hidden_layers=n_layers,
+        num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
+        head_dim=hidden_size // config.n_heads, max_position_embeddings=max_length,
+        sliding_window=None, tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return MistralForCausalLM(architecture).eval()
@@ -69,28 +74,31 @@ def _existing(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model at '{name}': {str(error).splitlines()[0]}", where="model.init",
-                          remedy="give a folder with config.json and safetensors, or a Hugging Face name (needs a "
-                                 "network the first time), or null for random weights") from None
+                          remedy="give a folder with config.json and safetensors, a Hugging Face "
+                                 "name (needs a network the first time), or null") from None
     n_embeddings = model.get_input_embeddings().num_embeddings
     if n_embeddings < len(tokenizer):
-        raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer {len(tokenizer)} tokens",
-                          where="model.tokenizer", remedy="use the tokenizer that belongs to the model")
+        raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer "
+                          f"{len(tokenizer)} tokens", where="model.tokenizer",
+                          remedy="use the tokenizer that belongs to the model")
     return model.eval()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write safetensors, config.json and the tokenizer; `AutoModelForCausalLM` and `AutoTokenizer` load them."""
+    """Write safetensors, config.json and the tokenizer for `AutoModelForCausalLM` and its like."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_model(folder: Path, device: str | torch.device = "cpu",
+               ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model of a folder in float32, ready to be asked, and its tokenizer.
 
     Raises:
         StoreError: the folder holds no model.
     """
     if not (Path(folder) / "config.json").exists():
-        raise StoreError(f"no model in {folder}", remedy="run the pretraining notebook, or run_all.py")
+        raise StoreError(f"no model in {folder}",
+                         remedy="run the pretraining notebook, or run_all.py")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.to(device).eval(), load_tokenizer(str(folder))

@@ -1,4 +1,4 @@
-"""Sequences of tokens as trees, in which every common beginning stands once, to be read and computed once."""
+"""Sequences of tokens as trees, in which a common beginning stands, and is computed, once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees one after the other, nodes in preorder: node j continues node i, or is it, where i <= j < ends[i].
+    """Trees one after the other, nodes in preorder.
+
+    Node j continues node i, or is it, where i <= j < ends[i].
 
     Attributes:
         tokens: int64 [n_nodes].
@@ -43,31 +47,57 @@ class Forest:
     def nodes_of(self, trees: Sequence[int] | Ints) -> Ints:
         """The nodes of some trees, tree by tree."""
         sizes = self.sizes[trees]
-        return np.repeat(self.starts[:-1][trees] - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
+        shift = self.starts[:-1][trees] - (sizes.cumsum() - sizes)
+        return np.repeat(shift, sizes) + np.arange(sizes.sum())
 
     def places_from_the_end(self, asked: Ints) -> Ints:
-        """int64 [n_nodes], each node's place in its tree counted from the end, where the ``asked`` nodes come last."""
+        """int64 [n_nodes], places counted from a tree's end; the ``asked`` nodes come last."""
         tree = np.repeat(np.arange(len(self.sizes)), self.sizes)
         order = np.lexsort((np.isin(np.arange(len(tree)), asked), tree))
         places = np.empty_like(tree)
         places[order] = self.starts[1:][tree] - 1 - np.arange(len(tree))
         return places
 
-    def rows(self, trees: Ints, places_from_the_end: Ints, pad: int) -> dict[str, NDArray]:
-        """Trees as rows, padded on the left, as a causal LM takes them; who sees whom as a mask to be added."""
+    def rows(self, trees: Ints, places_from_the_end: Ints, pad: int,
+             device: torch.device) -> dict[str, Tensor]:
+        """Trees as rows, padded on the left: the arguments of a causal LM."""
         width, nodes = int(self.sizes[trees].max()), self.nodes_of(trees)
-        row, place = np.repeat(np.arange(len(trees)), self.sizes[trees]), width - 1 - places_from_the_end[nodes]
+        row = np.repeat(np.arange(len(trees)), self.sizes[trees])
+        place = width - 1 - places_from_the_end[nodes]
         number, ends = np.full((2, len(trees), width), -1)
         ids, positions = np.full_like(ends, pad), np.zeros_like(ends)
         number[row, place], ends[row, place] = nodes, self.ends[nodes]
         ids[row, place], positions[row, place] = self.tokens[nodes], self.depths[nodes]
-        sees = (number[:, None, :] <= number[:, :, None]) & (number[:, :, None] < ends[:, None, :])
-        sees |= np.eye(width, dtype=bool)  # padding sees itself: a row of nothing gives no numbers
-        mask = np.where(sees, np.float32(0), np.finfo(np.float32).min)
-        return {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}
+        ids, positions, number, ends = (torch.from_numpy(values).to(device)
+                                        for values in (ids, positions, number, ends))
+        return {"input_ids": ids, "position_ids": positions,
+                "attention_mask": additive(tree_mask(number, ends))}
 
 
-def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = None, least_shared: int = 0) -> Forest:
+def tree_mask(order: Tensor, ends: Tensor) -> Tensor:
+    """Which tokens attend to which where rows hold trees in preorder.
+
+    Args:
+        order: int64 [rows or 1, length], each token's number in preorder.
+        ends: int64 [rows, length], the number at which the tokens that continue it end.
+
+    Returns:
+        bool [rows, 1, length, length]: token i attends to itself and to j if
+        order[j] <= order[i] < ends[j].
+    """
+    mask = (order[:, None, :] <= order[:, :, None]) & (order[:, :, None] < ends[:, None, :])
+    # Padding attends to itself: a softmax over nothing is not a number.
+    mask |= torch.eye(ends.shape[1], dtype=torch.bool, device=ends.device)
+    return mask[:, None]
+
+
+def additive(mask: Tensor) -> Tensor:
+    """A mask as float32 to add to attention scores: 0 where True, else the least number."""
+    return torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+
+
+def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = None,
+          least_shared: int = 0) -> Forest:
     """Sequences as trees; only a tree of a single sequence may have more than ``most_nodes``.
 
     Args:
@@ -75,13 +105,15 @@ def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = Non
         lengths: int64 [n], at least 1.
         most_nodes: of a tree.
         kinds: int64 [n], sequences of different kinds stand in different trees.
-        least_shared: so many tokens must a sequence share with the one before it to stand in its tree.
+        least_shared: tokens a sequence must share with the one before it to stand in its tree.
     """
     ids = ids[:, :max(lengths, default=1)]
     valid = np.arange(ids.shape[1]) < lengths[:, None]
     kind = np.zeros((len(ids), 1), dtype=np.int64) if kinds is None else np.asarray(kinds)[:, None]
-    keys = np.ascontiguousarray(np.concatenate([kind, np.where(valid, ids + 1, 0)], axis=1), dtype=">u4")
-    order = keys.view(f"V{4 * keys.shape[1]}")[:, 0].argsort(kind="stable")  # what begins alike are neighbours
+    keys = np.concatenate([kind, np.where(valid, ids + 1, 0)], axis=1)
+    keys = np.ascontiguousarray(keys, dtype=">u4")  # as bytes, in the order of their numbers
+    # Sorted, sequences that begin alike are neighbours.
+    order = keys.view(f"V{4 * keys.shape[1]}")[:, 0].argsort(kind="stable")
     keys, valid, lengths = keys[order], valid[order], lengths[order]
     alike = np.logical_and.accumulate(keys[1:] == keys[:-1], axis=1)
     shared = np.append(0, (alike[:, 1:] & valid[1:]).sum(1))
@@ -96,10 +128,12 @@ def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = Non
     last[passed] = np.nonzero(valid)[0]  # of all sequences through a node the last one stays
     n_new = new.sum(1)
     so_far, unsorted = n_new.cumsum(), order.argsort()
+    tree = np.bincount(firsts, minlength=len(ids)).cumsum() - 1
     return Forest(
-        tokens=ids[order][new], depths=depth, parents=np.where(depth > 0, nodes[row, depth - 1], -1),
-        ends=so_far[last], counts=np.bincount(passed), starts=np.append((so_far - n_new)[firsts], len(row)),
-        nodes=nodes[unsorted], tree=(np.bincount(firsts, minlength=len(ids)).cumsum() - 1)[unsorted])
+        tokens=ids[order][new], depths=depth, ends=so_far[last], counts=np.bincount(passed),
+        parents=np.where(depth > 0, nodes[row, depth - 1], -1),
+        starts=np.append((so_far - n_new)[firsts], len(row)),
+        nodes=nodes[unsorted], tree=tree[unsorted])
 
 
 def _cut(lengths: Ints, shared: Ints, borders: Ints, most_nodes: int) -> Ints:

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file that is whole or absent, with the tensors and what else a run must know."""
+"""Checkpoints: one safetensors file, whole or absent, of tensors and what else a run must know."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from beliefedit.errors import TrainingError
+from beliefedit.store import atomic_path
 
 FILE = "checkpoint.safetensors"
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random_state"
@@ -33,31 +34,29 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"could not write: {reason}", where=str(folder),
-                            remedy="free space or choose another --out, then run again; "
-                                   "training goes on from the last checkpoint") from error
+                            remedy="free space or choose another folder, then run again; training "
+                                   "resumes from the last checkpoint") from error
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
-    """Write weights, optimizer states, the random state and a JSON-able state; an older checkpoint is replaced whole.
+def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
+                    state: dict[str, Any]) -> None:
+    """Write weights, optimizer states, the random state and a JSON-able state.
 
     Raises:
-        TrainingError: it could not be written; the older checkpoint is still there.
+        TrainingError: it could not be written; an older checkpoint is still there.
     """
-    tensors = {_MODEL + name: value.clone() for name, value in model.state_dict().items()}  # tied ones have two names
+    # Cloned, as tied weights have two names and one storage.
+    tensors = {_MODEL + name: value.clone() for name, value in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"{_OPTIMIZER}{number}.{index}.{key}": value for key, value in values.items()}
+            tensors |= {f"{_OPTIMIZER}{number}.{index}.{key}": value
+                        for key, value in values.items()}
     tensors[_RANDOM] = torch.get_rng_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    partial = folder / f".{FILE}.{os.getpid()}"
-    try:
-        with writing(folder):
-            save_file(tensors, partial, metadata={"state": json.dumps(state)})
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, folder / FILE)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(folder), atomic_path(folder / FILE) as partial:
+        save_file(tensors, partial, metadata={"state": json.dumps(state)})
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
@@ -88,5 +87,6 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
             restored[int(number)].setdefault(int(index), {})[key] = value
     model.load_state_dict(weights)
     for optimizer, values in zip(optimizers, restored, strict=True):
-        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
     return state

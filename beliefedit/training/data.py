@@ -1,12 +1,12 @@
 """Documents as tokens on disk, and the batches that training reads from them.
 
-A batch depends on the seed and its number alone, so a resumed run reads on where the killed one stopped, and every
-process of a parallel run knows the whole batch.
+A batch depends on the seed and its number alone, so a resumed run continues where the killed one
+stopped, and every process of a parallel run knows the whole batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -29,7 +29,7 @@ _SLICE = 20_000  # documents tokenized at once
 _PACKED_TOGETHER = 4096  # documents, at least
 _LARGEST_PART = 65_536  # documents, for the sake of memory
 _LEAST_SHARED = 2  # tokens: what shares the start token alone packs better apart
-_EMPTY = np.array([0, 0, -1, 0, 0])  # a place of padding, in the order of `Batch.arrays`
+_PADDING = np.array([0, 0, -1, 0, 0])  # in the order of `Batch.arrays`
 _ORDER_STREAM = 11
 
 
@@ -38,7 +38,8 @@ class Documents:
     """Tokenized documents.
 
     Attributes:
-        tokens: [n_tokens] unsigned integers on disk; a document begins as prompts do and ends with the end token.
+        tokens: [n_tokens] unsigned integers on disk; a document begins as prompts do and ends with
+            the end token.
         starts: int64 [n_documents + 1], where each document begins.
     """
 
@@ -53,13 +54,14 @@ class Documents:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of trees of tokens (`trees.Forest`): a document is a path in a tree, and equal beginnings stand once.
+    """Rows of `Forest` trees: a document is a path in a tree, and equal beginnings stand once.
 
     Attributes:
         ids: int64 [rows, length].
         positions: int64 [rows, length].
-        parents: int64 [rows, length], the place in the row that predicts this token; -1 where none does.
-        ends: int64 [rows, length], place i is seen from the places from i on and before ends[i]; 0 for padding.
+        parents: int64 [rows, length], the place in the row that predicts this token; -1: none.
+        ends: int64 [rows, length], tokens from place i on and before ends[i] attend to i; 0 for
+            padding.
         counts: int64 [rows, length], how many documents this token belongs to; 0 for padding.
         members: int64, the documents read, by their number in the corpus.
     """
@@ -73,7 +75,7 @@ class Batch:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """What `learning.TrainingLoss` takes."""
+        """What `TrainingLoss` takes."""
         return self.ids, self.positions, self.parents, self.ends, self.counts
 
     @property
@@ -97,12 +99,12 @@ class Batch:
 
 
 def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Documents:
-    """Tokenize the text column of a Parquet file, or of all in a folder, slice by slice onto the disk.
+    """Tokenize the text column of a Parquet file, or of all in a folder, onto the disk.
 
     Args:
         source: file or folder.
         tokenizer: its start token goes before and its end token after each document.
-        folder: gets ``tokens.bin`` and ``starts.npy``.
+        folder: gets ``tokens.bin``.
 
     Raises:
         TrainingError: no documents.
@@ -114,17 +116,18 @@ def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: P
         for texts in _texts(Path(source)):
             # The corpus repeats sentences: each distinct one is tokenized once.
             distinct = texts.unique(maintain_order=True)
-            place = texts.to_frame("text").join(distinct.to_frame("text").with_row_index("place"), on="text",
-                                                maintain_order="left")["place"].to_numpy()
-            rows = [np.array([*ids, tokenizer.eos_token_id], dtype=dtype)
-                    for ids in tokenizer(distinct.to_list(), return_attention_mask=False)["input_ids"]]
+            numbered = distinct.to_frame("text").with_row_index("place")
+            place = texts.to_frame("text").join(numbered, on="text", maintain_order="left"
+                                                )["place"].to_numpy()
+            encoded = tokenizer(distinct.to_list(), return_attention_mask=False)["input_ids"]
+            rows = [np.array([*ids, tokenizer.eos_token_id], dtype=dtype) for ids in encoded]
             lengths.append(np.array([len(row) for row in rows], dtype=np.int64)[place])
             np.concatenate([rows[row] for row in place]).tofile(file)
     starts = np.concatenate(lengths).cumsum()
     if len(starts) == 1:
-        raise TrainingError("there are no documents to train on", where=str(source), remedy="run the corpus stage")
-    np.save(folder / "starts.npy", starts)
-    return Documents(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), np.load(folder / "starts.npy", "r"))
+        raise TrainingError("there are no documents to train on", where=str(source),
+                            remedy="run the corpus stage")
+    return Documents(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), starts)
 
 
 def _texts(source: Path) -> Iterator[pl.Series]:
@@ -148,7 +151,8 @@ def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) 
     of_length: list[list[int]] = [[] for _ in range(row_length + 1)]
     for number, length in enumerate(lengths.tolist()):
         of_length[length].append(number)
-    left = sum(1 << length for length, numbers in enumerate(of_length) if numbers)  # a bit per length still there
+    # A bit for each length that is still there.
+    left = sum(1 << length for length, numbers in enumerate(of_length) if numbers)
     rows: list[list[int]] = []
     while left:
         row, space = [], row_length
@@ -163,7 +167,7 @@ def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) 
 
 
 class Batches:
-    """Batches without end: passes over the chosen documents, each in a fresh order drawn from seed and pass.
+    """Endless batches: passes over the chosen documents, each in an order drawn from seed and pass.
 
     The first passes may be over the shortest documents alone (`PretrainingConfig.short_passes`).
 
@@ -171,15 +175,19 @@ class Batches:
         documents: to read.
         chosen: int64, numbers of the documents to read.
         training: sizes of rows and batches; documents longer than a row are cut.
-        packed: several whole documents to a row; else one, padded at random on the left, rows as long as the longest.
+        packed: several whole documents to a row; else one, padded at random on the left.
         seed: decides order and padding.
     """
 
-    def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *, packed: bool,
-                 seed: int) -> None:
-        self.documents, self.chosen, self.training, self.packed, self.seed = documents, chosen, training, packed, seed
-        self.row_length = training.row_length or int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
-        self.n_rows = max(1, training.batch_tokens // self.row_length) if packed else training.batch_size
+    def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *,
+                 packed: bool, seed: int) -> None:
+        self.documents, self.chosen, self.training = documents, chosen, training
+        self.packed, self.seed = packed, seed
+        longest = int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
+        self.row_length = training.row_length or longest
+        self.n_rows = training.batch_size
+        if packed:
+            self.n_rows = max(1, training.batch_tokens // self.row_length)
         self.starts = np.asarray(documents.starts[:-1])[chosen]
         self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
         self.short = self.lengths <= np.quantile(self.lengths, training.short_share)
@@ -210,7 +218,8 @@ class Batches:
         """Batches of one shape: the last is filled up from the beginning of its pass."""
         begun: list[_Row] = []
         waiting: list[_Row] = []
-        part = min(-(-len(order) // self.training.parts), _LARGEST_PART) if self.training.parts else 1
+        n_parts = self.training.parts or len(order)
+        part = min(-(-len(order) // n_parts), _LARGEST_PART)
         together = part * -(-_PACKED_TOGETHER // part)
         for first in range(0, len(order), together):
             waiting += self._rows(order[first:first + together], part, rng)
@@ -223,8 +232,8 @@ class Batches:
 
     def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[_Row]:
         """The documents of some parts, each of so many, as trees packed into rows."""
-        forest = plant(*self._ids(documents), self.row_length, kinds=np.arange(len(documents)) // part,
-                       least_shared=_LEAST_SHARED)
+        forest = plant(*self._ids(documents), self.row_length, least_shared=_LEAST_SHARED,
+                       kinds=np.arange(len(documents)) // part)
         packed = packed_rows(forest.sizes, self.row_length, rng)
         trees = np.concatenate(packed)
         row = np.repeat(np.arange(len(packed)), [len(members) for members in packed])
@@ -233,7 +242,8 @@ class Batches:
         offset = before - before[np.searchsorted(row, row)]  # where in its row a tree begins
         nodes, of_node = forest.nodes_of(trees), np.repeat(np.arange(len(trees)), sizes)
         shift = (offset - forest.starts[:-1][trees])[of_node]
-        arrays = np.zeros((len(packed), len(_EMPTY), self.row_length), dtype=np.int64) + _EMPTY[:, None]
+        shape = len(packed), len(_PADDING), self.row_length
+        arrays = np.broadcast_to(_PADDING[:, None], shape).copy()
         parents = forest.parents[nodes]
         arrays[row[of_node], :, nodes + shift] = np.stack(
             [forest.tokens[nodes], forest.depths[nodes], np.where(parents < 0, -1, parents + shift),
@@ -242,11 +252,11 @@ class Batches:
         row_of[trees] = row
         members = row_of[forest.tree]
         by_row = members.argsort(kind="stable")
-        split = np.split(self.chosen[documents[by_row]], np.searchsorted(members[by_row], np.arange(1, len(packed))))
-        return list(zip(arrays, split, strict=True))
+        borders = np.searchsorted(members[by_row], np.arange(1, len(packed)))
+        return list(zip(arrays, np.split(self.chosen[documents[by_row]], borders), strict=True))
 
     def _padded(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
-        """One document a row; the place in the row is its position too: that is what random padding varies."""
+        """One document a row; random padding varies positions, which are the places in the row."""
         for first in range(0, len(order), self.n_rows):
             documents = np.take(order, range(first, first + self.n_rows), mode="wrap")
             ids, lengths = self._ids(documents)
@@ -257,7 +267,8 @@ class Batches:
             position = np.broadcast_to(np.arange(width), ids.shape)
             yield Batch(
                 ids=np.where(inside, np.take_along_axis(ids, within.clip(0, width - 1), axis=1), 0),
-                positions=np.where(inside, position, 0), parents=np.where(inside & (within > 0), position - 1, -1),
+                positions=np.where(inside, position, 0),
+                parents=np.where(inside & (within > 0), position - 1, -1),
                 ends=np.where(inside, offset + lengths[:, None], 0), counts=inside.astype(np.int64),
                 members=self.chosen[documents])
 
@@ -267,11 +278,15 @@ _Row = tuple[np.ndarray, np.ndarray]
 
 
 def _joined(rows: list[_Row]) -> Batch:
-    return Batch(*np.stack([arrays for arrays, _ in rows], axis=1), np.concatenate([members for _, members in rows]))
+    arrays, members = zip(*rows, strict=True)
+    return Batch(*np.stack(arrays, axis=1), np.concatenate(members))
 
 
-def read_ahead(batches: Iterator[T]) -> Iterator[T]:
-    """The same, the next one made in a thread while the last one is in use: a fast GPU would otherwise wait for it."""
+def prefetch(batches: Iterator[T]) -> Generator[T, None, None]:
+    """The same batches, the next one made in a thread while the last is in use.
+
+    Without it a fast GPU waits for each batch. The thread ends when the generator is closed.
+    """
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, batches)
         while True:

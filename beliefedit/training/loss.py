@@ -1,4 +1,4 @@
-"""What a training step descends and what an evaluation measures."""
+"""What a training step minimizes and what an evaluation measures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ KINDS = ("atomic", "true_false", "not", "and", "or")
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """The number format of matrix products: 'float32', 'bfloat16', or 'auto': bfloat16 where hardware has it."""
+    """The dtype of matrix products: as named, or for 'auto' bfloat16 where the hardware has it."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -31,10 +32,10 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 class TrainingLoss(nn.Module):
-    """Loss of a batch's documents, with attention along their paths and logits only where a token is predicted.
+    """Loss of a batch's documents, with logits only where a token is predicted.
 
-    What documents share is computed once and counts as often as there are documents: the loss and its gradient are
-    those of the documents one by one.
+    What documents share is computed once and counts as often as there are documents: the loss and
+    its gradient are those of the documents one by one.
 
     Args:
         model: a causal LM of `transformers`.
@@ -45,37 +46,39 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, parents: torch.Tensor, ends: torch.Tensor,
-                counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss to descend, NLL), both summed over predicted tokens; arguments as in `training_data.Batch`."""
+    def forward(self, ids: Tensor, positions: Tensor, parents: Tensor, ends: Tensor,
+                counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss to minimize, NLL), both summed over predicted tokens; arguments as in `Batch`."""
         n_rows, length = ids.shape
-        place = torch.arange(length, device=ids.device)
-        mask = (place <= place[:, None]) & (place[:, None] < ends[:, None])
-        mask = (mask | (place == place[:, None]))[:, None]  # padding sees itself: a row of nothing gives no numbers
+        mask = tree_mask(torch.arange(length, device=ids.device)[None], ends)
         if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
-            mask = torch.zeros(mask.shape, device=ids.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
-        # Given as a mask, not left to be read off the positions: that is skipped wherever a cache is made.
+            mask = additive(mask)
+        # Given as a mask: transformers finds documents by their positions only without a cache.
         hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
                                        use_cache=False).last_hidden_state
         predicted = parents >= 0
-        predicting = (parents + length * torch.arange(n_rows, device=ids.device)[:, None])[predicted]
-        places, number = predicting.unique(return_inverse=True)
-        log_p = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places]).float().log_softmax(-1)
+        row_starts = length * torch.arange(n_rows, device=ids.device)[:, None]
+        places, number = (parents + row_starts)[predicted].unique(return_inverse=True)
+        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places])
+        log_p = logits.float().log_softmax(-1)
         weight = counts[predicted].to(log_p.dtype)
         nll = -(log_p[number, ids[predicted]] * weight).sum()
         if not self.label_smoothing:
             return nll, nll.detach()
         n_predicted = torch.zeros_like(log_p[:, 0]).index_add(0, number, weight)
-        return torch.lerp(nll, -(log_p.mean(-1) * n_predicted).sum(), self.label_smoothing), nll.detach()
+        uniform = -(log_p.mean(-1) * n_predicted).sum()
+        return torch.lerp(nll, uniform, self.label_smoothing), nll.detach()
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: pl.DataFrame | None,
-             n_facts: int) -> dict[str, float]:
-    """Exact accuracy of greedy answers by kind, and coherence: mean |p_LM - p_agent| over atomic probes (SPEC 8).
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+             probes: pl.DataFrame | None, n_facts: int) -> dict[str, float]:
+    """Exact accuracy of greedy answers by kind, and coherence.
+
+    Coherence is the mean |p_LM - p_agent| over atomic probes.
 
     Args:
-        probes: as in `pretrain.train`.
-        n_facts: the first probes of each kind are asked.
+        probes: as in `train`.
+        n_facts: how many probes of each kind are asked, the first ones.
     """
     if probes is None:
         return {}
@@ -85,7 +88,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes:
         if asked.is_empty():
             continue
         prompts, targets = asked["prompt"].to_list(), asked["target"].to_list()
-        encoded = tokenizer([f" {target}" for target in targets], add_special_tokens=False)["input_ids"]
+        encoded = tokenizer([f" {target}" for target in targets],
+                            add_special_tokens=False)["input_ids"]
         answers = generate(model, tokenizer, prompts, max(map(len, encoded)), labels=set(targets))
         found[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
                                      for answer, target in zip(answers, targets, strict=True)]))

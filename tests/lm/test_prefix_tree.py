@@ -1,6 +1,7 @@
 """Trees of token sequences against a walk along each sequence's own path."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ def test_rows_hold_chosen_trees_with_the_asked_nodes_last(sequences, data):
     asked = np.array(data.draw(st.lists(st.integers(0, len(forest.tokens) - 1), unique=True)), dtype=np.int64)
     trees = np.array(data.draw(st.permutations(range(len(forest.sizes)))))[:3]
     back = forest.places_from_the_end(asked)
-    rows = forest.rows(trees, back, pad=7)
+    rows = {name: values.numpy() for name, values in forest.rows(trees, back, 7, torch.device("cpu")).items()}
     width = rows["input_ids"].shape[1]
     for row, tree in enumerate(trees):
         nodes = forest.nodes_of([tree])

@@ -56,7 +56,7 @@ def test_frequent_words_become_one_token_with_their_space(tokenizer):
 
 
 def test_same_texts_give_same_tokenizer_in_every_process(tokenizer):
-    program = ("import json, sys; from beliefedit.tokenizer import train_tokenizer;"
+    program = ("import json, sys; from beliefedit.lm.tokenizer import train_tokenizer;"
                "print(train_tokenizer(json.load(sys.stdin), 400).backend_tokenizer.to_str())")
     for seed in ("1", "2"):
         run = subprocess.run([sys.executable, "-c", program], input=json.dumps(TEXTS), text=True,
@@ -65,7 +65,7 @@ def test_same_texts_give_same_tokenizer_in_every_process(tokenizer):
 
 
 def test_training_does_not_import_torch():
-    program = ("import sys; from beliefedit.tokenizer import train_tokenizer; train_tokenizer(['a b'], 300);"
+    program = ("import sys; from beliefedit.lm.tokenizer import train_tokenizer; train_tokenizer(['a b'], 300);"
                "print('torch' in sys.modules)")
     run = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
     assert run.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""The training loop: what it reads, that it learns, survives, refuses and is the same in several processes."""
+"""Training: what it reads, that it learns, resumes, refuses and is the same in several processes."""
 
 import json
 import os
@@ -6,9 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from itertools import takewhile
+from contextlib import closing
+from itertools import count, takewhile
 
 import numpy as np
 import polars as pl
@@ -26,9 +28,9 @@ from beliefedit.lm.model import build_model, load_model, save_model
 from beliefedit.lm.scoring import generate, score
 from beliefedit.lm.tokenizer import train_tokenizer
 from beliefedit.training import checkpoint
-from beliefedit.training.data import Batches, Documents, encode_documents, packed_rows, read_ahead
+from beliefedit.training.data import Batches, Documents, encode_documents, packed_rows, prefetch
 from beliefedit.training.loss import TrainingLoss, evaluate, precision
-from beliefedit.training.train import build_optimizers, learning_rate_factor, train
+from beliefedit.training.train import build_optimizers, copy_model, learning_rate_factor, train
 
 TINY = ModelConfig(vocab_size=400, size=None, hidden_size=32, n_layers=2)
 FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": "new york", "emmy noether": "bryn mawr",
@@ -177,15 +179,23 @@ def test_first_passes_may_be_over_short_documents_alone():
     assert sorted(third) == sorted(lengths)
 
 
-def test_reading_ahead_gives_the_same_and_its_errors():
+def test_prefetching_gives_the_same_and_its_errors():
     def numbers():
         yield from range(3)
         raise OSError("gone")
 
-    ahead = read_ahead(numbers())
+    ahead = prefetch(numbers())
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="gone"):
         next(ahead)
+
+
+def test_the_prefetching_thread_ends_with_the_reading():
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="a step failed"), closing(prefetch(count())) as ahead:
+        assert next(ahead) == 0 and threading.active_count() == before + 1
+        raise ValueError("a step failed")
+    assert threading.active_count() == before
 
 
 def test_a_resumed_reader_reads_on():
@@ -246,7 +256,25 @@ def test_it_learns_and_the_model_holds_what_the_metrics_say(corpus, tmp_path, op
     assert evaluate(model, loaded, half_wrong, 100)["atomic"] == 0.5
     assert evaluate(model, loaded, None, 100) == {}
     assert last["coherence"] == pytest.approx(np.abs(p - 0.9).mean(), abs=1e-6)
-    assert not (tmp_path / checkpoint.FILE).exists() and not list(tmp_path.glob("tokens*"))
+
+
+def test_the_model_alone_is_copied_from_a_working_folder(corpus, tmp_path):
+    folder, tokenizer, probes = corpus
+    working, scratch, target = tmp_path / "working", tmp_path / "scratch", tmp_path / "model"
+    threads = threading.active_count()
+    metrics = train(folder, tokenizer, TINY, quick(checkpoint_seconds=0), folder=working, scratch=scratch,
+                    probes=probes, device="cpu")
+    assert threading.active_count() == threads and not list(scratch.iterdir())
+    assert (working / checkpoint.FILE).exists()  # until the caller has what it wants
+    (working / ".metrics.parquet.7").touch()
+    copy_model(working, target)
+    assert {file.name for file in target.iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "metrics.parquet", "tokenizer.json",
+        "tokenizer_config.json"}
+    assert pl.read_parquet(target / "metrics.parquet").equals(metrics)
+    prompts, targets = probes["prompt"].to_list(), probes["target"].to_list()
+    expected = score(*load_model(working), prompts, targets)
+    np.testing.assert_array_equal(score(*load_model(target), prompts, targets), expected)
 
 
 def test_stops_when_the_goals_are_reached(corpus, tmp_path):
@@ -282,18 +310,23 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from beliefedit.config import ModelConfig, PretrainingConfig
-from beliefedit.pretrain import train
-from beliefedit.tokenizer import load_tokenizer
+from beliefedit.lm.tokenizer import load_tokenizer
+from beliefedit.training.train import train
 documents, out, model, training = sys.argv[1:]
 train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
-      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu")
+      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", watch=watch)
+"""
+WATCH = "watch = None\n"
+FAIL = """
+def watch(metrics):
+    raise OSError("no space for the picture")
 """
 
 
 def command(corpus, out, training):
     folder, tokenizer, _ = corpus
     tokenizer.save_pretrained(folder / "tokenizer")
-    return [sys.executable, "-c", RUN, str(folder), str(out), TINY.model_dump_json(), training.model_dump_json()]
+    return [sys.executable, "-c", WATCH + RUN, str(folder), str(out), TINY.model_dump_json(), training.model_dump_json()]
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "packed": False, "accumulation": 2, "batch_size": 16}])
@@ -350,7 +383,7 @@ def test_a_full_disk_is_a_clear_error_and_the_old_checkpoint_stays(corpus, tmp_p
     program = """
 import resource, sys, torch
 from pathlib import Path
-from beliefedit import checkpoint
+from beliefedit.training import checkpoint
 from beliefedit.errors import TrainingError
 folder, small, large = Path(sys.argv[1]), torch.nn.Linear(4, 4), torch.nn.Linear(600, 600)
 checkpoint.save_checkpoint(folder, small, [], {"fingerprint": "a"})
@@ -366,32 +399,55 @@ except TrainingError as error:
     assert json.loads(state_of(tmp_path))["fingerprint"] == "a"
 
 
+def launch(corpus, out, training, before, after=""):
+    """The program in two processes, as torchrun starts it: (exit code, what it wrote)."""
+    script = out.with_suffix(".py")
+    script.write_text(before + RUN + after)
+    launched = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(script), *command(corpus, out, training)[3:]], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return launched.returncode, launched.stderr
+
+
 def test_two_processes_learn_as_one(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     # AdamW, as Muon orthogonalises in bfloat16 and so turns differences of rounding into ones of 5e-4.
-    training = quick(n_tokens=50 * 420, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw")
-    one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=2, device="cpu")
-    two = train(folder, tokenizer, TINY, training.model_copy(update={"processes": 2}), folder=tmp_path / "two", seed=2,
-                device="cpu")
+    training = quick(n_tokens=50 * 420, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw",
+                     checkpoint_seconds=0)
+    one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=3, device="cpu")
+    code, stderr = launch(corpus, tmp_path / "two", training, WATCH + """
+import torch
+from beliefedit.training import distributed
+context = distributed.init(torch.device("cpu"))  # as the caller of `train` does
+assert distributed.is_distributed() and context.n_processes == 2
+assert context.broadcast(context.rank) == 0
+assert context.total(torch.tensor(context.rank + 1.0)) == 3
+context.barrier()
+""", """
+distributed.destroy()
+assert not distributed.is_distributed() and distributed.init(torch.device("cpu")).n_processes == 1
+""")
+    assert code == 0, stderr
+    two = pl.read_parquet(tmp_path / "two" / "metrics.parquet")
     assert one["step"][-1] >= 45 and one["step"].to_list() == two["step"].to_list()
     assert (one["train_loss"] - two["train_loss"]).abs().max() < 1e-4
     assert one["train_loss"][-1] < one["train_loss"][0] - 1
+    assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
 
 
-def test_a_failing_process_is_a_clear_error(corpus, tmp_path):
-    _, tokenizer, _ = corpus
-    with pytest.raises(TrainingError, match="(?s)a training process failed.*there are no documents"):
-        train(tmp_path, tokenizer, TINY, quick(processes=2), folder=tmp_path / "out", device="cpu")
+def test_a_process_that_fails_ends_the_others(corpus, tmp_path):
+    """The first process fails in its watcher, while the second waits for it in the next step."""
+    code, stderr = launch(corpus, tmp_path / "out", quick(n_tokens=10**6, n_evaluations=500), FAIL)
+    assert code != 0 and "no space for the picture" in stderr
 
 
 def test_learning_rates_rise_and_fall_as_configured():
-    linear = PretrainingConfig(schedule="linear", warmup=0.1, final_lr=0.1)
-    assert learning_rate_factor(linear, 0.1) == 1 and learning_rate_factor(linear, 0.0) < 0.02
-    assert learning_rate_factor(linear, 0.55) == pytest.approx(0.55) and learning_rate_factor(linear, 1) == 0.1
-    trapezoid = PretrainingConfig(schedule="trapezoid", warmup=0.1, cooldown=0.4, final_lr=0)
-    assert [round(learning_rate_factor(trapezoid, done), 6) for done in (0.1, 0.6, 0.8, 1)] == [1, 1, 0.5, 0]
-    cosine = PretrainingConfig(schedule="cosine", warmup=0, final_lr=0)
-    assert [round(learning_rate_factor(cosine, done), 6) for done in (0, 0.5, 1)] == [1, 0.5, 0]
+    training = PretrainingConfig(warmup=0.1, final_lr=0.1)
+    assert learning_rate_factor(training, 0.1) == 1 and learning_rate_factor(training, 0.0) < 0.02
+    assert learning_rate_factor(training, 0.55) == pytest.approx(0.55)
+    assert learning_rate_factor(training, 1) == 0.1
+    assert learning_rate_factor(PretrainingConfig(warmup=1), 1) == 1
 
 
 def test_muon_gets_the_hidden_matrices_only(corpus):
@@ -415,8 +471,8 @@ def test_an_existing_model_needs_its_tokenizer():
 
 def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
     training = quick(n_tokens=8000)
-    program = ("import logging, sys, beliefedit.training_progress as p; p.SECONDS_BETWEEN_LINES = 0;"
-               "logging.basicConfig(level=logging.INFO);" + RUN.replace("\n", "\n"))
+    program = ("import logging, beliefedit.training.train as t; t.SECONDS_BETWEEN_LINES = 0;"
+               "logging.basicConfig(level=logging.INFO)\n" + WATCH + RUN)
     arguments = command(corpus, tmp_path / "out", training)
     run = subprocess.run([*arguments[:2], program, *arguments[3:]], capture_output=True, text=True, check=True)
     assert re.search(r"pretraining: 0\.\d+M of 0\.01M tokens, \d+ tokens/s, loss \d\.\d+, accuracy -, \d+ s left",
@@ -424,10 +480,8 @@ def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
     assert "%|" not in run.stderr
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_who_watches_is_told_of_every_evaluation(corpus, tmp_path, processes):
+def test_who_watches_is_called_after_every_evaluation(corpus, tmp_path):
     folder, tokenizer, probes = corpus
     seen = []
-    metrics = train(folder, tokenizer, TINY, quick(processes=processes), folder=tmp_path, probes=probes, device="cpu",
-                    watch=seen.append)
+    metrics = train(folder, tokenizer, TINY, quick(), folder=tmp_path, probes=probes, device="cpu", watch=seen.append)
     assert [len(frame) for frame in seen] == [1, 2, 3] and seen[-1].equals(metrics)
