@@ -63,9 +63,11 @@ class BayesAgent:
     _relations: Labels
     _objects: Labels
     _beliefs: Beliefs
+    as_published: bool = False
 
     @classmethod
-    def fit(cls, evidence: pl.DataFrame, *, pairs: Mapping, objects: Sequence) -> BayesAgent:
+    def fit(cls, evidence: pl.DataFrame, *, pairs: Mapping, objects: Sequence,
+            as_published: bool = False) -> BayesAgent:
         """Count evidence (SPEC 5).
 
         Args:
@@ -94,7 +96,8 @@ class BayesAgent:
         counts = count(ids, evidence["weight"].cast(pl.Float64).to_numpy(), times,
                        (len(subjects.names), len(relations.names), n_objects))
         conditionals = {d: fit_conditional(counts, d, u) for d, u in upstream.items()}
-        return cls(subjects, relations, object_labels, Beliefs(Fitted(upstream, counts, conditionals), {}, {}, {}))
+        return cls(subjects, relations, object_labels, Beliefs(Fitted(upstream, counts, conditionals), {}, {}, {}),
+                   as_published)
 
     @property
     def objects(self) -> list:
@@ -165,8 +168,8 @@ class BayesAgent:
         """
         return self._beliefs.given(self._downstream_id(relation), self._objects.id(upstream_object), frequency)
 
-    def after(self, subject: object, relation: object, object: object, weight: float = 1.0,
-              as_published: bool = False) -> BayesAgent:
+    def after(self, subject: object, relation: object = None, object: object = None, weight: float = 1.0,
+              as_published: bool | None = None) -> BayesAgent:
         """The agent that has also seen this evidence; the one asked is untouched.
 
         Args:
@@ -177,8 +180,12 @@ class BayesAgent:
         Raises:
             EvidenceError: an unknown name, or a weight that is not evidence.
         """
+        if relation is None:  # an edit request
+            request, weight = subject, subject.weight
+            subject, relation, object = request.fact.subject, request.fact.relation, request.target
         fact = *self._ids(subject, relation), self._objects.id(object)
-        return replace(self, _beliefs=self._beliefs.after(*fact, weight, as_published))
+        published = self.as_published if as_published is None else as_published
+        return replace(self, _beliefs=self._beliefs.after(*fact, weight, published))
 
     def weight_for(self, subject: object, relation: object, object: object, probability: float = 0.95) -> float:
         """Weight that brings the direct belief to at least ``probability`` (SPEC 5); not positive if it is there.

@@ -29,6 +29,11 @@ class Fact:
     def __str__(self) -> str:
         return f"{self.subject} {self.relation} {self.object}"
 
+    @property
+    def prompt(self) -> str:
+        """The prompt that asks for the object."""
+        return atomic_prompt(self.subject, self.relation)
+
 
 @dataclass(frozen=True)
 class Proposition:

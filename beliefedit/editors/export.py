@@ -1,7 +1,4 @@
-"""One edit on its own: a PEFT adapter folder, a weight delta in safetensors, or a whole edited model.
-
-Also a row of edits on its way.
-"""
+"""One edit on its own: a PEFT adapter folder, a weight delta in safetensors, or a whole edited model."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from beliefedit.editors.base import EditedModels, Plain, add_delta
+from beliefedit.editors.base import EditedModels, add_delta
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.errors import EditError
 
 _ADAPTER = "adapter_model.safetensors"
-_WEIGHT, _MEMORY = "weight ", "memory "
 
 
 def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrainedModel:
@@ -84,20 +80,3 @@ def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
     save_file(tensors, folder / _ADAPTER)
 
 
-def save_row(edited: Plain, base: PreTrainedModel, path: Path) -> None:
-    """What a row of edits has come to, to the bit: the weights that differ from the base's, and the editor's memory."""
-    before = base.state_dict()
-    tensors = {f"{_WEIGHT}{name}": value for name, value in edited.model.state_dict().items()
-               if not torch.equal(value, before[name])}
-    tensors |= {f"{_MEMORY}{name}": value for name, value in edited.memory.items()}
-    save_file({name: value.detach().cpu().clone() for name, value in tensors.items()}, path)
-
-
-def load_row(path: Path, base: PreTrainedModel) -> Plain:
-    """What `save_row` wrote, on a copy of the base."""
-    tensors, model = load_file(path, device=str(base.device)), copy.deepcopy(base)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(tensors.get(f"{_WEIGHT}{name}", value))
-    return Plain(model, memory={name.removeprefix(_MEMORY): value for name, value in tensors.items()
-                                if name.startswith(_MEMORY)})

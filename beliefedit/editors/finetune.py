@@ -1,9 +1,12 @@
-"""Fine-tuning edits: every edit has its own copy of the changed weights (FT-M, FT-L; EDITORS.md)."""
+"""Fine-tuning of MLP output projections, each edit with its own copy of the changed weights.
+
+FT-M, whose loss is on the target's tokens alone; FT-L (arXiv 2012.00363) with a bound on every weight.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import FinetuneConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
-from beliefedit.editors.low_rank import Hook, hooked, spread_losses, spread_rows
+from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import (
     Descent,
     Sentences,
@@ -22,6 +25,7 @@ from beliefedit.editors.optimization import (
     frozen,
     losses_per_edit,
 )
+from beliefedit.editors.registry import register_editor
 
 
 @dataclass
@@ -31,14 +35,13 @@ class WeightChanges(EditedModels):
     Attributes:
         model: the base, whose weights are never touched.
         changes: per projection [n, outputs, inputs].
-        steps, losses, refused: see `EditedModels`.
+        steps, losses: see `EditedModels`.
     """
 
     model: PreTrainedModel
     changes: dict[str, Tensor]
     steps: int = 1
     losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.changes.values())))
@@ -55,10 +58,6 @@ class WeightChanges(EditedModels):
     def delta(self, index: int) -> dict[str, Tensor]:
         """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
         return {f"{name}.weight": change[index].detach() for name, change in self.changes.items()}
-
-    def spread(self, places: Sequence[int], n: int) -> WeightChanges:
-        return replace(self, changes={name: spread_rows(value, places, n) for name, value in self.changes.items()},
-                       losses=spread_losses(self.losses, places, n))
 
 
 def _one_row_each(change: Tensor) -> Hook:
@@ -80,6 +79,7 @@ def _by_version(change: Tensor, rows: Sequence[tuple[int, Tensor]]) -> Hook:
     return add
 
 
+@register_editor("finetune", label="Fine-tuning")
 class FinetuneEditor(Editor):
     """Adam on whole output projections, per edit."""
 

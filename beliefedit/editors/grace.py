@@ -1,10 +1,10 @@
-"""GRACE: no weights change; a codebook at one layer answers for what it has been told about (EDITORS.md)."""
+"""GRACE (arXiv 2211.11031): no weights change; a codebook at one layer answers near its keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import GraceConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
-from beliefedit.editors.low_rank import hooked, spread_losses, spread_rows
+from beliefedit.editors.low_rank import hooked
 from beliefedit.editors.optimization import (
     Descent,
     descend,
@@ -21,10 +21,8 @@ from beliefedit.editors.optimization import (
     frozen,
     losses_per_edit,
 )
+from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
-
-_NOWHERE = -1.0
-"""Radius of an entry that answers nothing."""
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Codebooks(EditedModels):
         keys: [n, entries, inputs].
         values: [n, entries, outputs].
         radii: [n, entries], how near is near.
-        steps, losses, refused: see `EditedModels`.
+        steps, losses: see `EditedModels`.
     """
 
     model: PreTrainedModel
@@ -47,7 +45,6 @@ class Codebooks(EditedModels):
     radii: Tensor
     steps: int = 1
     losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -65,19 +62,14 @@ class Codebooks(EditedModels):
     def delta(self, index: int) -> dict[str, Tensor]:
         raise EditError("a codebook changes no weights", remedy="keep its keys, values and radii")
 
-    def spread(self, places: Sequence[int], n: int) -> Codebooks:
-        radii = spread_rows(self.radii - _NOWHERE, places, n) + _NOWHERE
-        return replace(self, keys=spread_rows(self.keys, places, n), values=spread_rows(self.values, places, n),
-                       radii=radii, losses=spread_losses(self.losses, places, n))
 
-
+@register_editor("grace", label="GRACE")
 class GraceEditor(Editor):
     """An entry per request: the key at the prompt's last token, a value trained there, a radius.
 
     The radius is ``radius`` times the usual distance from what enters the layer to the nearest other thing that does.
     """
 
-    needs_texts: ClassVar[bool] = True
     config: GraceConfig
     radius: float | None = None
 
@@ -128,9 +120,9 @@ class GraceEditor(Editor):
                 watch=None if watch is None else lambda step, so_far: watch(step, result(so_far[0])))
         return replace(result(values), losses=tuple(losses.tolist()))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[Codebooks]:
-        """All edits so far in one codebook; ``memory`` is not used, a row always begins anew."""
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[Codebooks]:
+        """All edits so far in one codebook."""
         book = Codebook()
         for request in requests:
             new = self.apply(model, tokenizer, [request])
@@ -141,7 +133,7 @@ class GraceEditor(Editor):
 
 @dataclass
 class Codebook:
-    """Entries of several edits in a row; which of them answers must stay clear.
+    """Entries of sequential edits; which of them answers must stay clear.
 
     Attributes:
         keys, values: tensors, one per entry.
@@ -163,7 +155,7 @@ class Codebook:
                 if self.labels[at] == label:
                     self.radii[at] = max(self.radii[at], near)
                     return
-                if near == 0:  # told otherwise about the very same thing: the later word counts
+                if near == 0:  # another request about the very same key: the later one counts
                     self.values[at], self.labels[at] = value, label
                     return
                 self.radii[at] = min(self.radii[at], 0.499 * near)

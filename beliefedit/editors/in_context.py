@@ -1,9 +1,9 @@
-"""Edits that only say it: the edited sentence stands in front of every prompt (EDITORS.md)."""
+"""Edits in context: the edited sentence stands in front of every prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
+from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 
 
@@ -23,14 +24,13 @@ class Told(EditedModels):
     Attributes:
         model: the base.
         prefixes: a text per version, which `beliefedit.lm.score` and `beliefedit.lm.generate` put there.
-        steps, losses, refused: see `EditedModels`.
+        steps, losses: see `EditedModels`.
     """
 
     model: PreTrainedModel
     prefixes: tuple[str, ...]
     steps: int = 1
     losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prefixes)
@@ -41,13 +41,8 @@ class Told(EditedModels):
     def delta(self, index: int) -> dict[str, Tensor]:
         raise EditError("an edit in context changes no weights", remedy="put its prefix in front of prompts")
 
-    def spread(self, places: Sequence[int], n: int) -> Told:
-        prefixes = [""] * n
-        for place, prefix in zip(places, self.prefixes, strict=True):
-            prefixes[place] = prefix
-        return replace(self, prefixes=tuple(prefixes))
 
-
+@register_editor("in_context", label="In context")
 class InContextEditor(Editor):
     """Says the edited sentence n times, as a document of the corpus would."""
 
@@ -55,11 +50,12 @@ class InContextEditor(Editor):
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
               watch: Watcher | None) -> Told:
-        return Told(model, tuple(f"{request.prompt} {request.target}{SEPARATOR}" * self.config.n_times
+        return Told(model, tuple(f"{request.sentence}{SEPARATOR}" * self.config.n_times
                                  for request in requests))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[Told]:
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[Told]:
+        """All sentences so far in front of every prompt."""
         prefix = ""
         for request in requests:
             prefix += self.apply(model, tokenizer, [request]).prefixes[0]

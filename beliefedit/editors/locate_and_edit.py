@@ -1,4 +1,7 @@
-"""Editing at one token, the subject's last: its key, and the change of value that brings the target about."""
+"""What ROME (arXiv 2202.05262), MEMIT and AlphaEdit share: editing at one token.
+
+The token's key, the corpus's key statistics, and the change of value after which the target follows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +135,6 @@ Call = Callable[..., ModelOutput]
 class ValueEditor(Editor):
     """Base of ROME, MEMIT and AlphaEdit: keeps the corpus's statistics, one model's at a time."""
 
-    needs_texts: ClassVar[bool] = True
     config: ValueConfig
     statistics: Statistics | None = None
 
@@ -144,7 +146,8 @@ class ValueEditor(Editor):
         """The requests with the words whose last token is written at as their subject."""
         if self.config.place == "subject":
             return list(requests)
-        return [request._replace(subject=request.prompt) for request in requests]
+        return [EditRequest.from_pair(request.prompt, request.target, request.prompt)
+                for request in requests]
 
     @abstractmethod
     def layers(self) -> Sequence[int]:
@@ -246,7 +249,7 @@ def layer_of(model: PreTrainedModel, projection: str) -> str:
 
 def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
                  beginnings: Sequence[str], config: Any, *, at: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What to add to a projection's output at the subject's last token so that the target follows (EDITORS.md).
+    """What to add to a projection's output at the subject's last token so that the target follows.
 
     Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what follows the bare
     subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes. Where the prompt's last token is
@@ -261,20 +264,24 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, req
     """
     name, size = at
     sentences = _sentences(tokenizer, requests, beginnings, model.device)
-    neutral = find_subjects(tokenizer, [request._replace(prompt=request.subject) for request in requests], [""],
-                            model.device)
-    before = _log_p_at(model, neutral)
     kl_factor = config.kl_factor if config.place == "subject" else 0.0
+    if kl_factor:
+        bare = [EditRequest.from_pair(r.subject, r.target, r.subject) for r in requests]
+        neutral = find_subjects(tokenizer, bare, [""], model.device)
+        before = _log_p_at(model, neutral)
     width = model.get_submodule(name).out_features
     unit = size[:, None] / width**0.5  # models differ by orders of magnitude in how long their values are
 
     def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-        change, chosen, bare = values[0] * unit[versions], sentences.of(versions), _of(neutral, versions)
-        loss = losses_per_edit(_adding(model, name, change, chosen.places), model, chosen, len(versions))
-        with hooked(model, {name: _add_at(change, bare.places)}):
-            after = _log_p_at(model, bare)
-        kl = (before[versions].exp() * (before[versions] - after)).sum(1)
-        return loss + kl_factor * kl + config.decay * change.square().sum(1) / size[versions].square()
+        change, chosen = values[0] * unit[versions], sentences.of(versions)
+        call = _adding(model, name, change, chosen.places)
+        loss = losses_per_edit(call, model, chosen, len(versions))
+        if kl_factor:
+            where = _of(neutral, versions)
+            with hooked(model, {name: _add_at(change, where.places)}):
+                after = _log_p_at(model, where)
+            loss = loss + kl_factor * (before[versions].exp() * (before[versions] - after)).sum(1)
+        return loss + config.decay * change.square().sum(1) / size[versions].square()
 
     def shorten(values: list[Tensor], versions: Tensor) -> None:
         longest = config.largest * width**0.5

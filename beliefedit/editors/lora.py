@@ -1,4 +1,4 @@
-"""LoRA edits, many at once: one rank-r adapter per edit on every MLP output projection (SPEC 7)."""
+"""LoRA (arXiv 2106.09685), many edits at once: one adapter per edit on every MLP output projection."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from beliefedit.editors.optimization import (
     losses_per_edit,
     with_ends,
 )
+from beliefedit.editors.registry import register_editor
 
 
+@register_editor("lora", label="LoRA")
 class LoraEditor(Editor):
     """Trains an adapter per request; nothing is shared between edits but the frozen base.
 
-    A batch equals one edit after another because gradients, clipping and optimiser state are per edit.
+    A batch equals one edit after another because gradients, clipping and optimizer state are per edit.
     """
 
     config: LoraConfig

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class Adapters(EditedModels):
         down: per projection [n, rank, inputs].
         up: per projection [n, outputs, rank].
         scale: factor of the product, for LoRA alpha / rank.
-        steps, losses, refused: see `EditedModels`.
+        steps, losses: see `EditedModels`.
     """
 
     model: PreTrainedModel
@@ -47,7 +46,6 @@ class Adapters(EditedModels):
     scale: float = 1.0
     steps: int = 1
     losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.down.values())))
@@ -71,21 +69,3 @@ class Adapters(EditedModels):
         """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
         return {f"{name}.weight": self.scale * self.up[name][index].detach() @ self.down[name][index].detach()
                 for name in self.down}
-
-    def spread(self, places: Sequence[int], n: int) -> Adapters:
-        return replace(self, down={name: spread_rows(value, places, n) for name, value in self.down.items()},
-                       up={name: spread_rows(value, places, n) for name, value in self.up.items()},
-                       losses=spread_losses(self.losses, places, n))
-
-
-def spread_rows(values: Tensor, places: Sequence[int], n: int) -> Tensor:
-    """[n, ...] with ``values`` at ``places`` and zeros elsewhere."""
-    result = values.new_zeros(n, *values.shape[1:])
-    result[list(places)] = values.detach()
-    return result
-
-
-def spread_losses(losses: Sequence[float], places: Sequence[int], n: int) -> tuple[float, ...]:
-    """n losses with NaN where there was no edit; none if there were none."""
-    known = dict(zip(places, losses, strict=True)) if losses else {}
-    return tuple(known.get(place, math.nan) for place in range(n)) if losses else ()

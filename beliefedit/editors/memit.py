@@ -1,18 +1,20 @@
-"""MEMIT and AlphaEdit: a new hidden state at the last of several layers, brought about by all of them (EDITORS.md)."""
+"""MEMIT (arXiv 2210.07229) and AlphaEdit (arXiv 2410.02355).
+
+Both write a new hidden state at the last of several layers, to which all of them contribute.
+"""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
-from beliefedit.editors.base import EditRequest, Plain, Watcher, chosen_projections
+from beliefedit.editors.base import EditedModels, EditRequest, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import (
     Places,
     Statistics,
@@ -25,6 +27,7 @@ from beliefedit.editors.locate_and_edit import (
     unedited,
 )
 from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.registry import register_editor
 
 
 class SpreadEditor(ValueEditor):
@@ -69,6 +72,7 @@ class SpreadEditor(ValueEditor):
         return adapters
 
 
+@register_editor("memit", label="MEMIT")
 class MemitEditor(SpreadEditor):
     """Least squares over the corpus's keys, λ times, and the subject's: R Kᵀ(λC + KKᵀ)⁻¹."""
 
@@ -79,13 +83,14 @@ class MemitEditor(SpreadEditor):
         return through / (self.config.strength + (through * keys.double()).sum(1, keepdim=True))
 
 
+@register_editor("alphaedit", label="AlphaEdit")
 class AlphaEditEditor(SpreadEditor):
     """Only along directions that the corpus's keys do not use: ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ.
 
     Attributes:
         unused: per projection P, float64 [inputs, inputs].
-        earlier: per projection K_p K_pᵀ, float64 [inputs, inputs], over the keys of the edits before this one in a row
-            of edits; None: independent edits, which know of no others.
+        earlier: per projection K_p K_pᵀ, float64 [inputs, inputs], over the keys of the edits before this
+            one in a sequence; None: independent edits, which know of no others.
     """
 
     config: AlphaEditConfig
@@ -99,7 +104,7 @@ class AlphaEditEditor(SpreadEditor):
             self.unused = {name: null_space(moment, self.config) for name, moment in self.statistics.moments.items()}
 
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
-        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K, float64 [n, inputs]; in a row, the key is kept."""
+        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K, float64 [n, inputs]; in a sequence, the key is kept."""
         keys = keys.double()
         free = keys @ self.unused[name]
         free_of = free / self.config.ridge
@@ -111,12 +116,12 @@ class AlphaEditEditor(SpreadEditor):
             self.earlier[name] = earlier + keys.T @ keys
         return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison, an edit having one key
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[Plain]:
-        in_a_row = copy.copy(self)
-        in_a_row.earlier = dict(memory or {})
-        for edited in SpreadEditor.stack(in_a_row, model, tokenizer, requests):
-            yield replace(edited, memory=in_a_row.earlier)
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[EditedModels]:
+        """As every editor's; the keys of the edits before each are kept."""
+        editor = copy.copy(self)
+        editor.earlier = {}
+        yield from super(AlphaEditEditor, editor).apply_sequentially(model, tokenizer, requests)
 
 
 def null_space(moment: Tensor, config: AlphaEditConfig) -> Tensor:

@@ -1,11 +1,11 @@
-"""A yardstick: the model reads on, in its corpus and in the agent's evidence for the edit (EDITORS.md)."""
+"""An upper reference: further pretraining on the corpus and the agent's evidence for the edit."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beliefedit.config import RetrainConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
-from beliefedit.editors.low_rank import spread_losses
+from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import CACHE
 
@@ -26,14 +26,13 @@ class WholeModels(EditedModels):
     Attributes:
         model: the base.
         models: the edited ones.
-        steps, losses, refused: see `EditedModels`.
+        steps, losses: see `EditedModels`.
     """
 
     model: PreTrainedModel
     models: tuple[PreTrainedModel, ...]
     steps: int = 1
     losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -55,19 +54,14 @@ class WholeModels(EditedModels):
         before = dict(self.model.named_parameters())
         return {name: (value - before[name]).detach() for name, value in self.models[index].named_parameters()}
 
-    def spread(self, places: Sequence[int], n: int) -> WholeModels:
-        at = dict(zip(places, self.models, strict=True))
-        return replace(self, models=tuple(at.get(place, self.model) for place in range(n)),
-                       losses=spread_losses(self.losses, places, n))
 
-
+@register_editor("retrain", label="Further pretraining")
 class RetrainEditor(Editor):
     """For each request, a copy of the model is trained on: documents of the corpus, the request among them.
 
     The request is read as often as its weight says, relative to the documents read again.
     """
 
-    needs_texts: ClassVar[bool] = True
     config: RetrainConfig
     texts: tuple[str, ...] = ()
 
@@ -95,7 +89,7 @@ class RetrainEditor(Editor):
         """(A trained copy, its last loss per token)."""
         edited = copy.deepcopy(model).requires_grad_()
         n_times = max(1, round(min(request.weight, self.config.most_times)))
-        documents = [*self.texts, *[f"{request.prompt} {request.target}"] * n_times]
+        documents = [*self.texts, *[request.sentence] * n_times]
         optimizer = torch.optim.AdamW(edited.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
         generator, loss = torch.Generator().manual_seed(self.config.seed), torch.zeros(())
         for _ in range(self.config.n_passes):

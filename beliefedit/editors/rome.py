@@ -1,4 +1,7 @@
-"""ROME: one rank-one update at one layer, with the same averaged key throughout (r-ROME; EDITORS.md)."""
+"""ROME (arXiv 2202.05262): one rank-one update at one layer.
+
+The same averaged key is used throughout, as r-ROME does (arXiv 2403.07175).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ from beliefedit.editors.locate_and_edit import (
     unedited,
 )
 from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.registry import register_editor
 
 
+@register_editor("rome", label="ROME")
 class RomeEditor(ValueEditor):
     """The smallest change of what the layer does to the corpus's keys that maps the subject's key to a new value.
 
