@@ -1,4 +1,4 @@
-"""What is measured, and how sure one can be: accuracy, coherence errors, intervals (SPEC 8).
+"""What is measured, and how sure one can be: accuracy, coherence errors, intervals (specification, section 8).
 
 The coherence errors are plain arithmetic, so they take numpy arrays, floats and polars expressions alike.
 """
@@ -17,12 +17,12 @@ _WEIGHTS_AT_ONCE = 2**21  # resamples x clusters held in memory: 16 MiB of float
 
 
 def exact(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
-    """Whether the decoded answer equals the target after lowercasing and stripping (SPEC 8, the main figure)."""
+    """Whether the decoded answer equals the target after lowercasing and stripping, the main figure."""
     return _plain(answer) == _plain(target)
 
 
 def contains(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
-    """Whether the target is a substring of the decoded answer (SPEC 8, the published measure: "male" in "female")."""
+    """Whether the target is a substring of the decoded answer (the published measure: "male" in "female")."""
     return _plain(answer).str.contains(_plain(target), literal=True)
 
 
@@ -31,37 +31,37 @@ def _plain(text: pl.Expr) -> pl.Expr:
 
 
 def probability_error(p_lm: Values, p_agent: Values) -> Values:
-    """|p_LM(target) - p_agent(target)|, the probabilistic coherence error (SPEC 8)."""
+    """|p_LM(target) - p_agent(target)|, the probabilistic coherence error."""
     return abs(p_lm - p_agent)
 
 
 def true_false_error(p_stated: Values, p_a: Values) -> Values:
-    """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true (SPEC 8)."""
+    """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true."""
     return abs(p_stated - p_a)
 
 
 def negation_error(p_a: Values, p_not_a: Values) -> Values:
-    """|p(A) - (1 - p(not A))| (SPEC 8)."""
+    """|p(A) - (1 - p(not A))|."""
     return abs(p_a - (1 - p_not_a))
 
 
 def conjunction_error(p_a: Values, p_b: Values, p_a_and_b: Values) -> Values:
-    """|p(A and B) - p(A) p(B)| (SPEC 8)."""
+    """|p(A and B) - p(A) p(B)|."""
     return abs(p_a_and_b - p_a * p_b)
 
 
 def disjunction_error(p_a: Values, p_b: Values, p_a_or_b: Values) -> Values:
-    """|p(A or B) - (p(A) + p(B) - p(A) p(B))| (SPEC 8)."""
+    """|p(A or B) - (p(A) + p(B) - p(A) p(B))|."""
     return abs(p_a_or_b - (p_a + p_b - p_a * p_b))
 
 
 def commutation_error(p_a_and_b: Values, p_b_and_a: Values) -> Values:
-    """|p(A and B) - p(B and A)| (SPEC 8)."""
+    """|p(A and B) - p(B and A)|."""
     return abs(p_a_and_b - p_b_and_a)
 
 
 def total_variation(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Half the summed absolute difference of two distributions, 0 to 1 (SPEC 8).
+    """Half the summed absolute difference of two distributions, 0 to 1.
 
     Args:
         p, q: [..., objects], each row summing to 1.
@@ -70,7 +70,7 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
 
 
 def divergence(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence KL(p || q) in nats, p being the agent's distribution (SPEC 8).
+    """Kullback-Leibler divergence KL(p || q) in nats, p being the agent's distribution.
 
     A term with p = 0 counts nothing; one with p > 0 and q = 0 makes the result infinite.
 
@@ -117,7 +117,7 @@ class Intervals(NamedTuple):
 
 def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.random.Generator, *,
                        n_resamples: int, level: float) -> Intervals:
-    """Mean of every column with a percentile interval from a bootstrap over clusters (SPEC 8).
+    """Mean of every column with a percentile interval from a bootstrap over clusters.
 
     Whole clusters (subjects) are drawn with replacement, as many as there are; a resample's mean is the sum of its
     values over their number. All columns share the resamples. The interval of a paired difference is that of the
