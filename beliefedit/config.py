@@ -259,7 +259,7 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
         if any(name not in EDITOR_PARAMETERS for name in values):
             load_entry_points("beliefedit.editors")
         known = {n: EDITOR_PARAMETERS[n] | None for n in values if n in EDITOR_PARAMETERS}
-        group = TypedDict("group", known, total=False)
+        group: Any = TypedDict("group", known, total=False)  # type: ignore[misc]
         group.__pydantic_config__ = ConfigDict(extra="forbid")
         chosen = TypeAdapter(group).validate_python(dict(values))
         names = [*(n for n in BUILT_IN_EDITORS if n in chosen), *(n for n in chosen if n not in BUILT_IN_EDITORS)]
@@ -268,7 +268,7 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return self.root[name]
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
         return iter(self.root)
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
-"""Model editors behind one protocol (`beliefedit.editors.base`), and what an editor of your own needs.
+"""Model editors behind one protocol (`beliefedit.editors.base`), and what an editor of your own
+needs.
 
 The names are loaded when first used: `register_editor`, `editor`, `editor_class`; `Editor`,
 `EditRequest`, `SoftTarget`; what an editor gives back, `Adapters` (low-rank updates) or
-`WeightChanges` (whole ones); `chosen_projections` (the weights), `encode_sentences` and
-`losses_per_edit` (the loss), `descend` (its descent), `frozen` (the base, meanwhile).
+`WeightChanges` (whole ones); `chosen_projections` (the weights), `encode_requests` and
+`losses_per_edit` (the loss), `descend` (Adam, edit by edit).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ _HOMES = {
     "register_editor": "registry", "editor": "registry", "editor_class": "registry",
     "Editor": "base", "EditedModels": "base", "Plain": "base", "chosen_projections": "base",
     "EditRequest": "request", "SoftTarget": "request",
-    "Adapters": "low_rank", "WeightChanges": "finetune", "Descent": "optimization",
-    "encode_sentences": "optimization", "losses_per_edit": "optimization",
-    "descend": "optimization", "frozen": "optimization"}
+    "Adapters": "low_rank", "WeightChanges": "finetune",
+    "encode_sentences": "optimization", "encode_requests": "optimization",
+    "losses_per_edit": "optimization", "descend": "optimization", "frozen": "optimization"}
 
 __all__ = list(_HOMES)  # noqa: PLE0604 - the names are strings
 

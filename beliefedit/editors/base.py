@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from beliefedit.editors.request import SoftTarget as SoftTarget
 from beliefedit.errors import EditError
 
 
+@dataclass
 class EditedModels(ABC):
     """Several edited versions of one model, which stays as it was.
 
@@ -29,18 +30,24 @@ class EditedModels(ABC):
     answers each row, so that `beliefedit.lm.scoring.score` and `generate` ask all versions at once.
 
     Attributes:
-        model: the base.
+        model: the base, left as it was.
         steps: optimizer steps behind the edits; 1 for editors that do not go step by step.
         losses: float64 [n], each edit's last training loss; empty for editors that have none.
     """
 
     model: PreTrainedModel
-    steps: int
-    losses: tuple[float, ...]
+    steps: int = field(default=1, kw_only=True)
+    losses: tuple[float, ...] = field(default=(), kw_only=True)
 
     @property
     def device(self) -> torch.device:
+        """The base's."""
         return self.model.device
+
+    def in_order(self, versions: Tensor) -> bool:
+        """Whether each version answers one row, in order: what training asks for."""
+        n = len(self)
+        return len(versions) == n and torch.equal(versions, torch.arange(n, device=self.device))
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,10 +70,6 @@ class EditedModels(ABC):
 class Plain(EditedModels):
     """One model, as it is, as the only version."""
 
-    model: PreTrainedModel
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-
     def __len__(self) -> int:
         return 1
 
@@ -74,6 +77,7 @@ class Plain(EditedModels):
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
+        """Nothing."""
         return {}
 
 
@@ -187,6 +191,17 @@ class Editor(ABC):
         """Carry out valid requests; there is at least one."""
 
 
+def require_texts(texts: Sequence[str]) -> None:
+    """For `Editor.prepare` of editors that look at the corpus.
+
+    Raises:
+        EditError: no texts.
+    """
+    if not texts:
+        raise EditError("this editor needs texts of the corpus",
+                        remedy="call prepare(model, tokenizer, texts)")
+
+
 def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The output projection of every layer's MLP, by parameter prefix, found by structure.
 
@@ -194,7 +209,9 @@ def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
         EditError: the model is not built like Mistral or Llama.
     """
     layers = getattr(model.get_decoder(), "layers", None)
-    projections = [getattr(getattr(layer, "mlp", None), "down_proj", None) for layer in layers or ()]
+    projections = [
+        getattr(getattr(layer, "mlp", None), "down_proj", None) for layer in layers or ()
+    ]
     if not projections or not all(isinstance(module, nn.Linear) for module in projections):
         raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
                         remedy="edit a model of the Mistral or Llama family")

@@ -1,4 +1,4 @@
-"""Our editor: LoRA (arXiv 2106.09685) trained on what the agent now believes, not on the request alone."""
+"""Our editor: LoRA (arXiv 2106.09685) on what the agent now believes, not on the request alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from beliefedit.editors.optimization import (
 from beliefedit.editors.registry import register_editor
 
 _LEAST = 1e-6
-"""Keeps the logarithm of what is left finite where targets begin alike and seem to sum to more than 1."""
+"""Keeps a logarithm finite where targets begin alike and seem to sum to more than 1."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BayesUntoldEditor(BayesEditor):
 
 def _divergence(encoded: _Encoded, adapters: Adapters) -> Tensor:
     """Each edit's loss, [n], nats."""
-    nll = torch.cat([row_nll(adapters, adapters.model, sentences) for sentences, _ in encoded.groups])
+    nll = torch.cat([row_nll(adapters, adapters.model, group) for group, _ in encoded.groups])
     nll = nll[torch.cat([rows for _, rows in encoded.groups]).argsort()]
     zeros = torch.zeros_like(encoded.rest)
     named = zeros.index_add(0, encoded.soft_target, nll * encoded.weights)

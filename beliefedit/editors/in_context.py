@@ -22,15 +22,10 @@ class Told(EditedModels):
     """n versions of one model that differ in what stands in front of their prompts.
 
     Attributes:
-        model: the base.
-        prefixes: a text per version, which `beliefedit.lm.score` and `beliefedit.lm.generate` put there.
-        steps, losses: see `EditedModels`.
+        prefixes: a text per version; `beliefedit.lm.scoring` puts it there.
     """
 
-    model: PreTrainedModel
     prefixes: tuple[str, ...]
-    steps: int = 1
-    losses: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prefixes)
@@ -39,17 +34,19 @@ class Told(EditedModels):
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
-        raise EditError("an edit in context changes no weights", remedy="put its prefix in front of prompts")
+        """Refused."""
+        raise EditError("an edit in context changes no weights",
+                        remedy="put its prefix in front of prompts")
 
 
 @register_editor("in_context", label="In context")
 class InContextEditor(Editor):
-    """Says the edited sentence n times, as a document of the corpus would."""
+    """States the edited sentence n times, as a document of the corpus would."""
 
     config: InContextConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> Told:
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> Told:
         return Told(model, tuple(f"{request.sentence}{SEPARATOR}" * self.config.n_times
                                  for request in requests))
 

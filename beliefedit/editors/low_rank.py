@@ -1,4 +1,4 @@
-"""Edits as low-rank updates of MLP output projections: what LoRA, ROME, MEMIT and AlphaEdit give back."""
+"""Low-rank updates of MLP output projections: what LoRA, ROME, MEMIT and AlphaEdit give back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.editors.base import EditedModels
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 
 
 @contextmanager
@@ -33,26 +33,20 @@ class Adapters(EditedModels):
     """n edits of one model as low-rank updates of some projections.
 
     Attributes:
-        model: the base, whose weights are never touched.
         down: per projection [n, rank, inputs].
         up: per projection [n, outputs, rank].
         scale: factor of the product, for LoRA alpha / rank.
-        steps, losses: see `EditedModels`.
     """
 
-    model: PreTrainedModel
     down: dict[str, Tensor]
     up: dict[str, Tensor]
     scale: float = 1.0
-    steps: int = 1
-    losses: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.down.values())))
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
-        whole = len(versions) == len(self) and torch.equal(versions, torch.arange(len(self), device=self.device))
-        rows = slice(None) if whole else versions  # training one row per edit: no copy needed
+        rows = slice(None) if self.in_order(versions) else versions  # training: no copy needed
         with hooked(self.model, {name: self._hook(name, rows) for name in self.down}):
             return self.model(**inputs)
 
@@ -67,5 +61,5 @@ class Adapters(EditedModels):
 
     def delta(self, index: int) -> dict[str, Tensor]:
         """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
-        return {f"{name}.weight": self.scale * self.up[name][index].detach() @ self.down[name][index].detach()
-                for name in self.down}
+        return {f"{name}.weight": self.scale * up[index].detach() @ self.down[name][index].detach()
+                for name, up in self.up.items()}

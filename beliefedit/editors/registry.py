@@ -76,8 +76,9 @@ def editor_class(name: str) -> type[Editor]:
             load_entry_points("beliefedit.editors")
     if name not in _CLASSES:
         close = get_close_matches(name, EDITOR_PARAMETERS, n=1)
-        raise EditError(f"unknown editor {name!r}" + (f", did you mean {close[0]!r}?" if close else ""),
-                        remedy=f"choose one of {', '.join(EDITOR_PARAMETERS)}, or register your own")
+        raise EditError(
+            f"unknown editor {name!r}" + (f", did you mean {close[0]!r}?" if close else ""),
+            remedy=f"choose one of {', '.join(EDITOR_PARAMETERS)}, or register your own")
     return _CLASSES[name]
 
 

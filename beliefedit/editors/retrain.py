@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beliefedit.config import RetrainConfig
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, require_texts
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import CACHE
@@ -24,25 +24,23 @@ class WholeModels(EditedModels):
     """n models in full, for worlds so small that they fit.
 
     Attributes:
-        model: the base.
         models: the edited ones.
-        steps, losses: see `EditedModels`.
     """
 
-    model: PreTrainedModel
     models: tuple[PreTrainedModel, ...]
-    steps: int = 1
-    losses: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.models)
 
-    def __call__(self, *, versions: Tensor, logits_to_keep: int = 0, **inputs: Any) -> CausalLMOutputWithPast:
+    def __call__(self, *, versions: Tensor, logits_to_keep: int = 0,
+                 **inputs: Any) -> CausalLMOutputWithPast:
         before, caches, logits = inputs.pop(CACHE, None) or {}, {}, None
         for version in versions.unique().tolist():
             rows = versions == version
-            own = {name: value[rows] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-            output = self.models[version](**own, logits_to_keep=logits_to_keep, **{CACHE: before.get(version)})
+            own = {name: value[rows] if isinstance(value, Tensor) else value
+                   for name, value in inputs.items()}
+            output = self.models[version](**own, logits_to_keep=logits_to_keep,
+                                          **{CACHE: before.get(version)})
             caches[version] = getattr(output, CACHE)
             if logits is None:
                 logits = output.logits.new_empty(len(versions), *output.logits.shape[1:])
@@ -52,36 +50,39 @@ class WholeModels(EditedModels):
     def delta(self, index: int) -> dict[str, Tensor]:
         """Changes of all weights of one edit."""
         before = dict(self.model.named_parameters())
-        return {name: (value - before[name]).detach() for name, value in self.models[index].named_parameters()}
+        return {name: (value - before[name]).detach()
+                for name, value in self.models[index].named_parameters()}
 
 
 @register_editor("retrain", label="Further pretraining")
 class RetrainEditor(Editor):
-    """For each request, a copy of the model is trained on: documents of the corpus, the request among them.
+    """For each request, a copy of the model is trained further on documents of the corpus.
 
-    The request is read as often as its weight says, relative to the documents read again.
+    Among them the request is read as often as its weight says.
     """
 
     config: RetrainConfig
     texts: tuple[str, ...] = ()
 
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                texts: Sequence[str]) -> None:
         """Choose the documents that are read again.
 
         Raises:
             EditError: no texts.
         """
-        if not texts:
-            raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.config.seed))
+        require_texts(texts)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        order = torch.randperm(len(texts), generator=generator)
         self.texts = tuple(texts[place] for place in order[:self.config.n_documents].tolist())
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> WholeModels:
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> WholeModels:
         if not self.texts:
             raise EditError("there are no documents to read again",
                             remedy="call prepare(model, tokenizer, texts) first")
-        edited, losses = zip(*(self._trained(model, tokenizer, request) for request in requests), strict=True)
+        trained = [self._trained(model, tokenizer, request) for request in requests]
+        edited, losses = zip(*trained, strict=True)
         return WholeModels(model, edited, losses=losses)
 
     def _trained(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
@@ -90,10 +91,12 @@ class RetrainEditor(Editor):
         edited = copy.deepcopy(model).requires_grad_()
         n_times = max(1, round(min(request.weight, self.config.most_times)))
         documents = [*self.texts, *[request.sentence] * n_times]
-        optimizer = torch.optim.AdamW(edited.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        optimizer = torch.optim.AdamW(edited.parameters(), lr=self.config.lr,
+                                      weight_decay=self.config.weight_decay)
         generator, loss = torch.Generator().manual_seed(self.config.seed), torch.zeros(())
         for _ in range(self.config.n_passes):
-            for rows in torch.randperm(len(documents), generator=generator).split(self.config.batch_size):
+            order = torch.randperm(len(documents), generator=generator)
+            for rows in order.split(self.config.batch_size):
                 loss = _reading_loss(edited, tokenizer, [documents[row] for row in rows.tolist()])
                 optimizer.zero_grad()
                 loss.backward()
@@ -102,12 +105,14 @@ class RetrainEditor(Editor):
         return edited.requires_grad_(False), float(loss.detach())
 
 
-def _reading_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
+def _reading_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                  texts: Sequence[str]) -> Tensor:
     """Mean negative log-likelihood of all tokens of some documents, their ends included."""
     rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
     longest = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows], device=model.device)
-    is_token = torch.arange(longest, device=model.device) < torch.tensor([[len(row)] for row in rows],
-                                                                         device=model.device)
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows],
+                       device=model.device)
+    lengths = torch.tensor([[len(row)] for row in rows], device=model.device)
+    is_token = (torch.arange(longest, device=model.device) < lengths)[:, 1:]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[is_token[:, 1:]].float(), ids[:, 1:][is_token[:, 1:]])
+    return torch.nn.functional.cross_entropy(logits[is_token].float(), ids[:, 1:][is_token])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import editor_class
@@ -30,15 +30,20 @@ from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
 
-DISTANCES = {"case": pl.UInt32, "probe": pl.String, "tv": pl.Float64, "kl": pl.Float64,
-             "outside": pl.Float64}
+DISTANCES: dict[str, Any] = {
+    "case": pl.UInt32, "probe": pl.String, "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64
+}
 
-SCORES = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32,
-          "probe": pl.String, "kind": pl.String, "told": pl.Boolean, "log_p": pl.Float64,
-          "decoded": pl.String}
+SCORES: dict[str, Any] = {
+    "case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32,
+    "probe": pl.String, "kind": pl.String, "told": pl.Boolean, "log_p": pl.Float64,
+    "decoded": pl.String
+}
 COMPARED = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, **DISTANCES}
-LOG = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
-       "seconds": pl.Float64, "refused": pl.String}
+LOG: dict[str, Any] = {
+    "case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
+    "seconds": pl.Float64, "refused": pl.String
+}
 
 _FRAMES = {"scores": SCORES, "distances": COMPARED, "log": LOG}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
@@ -68,7 +73,8 @@ class Comparison:
         self.trie = Trie(tokenizer, agent.objects, *some) if some else None
 
     def before(self, model: Model) -> pl.DataFrame:
-        """The unedited model against what the agent predicts now: case, probe, tv, kl (nats), outside.
+        """The unedited model against what the agent predicts now: case, probe, tv, kl (nats),
+        outside.
 
         The model's distribution is not renormalized: what it puts on no candidate counts as belief
         in something that the agent gives no chance, half of it in the total variation, and is
@@ -106,7 +112,7 @@ class Comparison:
 
     @staticmethod
     def _belief(agent: BayesAgent, asked: dict, *, edited: bool) -> NDArray[np.float64]:
-        view = "direct" if edited and asked["probe"] == PROBES[0] else "predictive"
+        view: View = "direct" if edited and asked["probe"] == PROBES[0] else "predictive"
         return agent.distribution(asked["subject"], asked["relation"], view)
 
 
@@ -127,7 +133,10 @@ class EditSetup:
     soft_targets: Neighbourhood | None = None
     comparison: Comparison | None = None
 
-    def request(self, case: EditCase, editor: Editor, agent: BayesAgent | None = None) -> EditRequest:
+    def request(self,
+                case: EditCase,
+                editor: Editor,
+                agent: BayesAgent | None = None) -> EditRequest:
         """A case's request, with the soft targets its editor uses.
 
         Args:
@@ -140,7 +149,7 @@ class EditSetup:
 
 
 def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *,
-        max_new_tokens: int, versions: np.ndarray | None = None,
+        max_new_tokens: int, versions: Sequence[int] | None = None,
         decode: tuple[str, ...] | None = None) -> pl.DataFrame:
     """Probability of every query's target and the greedy answer to its prompt.
 
@@ -153,21 +162,32 @@ def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
         case, probe, kind, log_p (nats), decoded; rows as in ``queries``.
     """
     prompts = queries["prompt"]
-    log_p = score(model, tokenizer, prompts.to_list(), queries["target"].to_list(), versions=versions)
-    wanted = [decode is None or probe in decode for probe in queries["probe"]]
-    chosen = np.flatnonzero(wanted)
+    log_p = score(model,
+                  tokenizer,
+                  prompts.to_list(),
+                  queries["target"].to_list(),
+                  versions=versions)
+    chosen = [at for at, probe in enumerate(queries["probe"]) if decode is None or probe in decode]
     answers: list[str | None] = [None] * len(queries)
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
                      labels=queries["label"].unique().sort().to_list(),
-                     versions=None if versions is None else versions[chosen])
-    for at, text in zip(chosen.tolist(), texts, strict=True):
+                     versions=None if versions is None else [versions[at] for at in chosen])
+    for at, text in zip(chosen, texts, strict=True):
         answers[at] = text
     return queries.select("case", "probe", "kind", pl.Series("log_p", log_p, dtype=pl.Float64),
                           pl.Series("decoded", answers, dtype=pl.String))
 
 
-def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
-               seed: int, max_new_tokens: int, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
+def run_editor(setup: EditSetup,
+               name: str,
+               parameters: Any,
+               cases: Cases,
+               config: EditConfig,
+               *,
+               seed: int,
+               max_new_tokens: int,
+               folder: Path,
+               share: tuple[int, int] = (0, 1)) -> None:
     """Edit every case with one editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that
@@ -205,7 +225,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
             for (kind, schema), frame in zip(_FRAMES.items(), found, strict=True):
                 frame = frame.with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
                 with atomic_path(folder / f"{kind}-{batch[0].number:07d}.parquet") as path:
-                    frame.select(list(schema)).cast(schema).write_parquet(path)  # type: ignore[arg-type]
+                    frame.select(list(schema)).cast(schema).write_parquet(path)
             left = left[len(batch):]
             bar.update(len(batch))
 
@@ -224,7 +244,8 @@ def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def gather_distances(folder: Path) -> pl.DataFrame:
-    """Distances from the agent over all objects (see `Comparison`): case, editor, seed, probe, tv, kl, outside."""
+    """Distances from the agent over all objects (see `Comparison`): case, editor, seed, probe, tv,
+    kl, outside."""
     return _gathered(folder, "distances")
 
 
@@ -246,7 +267,8 @@ class _Run:
     max_new_tokens: int
 
 
-def _run_or_halve(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[pl.DataFrame, ...] | None:
+def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
+                  traced: bool) -> tuple[pl.DataFrame, ...] | None:
     """A batch's frames; None if it does not fit in memory and can be halved."""
     try:
         return _edit_batch(run, batch, traced=traced)
@@ -254,23 +276,28 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tupl
         if not _is_out_of_memory(error):
             raise
         if len(batch) == 1:
-            raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
-                            remedy="choose a smaller model, or a machine with more memory") from error
-    log.warning("%d edits at once do not fit in memory; going on with %d", len(batch), len(batch) // 2)
+            raise EditError(
+                "a single edit does not fit in memory",
+                where=f"case {batch[0].number}",
+                remedy="choose a smaller model, or a machine with more memory") from error
+    log.warning("%d edits at once do not fit in memory; going on with %d", len(batch),
+                len(batch) // 2)
     if run.setup.model.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch raises its own error on GPUs, and plain ones that only their text tells apart on CPUs."""
+    """Torch raises its own error on GPUs, and plain ones that only their text tells apart on CPUs.
+    """
     text = str(error).lower()
     return (isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
             or "can't allocate memory" in text or "not enough memory" in text)
 
 
 def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[pl.DataFrame, ...]:
-    """The frames of one batch: its scores after the last step, or every few, its distances, its log."""
+    """The frames of one batch: its scores after the last step, or every few, its distances, its
+    log."""
     setup, valid = run.setup, {}
     entries: dict[str, list] = {"case": [case.number for case in batch], "refused": []}
     for case in batch:
@@ -310,7 +337,7 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
         if step % run.config.trajectory_every == 0 or step == 1:
             questions = questions or prepare(
                 edited, tokenizer, asked["prompt"].to_list(), asked["target"].to_list(),
-                versions=asked["version"].to_numpy())
+                versions=asked["version"].to_list())
             frames[step] = asked.select(  # an answer is decoded only in the end
                 "case", "probe", "kind", pl.Series("log_p", score_prepared(edited, questions)),
                 pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))
@@ -319,7 +346,7 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               watch=watch if traced else None)
     scores = ask(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
-                 versions=asked["version"].to_numpy(), decode=PROBES)
+                 versions=asked["version"].to_list(), decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     trained_on = {case: {request.prompt, *(soft.prompt for soft in request.soft_targets)}

@@ -1,4 +1,5 @@
-"""Tests that no rational agent fails: order, repetition, retraction, strength of evidence, irrelevance.
+"""Tests that no rational agent fails: order, repetition, retraction, strength of evidence,
+irrelevance.
 
 Each gives one number per case, for the edited language model and for the exact agent after the same
 requests:
@@ -28,14 +29,14 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditedModels, Plain
 from beliefedit.editors.registry import editor_class
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase, evidence_weight
 from beliefedit.evaluation.edits import EditSetup
-from beliefedit.evaluation.sequential import View, beliefs, probabilities, sequential_requests
+from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
 
 RATIONALITY = {"editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case": pl.UInt32,
                "cluster": pl.String, "who": pl.String, "value": pl.Float64}
@@ -59,7 +60,8 @@ class RationalityCase:
 
 def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                  is_valid: Callable[[EditCase], bool]) -> list[RationalityCase]:
-    """One case each of the first subjects whose request contradicts the corpus, of the valid ones."""
+    """One case each of the first subjects whose request contradicts the corpus, of the valid ones.
+    """
     valid = [case for case in cases.edit_cases() if is_valid(case)]
     originals = cases.queries.filter(pl.col("kind") == "original")
     facts = [Fact(*row) for row in originals.filter(pl.col("probe") == PROBES[0]).select(
@@ -106,7 +108,8 @@ def run_rationality_tests(setup: EditSetup, agent: BayesAgent, name: str, parame
                    for asked in (case, case.asking(target=case.request.fact.object)))
 
     rows: list[tuple] = []
-    chosen = choose_cases(cases, agent, config, is_valid=is_valid) if config.rationality.n_cases else []
+    chosen = choose_cases(cases, agent, config,
+                          is_valid=is_valid) if config.rationality.n_cases else []
     if chosen:
         editor.prepare(setup.model, setup.tokenizer, setup.texts)
         tests = _Tests(setup, editor, agent, config, chosen)

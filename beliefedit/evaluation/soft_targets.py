@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import BayesConfig
 from beliefedit.corpus.corpus import Corpus, with_labels
 from beliefedit.corpus.language import Fact
@@ -30,12 +30,15 @@ class Neighbourhood:
         seed: decides which other facts are chosen.
     """
 
-    def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, cases: Cases, seed: int) -> None:
+    def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, cases: Cases,
+                 seed: int) -> None:
         self.agent, self.seed, self.upstream = agent, seed, world.pairs
         ids = corpus.facts.select("subject", "relation", "object")
         facts = with_labels(ids, world).cast(pl.String)
-        self.relations = dict(facts.group_by("subject", maintain_order=True).agg("relation").iter_rows())
-        self.subjects = dict(facts.group_by("relation", maintain_order=True).agg("subject").iter_rows())
+        self.relations = dict(
+            facts.group_by("subject", maintain_order=True).agg("relation").iter_rows())
+        self.subjects = dict(
+            facts.group_by("relation", maintain_order=True).agg("subject").iter_rows())
         probes = cases.queries.filter(pl.col("probe").str.starts_with("other_subject"))
         self.held_out = dict(probes.group_by("case").agg(pl.col("prompt").unique()).iter_rows())
 
@@ -45,7 +48,8 @@ class Neighbourhood:
 
         Args:
             agent: whose beliefs they are, before the request; None: the agent's of the corpus.
-            held_out: prompts about other subjects that are left out; None: those of the case's probes.
+            held_out: prompts about other subjects that are left out; None: those of the case's
+                probes.
         """
         rng = np.random.default_rng([self.seed, _STREAM, case.number])
         subject, relation = case.request.fact.subject, case.request.fact.relation
@@ -61,11 +65,15 @@ class Neighbourhood:
     def _relations(self, case: EditCase, config: BayesConfig) -> list[str]:
         """Other relations of the subject that are among them."""
         fact = case.request.fact
-        kind = {case.downstream_relation: "downstream", self.upstream.get(fact.relation): "upstream"}
+        kind = {
+            case.downstream_relation: "downstream",
+            self.upstream.get(fact.relation): "upstream"
+        }
         return [r for r in self.relations[fact.subject]
                 if r != fact.relation and kind.get(r, "same_subject") in config.kinds]
 
-    def _others(self, case: EditCase, held_out: Collection[str], rng: np.random.Generator) -> list[str]:
+    def _others(self, case: EditCase, held_out: Collection[str],
+                rng: np.random.Generator) -> list[str]:
         """Other subjects with the edited relation that are not held out, in random order."""
         fact = case.request.fact
         members = self.subjects[fact.relation]
@@ -75,11 +83,12 @@ class Neighbourhood:
 
     @staticmethod
     def _belief(after: BayesAgent, subject: str, relation: str, config: BayesConfig,
-                view: str = "predictive") -> SoftTarget:
+                view: View = "predictive") -> SoftTarget:
         """The agent's belief about one fact, its likelier objects first."""
         belief = after.distribution(subject, relation, view)
         likely = np.flatnonzero(belief >= config.least_probability)
         likely = (likely[np.argsort(-belief[likely], kind="stable")] if len(likely)
-                  else belief.argmax(keepdims=True))
-        return SoftTarget(Fact(subject, relation, "").prompt, tuple(after.objects[o] for o in likely),
-                          tuple(belief[likely].tolist()))
+                  else np.array([belief.argmax()]))
+        return SoftTarget(
+            Fact(subject, relation, "").prompt, tuple(after.objects[o] for o in likely),
+            tuple(belief[likely].tolist()))
