@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
 from pydantic import (
@@ -259,7 +259,7 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
         if any(name not in EDITOR_PARAMETERS for name in values):
             load_entry_points("beliefedit.editors")
         known = {n: EDITOR_PARAMETERS[n] | None for n in values if n in EDITOR_PARAMETERS}
-        group: Any = TypedDict("group", known, total=False)  # type: ignore[misc]
+        group = cast(Any, TypedDict)("group", known, total=False)
         group.__pydantic_config__ = ConfigDict(extra="forbid")
         chosen = TypeAdapter(group).validate_python(dict(values))
         names = [*(n for n in BUILT_IN_EDITORS if n in chosen), *(n for n in chosen if n not in BUILT_IN_EDITORS)]

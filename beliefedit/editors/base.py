@@ -74,6 +74,7 @@ class Plain(EditedModels):
         return 1
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Fine-tuning of MLP output projections, each edit with its own copy of the changed weights.
 
-FT-M has its loss on the target's tokens alone; FT-L (arXiv 2012.00363) bounds every weight's change.
+FT-M has its loss on the target alone; FT-L (arXiv 2012.00363) bounds every weight's change.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class WeightChanges(EditedModels):
         return len(next(iter(self.changes.values())))
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         if self.in_order(versions):
             hooks = {name: _one_row_each(change) for name, change in self.changes.items()}
         else:
@@ -85,7 +86,8 @@ class FinetuneEditor(Editor):
         sentences = replace(sentences, is_target=is_target, weights=1 / is_target.sum(1))
 
         def result(values: Sequence[Tensor]) -> WeightChanges:
-            return WeightChanges(model, dict(zip(projections, values, strict=True)), steps=config.steps)
+            changes = dict(zip(projections, values, strict=True))
+            return WeightChanges(model, changes, steps=config.steps)
 
         def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
             return losses_per_edit(result(values), model, sentences.of(versions), len(versions))

@@ -33,7 +33,7 @@ from beliefedit.errors import EditError
 
 @dataclass
 class Codebooks(EditedModels):
-    """n versions of one model, each with a codebook at one projection, whose value near a key comes out.
+    """n versions of one model, each with a codebook at one projection: near a key, its value.
 
     Attributes:
         name: the projection.
@@ -51,6 +51,7 @@ class Codebooks(EditedModels):
         return len(self.keys)
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         def look_up(module: nn.Module, entering: tuple[Tensor, ...], output: Tensor) -> Tensor:
             distance = torch.cdist(entering[0], self.keys[versions],
                                    compute_mode="donot_use_mm_for_euclid_dist")

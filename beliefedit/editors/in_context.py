@@ -31,6 +31,7 @@ class Told(EditedModels):
         return len(self.prefixes)
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What ROME (arXiv 2202.05262), MEMIT and AlphaEdit share: editing at one token.
 
-The token's key, the corpus's key statistics, and the change of value after which the target follows.
+The token's key, the corpus's key statistics, the change of value after which the target follows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def weights_key(model: PreTrainedModel, changing: Collection[str]) -> str:
     return hasher.hexdigest()
 
 
-def sentence_beginnings(texts: Sequence[str], n: int, generator: torch.Generator) -> tuple[str, ...]:
+def sentence_beginnings(texts: Sequence[str], n: int,
+                        generator: torch.Generator) -> tuple[str, ...]:
     """Up to n different texts that stand before a subject in the corpus's grammar; the first is "".
 
     Our sentences start with the subject, where keys are unlike those elsewhere; so a subject is
@@ -90,7 +91,7 @@ def sentence_beginnings(texts: Sequence[str], n: int, generator: torch.Generator
         if len(sentences) > 1:
             kinds.setdefault(SEPARATOR, []).append(sentences[0] + SEPARATOR)
     ordered = [members for _, members in sorted(kinds.items())]
-    found = [members[turn] for turn in range(n)  # one of each kind, then a second of those that have one, …
+    found = [members[turn] for turn in range(n)  # one of each kind, then a second of each, …
              for members in ordered if turn < len(members)]
     return tuple(dict.fromkeys(found))[:n]
 
@@ -130,7 +131,7 @@ def _spread_over(n: int) -> list[int]:
 
 
 def inverse_times(moment: Tensor, keys: Tensor) -> Tensor:
-    """C⁻¹ k for each key [n, inputs], float64; directions the corpus never shows get some weight."""
+    """C⁻¹ k for each key [n, inputs], float64; directions the corpus never shows count a little."""
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     ridge = 1e-6 * moment.diagonal().mean() * identity
     return torch.linalg.solve(moment + ridge, keys.double().T).T
@@ -230,11 +231,12 @@ def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
 
 
 @torch.no_grad()
-def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *, entering: bool) -> Tensor:
+def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *,
+            entering: bool) -> Tensor:
     """What enters or leaves a module at subjects' ends, mean of each edit's rows: [n, width]."""
     seen: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         values = inputs[0] if entering else output[0] if isinstance(output, tuple) else output
         seen.append(values[torch.arange(len(values), device=values.device), where.places])
 
@@ -314,7 +316,8 @@ def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditReques
 def _log_p_at(model: PreTrainedModel, where: Places) -> Tensor:
     """Log-probabilities of what follows each place, [rows, vocabulary]."""
     logits = model(input_ids=where.ids, use_cache=False).logits
-    return logits[torch.arange(len(logits), device=logits.device), where.places].float().log_softmax(-1)
+    row = torch.arange(len(logits), device=logits.device)
+    return logits[row, where.places].float().log_softmax(-1)
 
 
 def _adding(model: PreTrainedModel, name: str, changes: Tensor, places: Tensor) -> Call:
@@ -330,6 +333,6 @@ def _add_at(changes: Tensor, places: Tensor) -> Hook:
     """Adds a row's change [rows, outputs] at its place."""
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         here = torch.arange(output.shape[1], device=output.device) == places[:, None]
-        return output + here[..., None] * changes[:, None].to(output.dtype)  # [rows, tokens, outputs]
+        return output + here[..., None] * changes[:, None].to(output.dtype)  # [rows, tokens, width]
 
     return add

@@ -20,7 +20,8 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 @contextmanager
 def hooked(model: PreTrainedModel, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Forward hooks on modules by name; gone afterwards, also after an error."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook)
+               for name, hook in hooks.items()]
     try:
         yield
     finally:
@@ -46,6 +47,7 @@ class Adapters(EditedModels):
         return len(next(iter(self.down.values())))
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         rows = slice(None) if self.in_order(versions) else versions  # training: no copy needed
         with hooked(self.model, {name: self._hook(name, rows) for name in self.down}):
             return self.model(**inputs)

@@ -61,7 +61,8 @@ class SpreadEditor(ValueEditor):
             keys = mean_at(adapters, model, subjects, name, entering=True)
             missing = (wanted - mean_at(adapters, model, plain, layer, entering=False)) / n_left
             directions = self.directions(name, known.moments[name], keys)
-            adapters.down[name], adapters.up[name] = directions[:, None].to(wanted), missing[:, :, None]
+            adapters.down[name] = directions[:, None].to(wanted)
+            adapters.up[name] = missing[:, :, None]
         return adapters
 
 

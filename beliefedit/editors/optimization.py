@@ -49,7 +49,7 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
     pairs = encode_pairs(tokenizer, prompts, targets)
     texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
     n_tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    ids, is_target = (torch.from_numpy(values).to(device) for values in (pairs.ids, pairs.is_target))
+    ids, is_target = (torch.from_numpy(v).to(device) for v in (pairs.ids, pairs.is_target))
     return Sentences(ids, is_target, 1 / torch.tensor(n_tokens, dtype=torch.float32, device=device),
                      torch.arange(len(texts), device=device), ids.new_zeros(0))
 
@@ -101,7 +101,8 @@ def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
-        output = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1], use_cache=False)
+        output = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1],
+                        use_cache=False)
     finally:
         handle.remove()
     nll = cross_entropy(output.logits[0].float(), sentences.ids[row, place], reduction="none")
@@ -181,7 +182,8 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
         (values, last losses [n]).
     """
     result = [value.detach().clone() for value in start]
-    values, live = [value.clone() for value in result], torch.arange(len(result[0])).to(result[0].device)
+    values = [value.clone() for value in result]
+    live = torch.arange(len(result[0]), device=result[0].device)
     last, adam = torch.full((len(live),), torch.nan, device=live.device), _Adam(values, lr)
     with frozen(model):
         for step in range(1, steps + 1):

@@ -34,6 +34,7 @@ class WholeModels(EditedModels):
 
     def __call__(self, *, versions: Tensor, logits_to_keep: int = 0,
                  **inputs: Any) -> CausalLMOutputWithPast:
+        """See `EditedModels`."""
         before, caches, logits = inputs.pop(CACHE, None) or {}, {}, None
         for version in versions.unique().tolist():
             rows = versions == version

@@ -68,7 +68,8 @@ class Cases:
 
     def edit_cases(self) -> list[EditCase]:
         """The rows of ``cases``."""
-        columns = "case", "subject", "relation", "object", "request", "weight", "downstream_relation"
+        columns = ("case", "subject", "relation", "object", "request", "weight",
+                   "downstream_relation")
         return [
             EditCase(number, EditRequest(Fact(*fact), target, weight), downstream)
             for number, *fact, target, weight, downstream in self.cases.select(columns).iter_rows()
@@ -97,8 +98,7 @@ class _Draft:
 
 def _targets(agent: BayesAgent, draft: _Draft,
              probability: float) -> tuple[dict, list[dict[str, list]]]:
-    """The case's row, and columns of each probe with the agent's beliefs in every state and view.
-    """
+    """The case's row, and columns of each probe with the agent's beliefs in every state."""
     request = draft.request
     weight = evidence_weight(agent, request.fact, request.target, probability)
     states = {"before": agent, "one_observation": agent.after(request),
@@ -112,11 +112,9 @@ def _targets(agent: BayesAgent, draft: _Draft,
 
 
 def evidence_weight(agent: BayesAgent, fact: Fact, target: str, probability: float) -> float:
-    """Evidence that makes ``target`` credible: to ``probability``, or half-way to 1 if it already
-    is.
+    """Evidence that makes a target credible: to ``probability``, or half-way to 1 if it already is.
 
-    At least one observation: less would be evidence *against* certainty rather than for the
-    request.
+    At least one observation: less would be evidence against certainty, not for the target.
     """
     now = agent.probability(fact.subject, fact.relation, target, view="direct")
     goal = probability if now <= probability else now + (1 - now) / 2
@@ -128,20 +126,17 @@ def _row(agent: BayesAgent, draft: _Draft, weight: float, answers: dict[str, str
     downstream = draft.downstream_relation
     changes = (downstream is not None and other is not None
                and answers[PROBES[1]] != agent.expected(other.subject, other.relation))
-    return {
-        "subject": fact.subject, "relation": fact.relation, "object": fact.object,
-        "request": target, "weight": weight, "downstream_relation": downstream,
-        "reinforces": target == fact.object, "downstream_changes": changes,
-        "is_downstream": draft.upstream[0] is not None, "other_is_downstream": downstream
-        is not None, "other_has_both": draft.other_has_both,
-        "all_independent": all(x is None for x in draft.upstream)
-    }
+    return {"subject": fact.subject, "relation": fact.relation, "object": fact.object,
+            "request": target, "weight": weight, "downstream_relation": downstream,
+            "reinforces": target == fact.object, "downstream_changes": changes,
+            "is_downstream": draft.upstream[0] is not None,
+            "other_is_downstream": downstream is not None, "other_has_both": draft.other_has_both,
+            "all_independent": all(x is None for x in draft.upstream)}
 
 
 def _queries(states: dict[str, BayesAgent], draft: _Draft,
              probe: tuple[str, Fact, str | None, str]) -> dict[str, list]:
-    """Columns, a row per tracked object: the true one, the requested one, the agent's after the
-    edit."""
+    """Columns, a row per tracked object: the true one, the requested one, the agent's after."""
     name, fact, upstream, modal = probe
     edited, target = draft.request.fact, draft.request.target
     objects = {"original": fact.object, "requested": target, "modal": modal}
@@ -162,25 +157,20 @@ def _queries(states: dict[str, BayesAgent], draft: _Draft,
 
 
 def _is_reached(agent: BayesAgent, edited: Fact, fact: Fact) -> bool:
-    """Whether an edit can change what is believed about a fact: its own row, or its relation's
-    conditional."""
+    """Whether an edit can change a fact's belief: its own row, or its relation's conditional."""
     if (fact.subject, fact.relation) == (edited.subject, edited.relation):
         return True
-    return fact.relation in agent.pairs and edited.relation in (fact.relation,
-                                                                agent.pairs[fact.relation])
+    upstream = agent.pairs.get(fact.relation)
+    return upstream is not None and edited.relation in (fact.relation, upstream)
 
 
-def build_cases(world: World,
-                corpus: Corpus,
-                agent: BayesAgent,
-                config: EditConfig,
+def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig,
                 seed: int = 0) -> Cases:
-    """Draw cases among the known facts and ask the agent for every target.
+    """Draw cases among the corpus's facts and ask the agent for every target.
 
     Args:
         agent: fitted to ``corpus.evidence``.
-        config: number of cases and kinds of requests; fewer known facts than ``n_cases`` give fewer
-            cases.
+        config: number of cases, if there are as many facts, and kinds of requests.
     """
     rng = np.random.default_rng([seed, _STREAM])
     known = _Known(world, corpus, agent, config)
@@ -194,20 +184,16 @@ def build_cases(world: World,
     probes = probes.with_columns(p_generative=pl.Series(world.probabilities(_ids(probes, world))))
     forms = known.forms(cases, probes, np.random.default_rng([seed, _FORMS_STREAM]))
     queries = pl.concat([probes, known.logic(chosen, rng), forms], how="diagonal")
-    return Cases(
-        cases,
-        queries.sort("case", maintain_order=True).with_columns(pl.col(pl.Float64).fill_nan(None)))
+    queries = queries.sort("case", maintain_order=True)
+    return Cases(cases, queries.with_columns(pl.col(pl.Float64).fill_nan(None)))
 
 
-def build_probes(world: World,
-                 corpus: Corpus,
-                 agent: BayesAgent,
-                 n_facts: int,
+def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
                  seed: int = 0) -> pl.DataFrame:
-    """What a model is asked while it learns: known facts stated, judged, negated and joined.
+    """What a model is asked while it trains: corpus facts stated, judged, negated and joined.
 
     Args:
-        n_facts: facts to ask about; fewer known facts give fewer.
+        n_facts: facts to ask about, if there are as many.
 
     Returns:
         kind (atomic, true_false, not, and, or), prompt, target (the right answer), p_agent
@@ -220,22 +206,15 @@ def build_probes(world: World,
     atomic = pl.DataFrame({
         "kind": "atomic", "prompt": [fact.prompt for fact in facts],
         "target": [fact.object for fact in facts],
-        "p_agent": [agent.probability(f.subject, f.relation, f.object) for f in facts]
-    })
+        "p_agent": [agent.probability(f.subject, f.relation, f.object) for f in facts]})
     names = {"judged_a": "true_false", "judged_not": "not", "judged_and": "and", "judged_or": "or"}
-    judged = known.logic(chosen, rng).filter(pl.col("probe").is_in(list(names)))
-    return pl.concat([
-        atomic,
-        judged.select(
-            pl.col("probe").replace_strict(names).alias("kind"), "prompt",
-            pl.col("label").alias("target"))
-    ],
-                     how="diagonal")
+    judged = known.logic(chosen, rng).filter(pl.col("probe").is_in(list(names))).select(
+        pl.col("probe").replace_strict(names).alias("kind"), "prompt", target="label")
+    return pl.concat([atomic, judged], how="diagonal")
 
 
 class _Known:
-    """The known facts, by row and by (subject, relation), ready to draw requests and probes from.
-    """
+    """The corpus's facts, by row and by (subject, relation), to draw requests and probes from."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig) -> None:
         self.world, self.agent, self.config = world, agent, config
@@ -247,17 +226,14 @@ class _Known:
         self.has = self.fact_of >= 0
         ids = {label: index for index, label in enumerate(world.relations)}
         self.relation_ids = ids
-        self.subject_ids = {
-            world.subjects[s]: at
-            for s, at in zip(self.sampler.subject, self.subject, strict=True)
-        }
+        self.subject_ids = {world.subjects[s]: at for s, at
+                            in zip(self.sampler.subject, self.subject, strict=True)}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
         self.who_has: dict[tuple[int, ...], np.ndarray] = {}
         self.expected: dict[int, tuple[list[str], np.ndarray]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
-        """Facts of the cases: all facts of subjects drawn without replacement, until there are
-        enough."""
+        """Facts of the cases: all of subjects drawn without replacement, until there are enough."""
         order = rng.permutation(len(self.fact_of))
         rows = (fact for subject in order for fact in self.fact_of[subject] if fact >= 0)
         return [int(fact) for fact, _ in zip(rows, range(self.config.n_cases), strict=False)]
@@ -277,20 +253,18 @@ class _Known:
 
     def _probe_facts(self, s: int, r: int, other: int,
                      rng: np.random.Generator) -> tuple[list[int], bool]:
-        """Facts of the probes in the order of `PROBES` (-1: nobody has it), and whether one other
-        subject has both."""
+        """Facts of `PROBES` (-1: nobody has it), and whether one other subject has both."""
         if other < 0:
-            one = self._somebody_else(s, (r,), rng)
+            one = self._other_subject(s, (r,), rng)
             return [self.fact_of[s, r], -1, self.fact_of[one, r] if one >= 0 else -1, -1], False
-        both = self._somebody_else(s, (r, other), rng)
-        one, two = (both, both) if both >= 0 else (self._somebody_else(s, (each, ), rng)
-                                                   for each in (r, other))
-        return [
-            self.fact_of[s, r], self.fact_of[s, other], self.fact_of[one, r] if one >= 0 else -1,
-            self.fact_of[two, other] if two >= 0 else -1
-        ], both >= 0
+        both = one = two = self._other_subject(s, (r, other), rng)
+        if both < 0:
+            one, two = (self._other_subject(s, (relation,), rng) for relation in (r, other))
+        return [self.fact_of[s, r], self.fact_of[s, other],
+                self.fact_of[one, r] if one >= 0 else -1,
+                self.fact_of[two, other] if two >= 0 else -1], both >= 0
 
-    def _somebody_else(self, s: int, relations: tuple[int, ...], rng: np.random.Generator) -> int:
+    def _other_subject(self, s: int, relations: tuple[int, ...], rng: np.random.Generator) -> int:
         """Another subject who has all these relations; -1: there is none."""
         if relations not in self.who_has:
             self.who_has[relations] = np.flatnonzero(self.has[:, relations].all(axis=1))
@@ -313,8 +287,7 @@ class _Known:
         return upstream_objects[changing[rng.integers(len(changing))]] if len(changing) else false
 
     def _changing(self, d: int, true: str) -> tuple[list[str], np.ndarray]:
-        """Observed upstream objects, and which of them expect something else downstream than the
-        true one does."""
+        """Observed upstream objects, and which expect another downstream one than the true does."""
         if d not in self.expected:
             expected = self.agent.expected_downstream(self.world.relations[d])
             self.expected[d] = list(expected), np.array(list(expected.values()), dtype=object)
@@ -322,8 +295,8 @@ class _Known:
         if self.config.as_published:
             return upstream_objects, np.arange(len(upstream_objects))
         # Nothing observed: every object is as likely, and the first one is expected.
-        now = answers[upstream_objects.index(
-            true)] if true in upstream_objects else self.world.objects[0]
+        now = (answers[upstream_objects.index(true)] if true in upstream_objects
+               else self.world.objects[0])
         return upstream_objects, np.flatnonzero(answers != now)
 
     def fact(self, row: int, object: int | None = None) -> Fact:
@@ -339,65 +312,54 @@ class _Known:
 
     def logic(self, chosen: list[int], rng: np.random.Generator) -> pl.DataFrame:
         """The judged prompts of every case, and the plain prompt of A with A's object."""
-        rows = [
-            row | {"case": number} for number, fact in enumerate(chosen)
-            for row in self._logic_of(fact, rng)
-        ]
+        rows = [row | {"case": number} for number, fact in enumerate(chosen)
+                for row in self._logic_of(fact, rng)]
         return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
 
     def _logic_of(self, fact: int, rng: np.random.Generator) -> Iterator[dict]:
         a, a_true = self._true_or_false(fact, rng)
         b, b_true = self._true_or_false(int(rng.integers(len(self.subject))), rng)
-        judged = {
-            "judged_a": (clause("atomic", a), a_true), "judged_b": (clause("atomic", b), b_true),
-            "judged_and": (clause("and", a, b), a_true and b_true),
-            "judged_and_swapped": (clause("and", b, a), a_true
-                                   and b_true), "judged_or": (clause("or", a, b), a_true or b_true),
-            "judged_not": (clause("not", a), not a_true)
-        }
+        judged = {"judged_a": (clause("atomic", a), a_true),
+                  "judged_b": (clause("atomic", b), b_true),
+                  "judged_and": (clause("and", a, b), a_true and b_true),
+                  "judged_and_swapped": (clause("and", b, a), a_true and b_true),
+                  "judged_or": (clause("or", a, b), a_true or b_true),
+                  "judged_not": (clause("not", a), not a_true)}
         for probe, (text, label) in judged.items():
-            yield {
-                "probe": probe, "kind": "true", "prompt": judged_prompt(text),
-                "target": label_word(True), "label": label_word(label)
-            }
+            yield {"probe": probe, "kind": "true", "prompt": judged_prompt(text),
+                   "target": label_word(True), "label": label_word(label)}
         yield {"probe": "atomic_a", "kind": "stated", "prompt": a.prompt,
                "target": a.object, "label": self.fact(fact).object}
 
     def forms(self, cases: pl.DataFrame, probes: pl.DataFrame,
               rng: np.random.Generator) -> pl.DataFrame:
-        """`FORMS` of every downstream fact whose answer should change, about the old and about the
-        new object.
+        """`FORMS` of every downstream fact whose answer should change, with its old and new object.
 
-        The other part of a compound sentence, of somebody else, leaves its truth open: true for
-            "and", false for "or".
+        The other part of a compound sentence, about another subject, leaves its truth open: it is
+        true in "and", false in "or".
         """
         changed = cases.filter("downstream_changes")["case"].implode()
-        asked = probes.filter(pl.col("case").is_in(changed),
-                              pl.col("kind").is_in(["original", "modal"]),
-                              probe=PROBES[1]).select(
-                                  "case", "kind", "subject", "relation", "target").unique(
-                                      ["case", "target"], keep="last",
-                                      maintain_order=True)  # the old answer may be right again
+        kinds = pl.col("kind").is_in(["original", "modal"])
+        asked = probes.filter(pl.col("case").is_in(changed), kinds, probe=PROBES[1]).select(
+            "case", "kind", "subject", "relation", "target")
+        # the old answer may be right again
+        asked = asked.unique(["case", "target"], keep="last", maintain_order=True)
         rows = [row | {"case": case, "kind": {"modal": "new", "original": "old"}[kind]}
                 for case, kind, *fact in asked.iter_rows()
                 for row in self._forms_of(Fact(*fact), kind == "modal", rng)]
-        return pl.DataFrame(rows,
-                            schema={
-                                "probe": pl.String, "prompt": pl.String, "target": pl.String,
-                                "label": pl.String, "case": pl.UInt32, "kind": pl.String
-                            })
+        return pl.DataFrame(rows, schema={"probe": pl.String, "prompt": pl.String,
+                                          "target": pl.String, "label": pl.String,
+                                          "case": pl.UInt32, "kind": pl.String})
 
     def _forms_of(self, fact: Fact, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
         texts = [clause("atomic", fact), clause("not", fact)]
         s, r = self.subject_ids[fact.subject], self.relation_ids[fact.relation]
-        other = self._somebody_else(s, (r,), rng)
+        other = self._other_subject(s, (r,), rng)
         if other >= 0:
             row = int(self.fact_of[other, r])
             false = int(self.sampler.false_object(np.array([row]), rng)[0])
-            texts += [
-                clause("and", fact, self.fact(row)),
-                clause("or", self.fact(row, false), fact)
-            ]
+            texts += [clause("and", fact, self.fact(row)),
+                      clause("or", self.fact(row, false), fact)]
         for probe, text in zip(FORMS, texts, strict=False):
             yield {"probe": probe, "prompt": judged_prompt(text), "target": label_word(True),
                    "label": label_word(is_true != (probe == "downstream_not"))}
@@ -413,12 +375,9 @@ def _stacked(probes: list[list[dict[str, list]]]) -> pl.DataFrame:
     """One frame of the columns of every case's probes, numbered by case."""
     every = [columns | {"case": [number] * len(columns["kind"])}
              for number, case in enumerate(probes) for columns in case]
-    return pl.DataFrame(
-        {
-            name: list(chain.from_iterable(columns[name] for columns in every))
-            for name in ("case", "probe", "kind", "prompt", "target", "label", *every[0])
-        },
-        schema_overrides={"case": pl.UInt32})
+    names = ("case", "probe", "kind", "prompt", "target", "label", *every[0])
+    return pl.DataFrame({name: list(chain.from_iterable(columns[name] for columns in every))
+                         for name in names}, schema_overrides={"case": pl.UInt32})
 
 
 def _ids(probes: pl.DataFrame, world: World) -> pl.DataFrame:

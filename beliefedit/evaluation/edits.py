@@ -30,20 +30,15 @@ from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
 
-DISTANCES: dict[str, Any] = {
-    "case": pl.UInt32, "probe": pl.String, "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64
-}
-
-SCORES: dict[str, Any] = {
-    "case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32,
-    "probe": pl.String, "kind": pl.String, "told": pl.Boolean, "log_p": pl.Float64,
-    "decoded": pl.String
-}
-COMPARED = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, **DISTANCES}
-LOG: dict[str, Any] = {
-    "case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
-    "seconds": pl.Float64, "refused": pl.String
-}
+DISTANCES = pl.Schema({"case": pl.UInt32, "probe": pl.String, "tv": pl.Float64, "kl": pl.Float64,
+                       "outside": pl.Float64})
+COMPARED = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "probe": pl.String,
+                      "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64})
+SCORES = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32,
+                    "probe": pl.String, "kind": pl.String, "told": pl.Boolean,
+                    "log_p": pl.Float64, "decoded": pl.String})
+LOG = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
+                 "seconds": pl.Float64, "refused": pl.String})
 
 _FRAMES = {"scores": SCORES, "distances": COMPARED, "log": LOG}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
@@ -73,8 +68,7 @@ class Comparison:
         self.trie = Trie(tokenizer, agent.objects, *some) if some else None
 
     def before(self, model: Model) -> pl.DataFrame:
-        """The unedited model against what the agent predicts now: case, probe, tv, kl (nats),
-        outside.
+        """The unedited model against the agent as it is: case, probe, tv, kl (nats), outside.
 
         The model's distribution is not renormalized: what it puts on no candidate counts as belief
         in something that the agent gives no chance, half of it in the total variation, and is
@@ -133,9 +127,7 @@ class EditSetup:
     soft_targets: Neighbourhood | None = None
     comparison: Comparison | None = None
 
-    def request(self,
-                case: EditCase,
-                editor: Editor,
+    def request(self, case: EditCase, editor: Editor,
                 agent: BayesAgent | None = None) -> EditRequest:
         """A case's request, with the soft targets its editor uses.
 
@@ -161,12 +153,8 @@ def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
     Returns:
         case, probe, kind, log_p (nats), decoded; rows as in ``queries``.
     """
-    prompts = queries["prompt"]
-    log_p = score(model,
-                  tokenizer,
-                  prompts.to_list(),
-                  queries["target"].to_list(),
-                  versions=versions)
+    prompts, targets = queries["prompt"], queries["target"].to_list()
+    log_p = score(model, tokenizer, prompts.to_list(), targets, versions=versions)
     chosen = [at for at, probe in enumerate(queries["probe"]) if decode is None or probe in decode]
     answers: list[str | None] = [None] * len(queries)
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
@@ -178,15 +166,8 @@ def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame,
                           pl.Series("decoded", answers, dtype=pl.String))
 
 
-def run_editor(setup: EditSetup,
-               name: str,
-               parameters: Any,
-               cases: Cases,
-               config: EditConfig,
-               *,
-               seed: int,
-               max_new_tokens: int,
-               folder: Path,
+def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
+               seed: int, max_new_tokens: int, folder: Path,
                share: tuple[int, int] = (0, 1)) -> None:
     """Edit every case with one editor and score the edited models; `gather` reads what this writes.
 
@@ -244,8 +225,7 @@ def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def gather_distances(folder: Path) -> pl.DataFrame:
-    """Distances from the agent over all objects (see `Comparison`): case, editor, seed, probe, tv,
-    kl, outside."""
+    """What `run_editor` wrote of distances: case, editor, seed and the columns of `Comparison`."""
     return _gathered(folder, "distances")
 
 
@@ -276,28 +256,24 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
         if not _is_out_of_memory(error):
             raise
         if len(batch) == 1:
-            raise EditError(
-                "a single edit does not fit in memory",
-                where=f"case {batch[0].number}",
-                remedy="choose a smaller model, or a machine with more memory") from error
-    log.warning("%d edits at once do not fit in memory; going on with %d", len(batch),
-                len(batch) // 2)
+            raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
+                            remedy="choose a smaller model or a larger machine") from error
+    n = len(batch)
+    log.warning("%d edits at once do not fit in memory; going on with %d", n, n // 2)
     if run.setup.model.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch raises its own error on GPUs, and plain ones that only their text tells apart on CPUs.
-    """
+    """Torch raises its own error on GPUs, and on CPUs plain ones that only their text tells."""
     text = str(error).lower()
     return (isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
             or "can't allocate memory" in text or "not enough memory" in text)
 
 
 def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[pl.DataFrame, ...]:
-    """The frames of one batch: its scores after the last step, or every few, its distances, its
-    log."""
+    """The frames of one batch: scores after the last step, or every few, distances and log."""
     setup, valid = run.setup, {}
     entries: dict[str, list] = {"case": [case.number for case in batch], "refused": []}
     for case in batch:

@@ -1,5 +1,4 @@
-"""Tests that no rational agent fails: order, repetition, retraction, strength of evidence,
-irrelevance.
+"""Tests that no rational agent fails: order, repetition, retraction, strength, irrelevance.
 
 Each gives one number per case, for the edited language model and for the exact agent after the same
 requests:
@@ -60,8 +59,7 @@ class RationalityCase:
 
 def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                  is_valid: Callable[[EditCase], bool]) -> list[RationalityCase]:
-    """One case each of the first subjects whose request contradicts the corpus, of the valid ones.
-    """
+    """One valid case each of the first subjects whose request contradicts the corpus."""
     valid = [case for case in cases.edit_cases() if is_valid(case)]
     originals = cases.queries.filter(pl.col("kind") == "original")
     facts = [Fact(*row) for row in originals.filter(pl.col("probe") == PROBES[0]).select(
@@ -108,8 +106,9 @@ def run_rationality_tests(setup: EditSetup, agent: BayesAgent, name: str, parame
                    for asked in (case, case.asking(target=case.request.fact.object)))
 
     rows: list[tuple] = []
-    chosen = choose_cases(cases, agent, config,
-                          is_valid=is_valid) if config.rationality.n_cases else []
+    chosen = []
+    if config.rationality.n_cases:
+        chosen = choose_cases(cases, agent, config, is_valid=is_valid)
     if chosen:
         editor.prepare(setup.model, setup.tokenizer, setup.texts)
         tests = _Tests(setup, editor, agent, config, chosen)

@@ -1,5 +1,4 @@
-"""Sequential edits of one model: does the last one hold, do all before it, what happens to the
-rest."""
+"""Sequential edits of one model: does the last one hold, do all, what happens to the rest."""
 
 from __future__ import annotations
 
@@ -20,10 +19,9 @@ from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.edits import EditSetup
 from beliefedit.lm.scoring import encode_pairs, generate, score
 
-SEQUENCE: dict[str, Any] = {
-    "editor": pl.String, "seed": pl.UInt32, "n_edits": pl.UInt32, "group": pl.String,
-    "cluster": pl.String, "measure": pl.String, "value": pl.Float64
-}
+SEQUENCE = pl.Schema({"editor": pl.String, "seed": pl.UInt32, "n_edits": pl.UInt32,
+                      "group": pl.String, "cluster": pl.String, "measure": pl.String,
+                      "value": pl.Float64})
 
 GROUPS = ("last", "so_far", "untouched", "corpus")
 """last: requests since the number of edits before, each asked about right after it was carried out.
@@ -33,8 +31,7 @@ whose loss shows a collapse."""
 
 def sequential_requests(setup: EditSetup, agent: BayesAgent, editor: Editor,
                         cases: Sequence[EditCase]) -> Iterator[EditRequest]:
-    """Each case's request; soft targets are those of the agent updated by all requests before it.
-    """
+    """Each case's request; its soft targets are those of the agent after all requests before."""
     for case in cases:
         yield setup.request(case, editor, agent)
         agent = agent.after(case.request)
@@ -56,8 +53,7 @@ def beliefs(agent: BayesAgent, facts: Sequence[Fact], view: View = "predictive")
 
 def run_sequence(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, cases: Cases,
                  config: EditConfig, *, seed: int, max_new_tokens: int) -> pl.DataFrame:
-    """Carry out the first cases' requests one after another on one model, and update the agent
-    along.
+    """Carry out the first cases' requests one after another on one model; the agent is updated too.
 
     Requests that the editor cannot carry out are left out.
 
@@ -67,10 +63,9 @@ def run_sequence(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any
         max_new_tokens: longest answer, and longest target a request may have.
 
     Returns:
-        editor, seed, n_edits, group (one of `GROUPS`), cluster (subject or document), measure,
-        value.
-        Measures: p_lm, p_agent (beliefs in the requested or true object, the agent's direct one in
-        requests and predictive one elsewhere), accuracy (of the greedy answer), coherence
+        editor, seed, n_edits, group (one of `GROUPS`), cluster (subject or document), measure and
+        value. Measures: p_lm, p_agent (beliefs in the requested or true object, the agent's direct
+        one in requests and predictive one elsewhere), accuracy (of the greedy answer), coherence
         (|p_lm - p_agent|), and for documents loss (nats per token after the first word).
     """
     editor, lengths = editor_class(name)(parameters), sorted(set(config.sequence.lengths))
@@ -101,10 +96,8 @@ def run_sequence(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any
             frames += [frame.with_columns(pl.lit(n).alias("n_edits"), pl.lit(group).alias("group"))
                        for group, frame in zip(GROUPS, groups, strict=True)]
             last = []
-    values = pl.concat(frames).with_columns(
-        pl.lit(name).alias("editor"),
-        pl.lit(seed).alias("seed"))
-    return values.select(list(SEQUENCE)).cast(SEQUENCE)
+    columns = pl.lit(name).alias("editor"), pl.lit(seed).alias("seed")
+    return pl.concat(frames).with_columns(*columns).select(list(SEQUENCE)).cast(SEQUENCE)
 
 
 _VALUES = {"cluster": pl.String, "measure": pl.String, "value": pl.Float64}
@@ -140,9 +133,6 @@ class _Asking:
         first, rest = [text[0] for text in self.documents], [text[1] for text in self.documents]
         pairs = encode_pairs(self.setup.tokenizer, first, rest)
         log_p = score(model, self.setup.tokenizer, first, rest, versions=[0] * len(first))
-        return pl.DataFrame(
-            {
-                "cluster": list(map(str, range(len(first)))), "measure": ["loss"] * len(first),
-                "value": -log_p / (pairs.lengths - pairs.starts)
-            },
-            schema=_VALUES)
+        losses = -log_p / (pairs.lengths - pairs.starts)
+        return pl.DataFrame({"cluster": list(map(str, range(len(first)))),
+                             "measure": ["loss"] * len(first), "value": losses}, schema=_VALUES)

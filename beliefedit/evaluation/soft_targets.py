@@ -35,10 +35,9 @@ class Neighbourhood:
         self.agent, self.seed, self.upstream = agent, seed, world.pairs
         ids = corpus.facts.select("subject", "relation", "object")
         facts = with_labels(ids, world).cast(pl.String)
-        self.relations = dict(
-            facts.group_by("subject", maintain_order=True).agg("relation").iter_rows())
-        self.subjects = dict(
-            facts.group_by("relation", maintain_order=True).agg("subject").iter_rows())
+        self.relations, self.subjects = (
+            dict(facts.group_by(by, maintain_order=True).agg(what).iter_rows())
+            for by, what in (("subject", "relation"), ("relation", "subject")))
         probes = cases.queries.filter(pl.col("probe").str.starts_with("other_subject"))
         self.held_out = dict(probes.group_by("case").agg(pl.col("prompt").unique()).iter_rows())
 
@@ -48,8 +47,7 @@ class Neighbourhood:
 
         Args:
             agent: whose beliefs they are, before the request; None: the agent's of the corpus.
-            held_out: prompts about other subjects that are left out; None: those of the case's
-                probes.
+            held_out: prompts about other subjects that are left out; None: its probes'.
         """
         rng = np.random.default_rng([self.seed, _STREAM, case.number])
         subject, relation = case.request.fact.subject, case.request.fact.relation
@@ -65,10 +63,8 @@ class Neighbourhood:
     def _relations(self, case: EditCase, config: BayesConfig) -> list[str]:
         """Other relations of the subject that are among them."""
         fact = case.request.fact
-        kind = {
-            case.downstream_relation: "downstream",
-            self.upstream.get(fact.relation): "upstream"
-        }
+        upstream = self.upstream.get(fact.relation)
+        kind = {case.downstream_relation: "downstream", upstream: "upstream"}
         return [r for r in self.relations[fact.subject]
                 if r != fact.relation and kind.get(r, "same_subject") in config.kinds]
 
@@ -89,6 +85,6 @@ class Neighbourhood:
         likely = np.flatnonzero(belief >= config.least_probability)
         likely = (likely[np.argsort(-belief[likely], kind="stable")] if len(likely)
                   else np.array([belief.argmax()]))
-        return SoftTarget(
-            Fact(subject, relation, "").prompt, tuple(after.objects[o] for o in likely),
-            tuple(belief[likely].tolist()))
+        objects = tuple(after.objects[o] for o in likely)
+        prompt = Fact(subject, relation, "").prompt
+        return SoftTarget(prompt, objects, tuple(belief[likely].tolist()))
