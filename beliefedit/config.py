@@ -9,13 +9,29 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import TypedDict
 
 from beliefedit.errors import ConfigError
 
@@ -37,12 +53,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def explain(error: ValidationError, root: type[Config]) -> str:
+def explain(error: ValidationError, root: type) -> str:
     """Each problem on a line: key, what is wrong, the value given, and close names for a typing error."""
     lines = []
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
@@ -51,13 +67,24 @@ def explain(error: ValidationError, root: type[Config]) -> str:
     return "\n".join(lines)
 
 
-def _suggestion(location: tuple, root: type[Config]) -> str:
+def _suggestion(location: tuple, root: type) -> str:
     group: Any = root
     for part in location[:-1]:
-        annotation = group.model_fields[part].annotation
-        group = next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Config))
-    close = get_close_matches(str(location[-1]), group.model_fields, n=1)
-    return f", did you mean '{close[0]}'?" if close else f"; known here: {', '.join(group.model_fields)}"
+        annotation = _fields(group).get(part)
+        group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), None)
+    known = _fields(group)
+    close = get_close_matches(str(location[-1]), known, n=1)
+    return (f", did you mean '{close[0]}'?" if close else "") + (
+        f"; known here: {', '.join(known)}" if known and (not close or group is Editors) else "")
+
+
+def _fields(group: Any) -> dict[str, Any]:
+    """Names of a group's keys, and what each holds."""
+    if group is Editors:
+        return dict(EDITOR_PARAMETERS)
+    if is_dataclass(group):
+        return {field.name: field.type for field in fields(group)}
+    return {name: field.annotation for name, field in getattr(group, "model_fields", {}).items()}
 
 
 class LoraConfig(Config):
@@ -160,8 +187,7 @@ class RetrainConfig(Config):
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
-LessonKind = Literal["downstream", "downstream_judged", "downstream_not", "downstream_and", "downstream_or", "upstream",
-                     "same_subject", "same_relation", "judged", "compound"]
+LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
 
 
 class BayesConfig(LoraConfig):
@@ -177,8 +203,6 @@ class BayesConfig(LoraConfig):
     least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="objects the agent thinks less likely are not spelled out")
     request_share: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="weight of the request among lessons")
-    sureness: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        0.95, description="how surely downstream facts are called true or false, where such forms are taught")
     n_parts: Positive = Field(4, description="a step takes the request and one of this many parts of the lessons")
 
 
@@ -191,7 +215,7 @@ class BayesUntoldConfig(BayesConfig):
     @field_validator("kinds")
     @classmethod
     def _downstream_stays_untold(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
-        if any(kind.startswith("downstream") for kind in kinds):
+        if "downstream" in kinds:
             raise ValueError("downstream facts are what this editor must not be told; use bayes")
         return kinds
 
@@ -214,35 +238,94 @@ class RationalityConfig(Config):
     n_unrelated: Positive = Field(5, description="unrelated facts that are asked about after each edit")
 
 
-class EditorsConfig(Config):
-    """Editors to run, by name; an editor that is not named does not run."""
+EDITOR_PARAMETERS: dict[str, type] = {
+    "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig, "rome": RomeConfig,
+    "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig, "retrain": RetrainConfig,
+    "bayes": BayesConfig, "bayes_untold": BayesUntoldConfig}
+"""Parameters of every editor by name; `beliefedit.editors.register_editor` adds to it."""
 
-    lora: LoraConfig | None = None
-    finetune: FinetuneConfig | None = None
-    in_context: InContextConfig | None = None
-    rome: RomeConfig | None = None
-    memit: MemitConfig | None = None
-    alphaedit: AlphaEditConfig | None = None
-    grace: GraceConfig | None = None
-    retrain: RetrainConfig | None = None
-    bayes: BayesConfig | None = None
-    bayes_untold: BayesUntoldConfig | None = None
+BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
 
+
+class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
+    """Editors to run, by name, each with its parameters; an editor that is not named does not run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
     @classmethod
-    def parse_one(cls, name: str, hyperparameters: Mapping[str, Any]) -> Config:
-        """One editor's configuration.
+    def _each_by_its_own_parameters(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            raise ValueError("expected names of editors with parameters below them")
+        if any(name not in EDITOR_PARAMETERS for name in values):
+            load_entry_points("beliefedit.editors")
+        known = {n: EDITOR_PARAMETERS[n] | None for n in values if n in EDITOR_PARAMETERS}
+        group = cast(Any, TypedDict)("group", known, total=False)
+        group.__pydantic_config__ = ConfigDict(extra="forbid")
+        chosen = TypeAdapter(group).validate_python(dict(values))
+        names = [*(n for n in BUILT_IN_EDITORS if n in chosen), *(n for n in chosen if n not in BUILT_IN_EDITORS)]
+        return {name: chosen[name] for name in names if chosen[name] is not None}
 
-        Raises:
-            ConfigError: unknown or impossible hyper-parameter.
-        """
+    def __getitem__(self, name: str) -> Any:
+        return self.root[name]
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.root)
+
+    def __len__(self) -> int:
+        return len(self.root)
+
+
+def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
+    """One editor's parameters; those not named have their defaults.
+
+    Raises:
+        ConfigError: no such editor, an unknown or an impossible hyper-parameter.
+    """
+    try:
+        return Editors.model_validate({name: dict(hyperparameters)})[name]
+    except ValidationError as error:
+        raise ConfigError(explain(error, Editors), remedy="correct the names and values above") from None
+
+
+@cache
+def load_entry_points(group: str) -> None:
+    """Import what installed packages add to the kit under a name such as "beliefedit.editors".
+
+    Raises:
+        ConfigError: one of them cannot be imported.
+    """
+    for point in entry_points(group=group):
         try:
-            return getattr(cls.model_validate({name: dict(hyperparameters)}), name)
-        except ValidationError as error:
-            raise ConfigError(explain(error, cls), remedy="see its hyper-parameters in editor_config.py") from None
+            point.load()
+        except Exception as error:
+            raise ConfigError(f"the plugin {point.name!r} cannot be loaded: {error!r}",
+                              where=f"entry point {point.value} of {group}",
+                              remedy="repair or uninstall the package that brings it") from error
 
-    def chosen(self) -> dict[str, Config]:
-        """Named editors in the order of this class, with their hyper-parameters."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+def import_plugin(plugin: str) -> None:
+    """Import a module by name or, if it ends in .py, by path; a second time does nothing.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    is_path = plugin.endswith(".py")
+    name = f"beliefedit_plugin_{digest(str(Path(plugin).resolve()))[:12]}" if is_path else plugin
+    if name in sys.modules:
+        return
+    try:
+        if is_path:
+            spec: Any = spec_from_file_location(name, plugin)
+            sys.modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        else:
+            import_module(name)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where="plugins",
+                          remedy="name a module that can be imported, or the path of a .py file") from error
+
 
 Connective = Literal["or", "and", "not"]
 
@@ -402,7 +485,7 @@ class EditConfig(Config):
     p_downstream: Probability = Field(0.8, description="share of requests meant to change the downstream answer")
     p_reinforce: Probability = Field(0.6, description="share of true requests where no downstream fact exists")
     as_published: bool = Field(False, description="draw and update with the published code's slips (SPEC 9)")
-    editors: EditorsConfig = EditorsConfig(lora=LoraConfig())
+    editors: Editors = Editors({"lora": {}})
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
     batch_size: Positive = Field(64, description="edits carried out at once")
     processes: Positive = Field(1, description="processes that share the edits, each with a copy of the model")
@@ -428,6 +511,8 @@ class Experiment(Config):
     seed: NonNegative = 0
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(None, description="run_all runs only these; null: all")
+    plugins: tuple[str, ...] = Field(
+        (), description="modules, by name or path of a .py file, that register editors or measures")
     graph: GraphConfig = GraphConfig()
     world: WorldConfig = WorldConfig()
     corpus: CorpusConfig = CorpusConfig()
@@ -436,10 +521,18 @@ class Experiment(Config):
     edit: EditConfig = EditConfig()
     analysis: AnalysisConfig = AnalysisConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins_come_first(cls, values: Any) -> Any:
+        plugins = values.get("plugins") if isinstance(values, Mapping) else None
+        for plugin in plugins if isinstance(plugins, list | tuple) else ():
+            import_plugin(str(plugin))
+        return values
+
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that name this configuration."""
-        return digest(self.model_dump(mode="json"))[:12]
+        """Twelve hexadecimal digits that name this configuration, wherever its plugins lie."""
+        return digest(self.model_dump(mode="json", exclude={"plugins"}))[:12]
 
 
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -450,7 +543,8 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         overrides: dotted key to value, e.g. ``{"edit.n_cases": 50}``.
 
     Raises:
-        ConfigError: missing or malformed file, unknown key, wrong type, impossible value.
+        ConfigError: missing or malformed file, unknown key, wrong type, impossible value, or a
+            plugin that cannot be imported.
     """
     path = Path(path)
     try:
@@ -482,6 +576,9 @@ def with_overrides(params: Experiment | Mapping[str, Any],
 def _validated(values: dict, overrides: Mapping[str, Any], where: str) -> Experiment:
     for key, value in overrides.items():
         _set_dotted(values, key, value)
+    if isinstance(values.get("plugins"), list):  # a relative path is relative to the parameter file
+        values["plugins"] = [str((path.parent / plugin).resolve()) if str(plugin).endswith(".py") else plugin
+                             for plugin in values["plugins"]]
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

@@ -1,72 +1,53 @@
-"""The protocol of all editors: many independent edits of one frozen model at once."""
+"""The protocol of all editors: many independent edits of one frozen model at once.
+
+An editor of your own is a subclass of `Editor` with a method ``_edit``, registered by
+`beliefedit.editors.register_editor`; docs/extending.md has one in twenty lines.
+"""
 
 from __future__ import annotations
 
 import copy
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
-from beliefedit.config import Config
+from beliefedit.editors.request import EditRequest
+from beliefedit.editors.request import SoftTarget as SoftTarget
 from beliefedit.errors import EditError
 
-log = logging.getLogger(__name__)
 
-
-
-class SoftTarget(NamedTuple):
-    """What an agent believes of one prompt: targets and their probabilities, which sum to at most 1."""
-
-    prompt: str
-    targets: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-
-class EditRequest(NamedTuple):
-    """Make the model continue ``prompt`` with ``target``; a plain (prompt, target) pair does as well.
-
-    Attributes:
-        prompt, target: the sentence "prompt target" is to be believed.
-        subject: the words of the prompt that name what it is about; editors that work at the subject need it.
-        weight: how many observations the request stands for, for editors that weigh evidence.
-        lessons: what else the model should believe then, for editors that teach a neighbourhood.
-    """
-
-    prompt: str
-    target: str
-    subject: str | None = None
-    weight: float = 1.0
-    lessons: tuple[SoftTarget, ...] = ()
-
-
+@dataclass
 class EditedModels(ABC):
     """Several edited versions of one model, which stays as it was.
 
-    Called like a `transformers` causal LM, with ``versions`` (int64 [rows]) naming the edit that answers each row, so
-    that `beliefedit.lm.score` and `beliefedit.lm.generate` ask all versions at once.
+    Called like a `transformers` causal LM, with ``versions`` (int64 [rows]) naming the edit that
+    answers each row, so that `beliefedit.lm.scoring.score` and `generate` ask all versions at once.
 
     Attributes:
-        model: the base.
-        steps: optimiser steps behind the edits; 1 for editors that do not go step by step.
+        model: the base, left as it was.
+        steps: optimizer steps behind the edits; 1 for editors that do not go step by step.
         losses: float64 [n], each edit's last training loss; empty for editors that have none.
-        refused: number of a request to the reason it was not carried out; its version is the unedited model.
     """
 
     model: PreTrainedModel
-    steps: int
-    losses: tuple[float, ...]
-    refused: dict[int, str]
+    steps: int = field(default=1, kw_only=True)
+    losses: tuple[float, ...] = field(default=(), kw_only=True)
 
     @property
     def device(self) -> torch.device:
+        """The base's."""
         return self.model.device
+
+    def in_order(self, versions: Tensor) -> bool:
+        """Whether each version answers one row, in order: what training asks for."""
+        n = len(self)
+        return len(versions) == n and torch.equal(versions, torch.arange(n, device=self.device))
 
     @abstractmethod
     def __len__(self) -> int:
@@ -84,36 +65,21 @@ class EditedModels(ABC):
             EditError: this editor changes no weights.
         """
 
-    @abstractmethod
-    def spread(self, places: Sequence[int], n: int) -> EditedModels:
-        """n versions: these at ``places``, the unedited model elsewhere."""
-
 
 @dataclass
 class Plain(EditedModels):
-    """One model, as it is, as the only version.
-
-    Attributes:
-        memory: what an editor needs to know of the edits that the model holds, besides its weights, to go on.
-    """
-
-    model: PreTrainedModel
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """One model, as it is, as the only version."""
 
     def __len__(self) -> int:
         return 1
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
+        """Nothing."""
         return {}
-
-    def spread(self, places: Sequence[int], n: int) -> EditedModels:
-        raise EditError("a plain model is one version, not several")
 
 
 def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
@@ -139,80 +105,78 @@ class Editor(ABC):
     """Carries out requests, each on its own copy of the beliefs the model came with.
 
     Attributes:
-        needs_subject: requests must say which words of the prompt are the subject.
-        needs_lessons: requests must say what else is to be believed.
-        needs_texts: `prepare` must have been called with texts of the corpus.
+        label: the name that figures and reports show.
+        version: raise it when the same parameters give other edits: results are then made anew.
+        needs_subject: requests must name the subject within their prompt.
+        uses_soft_targets: requests must say what else is to be believed.
     """
 
+    label: ClassVar[str] = ""
+    version: ClassVar[int] = 1
     needs_subject: bool = False
-    needs_lessons: ClassVar[bool] = False
-    needs_texts: ClassVar[bool] = False
+    uses_soft_targets: ClassVar[bool] = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Any) -> None:
         self.config: Any = config
 
     def prepare(  # noqa: B027 - nothing to do is the usual case
-            self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
-        """Compute, once per model, what the editor needs to know of the corpus. Most need nothing."""
+            self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+            texts: Sequence[str]) -> None:
+        """Compute, once per model, what the editor needs to know of the corpus."""
 
-    def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], *,
+    def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest | tuple[str, str]], *,
               watch: Watcher | None = None) -> EditedModels:
         """Edit all at once; the model itself is not changed, and no request knows of another.
 
         Args:
             model: a Mistral- or Llama-like causal LM, left as it was.
             tokenizer: the model's.
-            requests: n requests, or (prompt, target) pairs. Bad ones are refused one by one, with a warning; their
-                versions are the unedited model, and ``refused`` of the result says why.
+            requests: n requests, or (prompt, target) pairs.
             watch: called after every step with (step, the edits so far).
 
         Raises:
-            EditError: none of the requests can be carried out, or the editor needs `prepare` first.
+            EditError: a request cannot be carried out (`validation_error` says so beforehand), or
+                the editor needs `prepare` first.
         """
-        asked = [EditRequest(*request) for request in requests]
-        reasons = {at: reason for at, request in enumerate(asked) if (reason := self.refusal(tokenizer, request))}
-        kept = [at for at in range(len(asked)) if at not in reasons]
-        if not kept:
-            raise EditError(next(iter(reasons.values()), "no request was given"), where=_quoted(asked),
-                            remedy="give at least one request that can be carried out")
-        if not reasons:
-            return self._edit(model, tokenizer, asked, watch)
-        for at, reason in reasons.items():
-            log.warning("request %d is refused: %s", at, reason)
-        told = None if watch is None else lambda step, so_far: watch(step, so_far.spread(kept, len(asked)))
-        edited = self._edit(model, tokenizer, [asked[at] for at in kept], told).spread(kept, len(asked))
-        edited.refused.update(reasons)
-        return edited
+        asked = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
+                 for request in requests]
+        if not asked:
+            raise EditError("no request was given", remedy="give at least one request")
+        for request in asked:
+            if error := self.validation_error(tokenizer, request):
+                raise EditError(error, where=f"{request.prompt!r} -> {request.target!r}",
+                                remedy="change the request, or leave it out")
+        return self._edit(model, tokenizer, asked, watch)
 
-    def refusal(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
-                max_target_tokens: int | None = None) -> str | None:
+    def validation_error(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
+                         max_target_tokens: int | None = None) -> str | None:
         """Why a request cannot be carried out; None when it can."""
-        if not (isinstance(request.prompt, str) and isinstance(request.target, str)):
-            return "prompt and target must be text"
-        if not request.prompt.strip():
+        prompt, target, subject = request.prompt, request.target, request.subject
+        if not prompt.strip():
             return "the prompt is empty"
-        if not request.target.strip():
+        if not target.strip():
             return "the target is empty"
-        if request.target.strip() == request.prompt.strip():
+        if target.strip() == prompt.strip():
             return "the target equals the prompt"
         if max_target_tokens is not None:
-            n_tokens = len(tokenizer(f" {request.target}", add_special_tokens=False)["input_ids"])
-            if n_tokens > max_target_tokens:
-                return f"the target {request.target!r} has {n_tokens} tokens, {max_target_tokens} are allowed"
-        if self.needs_subject and request.subject is None:
+            n = len(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+            if n > max_target_tokens:
+                return f"the target {target!r} has {n} tokens, {max_target_tokens} are allowed"
+        if self.needs_subject and not subject.strip():
             return "the request does not say which words of its prompt are the subject"
-        if self.needs_subject and (not request.subject.strip() or request.subject not in request.prompt):
-            return f"the subject {request.subject!r} is not in the prompt {request.prompt!r}"
-        if self.needs_lessons and not request.lessons:
-            return "the request brings no lessons: what else is to be believed is unknown"
+        if self.needs_subject and subject not in prompt:
+            return f"the subject {subject!r} is not in the prompt {prompt!r}"
+        if self.uses_soft_targets and not request.soft_targets:
+            return "the request has no soft targets: what else is to be believed is unknown"
         return None
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[EditedModels]:
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[EditedModels]:
         """The requests one after another, each on top of those before it.
 
-        Yields, after each request, one version that holds all so far. It is valid until the next one is asked for.
-        Where it is `Plain`, the row can be gone on with from there: with its model and its ``memory``.
+        Yields, after each request, one version that holds all so far. It is valid until the next
+        one is asked for.
 
         Raises:
             EditError: a request cannot be carried out.
@@ -223,33 +187,42 @@ class Editor(ABC):
             yield Plain(current)
 
     @abstractmethod
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> EditedModels:
-        """Carry out requests that were looked at already; there is at least one."""
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> EditedModels:
+        """Carry out valid requests; there is at least one."""
 
 
-def _quoted(requests: Sequence[EditRequest]) -> str:
-    return "; ".join(f"{request.prompt!r} -> {request.target!r}" for request in requests[:3])
+def require_texts(texts: Sequence[str]) -> None:
+    """For `Editor.prepare` of editors that look at the corpus.
+
+    Raises:
+        EditError: no texts.
+    """
+    if not texts:
+        raise EditError("this editor needs texts of the corpus",
+                        remedy="call prepare(model, tokenizer, texts)")
 
 
 def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The output projection of every layer's MLP, by parameter prefix, found by the model's structure.
+    """The output projection of every layer's MLP, by parameter prefix, found by structure.
 
     Raises:
         EditError: the model is not built like Mistral or Llama.
     """
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    projections = [getattr(getattr(layer, "mlp", None), "down_proj", None) for layer in layers or ()]
-    if not projections or not all(isinstance(projection, nn.Linear) for projection in projections):
+    layers = getattr(model.get_decoder(), "layers", None)
+    projections = [
+        getattr(getattr(layer, "mlp", None), "down_proj", None) for layer in layers or ()
+    ]
+    if not projections or not all(isinstance(module, nn.Linear) for module in projections):
         raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
                         remedy="edit a model of the Mistral or Llama family")
     names = {module: name for name, module in model.named_modules()}
     return {names[projection]: projection for projection in projections}
 
 
-def chosen_projections(model: PreTrainedModel, layers: Sequence[int] | None) -> dict[str, nn.Linear]:
-    """The output projections of some layers, ascending; negative numbers count from the last. None: all.
+def chosen_projections(model: PreTrainedModel,
+                       layers: Sequence[int] | None) -> dict[str, nn.Linear]:
+    """MLP output projections of some layers by name, ascending; negative: from the last; None: all.
 
     Raises:
         EditError: the model has no such layer.

@@ -1,7 +1,4 @@
-"""One edit on its own: a PEFT adapter folder, a weight delta in safetensors, or a whole edited model.
-
-Also a row of edits on its way.
-"""
+"""One edit on its own: a PEFT adapter folder, weight deltas in safetensors, or an edited model."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from beliefedit.editors.base import EditedModels, Plain, add_delta
+from beliefedit.editors.base import EditedModels, add_delta
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.errors import EditError
 
 _ADAPTER = "adapter_model.safetensors"
-_WEIGHT, _MEMORY = "weight ", "memory "
 
 
 def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrainedModel:
@@ -37,7 +33,7 @@ def save_delta(edited: EditedModels, index: int, path: str | Path) -> None:
         EditError: the editor changes no weights.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: change.detach().cpu().contiguous() for name, change in edited.delta(index).items()}, path)
+    save_file({name: _on_cpu(change) for name, change in edited.delta(index).items()}, path)
 
 
 def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
@@ -54,6 +50,10 @@ def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
     return _with_delta(model, delta)
 
 
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().cpu().contiguous()
+
+
 def _with_delta(model: PreTrainedModel, delta: dict[str, torch.Tensor]) -> PreTrainedModel:
     result = copy.deepcopy(model)
     add_delta(result, delta)
@@ -61,7 +61,7 @@ def _with_delta(model: PreTrainedModel, delta: dict[str, torch.Tensor]) -> PreTr
 
 
 def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
-    """One low-rank edit as a folder that `peft.PeftModel.from_pretrained` loads onto the base model.
+    """One low-rank edit as a folder that `peft.PeftModel.from_pretrained` loads onto the base.
 
     Raises:
         EditError: the edit is not a low-rank update; `save_delta` keeps any weight change.
@@ -69,35 +69,17 @@ def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
     import peft
 
     if not isinstance(edited, Adapters):
-        raise EditError(f"{type(edited).__name__} holds no low-rank updates, which is what PEFT adapters are",
+        raise EditError(f"{type(edited).__name__} holds no low-rank updates as PEFT adapters are",
                         remedy="use save_delta or merged")
     tensors, rank = {}, next(iter(edited.down.values())).shape[1]
     for name in edited.down:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = edited.down[name][index].detach().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = edited.up[name][index].detach().cpu().contiguous()
-    config = peft.LoraConfig(r=rank, lora_alpha=edited.scale * rank, target_modules=list(edited.down),
-                             lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", inference_mode=True,
-                             base_model_name_or_path=edited.model.name_or_path or None)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = _on_cpu(edited.down[name][index])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = _on_cpu(edited.up[name][index])
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=edited.scale * rank, target_modules=list(edited.down), lora_dropout=0.0,
+        bias="none", task_type="CAUSAL_LM", inference_mode=True,
+        base_model_name_or_path=edited.model.name_or_path or None)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_file(tensors, folder / _ADAPTER)
-
-
-def save_row(edited: Plain, base: PreTrainedModel, path: Path) -> None:
-    """What a row of edits has come to, to the bit: the weights that differ from the base's, and the editor's memory."""
-    before = base.state_dict()
-    tensors = {f"{_WEIGHT}{name}": value for name, value in edited.model.state_dict().items()
-               if not torch.equal(value, before[name])}
-    tensors |= {f"{_MEMORY}{name}": value for name, value in edited.memory.items()}
-    save_file({name: value.detach().cpu().clone() for name, value in tensors.items()}, path)
-
-
-def load_row(path: Path, base: PreTrainedModel) -> Plain:
-    """What `save_row` wrote, on a copy of the base."""
-    tensors, model = load_file(path, device=str(base.device)), copy.deepcopy(base)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(tensors.get(f"{_WEIGHT}{name}", value))
-    return Plain(model, memory={name.removeprefix(_MEMORY): value for name, value in tensors.items()
-                                if name.startswith(_MEMORY)})

@@ -1,9 +1,12 @@
-"""Fine-tuning edits: every edit has its own copy of the changed weights (FT-M, FT-L; EDITORS.md)."""
+"""Fine-tuning of MLP output projections, each edit with its own copy of the changed weights.
+
+FT-M has its loss on the target alone; FT-L (arXiv 2012.00363) bounds every weight's change.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,15 +16,9 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import FinetuneConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
-from beliefedit.editors.low_rank import Hook, hooked, spread_losses, spread_rows
-from beliefedit.editors.optimization import (
-    Descent,
-    Sentences,
-    descend,
-    encode_sentences,
-    frozen,
-    losses_per_edit,
-)
+from beliefedit.editors.low_rank import Hook, hooked
+from beliefedit.editors.optimization import descend, encode_requests, losses_per_edit
+from beliefedit.editors.registry import register_editor
 
 
 @dataclass
@@ -29,25 +26,21 @@ class WeightChanges(EditedModels):
     """n edits of one model as whole changes of some projections.
 
     Attributes:
-        model: the base, whose weights are never touched.
         changes: per projection [n, outputs, inputs].
-        steps, losses, refused: see `EditedModels`.
     """
 
-    model: PreTrainedModel
     changes: dict[str, Tensor]
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.changes.values())))
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
-        if len(versions) == len(self) and torch.equal(versions, torch.arange(len(self), device=self.device)):
+        """See `EditedModels`."""
+        if self.in_order(versions):
             hooks = {name: _one_row_each(change) for name, change in self.changes.items()}
         else:
-            rows = [(version, (versions == version).nonzero()[:, 0]) for version in versions.unique().tolist()]
+            rows = [(version, (versions == version).nonzero()[:, 0])
+                    for version in versions.unique().tolist()]
             hooks = {name: _by_version(change, rows) for name, change in self.changes.items()}
         with hooked(self.model, hooks):
             return self.model(**inputs)
@@ -56,13 +49,9 @@ class WeightChanges(EditedModels):
         """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
         return {f"{name}.weight": change[index].detach() for name, change in self.changes.items()}
 
-    def spread(self, places: Sequence[int], n: int) -> WeightChanges:
-        return replace(self, changes={name: spread_rows(value, places, n) for name, value in self.changes.items()},
-                       losses=spread_losses(self.losses, places, n))
-
 
 def _one_row_each(change: Tensor) -> Hook:
-    """Row i is answered by edit i: what training asks for."""
+    """Row i is answered by edit i."""
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.baddbmm(output, inputs[0], change.transpose(1, 2).to(inputs[0].dtype))
 
@@ -80,41 +69,37 @@ def _by_version(change: Tensor, rows: Sequence[tuple[int, Tensor]]) -> Hook:
     return add
 
 
+@register_editor("finetune", label="Fine-tuning")
 class FinetuneEditor(Editor):
     """Adam on whole output projections, per edit."""
 
     config: FinetuneConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> WeightChanges:
-        projections = chosen_projections(model, self.config.layers)
-        sentences = self._sentences(model, tokenizer, requests)
-        start = [torch.zeros(len(requests), *p.weight.shape, device=model.device) for p in projections.values()]
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> WeightChanges:
+        config, projections = self.config, chosen_projections(model, self.config.layers)
+        sentences = encode_requests(tokenizer, requests, model.device)
+        is_target = sentences.is_target
+        if not config.masked:  # each row up to its end, but for the start token
+            is_target = is_target.int().flip(1).cummax(1).values.flip(1).bool()
+            is_target[:, 0] = False
+        sentences = replace(sentences, is_target=is_target, weights=1 / is_target.sum(1))
 
         def result(values: Sequence[Tensor]) -> WeightChanges:
-            return WeightChanges(model, dict(zip(projections, values, strict=True)), steps=self.config.steps)
+            changes = dict(zip(projections, values, strict=True))
+            return WeightChanges(model, changes, steps=config.steps)
 
         def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
             return losses_per_edit(result(values), model, sentences.of(versions), len(versions))
 
-        with frozen(model):
-            values, losses = descend(
-                start, losses_of, Descent(self.config.lr, self.config.steps, self.config.stop_loss), self._clamp,
-                None if watch is None else lambda step, so_far: watch(step, result(so_far)))
-        return replace(result(values), losses=tuple(losses.tolist()))
+        values, losses = descend(
+            model, [torch.zeros(len(requests), *p.weight.shape, device=model.device)
+                    for p in projections.values()],
+            losses_of, lr=config.lr, steps=config.steps, stop_loss=config.stop_loss,
+            project=self._clamp, watch=watch and (lambda step, values: watch(step, result(values))))
+        return replace(result(values), losses=losses)
 
-    def _sentences(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                   requests: Sequence[EditRequest]) -> Sentences:
-        """The mean likelihood of the tokens that count."""
-        sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
-                                     [request.target for request in requests], model.device)
-        is_target = sentences.is_target
-        if not self.config.masked:  # each row up to its end, but for the start token
-            is_target = is_target.int().flip(1).cummax(1).values.flip(1).bool()
-            is_target[:, 0] = False
-        return replace(sentences, is_target=is_target, weights=1 / is_target.sum(1))
-
-    def _clamp(self, values: list[Tensor], versions: Tensor) -> None:
+    def _clamp(self, values: list[Tensor]) -> None:
         if self.config.largest_change is not None:
             for value in values:
                 value.clamp_(-self.config.largest_change, self.config.largest_change)

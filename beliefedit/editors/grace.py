@@ -1,10 +1,10 @@
-"""GRACE: no weights change; a codebook at one layer answers for what it has been told about (EDITORS.md)."""
+"""GRACE (arXiv 2211.11031): no weights change; a codebook at one layer answers near its keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,136 +12,133 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import GraceConfig
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
-from beliefedit.editors.low_rank import hooked, spread_losses, spread_rows
+from beliefedit.editors.base import (
+    EditedModels,
+    Editor,
+    EditRequest,
+    Watcher,
+    chosen_projections,
+    require_texts,
+)
+from beliefedit.editors.low_rank import hooked
 from beliefedit.editors.optimization import (
-    Descent,
     descend,
-    encode_sentences,
-    frozen,
+    encode_documents,
+    encode_requests,
     losses_per_edit,
 )
+from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
-
-_NOWHERE = -1.0
-"""Radius of an entry that answers nothing."""
 
 
 @dataclass
 class Codebooks(EditedModels):
-    """n versions of one model, each with a codebook at one projection: near a key, its value is what comes out.
+    """n versions of one model, each with a codebook at one projection: near a key, its value.
 
     Attributes:
-        model: the base.
         name: the projection.
         keys: [n, entries, inputs].
         values: [n, entries, outputs].
         radii: [n, entries], how near is near.
-        steps, losses, refused: see `EditedModels`.
     """
 
-    model: PreTrainedModel
     name: str
     keys: Tensor
     values: Tensor
     radii: Tensor
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         def look_up(module: nn.Module, entering: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            distance = torch.cdist(entering[0], self.keys[versions], compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(entering[0], self.keys[versions],
+                                   compute_mode="donot_use_mm_for_euclid_dist")
             nearest, entry = distance.min(2)  # [rows, tokens]
-            value = self.values[versions].gather(1, entry[..., None].expand(*entry.shape, output.shape[2]))
-            return torch.where((nearest <= self.radii[versions].gather(1, entry))[..., None], value, output)
+            index = entry[..., None].expand(*entry.shape, output.shape[2])
+            is_near = nearest <= self.radii[versions].gather(1, entry)
+            return torch.where(is_near[..., None], self.values[versions].gather(1, index), output)
 
         with hooked(self.model, {self.name: look_up}):
             return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
+        """Refused."""
         raise EditError("a codebook changes no weights", remedy="keep its keys, values and radii")
 
-    def spread(self, places: Sequence[int], n: int) -> Codebooks:
-        radii = spread_rows(self.radii - _NOWHERE, places, n) + _NOWHERE
-        return replace(self, keys=spread_rows(self.keys, places, n), values=spread_rows(self.values, places, n),
-                       radii=radii, losses=spread_losses(self.losses, places, n))
 
-
+@register_editor("grace", label="GRACE")
 class GraceEditor(Editor):
     """An entry per request: the key at the prompt's last token, a value trained there, a radius.
 
-    The radius is ``radius`` times the usual distance from what enters the layer to the nearest other thing that does.
+    The radius is ``radius`` times the usual distance from what enters the layer to the nearest
+    other thing that does.
     """
 
-    needs_texts: ClassVar[bool] = True
     config: GraceConfig
     radius: float | None = None
 
     @torch.no_grad()
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                texts: Sequence[str]) -> None:
         """Calibrate the radius to distances between keys of the corpus.
 
         Raises:
             EditError: no texts.
         """
-        if not texts:
-            raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
-        chosen = list(texts)[::max(1, len(texts) // self.config.n_texts)][:self.config.n_texts]
-        encoded = tokenizer(chosen, padding=True, truncation=True, max_length=64, padding_side="right",
-                            return_tensors="pt").to(model.device)
-        keys = _inputs(model, self._name(model), encoded["input_ids"])
-        mask = encoded["attention_mask"].bool()
-        mask[:, 0] = False
-        distance = torch.cdist(keys[mask], keys[mask])
-        distance[distance < 1e-2 * distance.median()] = torch.inf  # the same words at the same place
+        require_texts(texts)
+        chosen = texts[::max(1, len(texts) // self.config.n_texts)][:self.config.n_texts]
+        ids, mask = encode_documents(tokenizer, chosen, 64, model.device)
+        keys = _inputs(model, self._name(model), ids)[mask]
+        distance = torch.cdist(keys, keys)
+        same = distance < 1e-2 * distance.median()  # the same words at the same place
+        distance[same] = torch.inf
         self.radius = self.config.radius * float(distance.min(1).values.median())
 
     def _name(self, model: PreTrainedModel) -> str:
         return next(iter(chosen_projections(model, [self.config.layer])))
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> Codebooks:
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> Codebooks:
         if self.radius is None:
-            raise EditError("the radius is not calibrated", remedy="call prepare(model, tokenizer, texts) first")
-        name = self._name(model)
-        sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
-                                     [request.target for request in requests], model.device)
+            raise EditError("the radius is not calibrated",
+                            remedy="call prepare(model, tokenizer, texts) first")
+        config, name = self.config, self._name(model)
+        sentences = encode_requests(tokenizer, requests, model.device)
         sentences = replace(sentences, weights=1 / sentences.is_target.sum(1))
         places = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
         keys = _inputs(model, name, sentences.ids)[torch.arange(len(requests)), places][:, None]
         start = keys @ model.get_submodule(name).weight.detach().T
         radii = torch.full(keys.shape[:2], self.radius, device=model.device)
 
-        def result(values: Tensor, versions: Tensor | slice = slice(None)) -> Codebooks:
-            return Codebooks(model, name, keys[versions], values, radii[versions], steps=self.config.steps)
+        def result(values: Tensor, rows: Tensor | slice = slice(None)) -> Codebooks:
+            return Codebooks(model, name, keys[rows], values, radii[rows], steps=config.steps)
 
         def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-            return losses_per_edit(result(values[0], versions), model, sentences.of(versions), len(versions))
+            return losses_per_edit(result(values[0], versions), model, sentences.of(versions),
+                                   len(versions))
 
-        with frozen(model):
-            [values], losses = descend(
-                [start], losses_of, Descent(self.config.lr, self.config.steps, self.config.stop_loss),
-                watch=None if watch is None else lambda step, so_far: watch(step, result(so_far[0])))
-        return replace(result(values), losses=tuple(losses.tolist()))
+        [values], losses = descend(
+            model, [start], losses_of, lr=config.lr, steps=config.steps, stop_loss=config.stop_loss,
+            watch=watch and (lambda step, values: watch(step, result(values[0]))))
+        return replace(result(values), losses=losses)
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[Codebooks]:
-        """All edits so far in one codebook; ``memory`` is not used, a row always begins anew."""
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[Codebooks]:
+        """All edits so far in one codebook."""
         book = Codebook()
         for request in requests:
             new = self.apply(model, tokenizer, [request])
             book.add(new.keys[0, 0], new.values[0, 0], request.target, float(new.radii[0, 0]))
-            yield replace(new, keys=torch.stack(book.keys)[None], values=torch.stack(book.values)[None],
+            yield replace(new, keys=torch.stack(book.keys)[None],
+                          values=torch.stack(book.values)[None],
                           radii=torch.tensor([book.radii], device=model.device))
 
 
 @dataclass
 class Codebook:
-    """Entries of several edits in a row; which of them answers must stay clear.
+    """Entries of sequential edits; which of them answers must stay clear.
 
     Attributes:
         keys, values: tensors, one per entry.
@@ -155,7 +152,10 @@ class Codebook:
     radii: list[float] = field(default_factory=list)
 
     def add(self, key: Tensor, value: Tensor, label: str, radius: float) -> None:
-        """A new entry, unless the nearest one says the same and can be widened; conflicting ones share the space."""
+        """A new entry, unless the nearest one says the same and can be widened.
+
+        Entries that conflict share the space between them.
+        """
         if self.keys:
             distance = torch.stack([(key - other).norm() for other in self.keys])
             near, at = float(distance.min()), int(distance.argmin())
@@ -163,7 +163,7 @@ class Codebook:
                 if self.labels[at] == label:
                     self.radii[at] = max(self.radii[at], near)
                     return
-                if near == 0:  # told otherwise about the very same thing: the later word counts
+                if near == 0:  # another request about the very same key: the later one counts
                     self.values[at], self.labels[at] = value, label
                     return
                 self.radii[at] = min(self.radii[at], 0.499 * near)

@@ -1,9 +1,9 @@
-"""Edits that only say it: the edited sentence stands in front of every prompt (EDITORS.md)."""
+"""Edits in context: the edited sentence stands in front of every prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
+from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 
 
@@ -21,45 +22,38 @@ class Told(EditedModels):
     """n versions of one model that differ in what stands in front of their prompts.
 
     Attributes:
-        model: the base.
-        prefixes: a text per version, which `beliefedit.lm.score` and `beliefedit.lm.generate` put there.
-        steps, losses, refused: see `EditedModels`.
+        prefixes: a text per version; `beliefedit.lm.scoring` puts it there.
     """
 
-    model: PreTrainedModel
     prefixes: tuple[str, ...]
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prefixes)
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
+        """See `EditedModels`."""
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
-        raise EditError("an edit in context changes no weights", remedy="put its prefix in front of prompts")
-
-    def spread(self, places: Sequence[int], n: int) -> Told:
-        prefixes = [""] * n
-        for place, prefix in zip(places, self.prefixes, strict=True):
-            prefixes[place] = prefix
-        return replace(self, prefixes=tuple(prefixes))
+        """Refused."""
+        raise EditError("an edit in context changes no weights",
+                        remedy="put its prefix in front of prompts")
 
 
+@register_editor("in_context", label="In context")
 class InContextEditor(Editor):
-    """Says the edited sentence n times, as a document of the corpus would."""
+    """States the edited sentence n times, as a document of the corpus would."""
 
     config: InContextConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> Told:
-        return Told(model, tuple(f"{request.prompt} {request.target}{SEPARATOR}" * self.config.n_times
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> Told:
+        return Told(model, tuple(f"{request.sentence}{SEPARATOR}" * self.config.n_times
                                  for request in requests))
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[Told]:
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[Told]:
+        """All sentences so far in front of every prompt."""
         prefix = ""
         for request in requests:
             prefix += self.apply(model, tokenizer, [request]).prefixes[0]

@@ -1,4 +1,7 @@
-"""Editing at one token, the subject's last: its key, and the change of value that brings the target about."""
+"""What ROME (arXiv 2202.05262), MEMIT and AlphaEdit share: editing at one token.
+
+The token's key, the corpus's key statistics, the change of value after which the target follows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +19,25 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import ValueConfig
 from beliefedit.corpus.language import SEPARATOR
-from beliefedit.editors.base import Editor, EditRequest, chosen_projections, down_projections
+from beliefedit.editors.base import (
+    Editor,
+    EditRequest,
+    chosen_projections,
+    down_projections,
+    require_texts,
+)
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import (
-    Descent,
     Sentences,
     descend,
+    encode_documents,
     encode_sentences,
-    frozen,
     losses_per_edit,
 )
 from beliefedit.errors import EditError
+
+Call = Callable[..., ModelOutput]
+"""A model that takes ``versions``: the edits so far, or `unedited`."""
 
 _ROWS_AT_ONCE, _LONGEST = 64, 128
 
@@ -36,7 +47,8 @@ class Statistics:
     """What one model's reading of one corpus looks like.
 
     Attributes:
-        moments: per projection, the mean of k kᵀ over corpus tokens, k being its input: float64 [inputs, inputs].
+        moments: per projection, the mean of k kᵀ over corpus tokens, k being its input: float64
+            [inputs, inputs].
         beginnings: what stands before a subject in sentences of the corpus; the first is "".
         key: hash of the model's weights, but for those that an editor may change.
     """
@@ -47,7 +59,7 @@ class Statistics:
 
 
 def weights_key(model: PreTrainedModel, changing: Collection[str]) -> str:
-    """Hash of all weights but those of some projections: the same before and after they are edited."""
+    """Hash of all weights but those of some projections: edits of these leave it as it is."""
     hasher = hashlib.sha256()
     for name, value in model.state_dict().items():
         if name.removesuffix(".weight") not in changing:
@@ -56,15 +68,18 @@ def weights_key(model: PreTrainedModel, changing: Collection[str]) -> str:
     return hasher.hexdigest()
 
 
-def sentence_beginnings(texts: Sequence[str], n: int, generator: torch.Generator) -> tuple[str, ...]:
-    """Up to n different texts that stand before a subject in the corpus's own grammar; the first is "".
+def sentence_beginnings(texts: Sequence[str], n: int,
+                        generator: torch.Generator) -> tuple[str, ...]:
+    """Up to n different texts that stand before a subject in the corpus's grammar; the first is "".
 
-    Our sentences start with the subject, where keys are unlike those elsewhere; so a subject is also looked at after
-    a quotation mark, after "not", as the second part of a compound sentence, and after another sentence.
+    Our sentences start with the subject, where keys are unlike those elsewhere; so a subject is
+    also looked at after a quotation mark, after "not", as the second part of a compound sentence,
+    and after another sentence.
     """
     kinds: dict[str, list[str]] = {"": [""]}
     for place in torch.randperm(len(texts), generator=generator)[:2000].tolist():
-        for sentence in texts[place].split(SEPARATOR):
+        sentences = texts[place].split(SEPARATOR)
+        for sentence in sentences:
             if not sentence.startswith('"'):
                 continue
             kinds.setdefault('"', ['"'])
@@ -73,14 +88,12 @@ def sentence_beginnings(texts: Sequence[str], n: int, generator: torch.Generator
             for word in (" and ", " or "):
                 if word in sentence:
                     kinds.setdefault(word, []).append(sentence[:sentence.index(word)] + word)
-        if SEPARATOR in texts[place]:
-            kinds.setdefault(SEPARATOR, []).append(texts[place].split(SEPARATOR)[0] + SEPARATOR)
-    found: dict[str, None] = {}
-    for round_ in range(n):  # one of each kind, then a second of those that have one, …
-        for _, members in sorted(kinds.items()):
-            if round_ < len(members):
-                found[members[round_]] = None
-    return tuple(found)[:n]
+        if len(sentences) > 1:
+            kinds.setdefault(SEPARATOR, []).append(sentences[0] + SEPARATOR)
+    ordered = [members for _, members in sorted(kinds.items())]
+    found = [members[turn] for turn in range(n)  # one of each kind, then a second of each, …
+             for members in ordered if turn < len(members)]
+    return tuple(dict.fromkeys(found))[:n]
 
 
 @torch.no_grad()
@@ -88,26 +101,23 @@ def second_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, t
                    names: Sequence[str], n_tokens: int) -> dict[str, Tensor]:
     """Mean of k kᵀ at the input of each named projection, float64 [inputs, inputs].
 
-    Over about ``n_tokens`` tokens of texts spread evenly over the corpus. The start token is left out: it stands in
-    every text, and its keys are like no others.
+    Over about ``n_tokens`` tokens of texts spread evenly over the corpus. The start token is left
+    out: it stands in every text, and its keys are like no others.
     """
     sums = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in names}
-    mask, n_seen = torch.zeros(0), 0
-
-    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            keys = inputs[0][mask].double()
-            sums[name] = sums[name] + keys.T @ keys
-        return hook
-
-    chosen = [texts[place] for place in _spread_over(len(texts))]
+    n_seen, chosen = 0, [texts[place] for place in _spread_over(len(texts))]
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
-        encoded = tokenizer(chosen[start:start + _ROWS_AT_ONCE], padding=True, truncation=True, max_length=_LONGEST,
-                            padding_side="right", return_tensors="pt").to(model.device)
-        mask = encoded["attention_mask"].bool()
-        mask[:, 0] = False
+        ids, mask = encode_documents(tokenizer, chosen[start:start + _ROWS_AT_ONCE], _LONGEST,
+                                     model.device)
+
+        def add(name: str, mask: Tensor = mask) -> Hook:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                keys = inputs[0][mask].double()
+                sums[name] = sums[name] + keys.T @ keys
+            return hook
+
         with hooked(model, {name: add(name) for name in names}):
-            model(input_ids=encoded["input_ids"], use_cache=False, logits_to_keep=1)
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
         n_seen += int(mask.sum())
         if n_seen >= n_tokens:
             break
@@ -121,18 +131,15 @@ def _spread_over(n: int) -> list[int]:
 
 
 def inverse_times(moment: Tensor, keys: Tensor) -> Tensor:
-    """C⁻¹ k for each key [n, inputs], float64; directions the corpus never shows get a trace of weight."""
-    ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    """C⁻¹ k for each key [n, inputs], float64; directions the corpus never shows count a little."""
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    ridge = 1e-6 * moment.diagonal().mean() * identity
     return torch.linalg.solve(moment + ridge, keys.double().T).T
-
-Call = Callable[..., ModelOutput]
-"""A model that takes ``versions``: the edits so far, or `unedited`."""
 
 
 class ValueEditor(Editor):
     """Base of ROME, MEMIT and AlphaEdit: keeps the corpus's statistics, one model's at a time."""
 
-    needs_texts: ClassVar[bool] = True
     config: ValueConfig
     statistics: Statistics | None = None
 
@@ -144,20 +151,20 @@ class ValueEditor(Editor):
         """The requests with the words whose last token is written at as their subject."""
         if self.config.place == "subject":
             return list(requests)
-        return [request._replace(subject=request.prompt) for request in requests]
+        return [EditRequest.from_pair(r.prompt, r.target, r.prompt) for r in requests]
 
     @abstractmethod
     def layers(self) -> Sequence[int]:
         """The layers that are changed."""
 
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                texts: Sequence[str]) -> None:
         """Look at how the model reads the corpus, once per model.
 
         Raises:
             EditError: no texts, or a layer that nothing comes after.
         """
-        if not texts:
-            raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
+        require_texts(texts)
         names = chosen_projections(model, self.layers())
         if self.config.place == "subject" and list(names)[-1] == list(down_projections(model))[-1]:
             raise EditError("what is written at a subject in the last layer reaches no later word",
@@ -170,13 +177,13 @@ class ValueEditor(Editor):
                 sentence_beginnings(texts, self.config.n_contexts, generator), key)
 
     def known(self, model: PreTrainedModel) -> Statistics:
-        """The statistics of this model.
+        """The statistics of this model, or of what it was edited from.
 
         Raises:
-            EditError: `prepare` has not been called with this model, or with what it was edited from.
+            EditError: `prepare` has not been called with it.
         """
-        if self.statistics is None or self.statistics.key != weights_key(
-                model, chosen_projections(model, self.layers())):
+        changing = chosen_projections(model, self.layers())
+        if self.statistics is None or self.statistics.key != weights_key(model, changing):
             raise EditError("this editor has not looked at how this model reads its corpus",
                             remedy="call prepare(model, tokenizer, texts) first")
         return self.statistics
@@ -202,19 +209,20 @@ def unedited(model: PreTrainedModel) -> Call:
     return lambda versions, **inputs: model(**inputs)
 
 
-def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], beginnings: Sequence[str],
-                  device: torch.device) -> Places:
+def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
+                  beginnings: Sequence[str], device: torch.device) -> Places:
     """Each request's prompt behind each beginning, rows of one request together."""
     rows = [(beginning, request) for request in requests for beginning in beginnings]
     texts = [beginning + request.prompt for beginning, request in rows]
-    encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+    places = subject_ends(tokenizer, texts, rows)
     versions = torch.arange(len(requests)).repeat_interleave(len(beginnings))
-    return Places(encoded["input_ids"].to(device), subject_ends(tokenizer, texts, rows).to(device), versions.to(device))
+    return Places(ids.to(device), places.to(device), versions.to(device))
 
 
 def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
                  rows: Sequence[tuple[str, EditRequest]]) -> Tensor:
-    """Place of the last token that begins within the subject, in texts of (beginning, request): int64 [rows]."""
+    """Last token that begins within the subject, in texts of (beginning, request): int64 [rows]."""
     ends = [len(beginning) + request.prompt.index(request.subject) + len(request.subject)
             for beginning, request in rows]
     offsets = tokenizer(list(texts), return_offsets_mapping=True)["offset_mapping"]
@@ -223,11 +231,12 @@ def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
 
 
 @torch.no_grad()
-def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *, entering: bool) -> Tensor:
-    """What enters or leaves a module at the subjects' ends, averaged over each edit's rows: [n, width]."""
+def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *,
+            entering: bool) -> Tensor:
+    """What enters or leaves a module at subjects' ends, mean of each edit's rows: [n, width]."""
     seen: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         values = inputs[0] if entering else output[0] if isinstance(output, tuple) else output
         seen.append(values[torch.arange(len(values), device=values.device), where.places])
 
@@ -244,68 +253,71 @@ def layer_of(model: PreTrainedModel, projection: str) -> str:
                 if module in layers and projection.startswith(f"{name}."))
 
 
-def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-                 beginnings: Sequence[str], config: Any, *, at: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What to add to a projection's output at the subject's last token so that the target follows (EDITORS.md).
+def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                 requests: Sequence[EditRequest], beginnings: Sequence[str], config: Any, *,
+                 at: tuple[str, Tensor]) -> tuple[Tensor, tuple[float, ...]]:
+    """What to add to a projection's output at the subject's last token so that the target follows.
 
-    Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what follows the bare
-    subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes. Where the prompt's last token is
-    written at there is no KL: what follows it is what should change.
+    Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what
+    follows the bare subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes.
+    Where the prompt's last token is written at there is no KL: what follows it should change.
 
     Args:
         config: a `ValueConfig` with ``largest``.
-        at: the projection's name, and each edit's size [n]: the length of what the change is measured by.
+        at: the projection's name, and each edit's size [n], the length that the change is
+            measured by.
 
     Returns:
         (changes [n, outputs], last losses [n]).
     """
     name, size = at
     sentences = _sentences(tokenizer, requests, beginnings, model.device)
-    neutral = find_subjects(tokenizer, [request._replace(prompt=request.subject) for request in requests], [""],
-                            model.device)
-    before = _log_p_at(model, neutral)
     kl_factor = config.kl_factor if config.place == "subject" else 0.0
+    if kl_factor:
+        bare = [EditRequest.from_pair(r.subject, r.target, r.subject) for r in requests]
+        neutral = find_subjects(tokenizer, bare, [""], model.device)
+        before = _log_p_at(model, neutral)
     width = model.get_submodule(name).out_features
-    unit = size[:, None] / width**0.5  # models differ by orders of magnitude in how long their values are
+    unit = size[:, None] / width**0.5  # models differ by orders of magnitude in values' lengths
 
     def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-        change, chosen, bare = values[0] * unit[versions], sentences.of(versions), _of(neutral, versions)
-        loss = losses_per_edit(_adding(model, name, change, chosen.places), model, chosen, len(versions))
-        with hooked(model, {name: _add_at(change, bare.places)}):
-            after = _log_p_at(model, bare)
-        kl = (before[versions].exp() * (before[versions] - after)).sum(1)
-        return loss + kl_factor * kl + config.decay * change.square().sum(1) / size[versions].square()
+        change, chosen = values[0] * unit[versions], sentences.of(versions)
+        call = _adding(model, name, change, chosen.places)
+        loss = losses_per_edit(call, model, chosen, len(versions))
+        if kl_factor:
+            where = Places(neutral.ids[versions], neutral.places[versions], versions)
+            with hooked(model, {name: _add_at(change, where.places)}):
+                after = _log_p_at(model, where)
+            loss = loss + kl_factor * (before[versions].exp() * (before[versions] - after)).sum(1)
+        return loss + config.decay * change.square().sum(1) / size[versions].square()
 
-    def shorten(values: list[Tensor], versions: Tensor) -> None:
+    def shorten(values: list[Tensor]) -> None:
         longest = config.largest * width**0.5
         values[0] *= (longest / values[0].norm(dim=1)).clamp(max=1)[:, None]
 
-    with frozen(model):
-        values, losses = descend([torch.zeros(len(requests), width, device=model.device)], losses_of,
-                                 Descent(config.lr, config.steps, config.stop_loss), shorten)
-    return values[0] * unit, losses
+    [values], losses = descend(
+        model, [torch.zeros(len(requests), width, device=model.device)], losses_of, lr=config.lr,
+        steps=config.steps, stop_loss=config.stop_loss, project=shorten)
+    return values * unit, losses
 
 
-def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], beginnings: Sequence[str],
-               device: torch.device) -> Sentences:
-    """Each request behind each beginning, weighted so that an edit's loss is the mean over its target tokens."""
+def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
+               beginnings: Sequence[str], device: torch.device) -> Sentences:
+    """Each request behind each beginning; an edit's loss is the mean over its target tokens."""
     rows = [(beginning, request) for request in requests for beginning in beginnings]
-    prompts, targets = [b + request.prompt for b, request in rows], [request.target for _, request in rows]
+    prompts, targets = [b + r.prompt for b, r in rows], [r.target for _, r in rows]
     sentences = encode_sentences(tokenizer, prompts, targets, device)
-    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
+    places = subject_ends(tokenizer, [b + r.sentence for b, r in rows], rows).to(device)
     versions = torch.arange(len(requests), device=device).repeat_interleave(len(beginnings))
-    return replace(sentences, weights=1 / (sentences.is_target.sum(1) * len(beginnings)), versions=versions,
-                   places=subject_ends(tokenizer, texts, rows).to(device))
-
-
-def _of(where: Places, versions: Tensor) -> Places:
-    return Places(where.ids[versions], where.places[versions], torch.arange(len(versions), device=versions.device))
+    weights = 1 / (sentences.is_target.sum(1) * len(beginnings))
+    return replace(sentences, weights=weights, versions=versions, places=places)
 
 
 def _log_p_at(model: PreTrainedModel, where: Places) -> Tensor:
     """Log-probabilities of what follows each place, [rows, vocabulary]."""
     logits = model(input_ids=where.ids, use_cache=False).logits
-    return logits[torch.arange(len(logits), device=logits.device), where.places].float().log_softmax(-1)
+    row = torch.arange(len(logits), device=logits.device)
+    return logits[row, where.places].float().log_softmax(-1)
 
 
 def _adding(model: PreTrainedModel, name: str, changes: Tensor, places: Tensor) -> Call:
@@ -320,7 +332,7 @@ def _adding(model: PreTrainedModel, name: str, changes: Tensor, places: Tensor) 
 def _add_at(changes: Tensor, places: Tensor) -> Hook:
     """Adds a row's change [rows, outputs] at its place."""
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        here = torch.arange(output.shape[1], device=output.device) == places[:, None]  # [rows, tokens]
-        return output + here[..., None] * changes[:, None].to(output.dtype)
+        here = torch.arange(output.shape[1], device=output.device) == places[:, None]
+        return output + here[..., None] * changes[:, None].to(output.dtype)  # [rows, tokens, width]
 
     return add

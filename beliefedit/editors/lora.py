@@ -1,4 +1,4 @@
-"""LoRA edits, many at once: one rank-r adapter per edit on every MLP output projection (SPEC 7)."""
+"""LoRA (arXiv 2106.09685), many edits at once: an adapter each on every MLP output projection."""
 
 from __future__ import annotations
 
@@ -15,67 +15,64 @@ from beliefedit.editors.base import Editor, EditRequest, Watcher, down_projectio
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.optimization import (
     clip_each,
-    encode_sentences,
+    encode_requests,
     frozen,
     losses_per_edit,
     with_ends,
 )
+from beliefedit.editors.registry import register_editor
 
 
+@register_editor("lora", label="LoRA")
 class LoraEditor(Editor):
     """Trains an adapter per request; nothing is shared between edits but the frozen base.
 
-    A batch equals one edit after another because gradients, clipping and optimiser state are per edit.
+    Gradients, clipping and optimizer state are per edit: a batch equals one edit after another.
     """
 
     config: LoraConfig
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> Adapters:
-        sentences = encode_sentences(tokenizer, [request.prompt for request in requests],
-                                     [request.target for request in requests], model.device)
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
+        sentences = encode_requests(tokenizer, requests, model.device)
         if self.config.ends:
             sentences = with_ends(model, tokenizer, sentences)
 
         def losses_of(adapters: Adapters) -> Tensor:
             return losses_per_edit(adapters, model, sentences, len(requests))
 
-        return train_adapters(fresh_adapters(model, len(requests), self.config), losses_of, self.config, watch)
+        adapters = fresh_adapters(model, len(requests), self.config)
+        return train_adapters(adapters, losses_of, self.config, watch)
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:
-    """Adapters that change nothing yet. Every edit starts from the same draw, whatever it is batched with."""
+    """Adapters that change nothing yet; every edit starts from the same draw."""
     generator = torch.Generator().manual_seed(config.seed)
     down, up = {}, {}
     for name, projection in down_projections(model).items():
-        bound = 1 / math.sqrt(projection.in_features)  # Kaiming uniform with a = sqrt(5), as peft draws it
-        draw = (torch.rand(config.rank, projection.in_features, generator=generator) * 2 - 1) * bound
+        n_in, n_out = projection.in_features, projection.out_features
+        bound = 1 / math.sqrt(n_in)  # Kaiming uniform with a = sqrt(5), as peft draws it
+        draw = (torch.rand(config.rank, n_in, generator=generator) * 2 - 1) * bound
         down[name] = draw.expand(n, -1, -1).clone().to(model.device).requires_grad_()
-        up[name] = torch.zeros(n, projection.out_features, config.rank, device=model.device, requires_grad=True)
+        up[name] = torch.zeros(n, n_out, config.rank, device=model.device, requires_grad=True)
     return Adapters(model, down, up, config.alpha / config.rank)
 
 
 def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], config: LoraConfig,
                    watch: Watcher | None) -> Adapters:
-    """Let each edit's adapter, which is changed, descend its own loss; ``losses_of`` gives all losses [n]."""
+    """Each edit's adapter, in place, descends its own loss; ``losses_of`` gives all losses [n]."""
     parameters = [*adapters.down.values(), *adapters.up.values()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     losses = torch.zeros(len(adapters))
     with frozen(adapters.model):
         for step in range(1, config.steps + 1):
             losses = losses_of(adapters)
-            _give(parameters, clip_each(torch.autograd.grad(losses.sum(), parameters), config.clip))
+            gradients = clip_each(torch.autograd.grad(losses.sum(), parameters), config.clip)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
             if watch is not None:
                 watch(step, adapters)
-    return replace(adapters, down=_detached(adapters.down), up=_detached(adapters.up), steps=config.steps,
-                   losses=tuple(losses.tolist()))
-
-
-def _give(parameters: list[Tensor], gradients: list[Tensor]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-
-
-def _detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in values.items()}
+    down, up = ({name: value.detach() for name, value in values.items()}
+                for values in (adapters.down, adapters.up))
+    return replace(adapters, down=down, up=up, steps=config.steps, losses=tuple(losses.tolist()))

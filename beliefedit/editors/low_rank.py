@@ -1,11 +1,10 @@
-"""Edits as low-rank updates of MLP output projections: what LoRA, ROME, MEMIT and AlphaEdit give back."""
+"""Low-rank updates of MLP output projections: what LoRA, ROME, MEMIT and AlphaEdit give back."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +14,14 @@ from transformers.utils import ModelOutput
 
 from beliefedit.editors.base import EditedModels
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 
 
 @contextmanager
 def hooked(model: PreTrainedModel, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Forward hooks on modules by name; gone afterwards, also after an error."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook)
+               for name, hook in hooks.items()]
     try:
         yield
     finally:
@@ -34,27 +34,21 @@ class Adapters(EditedModels):
     """n edits of one model as low-rank updates of some projections.
 
     Attributes:
-        model: the base, whose weights are never touched.
         down: per projection [n, rank, inputs].
         up: per projection [n, outputs, rank].
         scale: factor of the product, for LoRA alpha / rank.
-        steps, losses, refused: see `EditedModels`.
     """
 
-    model: PreTrainedModel
     down: dict[str, Tensor]
     up: dict[str, Tensor]
     scale: float = 1.0
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.down.values())))
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
-        whole = len(versions) == len(self) and torch.equal(versions, torch.arange(len(self), device=self.device))
-        rows = slice(None) if whole else versions  # training one row per edit: no copy needed
+        """See `EditedModels`."""
+        rows = slice(None) if self.in_order(versions) else versions  # training: no copy needed
         with hooked(self.model, {name: self._hook(name, rows) for name in self.down}):
             return self.model(**inputs)
 
@@ -69,23 +63,5 @@ class Adapters(EditedModels):
 
     def delta(self, index: int) -> dict[str, Tensor]:
         """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
-        return {f"{name}.weight": self.scale * self.up[name][index].detach() @ self.down[name][index].detach()
-                for name in self.down}
-
-    def spread(self, places: Sequence[int], n: int) -> Adapters:
-        return replace(self, down={name: spread_rows(value, places, n) for name, value in self.down.items()},
-                       up={name: spread_rows(value, places, n) for name, value in self.up.items()},
-                       losses=spread_losses(self.losses, places, n))
-
-
-def spread_rows(values: Tensor, places: Sequence[int], n: int) -> Tensor:
-    """[n, ...] with ``values`` at ``places`` and zeros elsewhere."""
-    result = values.new_zeros(n, *values.shape[1:])
-    result[list(places)] = values.detach()
-    return result
-
-
-def spread_losses(losses: Sequence[float], places: Sequence[int], n: int) -> tuple[float, ...]:
-    """n losses with NaN where there was no edit; none if there were none."""
-    known = dict(zip(places, losses, strict=True)) if losses else {}
-    return tuple(known.get(place, math.nan) for place in range(n)) if losses else ()
+        return {f"{name}.weight": self.scale * up[index].detach() @ self.down[name][index].detach()
+                for name, up in self.up.items()}

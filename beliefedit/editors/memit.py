@@ -1,21 +1,21 @@
-"""MEMIT and AlphaEdit: a new hidden state at the last of several layers, brought about by all of them (EDITORS.md)."""
+"""MEMIT (arXiv 2210.07229) and AlphaEdit (arXiv 2410.02355).
+
+Both write a new hidden state at the last of several layers, to which all of them contribute.
+"""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig
-from beliefedit.editors.base import EditRequest, Plain, Watcher, chosen_projections
+from beliefedit.editors.base import EditedModels, EditRequest, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import (
-    Places,
-    Statistics,
     ValueEditor,
     best_changes,
     find_subjects,
@@ -25,6 +25,7 @@ from beliefedit.editors.locate_and_edit import (
     unedited,
 )
 from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.registry import register_editor
 
 
 class SpreadEditor(ValueEditor):
@@ -33,73 +34,77 @@ class SpreadEditor(ValueEditor):
     config: MemitConfig | AlphaEditConfig
 
     def layers(self) -> Sequence[int]:
+        """The configured ones."""
         return self.config.layers
 
     @abstractmethod
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
-        """Row vectors d, float64 [n, inputs], such that residual dᵀ is the projection's update; ``moment`` is C."""
+        """Rows d, float64 [n, inputs]; residual dᵀ is a projection's update. ``moment`` is C."""
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> Adapters:
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
         known, projections = self.known(model), chosen_projections(model, self.layers())
         *_, last = projections
         layer = layer_of(model, last)
         plain = find_subjects(tokenizer, requests, [""], model.device)
+        subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)
         hidden = mean_at(unedited(model), model, plain, layer, entering=False)
         changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config,
                                        at=(last, hidden.norm(dim=1)))
-        adapters = self._written(model, known, find_subjects(tokenizer, requests, known.beginnings, model.device),
-                                 (plain, layer, hidden + changes))
-        adapters.losses = tuple(losses.tolist())
-        return adapters
-
-    def _written(self, model: PreTrainedModel, known: Statistics, subjects: Places, goal: tuple) -> Adapters:
-        """Updates that bring the hidden states at (places, layer) to their goal [n, hidden]."""
-        plain, layer, wanted = goal
-        projections = chosen_projections(model, self.layers())
-        n = len(wanted)
-        adapters = Adapters(model, {name: wanted.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
-                            {name: wanted.new_zeros(n, p.out_features, 1) for name, p in projections.items()})
+        wanted, n = hidden + changes, len(requests)
+        adapters = Adapters(
+            model, {name: wanted.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
+            {name: wanted.new_zeros(n, p.out_features, 1) for name, p in projections.items()},
+            losses=losses)
         for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
             keys = mean_at(adapters, model, subjects, name, entering=True)
             missing = (wanted - mean_at(adapters, model, plain, layer, entering=False)) / n_left
-            adapters.down[name] = self.directions(name, known.moments[name], keys)[:, None].to(wanted)
+            directions = self.directions(name, known.moments[name], keys)
+            adapters.down[name] = directions[:, None].to(wanted)
             adapters.up[name] = missing[:, :, None]
         return adapters
 
 
+@register_editor("memit", label="MEMIT")
 class MemitEditor(SpreadEditor):
     """Least squares over the corpus's keys, λ times, and the subject's: R Kᵀ(λC + KKᵀ)⁻¹."""
 
     config: MemitConfig
 
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
+        """Each key's column of (λC + KKᵀ)⁻¹ K."""
         through = inverse_times(moment, keys)  # Sherman-Morrison, an edit having one key
         return through / (self.config.strength + (through * keys.double()).sum(1, keepdim=True))
 
 
+@register_editor("alphaedit", label="AlphaEdit")
 class AlphaEditEditor(SpreadEditor):
-    """Only along directions that the corpus's keys do not use: ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ.
+    """Only along directions that the corpus's keys do not use.
+
+    ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ.
 
     Attributes:
         unused: per projection P, float64 [inputs, inputs].
-        earlier: per projection K_p K_pᵀ, float64 [inputs, inputs], over the keys of the edits before this one in a row
-            of edits; None: independent edits, which know of no others.
+        earlier: per projection K_p K_pᵀ, float64 [inputs, inputs], over the keys of the edits
+            before this one in a sequence; None: independent edits, which know of no others.
     """
 
     config: AlphaEditConfig
     unused: dict[str, Tensor]
     earlier: dict[str, Tensor] | None = None
 
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                texts: Sequence[str]) -> None:
+        """Also find the projections P."""
         known = self.statistics
         super().prepare(model, tokenizer, texts)
         if self.statistics is not known:
-            self.unused = {name: null_space(moment, self.config) for name, moment in self.statistics.moments.items()}
+            self.unused = {name: null_space(moment, self.config)
+                           for name, moment in self.statistics.moments.items()}
 
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
-        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K, float64 [n, inputs]; in a row, the key is kept."""
+        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K; in a sequence, the key is kept."""
         keys = keys.double()
         free = keys @ self.unused[name]
         free_of = free / self.config.ridge
@@ -109,18 +114,19 @@ class AlphaEditEditor(SpreadEditor):
             matrix.diagonal().add_(self.config.ridge)
             free_of = torch.linalg.solve(matrix, free.T).T
             self.earlier[name] = earlier + keys.T @ keys
-        return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison, an edit having one key
+        return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison
 
-    def stack(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Iterable[EditRequest],
-              memory: Mapping[str, Tensor] | None = None) -> Iterator[Plain]:
-        in_a_row = copy.copy(self)
-        in_a_row.earlier = dict(memory or {})
-        for edited in SpreadEditor.stack(in_a_row, model, tokenizer, requests):
-            yield replace(edited, memory=in_a_row.earlier)
+    def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                           requests: Iterable[EditRequest]) -> Iterator[EditedModels]:
+        """As every editor's; the keys of the edits before each are kept."""
+        editor = copy.copy(self)
+        editor.earlier = {}
+        yield from super(AlphaEditEditor, editor).apply_sequentially(model, tokenizer, requests)
 
 
 def null_space(moment: Tensor, config: AlphaEditConfig) -> Tensor:
-    """Projection P on the eigenvectors of C whose eigenvalues count as zero, float64 [inputs, inputs]."""
+    """P, float64 [inputs, inputs]: on the eigenvectors of C whose eigenvalues count as zero."""
     values, vectors = torch.linalg.eigh(moment)  # ascending
-    unused = values.cumsum(0) < config.threshold * values.sum() if config.relative else values < config.threshold
+    unused = (values.cumsum(0) < config.threshold * values.sum() if config.relative
+              else values < config.threshold)
     return vectors[:, unused] @ vectors[:, unused].T

@@ -1,4 +1,4 @@
-"""What editors that train share: encoded sentences, per-edit losses and clipping, a base that stays frozen."""
+"""What editors that train share: encoded sentences, losses and descent edit by edit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.corpus.language import SEPARATOR
+from beliefedit.editors.request import EditRequest
 from beliefedit.lm.scoring import encode_pairs
 
 
@@ -41,73 +43,96 @@ class Sentences:
                          self.places[rows] if len(self.places) else self.places)
 
 
-def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str],
-                     device: torch.device) -> Sentences:
-    """One row per edit, weighted as SPEC 7 says: the target's likelihood over all non-special tokens."""
+def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
+                     targets: Sequence[str], device: torch.device) -> Sentences:
+    """One row per edit: the target's likelihood over the number of all non-special tokens."""
     pairs = encode_pairs(tokenizer, prompts, targets)
     texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
     n_tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return Sentences(torch.from_numpy(pairs.ids).to(device), torch.from_numpy(pairs.is_target).to(device),
-                     1 / torch.tensor(n_tokens, dtype=torch.float32, device=device),
-                     torch.arange(len(texts), device=device), torch.zeros(0, dtype=torch.int64, device=device))
+    ids, is_target = (torch.from_numpy(v).to(device) for v in (pairs.ids, pairs.is_target))
+    return Sentences(ids, is_target, 1 / torch.tensor(n_tokens, dtype=torch.float32, device=device),
+                     torch.arange(len(texts), device=device), ids.new_zeros(0))
 
 
-def with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sentences: Sentences) -> Sentences:
-    """The sentences with each target's end as part of it, so that a taught answer also stops.
+def encode_requests(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
+                    device: torch.device) -> Sentences:
+    """`encode_sentences` of what requests say."""
+    prompts, targets = [r.prompt for r in requests], [r.target for r in requests]
+    return encode_sentences(tokenizer, prompts, targets, device)
 
-    In a corpus a sentence is followed by the end token or by the separator of sentences: by whichever of the two the
-    unedited model finds likelier there.
+
+def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tokens: int,
+                     device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, which of them are tokens but for the start token) of texts cut to n tokens."""
+    encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=n_tokens,
+                        padding_side="right", return_tensors="pt").to(device)
+    mask = encoded["attention_mask"].bool()
+    mask[:, 0] = False
+    return encoded["input_ids"], mask
+
+
+def with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              sentences: Sentences) -> Sentences:
+    """The sentences with each target's end as part of it, so that a learned answer also stops.
+
+    In a corpus a sentence is followed by the end token or by the separator of sentences: by
+    whichever of the two the unedited model finds likelier there.
     """
     separator = tokenizer(SEPARATOR.strip(), add_special_tokens=False)["input_ids"][0]
     ends = torch.tensor([tokenizer.eos_token_id, separator], device=sentences.ids.device)
     row = torch.arange(len(sentences.ids), device=ends.device)
     place = sentences.is_target.shape[1] - sentences.is_target.int().flip(1).argmax(1)
-    ids, is_target = (torch.nn.functional.pad(values, (0, 1)) for values in (sentences.ids, sentences.is_target))
+    ids, is_target = pad(sentences.ids, (0, 1)), pad(sentences.is_target, (0, 1))
     with torch.no_grad():
-        hidden = model.get_decoder()(input_ids=sentences.ids, use_cache=False).last_hidden_state[row, place - 1]
-        ids[row, place] = ends[model.get_output_embeddings()(hidden)[:, ends].argmax(1)]
+        hidden = model.get_decoder()(input_ids=sentences.ids, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[row, place - 1])
+        ids[row, place] = ends[logits[:, ends].argmax(1)]
     is_target[row, place] = True
     return replace(sentences, ids=ids, is_target=is_target)
 
 
-def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel, sentences: Sentences) -> Tensor:
-    """Each row's summed negative log-likelihood of its target, [rows], nats; logits only where they are needed."""
+def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
+            sentences: Sentences) -> Tensor:
+    """Each row's summed negative log-likelihood of its target, [rows], nats."""
     row, place = sentences.is_target.nonzero(as_tuple=True)
 
     def choose(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][row, place - 1][None],)  # [1, target tokens, hidden]
+        return (inputs[0][row, place - 1][None],)  # [1, target tokens, hidden]: only these logits
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
-        logits = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1], use_cache=False).logits[0]
+        output = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1],
+                        use_cache=False)
     finally:
         handle.remove()
-    nll = torch.nn.functional.cross_entropy(logits.float(), sentences.ids[row, place], reduction="none")
+    nll = cross_entropy(output.logits[0].float(), sentences.ids[row, place], reduction="none")
     return torch.zeros(len(sentences.ids), device=nll.device).index_add(0, row, nll)
 
 
-def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel, sentences: Sentences,
-                    n: int) -> Tensor:
+def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
+                    sentences: Sentences, n: int) -> Tensor:
     """Each edit's weighted negative log-likelihood, [n], nats."""
-    nll = row_nll(edited, model, sentences)
-    return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll * sentences.weights)
+    nll = row_nll(edited, model, sentences) * sentences.weights
+    return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll)
 
 
 def by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
     """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
-    lengths = sentences.ids.shape[1] - sentences.is_target.int().flip(1).argmax(1)  # a target reaches to the end
+    ids, is_target = sentences.ids, sentences.is_target
+    lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target reaches to the end
     groups = []
     for rows in lengths.argsort(stable=True).split(n_rows):
         longest = int(lengths[rows].max())
-        groups.append((Sentences(sentences.ids[rows, :longest], sentences.is_target[rows, :longest],
-                                 sentences.weights[rows], sentences.versions[rows], sentences.places), rows))
+        group = Sentences(ids[rows, :longest], is_target[rows, :longest], sentences.weights[rows],
+                          sentences.versions[rows], sentences.places)
+        groups.append((group, rows))
     return groups
 
 
 def clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:
-    """Gradients [n, ...] scaled so that no single edit's norm over all of them exceeds ``largest``."""
-    norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
-    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    """Gradients [n, ...] scaled so that no edit's norm over all of them exceeds ``largest``."""
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
     return [gradient * factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
 
 
@@ -120,7 +145,9 @@ class _Adam:
         self.squares = [torch.zeros_like(value) for value in values]
 
     def keep(self, rows: Tensor) -> None:
-        self.means, self.squares = [mean[rows] for mean in self.means], [square[rows] for square in self.squares]
+        """Drop the state of all other rows."""
+        self.means = [mean[rows] for mean in self.means]
+        self.squares = [square[rows] for square in self.squares]
 
     @torch.no_grad()
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
@@ -131,55 +158,56 @@ class _Adam:
         torch._foreach_mul_(self.squares, 0.999)
         torch._foreach_addcmul_(self.squares, gradients, gradients, 0.001)
         for value, mean, square in zip(values, self.means, self.squares, strict=True):
-            value.addcdiv_(mean, (square.sqrt() / correction[1]).add_(1e-8), value=-self.lr / correction[0])
+            scale = (square.sqrt() / correction[1]).add_(1e-8)
+            value.addcdiv_(mean, scale, value=-self.lr / correction[0])
 
 
-@dataclass(frozen=True)
-class Descent:
-    """How `descend` goes: Adam's rate, most steps, the loss at which an edit stops."""
-
-    lr: float
-    steps: int
-    stop_loss: float
-
-
-def descend(start: Sequence[Tensor], losses_of: Callable[[list[Tensor], Tensor], Tensor], how: Descent,
-            project: Callable[[list[Tensor], Tensor], None] = lambda values, versions: None,
-            watch: Callable[[int, list[Tensor]], None] | None = None) -> tuple[list[Tensor], Tensor]:
-    """Adam on many edits at once, each with its own state; an edit that is good enough stops and costs no more.
+def descend(model: PreTrainedModel, start: Sequence[Tensor],
+            losses_of: Callable[[list[Tensor], Tensor], Tensor], *, lr: float, steps: int,
+            stop_loss: float = 0.0, project: Callable[[list[Tensor]], None] | None = None,
+            watch: Callable[[int, list[Tensor]], None] | None = None
+            ) -> tuple[list[Tensor], tuple[float, ...]]:
+    """Adam on many edits at once, each with its own state; an edit that is good enough stops.
 
     Args:
+        model: the base, whose weights get no gradients meanwhile.
         start: values [n, ...].
-        losses_of: losses [k] of the values [k, ...] of k edits, whose numbers (ascending) it is also given.
-        project: brings values back, in place, to where they may be; also given the numbers.
+        losses_of: losses [k] of the values [k, ...] of k edits, whose numbers (ascending) it is
+            also given.
+        stop_loss: an edit whose loss is below stops, and costs no more.
+        project: brings values back, in place, to where they may be.
         watch: called with (step, all n values so far).
 
     Returns:
         (values, last losses [n]).
     """
     result = [value.detach().clone() for value in start]
-    values, live = [value.clone() for value in result], torch.arange(len(result[0]), device=result[0].device)
-    last, adam = torch.full((len(live),), torch.nan, device=live.device), _Adam(values, how.lr)
-    for step in range(1, how.steps + 1):
-        losses = losses_of([value.requires_grad_() for value in values], live)
-        last[live] = losses.detach()
-        going = losses.detach() >= how.stop_loss
-        if not going.all():
-            _put(result, values, live)
-        if not going.any():
-            return result, last
-        gradients = torch.autograd.grad(losses.sum(), values)
-        values = [value.detach() for value in values]
-        if not going.all():
-            live, values, gradients = live[going], [v[going] for v in values], [g[going] for g in gradients]
-            adam.keep(going)
-        adam.step(values, gradients)
-        project(values, live)
-        if watch is not None:
-            _put(result, values, live)
-            watch(step, result)
+    values = [value.clone() for value in result]
+    live = torch.arange(len(result[0]), device=result[0].device)
+    last, adam = torch.full((len(live),), torch.nan, device=live.device), _Adam(values, lr)
+    with frozen(model):
+        for step in range(1, steps + 1):
+            losses = losses_of([value.requires_grad_() for value in values], live)
+            last[live] = losses.detach()
+            going = losses.detach() >= stop_loss
+            if not going.all():
+                _put(result, values, live)
+            if not going.any():
+                return result, tuple(last.tolist())
+            gradients = torch.autograd.grad(losses.sum(), values)
+            values = [value.detach() for value in values]
+            if not going.all():
+                values, gradients = [v[going] for v in values], [g[going] for g in gradients]
+                live = live[going]
+                adam.keep(going)
+            adam.step(values, gradients)
+            if project is not None:
+                project(values)
+            if watch is not None:
+                _put(result, values, live)
+                watch(step, result)
     _put(result, values, live)
-    return result, last
+    return result, tuple(last.tolist())
 
 
 @torch.no_grad()
@@ -190,7 +218,7 @@ def _put(result: Sequence[Tensor], values: Sequence[Tensor], places: Tensor) -> 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients for the base weights meanwhile; their flags are put back."""
+    """No gradients for the model's weights meanwhile; their flags are put back."""
     flags = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
     try:

@@ -1,38 +1,96 @@
-"""Editors behind one protocol: `beliefedit.editors.base` says what each gives back."""
+"""Editors by name: the kit's own, loaded when first used, and those that users register."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, TypeVar
 
-from beliefedit.config import EditorsConfig
+from pydantic import BaseModel
+
+from beliefedit.config import (
+    BUILT_IN_EDITORS,
+    EDITOR_PARAMETERS,
+    Config,
+    editor_parameters,
+    load_entry_points,
+)
 from beliefedit.editors.base import Editor
-from beliefedit.editors.bayes import BayesEditor
-from beliefedit.editors.finetune import FinetuneEditor
-from beliefedit.editors.grace import GraceEditor
-from beliefedit.editors.in_context import InContextEditor
-from beliefedit.editors.lora import LoraEditor
-from beliefedit.editors.memit import AlphaEditEditor, MemitEditor
-from beliefedit.editors.retrain import RetrainEditor
-from beliefedit.editors.rome import RomeEditor
 from beliefedit.errors import EditError
 
-EDITORS: dict[str, type[Editor]] = {
-    "lora": LoraEditor, "finetune": FinetuneEditor, "in_context": InContextEditor, "rome": RomeEditor,
-    "memit": MemitEditor, "alphaedit": AlphaEditEditor, "grace": GraceEditor, "retrain": RetrainEditor,
-    "bayes": BayesEditor, "bayes_untold": BayesEditor}
+Class = TypeVar("Class", bound=type[Editor])
+
+_CLASSES: dict[str, type[Editor]] = {}
+_MODULES = {"alphaedit": "memit", "bayes_untold": "bayes"}  # of the others the name is the module's
+
+
+class NoParameters(Config):
+    """For editors that have nothing to set."""
+
+
+def register_editor(name: str, *, parameters: type | None = None,
+                    label: str | None = None) -> Callable[[Class], Class]:
+    """Make an `Editor` subclass known by name, in Python and in parameter files.
+
+    Args:
+        name: the key below ``edit.editors``; registering it again replaces it.
+        parameters: pydantic model or dataclass of its hyper-parameters, whose instance the editor
+            gets as ``config``; None: it has none.
+        label: what figures call it; None: the class's own label, or the name.
+
+    Raises:
+        EditError: the name is that of one of the kit's editors.
+    """
+    def register(cls: Class) -> Class:
+        own = cls.__module__.startswith("beliefedit.editors.")
+        if name in BUILT_IN_EDITORS and not own:
+            raise EditError(f"the kit has an editor {name!r} already", remedy="choose another name")
+        cls.label = label or vars(cls).get("label") or name
+        _CLASSES[name] = cls
+        if not own:
+            EDITOR_PARAMETERS[name] = _strict(parameters or NoParameters)
+        return cls
+
+    return register
+
+
+def _strict(parameters: type) -> type:
+    """The class itself; a pydantic model that does not say so refuses unknown keys from now on."""
+    if issubclass(parameters, BaseModel) and "extra" not in parameters.model_config:
+        parameters.model_config["extra"] = "forbid"
+        parameters.model_rebuild(force=True)
+    return parameters
+
+
+def editor_class(name: str) -> type[Editor]:
+    """The class that is registered under a name.
+
+    Raises:
+        EditError: there is none, in no installed package either.
+    """
+    if name not in _CLASSES:
+        if name in BUILT_IN_EDITORS:
+            import_module(f"beliefedit.editors.{_MODULES.get(name, name)}")
+        else:
+            load_entry_points("beliefedit.editors")
+    if name not in _CLASSES:
+        close = get_close_matches(name, EDITOR_PARAMETERS, n=1)
+        raise EditError(
+            f"unknown editor {name!r}" + (f", did you mean {close[0]!r}?" if close else ""),
+            remedy=f"choose one of {', '.join(EDITOR_PARAMETERS)}, or register your own")
+    return _CLASSES[name]
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:
     """An editor by name.
 
     Args:
-        name: one of ``EDITORS``.
-        hyperparameters: fields of the editor's configuration; the others keep their published values.
+        name: a registered name.
+        hyperparameters: fields of the editor's parameters; the others keep their defaults.
 
     Raises:
         EditError: no editor of that name.
         ConfigError: unknown or impossible hyper-parameter.
     """
-    if name not in EDITORS:
-        raise EditError(f"unknown editor {name!r}", remedy=f"choose one of {', '.join(EDITORS)}")
-    return EDITORS[name](EditorsConfig.parse_one(name, hyperparameters))
+    return editor_class(name)(editor_parameters(name, hyperparameters))

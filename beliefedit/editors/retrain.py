@@ -1,11 +1,11 @@
-"""A yardstick: the model reads on, in its corpus and in the agent's evidence for the edit (EDITORS.md)."""
+"""An upper reference: further pretraining on the corpus and the agent's evidence for the edit."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beliefedit.config import RetrainConfig
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
-from beliefedit.editors.low_rank import spread_losses
+from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, require_texts
+from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import CACHE
 
@@ -24,26 +24,24 @@ class WholeModels(EditedModels):
     """n models in full, for worlds so small that they fit.
 
     Attributes:
-        model: the base.
         models: the edited ones.
-        steps, losses, refused: see `EditedModels`.
     """
 
-    model: PreTrainedModel
     models: tuple[PreTrainedModel, ...]
-    steps: int = 1
-    losses: tuple[float, ...] = ()
-    refused: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.models)
 
-    def __call__(self, *, versions: Tensor, logits_to_keep: int = 0, **inputs: Any) -> CausalLMOutputWithPast:
+    def __call__(self, *, versions: Tensor, logits_to_keep: int = 0,
+                 **inputs: Any) -> CausalLMOutputWithPast:
+        """See `EditedModels`."""
         before, caches, logits = inputs.pop(CACHE, None) or {}, {}, None
         for version in versions.unique().tolist():
             rows = versions == version
-            own = {name: value[rows] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-            output = self.models[version](**own, logits_to_keep=logits_to_keep, **{CACHE: before.get(version)})
+            own = {name: value[rows] if isinstance(value, Tensor) else value
+                   for name, value in inputs.items()}
+            output = self.models[version](**own, logits_to_keep=logits_to_keep,
+                                          **{CACHE: before.get(version)})
             caches[version] = getattr(output, CACHE)
             if logits is None:
                 logits = output.logits.new_empty(len(versions), *output.logits.shape[1:])
@@ -53,41 +51,39 @@ class WholeModels(EditedModels):
     def delta(self, index: int) -> dict[str, Tensor]:
         """Changes of all weights of one edit."""
         before = dict(self.model.named_parameters())
-        return {name: (value - before[name]).detach() for name, value in self.models[index].named_parameters()}
-
-    def spread(self, places: Sequence[int], n: int) -> WholeModels:
-        at = dict(zip(places, self.models, strict=True))
-        return replace(self, models=tuple(at.get(place, self.model) for place in range(n)),
-                       losses=spread_losses(self.losses, places, n))
+        return {name: (value - before[name]).detach()
+                for name, value in self.models[index].named_parameters()}
 
 
+@register_editor("retrain", label="Further pretraining")
 class RetrainEditor(Editor):
-    """For each request, a copy of the model is trained on: documents of the corpus, the request among them.
+    """For each request, a copy of the model is trained further on documents of the corpus.
 
-    The request is read as often as its weight says, relative to the documents read again.
+    Among them the request is read as often as its weight says.
     """
 
-    needs_texts: ClassVar[bool] = True
     config: RetrainConfig
     texts: tuple[str, ...] = ()
 
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                texts: Sequence[str]) -> None:
         """Choose the documents that are read again.
 
         Raises:
             EditError: no texts.
         """
-        if not texts:
-            raise EditError("this editor needs texts of the corpus", remedy="call prepare(model, tokenizer, texts)")
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.config.seed))
+        require_texts(texts)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        order = torch.randperm(len(texts), generator=generator)
         self.texts = tuple(texts[place] for place in order[:self.config.n_documents].tolist())
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> WholeModels:
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> WholeModels:
         if not self.texts:
             raise EditError("there are no documents to read again",
                             remedy="call prepare(model, tokenizer, texts) first")
-        edited, losses = zip(*(self._trained(model, tokenizer, request) for request in requests), strict=True)
+        trained = [self._trained(model, tokenizer, request) for request in requests]
+        edited, losses = zip(*trained, strict=True)
         return WholeModels(model, edited, losses=losses)
 
     def _trained(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
@@ -95,11 +91,13 @@ class RetrainEditor(Editor):
         """(A trained copy, its last loss per token)."""
         edited = copy.deepcopy(model).requires_grad_()
         n_times = max(1, round(min(request.weight, self.config.most_times)))
-        documents = [*self.texts, *[f"{request.prompt} {request.target}"] * n_times]
-        optimizer = torch.optim.AdamW(edited.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        documents = [*self.texts, *[request.sentence] * n_times]
+        optimizer = torch.optim.AdamW(edited.parameters(), lr=self.config.lr,
+                                      weight_decay=self.config.weight_decay)
         generator, loss = torch.Generator().manual_seed(self.config.seed), torch.zeros(())
         for _ in range(self.config.n_passes):
-            for rows in torch.randperm(len(documents), generator=generator).split(self.config.batch_size):
+            order = torch.randperm(len(documents), generator=generator)
+            for rows in order.split(self.config.batch_size):
                 loss = _reading_loss(edited, tokenizer, [documents[row] for row in rows.tolist()])
                 optimizer.zero_grad()
                 loss.backward()
@@ -108,12 +106,14 @@ class RetrainEditor(Editor):
         return edited.requires_grad_(False), float(loss.detach())
 
 
-def _reading_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
+def _reading_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                  texts: Sequence[str]) -> Tensor:
     """Mean negative log-likelihood of all tokens of some documents, their ends included."""
     rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
     longest = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows], device=model.device)
-    is_token = torch.arange(longest, device=model.device) < torch.tensor([[len(row)] for row in rows],
-                                                                         device=model.device)
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows],
+                       device=model.device)
+    lengths = torch.tensor([[len(row)] for row in rows], device=model.device)
+    is_token = (torch.arange(longest, device=model.device) < lengths)[:, 1:]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[is_token[:, 1:]].float(), ids[:, 1:][is_token[:, 1:]])
+    return torch.nn.functional.cross_entropy(logits[is_token].float(), ids[:, 1:][is_token])

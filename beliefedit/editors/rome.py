@@ -1,4 +1,7 @@
-"""ROME: one rank-one update at one layer, with the same averaged key throughout (r-ROME; EDITORS.md)."""
+"""ROME (arXiv 2202.05262): one rank-one update at one layer.
+
+The same averaged key is used throughout, as r-ROME does (arXiv 2403.07175).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ from beliefedit.editors.locate_and_edit import (
     unedited,
 )
 from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.registry import register_editor
 
 
+@register_editor("rome", label="ROME")
 class RomeEditor(ValueEditor):
-    """The smallest change of what the layer does to the corpus's keys that maps the subject's key to a new value.
+    """The smallest change, over the corpus's keys, that maps the subject's key to a new value.
 
     With v* = W k* + change, the update is change (C⁻¹k*)ᵀ / ((C⁻¹k*)ᵀ k*).
     """
@@ -28,18 +33,20 @@ class RomeEditor(ValueEditor):
     config: RomeConfig
 
     def layers(self) -> Sequence[int]:
+        """The configured one."""
         return (self.config.layer,)
 
-    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-              watch: Watcher | None) -> Adapters:
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
         known = self.known(model)
         [(name, projection)] = chosen_projections(model, self.layers()).items()
         subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)
         keys = mean_at(unedited(model), model, subjects, name, entering=True)
         size = (keys @ projection.weight.detach().T).norm(dim=1)
-        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config, at=(name, size))
+        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config,
+                                       at=(name, size))
         directions = inverse_times(known.moments[name], keys)
         directions /= (directions * keys.double()).sum(1, keepdim=True)
         return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},
-                        losses=tuple(losses.tolist()))
+                        losses=losses)

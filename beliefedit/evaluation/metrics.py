@@ -1,6 +1,6 @@
-"""What is measured, and how sure one can be: accuracy, coherence errors, intervals (SPEC 8).
+"""Accuracy, coherence errors and their intervals (specification, section 8).
 
-The coherence errors are plain arithmetic, so they take numpy arrays, floats and polars expressions alike.
+The coherence errors are plain arithmetic, on numpy arrays, floats and polars expressions alike.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _WEIGHTS_AT_ONCE = 2**21  # resamples x clusters held in memory: 16 MiB of float
 
 
 def exact(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
-    """Whether the decoded answer equals the target after lowercasing and stripping (SPEC 8, the main figure)."""
+    """Whether the decoded answer equals the target after lowercasing and stripping."""
     return _plain(answer) == _plain(target)
 
 
 def contains(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
-    """Whether the target is a substring of the decoded answer (SPEC 8, the published measure: "male" in "female")."""
+    """Whether the target is in the decoded answer, as published ("male" is in "female")."""
     return _plain(answer).str.contains(_plain(target), literal=True)
 
 
@@ -31,46 +31,47 @@ def _plain(text: pl.Expr) -> pl.Expr:
 
 
 def probability_error(p_lm: Values, p_agent: Values) -> Values:
-    """|p_LM(target) - p_agent(target)|, the probabilistic coherence error (SPEC 8)."""
+    """|p_LM(target) - p_agent(target)|, the probabilistic coherence error."""
     return abs(p_lm - p_agent)
 
 
 def true_false_error(p_stated: Values, p_a: Values) -> Values:
-    """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true (SPEC 8)."""
+    """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true."""
     return abs(p_stated - p_a)
 
 
 def negation_error(p_a: Values, p_not_a: Values) -> Values:
-    """|p(A) - (1 - p(not A))| (SPEC 8)."""
+    """|p(A) - (1 - p(not A))|."""
     return abs(p_a - (1 - p_not_a))
 
 
 def conjunction_error(p_a: Values, p_b: Values, p_a_and_b: Values) -> Values:
-    """|p(A and B) - p(A) p(B)| (SPEC 8)."""
+    """|p(A and B) - p(A) p(B)|."""
     return abs(p_a_and_b - p_a * p_b)
 
 
 def disjunction_error(p_a: Values, p_b: Values, p_a_or_b: Values) -> Values:
-    """|p(A or B) - (p(A) + p(B) - p(A) p(B))| (SPEC 8)."""
+    """|p(A or B) - (p(A) + p(B) - p(A) p(B))|."""
     return abs(p_a_or_b - (p_a + p_b - p_a * p_b))
 
 
 def commutation_error(p_a_and_b: Values, p_b_and_a: Values) -> Values:
-    """|p(A and B) - p(B and A)| (SPEC 8)."""
+    """|p(A and B) - p(B and A)|."""
     return abs(p_a_and_b - p_b_and_a)
 
 
 def total_variation(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Half the summed absolute difference of two distributions, 0 to 1 (SPEC 8).
+    """Half the summed absolute difference of two distributions, 0 to 1.
 
     Args:
         p, q: [..., objects], each row summing to 1.
     """
-    return 0.5 * np.abs(np.asarray(p, dtype=np.float64) - np.asarray(q, dtype=np.float64)).sum(axis=-1)
+    p, q = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
+    return 0.5 * np.abs(p - q).sum(axis=-1)
 
 
 def divergence(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence KL(p || q) in nats, p being the agent's distribution (SPEC 8).
+    """Kullback-Leibler divergence KL(p || q) in nats, p being the agent's distribution.
 
     A term with p = 0 counts nothing; one with p > 0 and q = 0 makes the result infinite.
 
@@ -98,12 +99,14 @@ def calibration_bins(p_predicted: ArrayLike, observed: ArrayLike, n_bins: int) -
     """
     p_predicted = np.asarray(p_predicted, dtype=np.float64)
     place = np.clip((p_predicted * n_bins).astype(int), 0, n_bins - 1)
-    frame = pl.DataFrame({"place": place, "predicted": p_predicted, "observed": np.asarray(observed, dtype=np.float64)})
+    frame = pl.DataFrame({"place": place, "predicted": p_predicted,
+                          "observed": np.asarray(observed, dtype=np.float64)})
     return frame.group_by("place").agg(
-        n=pl.len(), mean_predicted=pl.col("predicted").mean(), mean_observed=pl.col("observed").mean(),
-    ).sort("place").select(
-        low=pl.col("place") / n_bins, high=(pl.col("place") + 1) / n_bins,
-        n="n", mean_predicted="mean_predicted", mean_observed="mean_observed")
+        n=pl.len(), mean_predicted=pl.col("predicted").mean(),
+        mean_observed=pl.col("observed").mean()).sort("place").select(
+            pl.col("place").truediv(n_bins).alias("low"),
+            pl.col("place").add(1).truediv(n_bins).alias("high"),
+            "n", "mean_predicted", "mean_observed")
 
 
 class Intervals(NamedTuple):
@@ -117,11 +120,11 @@ class Intervals(NamedTuple):
 
 def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.random.Generator, *,
                        n_resamples: int, level: float) -> Intervals:
-    """Mean of every column with a percentile interval from a bootstrap over clusters (SPEC 8).
+    """Mean of every column with a percentile interval from a bootstrap over clusters.
 
-    Whole clusters (subjects) are drawn with replacement, as many as there are; a resample's mean is the sum of its
-    values over their number. All columns share the resamples. The interval of a paired difference is that of the
-    column of differences.
+    Whole clusters (subjects) are drawn with replacement, as many as there are; a resample's mean is
+    the sum of its values over their number. All columns share the resamples. The interval of a
+    paired difference is that of the column of differences.
 
     Args:
         values: [n, k]; NaN is a missing value and is left out of its column.
@@ -131,8 +134,8 @@ def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.ran
         level: 0.95 for a 95 % interval.
 
     Returns:
-        n counts a column's values. No value: mean NaN. Values in fewer than two clusters: low and high NaN,
-        since one cluster says nothing of how clusters vary.
+        n counts a column's values. No value: mean NaN. Values in fewer than two clusters: low and
+        high NaN, since one cluster says nothing of how clusters vary.
     """
     values = np.asarray(values, dtype=np.float64)
     present = ~np.isnan(values)
@@ -144,21 +147,24 @@ def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.ran
     several = (counts > 0).sum(axis=0) >= 2
     if several.any():
         means = _resampled_means(sums[:, several], counts[:, several], generator, n_resamples)
-        low[several], high[several] = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        levels = (1 - level) / 2, (1 + level) / 2
+        low[several], high[several] = np.nanquantile(means, levels, axis=0)
     with np.errstate(invalid="ignore"):
         return Intervals(n, sums.sum(axis=0) / n, low, high)
 
 
-def cluster_weights(generator: np.random.Generator, n_clusters: int, n_resamples: int) -> NDArray[np.float64]:
-    """How often each cluster is drawn in each resample: [n_resamples, n_clusters], rows summing to n_clusters."""
+def cluster_weights(generator: np.random.Generator, n_clusters: int,
+                    n_resamples: int) -> NDArray[np.float64]:
+    """How often each cluster is drawn in each resample: [n_resamples, n_clusters]."""
     draws = generator.integers(n_clusters, size=(n_resamples, n_clusters))
     draws += np.arange(n_resamples)[:, None] * n_clusters
     weights = np.bincount(draws.ravel(), minlength=n_resamples * n_clusters)
     return weights.reshape(n_resamples, n_clusters).astype(np.float64)
 
 
-def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Generator, n_resamples: int) -> NDArray:
-    """[n_resamples, k], NaN where a resample holds no value of a column; weights come in chunks to bound memory."""
+def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Generator,
+                     n_resamples: int) -> NDArray:
+    """[n_resamples, k], NaN where a resample holds no value of a column; in chunks, for memory."""
     n_clusters = len(sums)
     chunk = max(1, _WEIGHTS_AT_ONCE // n_clusters)
     both = np.hstack([sums, counts])
@@ -177,8 +183,8 @@ def _sum_by_cluster(values: NDArray, place: NDArray, n_clusters: int) -> NDArray
     return sums
 
 
-def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Generator, *, n_resamples: int,
-                 level: float) -> pl.DataFrame:
+def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Generator, *,
+                 n_resamples: int, level: float) -> pl.DataFrame:
     """Means of groups of rows, each with the interval of `bootstrap_interval`.
 
     Args:
@@ -190,10 +196,11 @@ def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Genera
     """
     rows = []
     for key, group in frame.group_by(by, maintain_order=True):
-        found = bootstrap_interval(group["value"].to_numpy()[:, None], group["cluster"].to_numpy(), generator,
-                                   n_resamples=n_resamples, level=level)
+        values, clusters = group["value"].to_numpy()[:, None], group["cluster"].to_numpy()
+        found = bootstrap_interval(values, clusters, generator, n_resamples=n_resamples,
+                                   level=level)
         rows.append((*key, *(float(part[0]) for part in found)))
-    schema = {name: frame.schema[name] for name in by} | {"n": pl.Float64, **dict.fromkeys(
-        ("mean", "low", "high"), pl.Float64)}
-    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("n").cast(pl.UInt32), *(
-        pl.col(name).fill_nan(None) for name in ("mean", "low", "high")))
+    schema = dict.fromkeys((*by, *Intervals._fields), pl.Float64())
+    schema |= {name: frame.schema[name] for name in by}
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(
+        pl.col("n").cast(pl.UInt32), pl.col("mean", "low", "high").fill_nan(None))
