@@ -559,6 +559,9 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if values is not None and not isinstance(values, dict):
         raise ConfigError("expected sections such as 'corpus:' with keys below them", where=str(path))
     values = values or {}
+    if isinstance(values.get("plugins"), list):  # a relative path is relative to the parameter file
+        values["plugins"] = [str((path.parent / name).resolve()) if str(name).endswith(".py")
+                             else name for name in values["plugins"]]
     return _validated(values, overrides or {}, where=str(path))
 
 
@@ -576,9 +579,6 @@ def with_overrides(params: Experiment | Mapping[str, Any],
 def _validated(values: dict, overrides: Mapping[str, Any], where: str) -> Experiment:
     for key, value in overrides.items():
         _set_dotted(values, key, value)
-    if isinstance(values.get("plugins"), list):  # a relative path is relative to the parameter file
-        values["plugins"] = [str((path.parent / plugin).resolve()) if str(plugin).endswith(".py") else plugin
-                             for plugin in values["plugins"]]
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

@@ -21,7 +21,7 @@ import polars as pl
 from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import verdict
-from beliefedit.config import Experiment, digest, load_params, with_overrides
+from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
 from beliefedit.corpus import corpus as corpora
 from beliefedit.corpus import world as worlds
 from beliefedit.errors import GraphError, StoreError
@@ -336,10 +336,10 @@ class Run:
                               watch=self._on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
-        from beliefedit.evaluation.edits import query_model
+        from beliefedit.evaluation.edits import ask
 
         self.setup.comparison.before(self.model).write_parquet(folder / "distances.parquet")
-        query_model(self.model, self.tokenizer, self.cases.queries,
+        ask(self.model, self.tokenizer, self.cases.queries,
                     max_new_tokens=self.max_answer_tokens).write_parquet(folder / "scores.parquet")
 
     # Edits
@@ -369,11 +369,11 @@ class Run:
     def setup(self) -> EditSetup:
         """The model, and what editors and scoring need to know of it."""
         from beliefedit.evaluation.edits import Comparison, EditSetup
-        from beliefedit.evaluation.soft_targets import SoftTargetBuilder
+        from beliefedit.evaluation.soft_targets import Neighbourhood
 
         return EditSetup(
             self.model, self.tokenizer, corpora.spread_texts(self.corpus),
-            SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
+            Neighbourhood(self.world, self.corpus, self.agent, self.cases, self.config.seed),
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
 
     def _edited(self, frame: str) -> pl.DataFrame:
@@ -402,11 +402,11 @@ class Run:
         return working
 
     def _build_edits(self, folder: Path, editor: str) -> dict[str, Any]:
-        from beliefedit.evaluation.edits import gather
+        from beliefedit.evaluation.edits import SCHEMAS, gather
 
         working = self._edit(editor)
-        for name, frame in gather(working).items():
-            frame.write_parquet(folder / f"{name}.parquet")
+        for name in SCHEMAS:
+            gather(working, name).write_parquet(folder / f"{name}.parquet")
         shutil.rmtree(working)
         return {"device": str(self.model.device)}
 
@@ -419,14 +419,12 @@ class Run:
         ).write_parquet(folder / "values.parquet")
 
     def _build_rationality(self, folder: Path, editor: str) -> None:
-        from beliefedit.evaluation.rationality import run_tests
+        from beliefedit.evaluation.rationality import run_rationality_tests
 
-        working = self.store.working_folder(f"rationality/{editor}",
-                                            self.key(f"rationality/{editor}"))
-        run_tests(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
-                  self.config.edit, seed=self.config.seed, folder=working,
-                  max_new_tokens=self.max_answer_tokens).write_parquet(folder / "values.parquet")
-        shutil.rmtree(working)
+        run_rationality_tests(
+            self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
+            self.config.edit, seed=self.config.seed, max_new_tokens=self.max_answer_tokens,
+        ).write_parquet(folder / "values.parquet")
 
     # Tables
 
@@ -519,9 +517,12 @@ _EDITING_KEYS = {
 
 
 def _editor_version(editor: str) -> int:
-    from beliefedit.editors.registry import editor_version
+    """Of the editor's code, if it is not one of the kit's: those count in `VERSIONS`."""
+    if editor in BUILT_IN_EDITORS:
+        return 0
+    from beliefedit.editors.registry import editor_class
 
-    return editor_version(editor)
+    return editor_class(editor).version
 
 
 def clean(folder: str | Path) -> list[Path]:

@@ -40,7 +40,7 @@ SCORES = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "
 LOG = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
                  "seconds": pl.Float64, "refused": pl.String})
 
-_FRAMES = {"scores": SCORES, "distances": COMPARED, "log": LOG}
+SCHEMAS = {"scores": SCORES, "distances": COMPARED, "log": LOG}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
 
 _LEAST = 1e-30
@@ -203,7 +203,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
             if found is None:
                 size = len(batch) // 2
                 continue
-            for (kind, schema), frame in zip(_FRAMES.items(), found, strict=True):
+            for (kind, schema), frame in zip(SCHEMAS.items(), found, strict=True):
                 frame = frame.with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
                 with atomic_path(folder / f"{kind}-{batch[0].number:07d}.parquet") as path:
                     frame.select(list(schema)).cast(schema).write_parquet(path)
@@ -211,8 +211,11 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
             bar.update(len(batch))
 
 
-def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(scores, log) of everything that `run_editor` wrote to a folder, by case.
+def gather(folder: Path, kind: str) -> pl.DataFrame:
+    """Everything of a kind that `run_editor` wrote to a folder, by case.
+
+    Args:
+        kind: one of `SCHEMAS`.
 
     Returns:
         scores: case, editor, seed, step, probe, kind, told (the editor was trained on the fact that
@@ -220,19 +223,11 @@ def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is
             none), seconds (per edit, editing and scoring together, without comparing distributions;
             null for trajectories and edits not carried out), refused (null, or the reason).
+        distances: case, editor, seed and the columns of `Comparison`.
     """
-    return _gathered(folder, "scores"), _gathered(folder, "log")
-
-
-def gather_distances(folder: Path) -> pl.DataFrame:
-    """What `run_editor` wrote of distances: case, editor, seed and the columns of `Comparison`."""
-    return _gathered(folder, "distances")
-
-
-def _gathered(folder: Path, kind: str) -> pl.DataFrame:
     paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1))
              for path in sorted(folder.glob("log-*.parquet"))]
-    frames = [pl.DataFrame(schema=_FRAMES[kind]), *map(pl.read_parquet, paths)]
+    frames = [pl.DataFrame(schema=SCHEMAS[kind]), *map(pl.read_parquet, paths)]
     return pl.concat(frames).sort("case", maintain_order=True)
 
 
