@@ -17,7 +17,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _HOMES = {
     "load_params": "config", "Experiment": "config", "Store": "store",
-    "read_wikidata5m": "graph.wikidata5m", "register_graph_format": "graph.source", "build_world": "corpus.world", "sample_corpus": "corpus.corpus",
+    "read_wikidata5m": "graph.wikidata5m", "register_graph_format": "graph.source",
+    "build_world": "corpus.world", "sample_corpus": "corpus.corpus",
     "BayesAgent": "agent.agent", "build_cases": "evaluation.cases", "editor": "editors.registry",
     "Run": "run", "register_editor": "editors.registry", "register_measure": "analysis.measures",
     "register_graph_format": "graph.source", "EditRequest": "editors.base", "Fact": "corpus.language",
