@@ -14,10 +14,11 @@ from beliefedit.evaluation.cases import Cases
 from beliefedit.lm.model import build_model
 from beliefedit.lm.tokenizer import train_tokenizer
 
-REQUESTS = [EditRequest("Ada works as", "poet", "Ada"), EditRequest("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
-            EditRequest("Ada", "x", "Ada"), EditRequest("Cy speaks", "Norwegian", "Cy")]
+REQUESTS = [EditRequest.from_pair(*pair) for pair in (
+    ("Ada works as", "poet", "Ada"), ("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
+    ("Ada", "x", "Ada"), ("Cy speaks", "Norwegian", "Cy"))]
 ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet" is', "true")]
-SENTENCES = [f"{request.prompt} {request.target}" for request in REQUESTS] + [
+SENTENCES = [request.sentence for request in REQUESTS] + [
     "Cy speaks Danish", '"Ada works as poet" is true', '"not Cy speaks Danish" is false',
     '"Ada works as poet and Cy speaks Danish" is true', '"Cy speaks Danish or Ada works as cook" is true']
 
@@ -42,7 +43,7 @@ def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
     cases, queries = [], []
     for number, (subject, relation, request) in enumerate(requests):
         cases.append({"case": number, "subject": subject, "relation": relation, "object": "cook", "request": request,
-                      "weight": 3.0})
+                      "weight": 3.0, "downstream_relation": None})
         prompt = f"{subject} {relation}"
         for kind, target in (("original", "cook"), ("requested", "poet")):
             queries.append({"case": number, "probe": "same_subject_same_relation", "kind": kind, "prompt": prompt,

@@ -200,7 +200,7 @@ def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Genera
         found = bootstrap_interval(values, clusters, generator, n_resamples=n_resamples,
                                    level=level)
         rows.append((*key, *(float(part[0]) for part in found)))
-    schema = dict.fromkeys((*by, *Intervals._fields), pl.Float64())
-    schema |= {name: frame.schema[name] for name in by}
+    schema: dict[str, pl.DataType] = {name: frame.schema[name] for name in by}
+    schema |= dict.fromkeys(Intervals._fields, pl.Float64())
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(
         pl.col("n").cast(pl.UInt32), pl.col("mean", "low", "high").fill_nan(None))

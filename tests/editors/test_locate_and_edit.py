@@ -67,7 +67,7 @@ def test_beginnings_follow_the_corpus() -> None:
 
 
 def test_subjects_end_where_they_end() -> None:
-    requests = [EditRequest("It is Bo Berg who speaks", "Danish", "Bo Berg"), REQUESTS[0]]
+    requests = [EditRequest.from_pair("It is Bo Berg who speaks", "Danish", "Bo Berg"), REQUESTS[0]]
     found = find_subjects(TOKENIZER, requests, ["", '"not '], torch.device("cpu"))
     texts = [TOKENIZER.decode(ids[1:place + 1]) for ids, place in zip(found.ids, found.places, strict=True)]
     assert texts == ["It is Bo Berg", '"not It is Bo Berg', "Ada", '"not Ada']
@@ -240,7 +240,7 @@ def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
     edited = editor.apply(model, TOKENIZER, [("Ada works as", "poet"), ("Cy speaks", "Norwegian")])
     name = "model.layers.2.mlp.down_proj"
     assert list(edited.down) == [name]
-    whole = EditRequest("Cy speaks", "Norwegian", "Cy speaks")
+    whole = EditRequest.from_pair("Cy speaks", "Norwegian", "Cy speaks")
     key = plain_keys(model, name, whole, editor.statistics.beginnings)
     change = edited.up[name][1, :, 0].double().numpy()
     np.testing.assert_allclose(edited.delta(1)[f"{name}.weight"].double().numpy() @ key, change, rtol=1e-3, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -12,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTra
 
 import beliefedit as be
 from beliefedit.config import LoraConfig
-from beliefedit.editors.base import SoftTarget
+from beliefedit.corpus.language import Fact
+from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.errors import ConfigError, EditError
@@ -31,8 +33,8 @@ def model() -> MistralForCausalLM:
     return sample_model(3)
 
 
-REQUESTS = [request._replace(lessons=(SoftTarget(request.prompt, (request.target, "cook"), (0.8, 0.1)),
-                                      SoftTarget("Cy speaks", ("Danish",), (0.9,))))
+REQUESTS = [replace(request, soft_targets=(SoftTarget(request.prompt, (request.target, "cook"), (0.8, 0.1)),
+                                           SoftTarget("Cy speaks", ("Danish",), (0.9,))))
             for request in sample_models.REQUESTS]
 EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
          "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0, "place": "subject", "n_contexts": 4},
@@ -105,21 +107,10 @@ def test_weight_changes_merge_and_others_say_so(name, settings, model, tokenizer
 
 
 @pytest.mark.parametrize("name, settings", EVERY.items())
-def test_bad_requests_leave_their_versions_unedited(name, settings, model, tokenizer) -> None:
-    editor = prepared(name, settings, model, tokenizer)
-    mixed = editor.apply(model, tokenizer, [REQUESTS[0]._replace(target=""), REQUESTS[0]])
-    assert mixed.refused == {0: "the target is empty"} and len(mixed) == 2
-    before = score(model, tokenizer, *zip(*ASKED, strict=True))
-    np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
-    expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
-    np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name, settings", EVERY.items())
-def test_edits_in_a_row_are_edits_of_the_edited_model(name, settings, model, tokenizer) -> None:
+def test_sequential_edits_are_edits_of_the_edited_model(name, settings, model, tokenizer) -> None:
     weights, _ = snapshot(model)
     editor = prepared(name, settings, model, tokenizer)
-    found = [scores(edited, tokenizer, 0) for edited in editor.stack(model, tokenizer, REQUESTS[:3])]
+    found = [scores(edited, tokenizer, 0) for edited in editor.apply_sequentially(model, tokenizer, REQUESTS[:3])]
     assert len(found) == 3 and all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     np.testing.assert_allclose(found[0], scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0), rtol=1e-3)
     if name not in WITHOUT_WEIGHTS:
@@ -171,19 +162,28 @@ def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path
         load_delta(tmp_path / "delta.safetensors", model)
 
 
-def test_plain_pairs_do_and_bad_ones_leave_the_model_unedited(model, tokenizer, caplog) -> None:
-    editor, bad = be.editor("lora", lr=3e-2, steps=5), [("Ada works as", ""), ("Ada works as", "Ada works as")]
-    mixed = editor.apply(model, tokenizer, [bad[0], tuple(REQUESTS[0][:2]), bad[1]])
-    assert mixed.refused == {0: "the target is empty", 2: "the target equals the prompt"}
-    assert "request 2 is refused" in caplog.text
-    before = score(model, tokenizer, *zip(*ASKED, strict=True))
-    np.testing.assert_allclose(scores(mixed, tokenizer, 0), before, rtol=1e-6)
-    expected = scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0)
-    np.testing.assert_allclose(scores(mixed, tokenizer, 1), expected, rtol=1e-4)
-    with pytest.raises(EditError, match="the target is empty"):
-        editor.apply(model, tokenizer, bad)
+def test_plain_pairs_do_and_a_bad_one_is_an_error(model, tokenizer) -> None:
+    editor, pairs = be.editor("lora", lr=3e-2, steps=5), [(r.prompt, r.target) for r in REQUESTS]
+    edited = editor.apply(model, tokenizer, pairs)
+    expected = editor.apply(model, tokenizer, REQUESTS)
+    np.testing.assert_allclose(scores(edited, tokenizer, 1), scores(expected, tokenizer, 1))
+    for bad, reason in ((("Ada works as", " "), "the target is empty"), ((" ", "poet"), "the prompt is empty"),
+                        (("Ada works as", "Ada works as"), "the target equals the prompt")):
+        with pytest.raises(EditError, match=reason):
+            editor.apply(model, tokenizer, [*pairs, bad])
+        assert editor.validation_error(tokenizer, EditRequest.from_pair(*bad)) == reason
+    assert "1 are allowed" in editor.validation_error(tokenizer, REQUESTS[1], 1)
+    assert editor.validation_error(tokenizer, REQUESTS[1]) is None
     with pytest.raises(EditError, match="no request was given"):
         editor.apply(model, tokenizer, [])
+
+
+def test_a_request_is_a_fact_and_a_target() -> None:
+    request = EditRequest(Fact("Ada", "works as", "cook"), "poet", weight=3)
+    assert (request.prompt, request.subject, request.sentence) == ("Ada works as", "Ada", "Ada works as poet")
+    assert request.requested == Fact("Ada", "works as", "poet")
+    pair = EditRequest.from_pair("It is Ada who is a", "poet", "Ada")
+    assert pair.prompt == "It is Ada who is a" and pair.subject == "Ada" and pair.weight == 1
 
 
 def test_one_step_is_the_published_loop(model, tokenizer) -> None:

@@ -9,6 +9,7 @@ from beliefedit.config import CorpusConfig, EditConfig
 from beliefedit.corpus.corpus import sample_corpus
 from beliefedit.corpus.language import Fact, Lexicon, atomic_prompt
 from beliefedit.corpus.world import build_world
+from beliefedit.editors.request import EditRequest
 from beliefedit.evaluation.cases import (
     FORMS,
     PROBES,
@@ -27,10 +28,11 @@ LOGIC = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or"
 class Setting:
     """A world, what is known of it, the agent who knows it, and the facts by (subject, relation)."""
 
-    def __init__(self, graph, n_facts=None):
+    def __init__(self, graph, n_facts=None, as_published=False):
         self.world = build_world(graph)
         self.corpus = sample_corpus(self.world, CorpusConfig(n_facts=n_facts or graph.ids.height), documents=False)
-        self.agent = BayesAgent.fit(self.corpus.evidence, pairs=self.world.pairs, objects=self.world.objects)
+        self.agent = BayesAgent.fit(self.corpus.evidence, pairs=self.world.pairs, objects=self.world.objects,
+                                    as_published=as_published)
         names = self.world.subjects, self.world.relations, self.world.objects
         rows = self.corpus.facts.select("subject", "relation", "object").rows()
         self.true = {(names[0][s], names[1][r]): names[2][o] for s, r, o in rows}
@@ -259,7 +261,7 @@ def probabilities(agent, fact, o, given):
 
 @pytest.mark.parametrize("as_published", [False, True])
 def test_targets_equal_the_dense_agents(as_published):
-    setting = Setting(graph_of(TINY))
+    setting = Setting(graph_of(TINY), as_published=as_published)
     rows = setting.corpus.evidence.with_columns(pl.col(pl.Enum).cast(str)).rows()
     dense = DenseAgent([row[:4] for row in rows for _ in range(row[4])], setting.world.pairs, setting.world.objects)
     made = setting.cases(as_published=as_published)
@@ -333,6 +335,15 @@ def test_probes_of_learning(demo):
         assert target == o and p == demo.agent.probability(s, r, o)
     judged = probes.filter(pl.col("kind") != "atomic")
     assert set(judged["target"]) == {"true", "false"} and judged["p_agent"].null_count() == len(judged)
+
+
+def test_rows_are_edit_cases(demo):
+    made = demo.cases(n_cases=10)
+    for case, row in zip(made.edit_cases(), made.cases.rows(named=True), strict=True):
+        assert (case.number, case.downstream_relation) == (row["case"], row["downstream_relation"])
+        assert case.request == EditRequest(Fact(row["subject"], row["relation"], row["object"]), row["request"],
+                                           row["weight"])
+        assert case.asking(target="x").request.requested == Fact(row["subject"], row["relation"], "x")
 
 
 def test_what_is_saved_is_loaded(demo, tmp_path):

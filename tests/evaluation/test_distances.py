@@ -65,8 +65,7 @@ def test_before_and_after_equal_the_slow_sums(asked) -> None:
     for at, row in enumerate(originals.iter_rows(named=True)):
         expected = slow(agent, model, tokenizer, row, "predictive")
         np.testing.assert_allclose(before.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
-        case = cases.cases.row(row["case"], named=True)
-        told = agent.after(case["subject"], case["relation"], case["request"], case["weight"])
+        told = agent.after(cases.edit_cases()[row["case"]].request)
         view = "direct" if row["probe"] == PROBES[0] else "predictive"
         expected = slow(told, edited, tokenizer, row, view, version=row["case"])
         np.testing.assert_allclose(after.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
@@ -84,8 +83,8 @@ def test_editing_writes_them_and_the_measures_hold_them(asked, tmp_path) -> None
     agent, cases, tokenizer, model = asked
     config = EditConfig(editors={"lora": {"lr": 3e-2, "steps": 4}}, n_distributions=4, batch_size=3, n_trajectories=0)
     comparison = Comparison(agent, tokenizer, cases, config)
-    base = editing.Base(model, tokenizer, comparison=comparison)
-    editing.run_editors(base, cases, config, seed=7, max_new_tokens=20, folder=tmp_path)
+    setup = editing.EditSetup(model, tokenizer, comparison=comparison)
+    editing.run_editor(setup, "lora", config.editors["lora"], cases, config, seed=7, max_new_tokens=20, folder=tmp_path)
     found = editing.gather_distances(tmp_path)
     assert found.schema == editing.COMPARED and found["case"].unique().to_list() == [0, 1, 2, 3]
     requests = [(f"{row['subject']} {row['relation']}", row["request"]) for row in cases.cases.iter_rows(named=True)]

@@ -29,8 +29,8 @@ CASES = sample_cases([(name, "works as", "poet") for name in NAMES])
 
 
 @pytest.fixture(scope="module")
-def base() -> editing.Base:
-    return editing.Base(sample_model(), sample_tokenizer())
+def base() -> editing.EditSetup:
+    return editing.EditSetup(sample_model(), sample_tokenizer())
 
 
 def settings(**changes) -> EditConfig:
@@ -38,8 +38,11 @@ def settings(**changes) -> EditConfig:
                                       "batch_size": 3, "trajectory_every": 3, **changes})
 
 
-def run(base: editing.Base, folder: Path, cases=CASES, **changes) -> tuple[pl.DataFrame, pl.DataFrame]:
-    editing.run_editors(base, cases, settings(**changes), seed=5, max_new_tokens=3, folder=folder)
+def run(base: editing.EditSetup, folder: Path, cases=CASES, share=(0, 1),
+        **changes) -> tuple[pl.DataFrame, pl.DataFrame]:
+    config = settings(**changes)
+    [(name, parameters)] = config.editors.items()
+    editing.run_editor(base, name, parameters, cases, config, seed=5, max_new_tokens=3, folder=folder, share=share)
     return editing.gather(folder)
 
 
@@ -51,13 +54,14 @@ def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
     assert steps == [[1, 3, 6]] * 2 + [[6]] * 5
     assert scores.filter(step=6)["decoded"].null_count() == 7  # judged prompts are not decoded, answers are
     assert log["seconds"].is_null().to_list() == [True] * 2 + [False] * 5
-    edited = LoraEditor(settings().editors.lora).apply(base.model, base.tokenizer, [("Di works as", "poet")])
+    edited = LoraEditor(settings().editors["lora"]).apply(base.model, base.tokenizer, [("Di works as", "poet")])
     assert log["loss"][3] == pytest.approx(edited.losses[0], rel=1e-4)
 
 
 def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
-    lessons = (SoftTarget("Ada works as", ("poet",), (0.9,)), SoftTarget('"not Bo Berg works as poet" is', ("true",), (0.2,)))
-    taught = replace(base, lessons=lambda case, config: lessons)
+    soft = (SoftTarget("Ada works as", ("poet",), (0.9,)), SoftTarget("Bo Berg works as", ("poet",), (0.2,)),
+            SoftTarget("My Cy works as", ("poet",), (0.2,)))  # another subject, whose prompt ends like Cy's
+    taught = replace(base, soft_targets=lambda case, config, agent: soft)
     for name, told in (("lora", [0]), ("bayes", [0, 1])):
         scores, _ = run(taught, tmp_path / name, together(CASES), editors={name: {"steps": 1}}, n_trajectories=0)
         stated = scores.filter(pl.col("probe").is_in(PROBES))
@@ -88,7 +92,7 @@ def test_bad_requests_are_refused_one_by_one(base, tmp_path, caplog) -> None:
     assert reasons[1] == "the target is empty" and reasons[2] == "the target equals the prompt"
     assert "tokens, 3 are allowed" in reasons[3]
     assert scores["case"].unique().to_list() == [0, 4]
-    assert "case 3 is refused: the target" in caplog.text
+    assert "case 3 is left out: the target" in caplog.text
     alone, _ = run(base, tmp_path / "alone", sample_cases([("Ada", "works as", "poet")]))
     assert_frame_equal(scores.filter(case=0), alone, rel_tol=1e-4)
 
@@ -137,18 +141,17 @@ def test_one_edit_too_large_and_other_errors_are_told(base, tmp_path, monkeypatc
 KILLED = """
 import sys, time
 from pathlib import Path
-from beliefedit import editing
-from beliefedit.lm import load_model
-from tests.evaluation.test_edits import CASES, settings
-edit = editing._edit_piece
-def slow(run, piece, *, traced):
-    if 3 in piece["case"]:
+from beliefedit.evaluation import edits as editing
+from beliefedit.lm.model import load_model
+from tests.evaluation.test_edits import run
+edit = editing._edit_batch
+def slow(run, batch, *, traced):
+    if 3 in [case.number for case in batch]:
         time.sleep(60)  # the test kills it here
-    return edit(run, piece, traced=traced)
-editing._edit_piece = slow
+    return edit(run, batch, traced=traced)
+editing._edit_batch = slow
 folder = Path(sys.argv[1])
-editing.run_editors(editing.Base(*load_model(folder / "model")), CASES, settings(), seed=5, max_new_tokens=3,
-                    folder=folder / "killed")
+run(editing.EditSetup(*load_model(folder / "model")), folder / "killed")
 """
 
 
@@ -156,22 +159,30 @@ def test_killed_and_run_again_nothing_is_lost_or_repeated(base, tmp_path, monkey
     save_model(base.model, base.tokenizer, tmp_path / "model")
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2],
                                stderr=subprocess.DEVNULL)
-    first = tmp_path / "killed" / "00-lora" / "log-0000000.parquet"
+    first = tmp_path / "killed" / "log-0000000.parquet"
     deadline = time.monotonic() + 60
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     finished = first.stat().st_mtime_ns
-    pieces, edit = [], editing._edit_piece
+    pieces, edit = [], editing._edit_batch
 
-    def noted(run, piece, *, traced):
-        pieces.append(piece["case"].to_list())
-        return edit(run, piece, traced=traced)
+    def noted(run, batch, *, traced):
+        pieces.append([case.number for case in batch])
+        return edit(run, batch, traced=traced)
 
-    monkeypatch.setattr(editing, "_edit_piece", noted)
+    monkeypatch.setattr(editing, "_edit_batch", noted)
     scores, log = run(base, tmp_path / "killed", batch_size=2)
     assert pieces == [[2, 3], [4, 5], [6]] and first.stat().st_mtime_ns == finished
     expected, whole_log = run(base, tmp_path / "whole")
     assert_frame_equal(scores, expected, rel_tol=1e-4)
     assert log["case"].to_list() == whole_log["case"].to_list()
+
+
+def test_processes_that_share_the_cases_edit_as_one_does(base, tmp_path) -> None:
+    for rank in range(2):
+        shared, shared_log = run(base, tmp_path / "shared", share=(rank, 2))
+    alone, log = run(base, tmp_path / "alone")
+    assert_frame_equal(shared, alone, rel_tol=1e-4)
+    assert_frame_equal(shared_log.drop("seconds"), log.drop("seconds"), rel_tol=1e-4)

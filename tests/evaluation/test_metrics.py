@@ -114,3 +114,11 @@ def test_nothing_and_one_cluster_have_no_interval():
     assert np.isnan([*empty.mean, *empty.low, *empty.high]).all()
     one = metrics.bootstrap_interval([[1.0], [2.0]], ["a", "a"], np.random.default_rng(0), n_resamples=10, level=0.95)
     assert one.mean.tolist() == [1.5] and np.isnan([one.low[0], one.high[0]]).all()
+
+
+def test_intervals_by_group() -> None:
+    frame = pl.DataFrame({"g": ["a", "a", "a", "b"], "cluster": ["x", "x", "y", "x"], "value": [1.0, 2.0, 6.0, 4.0]})
+    found = metrics.intervals_by(frame, ["g"], np.random.default_rng(0), n_resamples=300, level=0.95)
+    assert found["g"].to_list() == ["a", "b"] and found["n"].to_list() == [3, 1]
+    assert found["mean"].to_list() == [3.0, 4.0] and found["low"].to_list() == [1.5, None]
+    assert found["high"].to_list() == [6.0, None]

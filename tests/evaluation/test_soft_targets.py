@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -11,13 +13,10 @@ import beliefedit as be
 from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.errors import ConfigError, EditError
-from beliefedit.evaluation.cases import FORMS
 from beliefedit.evaluation.soft_targets import Neighbourhood
 from beliefedit.graph import demo as demo_graph
 from beliefedit.lm.scoring import score
 from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
-
-EVERY = BayesConfig(kinds=("downstream", "upstream", "same_subject", "same_relation", "judged", "compound"))
 
 
 @pytest.fixture(scope="module")
@@ -36,85 +35,64 @@ def taught(world):
     return Neighbourhood(world, corpus, agent, cases, seed=0), cases
 
 
-def by_prompt(lessons: tuple[SoftTarget, ...]) -> dict[str, dict[str, float]]:
-    return {lesson.prompt: dict(zip(lesson.targets, lesson.probabilities, strict=True)) for lesson in lessons}
+def by_prompt(soft_targets: tuple[SoftTarget, ...]) -> dict[str, dict[str, float]]:
+    return {lesson.prompt: dict(zip(lesson.targets, lesson.probabilities, strict=True)) for lesson in soft_targets}
 
 
-def test_lessons_are_the_agents_beliefs_after_the_request(taught) -> None:
+def test_soft_targets_are_the_agents_beliefs_after_the_request(taught) -> None:
     neighbourhood, cases = taught
-    case = cases.cases.filter("downstream_changes").row(0, named=True)
-    lessons = neighbourhood(case, EVERY)
-    after = neighbourhood.agent.after(case["subject"], case["relation"], case["request"], case["weight"])
-    s, d, told = case["subject"], case["downstream_relation"], by_prompt(lessons)
-    assert lessons[0].prompt == f"{s} {case['relation']}" and lessons[0].targets[0] == case["request"]
-    assert lessons[0].probabilities[0] == pytest.approx(0.95, abs=0.01)
-    for object_, p in told[f"{s} {d}"].items():
-        assert p == pytest.approx(after.probability(s, d, object_, "predictive")) and p >= 0.02
-    belief = after.probability(s, case["relation"], case["request"], "direct")
-    sentence = f"{s} {case['relation']} {case['request']}"
-    assert told[f'"{sentence}" is'] == pytest.approx({"true": belief, "false": 1 - belief})
-    assert told[f'"not {sentence}" is'] == pytest.approx({"true": 1 - belief, "false": belief})
-    assert len(told) == len(lessons) and all(sum(p.values()) <= 1 + 1e-9 for p in told.values())
-    assert neighbourhood(case, EVERY) == lessons
+    case = case_that_changes(cases)
+    fact, d = case.request.fact, case.downstream_relation
+    soft_targets = neighbourhood(case, BayesConfig())
+    after, told = neighbourhood.agent.after(case.request), by_prompt(soft_targets)
+    assert soft_targets[0].prompt == case.request.prompt and soft_targets[0].targets[0] == case.request.target
+    assert soft_targets[0].probabilities[0] == pytest.approx(0.95, abs=0.01)
+    for object_, p in told[f"{fact.subject} {d}"].items():
+        assert p == pytest.approx(after.probability(fact.subject, d, object_, "predictive")) and p >= 0.02
+    assert len(told) == len(soft_targets) and all(sum(p.values()) <= 1 + 1e-9 for p in told.values())
+    assert neighbourhood(case, BayesConfig()) == soft_targets
 
 
-def test_what_probes_ask_of_others_and_downstream_forms_are_never_taught(taught) -> None:
+def case_that_changes(cases):
+    return cases.edit_cases()[cases.cases.filter("downstream_changes")["case"][0]]
+
+
+def test_what_probes_ask_of_others_is_held_out(taught) -> None:
     neighbourhood, cases = taught
-    for case in cases.cases.iter_rows(named=True):
-        told = by_prompt(neighbourhood(case, EVERY))
-        probes = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").str.starts_with("other_subject"))
-        forms = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(FORMS))
-        assert not set(probes["prompt"]) & set(told) and not set(forms["prompt"]) & set(told)
-        if case["downstream_relation"]:
-            fact = f"{case['subject']} {case['downstream_relation']}"
-            assert [prompt for prompt in told if fact in prompt] == [fact]
-            assert not [prompt for prompt in by_prompt(neighbourhood(case, BayesUntoldConfig())) if fact in prompt]
+    for case in cases.edit_cases():
+        told = by_prompt(neighbourhood(case, BayesConfig()))
+        probes = cases.queries.filter(pl.col("case") == case.number, pl.col("probe").str.starts_with("other_subject"))
+        assert not set(probes["prompt"]) & set(told)
+        if case.downstream_relation:
+            prompt = f"{case.request.subject} {case.downstream_relation}"
+            assert prompt in told and prompt not in by_prompt(neighbourhood(case, BayesUntoldConfig()))
+    others = [prompt for prompt in told if not prompt.startswith(case.request.subject)]
+    again = by_prompt(neighbourhood(case, BayesConfig(), held_out=others))
+    assert others and not set(others) & set(again)
 
 
-def test_the_downstream_fact_is_judged_only_on_demand(taught) -> None:
+def test_kinds_decide_what_is_among_them(taught) -> None:
     neighbourhood, cases = taught
-    case = cases.cases.filter("downstream_changes").row(0, named=True)
-    fact = f"{case['subject']} {case['downstream_relation']}"
-    told = by_prompt(neighbourhood(case, BayesConfig(kinds=("downstream_judged",))))
-    new, old = [prompt for prompt in told if fact in prompt]
-    assert new.startswith(f'"{fact} ') and told[new]["true"] > told[old]["true"]
-    with pytest.raises(ConfigError, match="must not be told"):
-        be.editor("bayes_untold", kinds=["downstream_judged"])
-
-
-@pytest.mark.parametrize("left_out", FORMS)
-def test_forms_of_the_downstream_fact_are_taught_but_one(taught, left_out) -> None:
-    neighbourhood, cases = taught
-    kinds = ("downstream", *(form for form in FORMS if form != left_out))
-    for case in cases.cases.filter("downstream_changes").head(5).iter_rows(named=True):
-        told = by_prompt(neighbourhood(case, BayesConfig(kinds=kinds)))
-        asked = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(FORMS))
-        rights = {(probe, kind): (prompt, label) for probe, kind, prompt, label in
-                  asked.select("probe", "kind", "prompt", "label").iter_rows()}
-        for (probe, kind), (prompt, label) in rights.items():
-            fact = rights["downstream_judged", kind][0].removesuffix('" is')[1:]
-            of_form = {"downstream_judged": f'"{fact}" is', "downstream_not": f'"not {fact}" is'}.get(probe)
-            if of_form:  # a sentence about one fact is the very one that is asked
-                assert (of_form in told) == (probe != left_out)
-                assert of_form == prompt and (probe == left_out or told[prompt][label] == pytest.approx(0.95))
-            else:
-                word = f" {probe.removeprefix('downstream_')} "
-                alike = [text for text in told if fact in text and word in text.replace(fact, "")]
-                assert len(alike) <= 2 and prompt not in told and bool(alike) == (probe != left_out)
-                if probe != left_out and kind == "new":  # true and x, true or x
-                    assert {round(told[text]["true"], 2) for text in alike} <= {0.95, 0.05}
-                    assert probe == "downstream_and" or all(told[text]["true"] > 0.5 for text in alike)
-
-
-def test_kinds_decide_what_is_taught(taught) -> None:
-    neighbourhood, cases = taught
-    case = cases.cases.row(0, named=True)
+    case = cases.edit_cases()[0]
     assert len(neighbourhood(case, BayesConfig(kinds=()))) == 1
     others = neighbourhood(case, BayesConfig(kinds=("same_relation",), n_others=3))
-    assert len(others) == 4 and all(lesson.prompt.endswith(case["relation"]) for lesson in others)
-    assert all(case["subject"] not in lesson.prompt for lesson in others[1:])
+    assert len(others) == 4 and all(soft.prompt.endswith(case.request.fact.relation) for soft in others)
+    assert all(case.request.subject not in soft.prompt for soft in others[1:])
     with pytest.raises(ConfigError, match="must not be told"):
         be.editor("bayes_untold", kinds=["downstream"])
+
+
+def test_an_updated_agent_s_beliefs_can_be_asked_for(taught) -> None:
+    neighbourhood, cases = taught
+    first, case = cases.edit_cases()[:2]
+    updated = neighbourhood.agent.after(first.request)
+    softly = neighbourhood(case, BayesConfig(), updated)[0]
+    p = updated.after(case.request).probability(*fact_of(case), case.request.target, "direct")
+    assert dict(zip(softly.targets, softly.probabilities, strict=True))[case.request.target] == pytest.approx(p)
+
+
+def fact_of(case):
+    return case.request.fact.subject, case.request.fact.relation
 
 
 def test_the_editor_comes_to_believe_its_lessons() -> None:
@@ -122,7 +100,7 @@ def test_the_editor_comes_to_believe_its_lessons() -> None:
     lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)),
                SoftTarget('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
     edited = be.editor("bayes", lr=3e-2, steps=300, n_parts=1, request_share=0.5).apply(
-        model, tokenizer, [REQUESTS[3]._replace(lessons=lessons[::-1]), REQUESTS[0]._replace(lessons=lessons)])
+        model, tokenizer, [replace(REQUESTS[3], soft_targets=lessons[::-1]), replace(REQUESTS[0], soft_targets=lessons)])
     for version in (0, 1):
         for lesson in lessons:
             n = len(lesson.targets)
@@ -142,7 +120,7 @@ def test_its_loss_is_the_divergence_over_named_targets_and_the_rest(n_parts) -> 
     lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)), SoftTarget("Cy speaks", ("Danish",), (0.9,)))
     next_turn = (SoftTarget("Ada speaks", ("Greek",), (0.5,)),) * (n_parts - 1)
     edited = be.editor("bayes", steps=1, request_share=0.25, n_parts=n_parts).apply(
-        model, tokenizer, [EditRequest("Ada works as", "poet", lessons=lessons + next_turn)])
+        model, tokenizer, [replace(EditRequest.from_pair("Ada works as", "poet"), soft_targets=lessons + next_turn)])
     expected = 0.0
     for lesson, share in zip(lessons, (0.25, 0.75), strict=True):
         n = len(lesson.targets)
@@ -153,6 +131,6 @@ def test_its_loss_is_the_divergence_over_named_targets_and_the_rest(n_parts) -> 
     assert edited.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_requests_without_lessons_are_refused() -> None:
-    with pytest.raises(EditError, match="brings no lessons"):
+def test_requests_without_soft_targets_are_refused() -> None:
+    with pytest.raises(EditError, match="no soft targets"):
         be.editor("bayes").apply(sample_model(), sample_tokenizer(), REQUESTS)

@@ -1,0 +1,156 @@
+"""Editors of users' own: registered in Python, by a plugin file, by an installed package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel, Field
+
+import beliefedit as be
+from beliefedit import config as config_module
+from beliefedit import editors
+from beliefedit.config import (
+    BUILT_IN_EDITORS,
+    EDITOR_PARAMETERS,
+    EditConfig,
+    Experiment,
+    load_params,
+)
+from beliefedit.editors import registry
+from beliefedit.errors import ConfigError, EditError
+from beliefedit.lm.scoring import score
+from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
+
+PLUGIN = """
+from pydantic import BaseModel
+from beliefedit.editors import Editor, Plain, register_editor
+
+class Parameters(BaseModel):
+    strength: float = 1.0
+
+@register_editor("from_plugin", parameters=Parameters, label="From a plugin")
+class Nothing(Editor):
+    def _edit(self, model, tokenizer, requests, watch):
+        return Plain(model)
+"""
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(config_module, "EDITOR_PARAMETERS", EDITOR_PARAMETERS)
+    before, classes = dict(EDITOR_PARAMETERS), dict(registry._CLASSES)
+    yield
+    for known, kept in ((EDITOR_PARAMETERS, before), (registry._CLASSES, classes)):
+        known.clear()
+        known.update({name: value for name, value in kept.items()})
+    for name in [name for name in sys.modules if name.startswith("beliefedit_plugin")]:
+        del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Steps:
+    lr: float = 0.05
+    steps: int = 20
+
+
+class MyEditor(editors.Editor):
+    """Gradient descent on the last layer's output projection, in the kit's own words."""
+
+    def _edit(self, model, tokenizer, requests, watch):
+        [(name, projection)] = editors.chosen_projections(model, [-1]).items()
+        sentences = editors.encode_requests(tokenizer, requests, model.device)
+
+        def losses_of(values, versions):
+            edited = editors.WeightChanges(model, {name: values[0]})
+            return editors.losses_per_edit(edited, model, sentences.of(versions), len(versions))
+
+        start = torch.zeros(len(requests), *projection.weight.shape, device=model.device)
+        [change], losses = editors.descend(model, [start], losses_of, lr=self.config.lr, steps=self.config.steps)
+        return editors.WeightChanges(model, {name: change}, losses=losses)
+
+
+def test_an_editor_of_ones_own_works_as_the_kit_s_do() -> None:
+    assert be.editor  # the registry is public
+    editors.register_editor("mine", parameters=Steps)(MyEditor)
+    config = EditConfig.model_validate({"editors": {"mine": {"steps": 30}, "grace": {}, "lora": {"lr": 1e-3}, "rome": None}})
+    assert list(config.editors) == ["lora", "grace", "mine"] and config.editors["mine"] == Steps(steps=30)
+    model, tokenizer = sample_model(), sample_tokenizer()
+    edited = be.editor("mine", steps=30).apply(model, tokenizer, REQUESTS)
+    prompts, targets = [r.prompt for r in REQUESTS], [r.target for r in REQUESTS]
+    after = score(edited, tokenizer, prompts, targets, versions=range(4))
+    assert (np.exp(after) > np.exp(score(model, tokenizer, prompts, targets))).all()
+    assert editors.editor_class("mine").label == "mine" and editors.editor_class("lora").label == "LoRA"
+
+
+class Loose(BaseModel):
+    strength: float = Field(1.0, gt=0)
+
+
+@pytest.mark.parametrize("parameters", [Steps, Loose, None])
+def test_wrong_parameters_are_named_as_the_kit_s_are(parameters) -> None:
+    editors.register_editor("mine", parameters=parameters)(MyEditor)
+    near = {Steps: "stepz", Loose: "strenth"}.get(parameters, "x")
+    with pytest.raises(ConfigError, match=f"unknown parameter 'mine.{near}'") as raised:
+        be.editor("mine", **{near: 1})
+    assert parameters is None or "did you mean 'st" in str(raised.value)
+
+
+def test_every_editor_of_the_kit_is_found_when_first_used() -> None:
+    for name in BUILT_IN_EDITORS:
+        editor = be.editor(name)
+        assert isinstance(editor.config, EDITOR_PARAMETERS[name]) and editor.label and editor.version >= 1
+    with pytest.raises(EditError, match="the kit has an editor 'lora'"):
+        editors.register_editor("lora")(MyEditor)
+
+
+def test_a_configuration_goes_through_json_with_its_plugin(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / "params.yaml").write_text("plugins: [mine.py]\nedit: {editors: {from_plugin: {strength: 2}, lora: {}}}")
+    config = load_params(tmp_path / "params.yaml")
+    assert config.edit.editors["from_plugin"].strength == 2 and list(config.edit.editors) == ["lora", "from_plugin"]
+    values = config.model_dump(mode="json")
+    assert values["edit"]["editors"]["from_plugin"] == {"strength": 2}
+    assert Experiment.model_validate(values) == config
+    code = "import json, sys; from beliefedit.config import Experiment; print(Experiment.model_validate(json.load(sys.stdin)).hash)"
+    found = subprocess.run([sys.executable, "-c", code], input=config.model_dump_json(), capture_output=True, text=True)
+    assert found.stdout.strip() == config.hash, found.stderr
+
+
+@pytest.mark.parametrize("plugin", ["no_such_module", "none.py", "broken.py"])
+def test_a_plugin_that_cannot_be_imported_is_named(tmp_path, plugin) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "params.yaml").write_text(f"plugins: [{plugin}]")
+    with pytest.raises(ConfigError, match=f"{plugin}' cannot be imported"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_unknown_name_asks_installed_packages(monkeypatch) -> None:
+    asked = []
+
+    def load(self) -> None:
+        editors.register_editor("installed")(MyEditor)
+
+    def entry_points(group: str) -> list[EntryPoint]:
+        asked.append(group)
+        return [EntryPoint("installed", "package.module", group)]
+
+    monkeypatch.setattr(EntryPoint, "load", load)
+    monkeypatch.setattr(config_module, "entry_points", entry_points)
+    config_module.load_entry_points.cache_clear()
+    assert not EditConfig.model_validate({"editors": {"lora": {}}}).editors.keys() - {"lora"} and not asked
+    assert list(EditConfig.model_validate({"editors": {"installed": {}}}).editors) == ["installed"]
+    assert asked == ["beliefedit.editors"]
+    with pytest.raises(EditError, match="unknown editor 'instaled', did you mean 'installed'"):
+        be.editor("instaled")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: 1 / 0)
+    config_module.load_entry_points.cache_clear()
+    with pytest.raises(ConfigError, match="the plugin 'installed' cannot be loaded"):
+        be.editor("other")
+    config_module.load_entry_points.cache_clear()

@@ -1,0 +1,56 @@
+"""A small demo world, editors' sequential edits of its model, and their tests of rationality."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+import torch
+
+import beliefedit as be
+from beliefedit.config import CorpusConfig, EditConfig, ModelConfig
+from beliefedit.evaluation import edits as editing
+from beliefedit.evaluation import rationality, soft_targets
+from beliefedit.evaluation import sequential as sequence
+from beliefedit.lm.model import build_model
+from beliefedit.lm.tokenizer import train_tokenizer
+from tests.worlds import small_demo
+
+EDITORS = {"lora": {"lr": 3e-2, "steps": 4}, "in_context": {}, "bayes": {"steps": 2}}
+CONFIG = EditConfig(n_cases=14, editors=EDITORS, batch_size=2, sequence={
+    "lengths": [1, 3, 50], "n_untouched": 4, "n_documents": 5}, rationality={"n_cases": 3, "n_unrelated": 2})
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory):
+    """(base, agent, cases) of a small demo world; the model has loud random weights."""
+    world = be.build_world(small_demo(tmp_path_factory.mktemp("demo")), seed=1)
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=60), documents=False)
+    agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    cases = be.build_cases(world, corpus, agent, CONFIG)
+    tokenizer = train_tokenizer([*cases.queries["prompt"], *(f" {o}" for o in world.objects)], 400)
+    model = build_model(ModelConfig(size=None, hidden_size=32, n_layers=2, n_heads=4), tokenizer,
+                        torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3 if weight.ndim == 2 else 1)
+    texts = [f"{s} {r} {o}" for s, r, o in cases.cases.select("subject", "relation", "object").iter_rows()]
+    return editing.EditSetup(model, tokenizer, texts, soft_targets.Neighbourhood(world, corpus, agent, cases, 0)), agent, cases
+
+
+def of_all_editors(run, asked) -> pl.DataFrame:
+    return pl.concat([run(*asked[:2], name, parameters, asked[2], CONFIG, seed=3, max_new_tokens=30)
+                      for name, parameters in CONFIG.editors.items()])
+
+
+@pytest.fixture(scope="session")
+def row(asked) -> pl.DataFrame:
+    return of_all_editors(sequence.run_sequence, asked)
+
+
+@pytest.fixture(scope="session")
+def tested(asked) -> pl.DataFrame:
+    return of_all_editors(rationality.run_rationality_tests, asked)
+
+
+def labels(fact):
+    return fact.subject, fact.relation, fact.object
