@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
-VERSIONS = {"graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 4, "model": 2, "beliefs": 3,
-            "edits": 5, "sequential": 2, "rationality": 2, "tables": 5}
+VERSIONS = {
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 4, "model": 2, "beliefs": 3,
+    "edits": 5, "sequential": 2, "rationality": 2, "tables": 5
+}
 """Raise a stage's number when the same configuration gives another artifact."""
 
 EDITING_STAGES = ("edits", "sequential", "rationality")
@@ -56,8 +58,8 @@ class Run:
     """An experiment in a folder.
 
     Args:
-        folder: gets the artifacts, ``<stage>/<key>/`` each; a point of a sweep has them in the store
-            that its summary.json names.
+        folder: gets the artifacts, ``<stage>/<key>/`` each; a point of a sweep has them in the
+            store that its summary.json names.
         params: parameter file or configuration; None: the configuration recorded in the folder.
         overrides: dotted or nested parameters to change.
         store: where artifacts live, if not in the folder.
@@ -328,7 +330,8 @@ class Run:
         from beliefedit.training.train import train
 
         probes = evaluation_cases.build_probes(self.world, self.corpus, self.agent,
-                                               self.config.pretraining.n_eval_facts, self.config.seed)
+                                               self.config.pretraining.n_eval_facts,
+                                               self.config.seed)
         working = self.store.working_folder("model", self.key("model"))
         return working, train(self.corpus.documents, self.tokenizer, self.config.model,
                               self.config.pretraining, folder=working, probes=probes,
@@ -357,7 +360,8 @@ class Run:
 
     @cached_property
     def sequential(self) -> pl.DataFrame:
-        """Edits applied one after another: means with intervals by editor, n_edits, group, measure."""
+        """Edits applied one after another: means with intervals by editor, n_edits, group, measure.
+        """
         return self._means("sequential", ["editor", "n_edits", "group", "measure"])
 
     @cached_property
@@ -379,8 +383,11 @@ class Run:
     def _edited(self, frame: str) -> pl.DataFrame:
         from beliefedit.evaluation.edits import SCHEMAS
 
-        return pl.concat([pl.DataFrame(schema=SCHEMAS[frame]), *(
-            pl.read_parquet(self.path(part) / f"{frame}.parquet") for part in self._parts("edits"))])
+        return pl.concat([
+            pl.DataFrame(schema=SCHEMAS[frame]),
+            *(pl.read_parquet(self.path(part) / f"{frame}.parquet")
+              for part in self._parts("edits"))
+        ])
 
     def _means(self, stage: str, by: list[str]) -> pl.DataFrame:
         parts = [pl.read_parquet(self.path(part) / "values.parquet") for part in self._parts(stage)]
@@ -456,8 +463,12 @@ class Run:
     def _build_tables(self, folder: Path) -> None:
         generator = np.random.default_rng([self.config.seed, Stream.TABLES])
         cases, settings = self.cases, self.config.analysis
-        measured = analysis.compute_measures(cases.cases, cases.queries, self.beliefs, self.edits,
-                                             distances=(self.distances_before, self.distances_after))
+        measured = analysis.compute_measures(cases.cases,
+                                             cases.queries,
+                                             self.beliefs,
+                                             self.edits,
+                                             distances=(self.distances_before,
+                                                        self.distances_after))
         tables = analysis.build_tables(measured, settings, generator)
         findings = verdict.findings_frame(tables)
         paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))

@@ -62,7 +62,8 @@ class Store:
     def __init__(self, folder: str | Path, *, read_only: bool = False) -> None:
         self.folder, self.read_only = Path(folder), read_only
         if self.folder.exists() and not self.folder.is_dir():
-            raise StoreError(f"{self.folder} is a file, not a folder", remedy="choose another --out")
+            raise StoreError(f"{self.folder} is a file, not a folder",
+                             remedy="choose another --out")
         if read_only:
             return
         try:

@@ -41,10 +41,6 @@ class Fact:
     def __str__(self) -> str:
         return f"{self.prompt} {self.object}"
 
-    @property
-    def prompt(self) -> str:
-        """The prompt that asks for the object."""
-        return atomic_prompt(self.subject, self.relation)
 
 
 @dataclass(frozen=True)
