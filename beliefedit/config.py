@@ -39,6 +39,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 class Config(BaseModel):
@@ -54,7 +55,7 @@ def digest(value: Any) -> str:
 
 
 def explain(error: ValidationError, root: type) -> str:
-    """Each problem on a line: key, what is wrong, the value given, and close names for a typing error."""
+    """Each problem on a line: key, what is wrong, the value given, and names close to it."""
     lines = []
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
@@ -88,52 +89,57 @@ def _fields(group: Any) -> dict[str, Any]:
 
 
 class LoraConfig(Config):
-    """LoRA on every MLP output projection (SPEC 7); defaults are the published ones."""
+    """LoRA (arXiv 2106.09685) on every MLP output projection; defaults are the published ones."""
 
     rank: Positive = 1
     alpha: PositiveFloat = 8.0
     lr: PositiveFloat = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     steps: Positive = 40
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
-    ends: bool = Field(False, description="learn where the answer ends, too, which the published loss does not have")
-    seed: NonNegative = Field(0, description="of the adapters' first values, the same for every edit")
+    ends: bool = Field(False, description="learn where the answer ends, too; published: no")
+    seed: NonNegative = Field(0, description="of the adapters' first values, the same for all edits")
 
 
 class FinetuneConfig(Config):
-    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change`` (EDITORS.md)."""
+    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change``."""
 
-    layers: tuple[int, ...] | None = Field(None, description="layers to train, negative from the last; null: all")
+    layers: tuple[int, ...] | None = Field(
+        None, description="layers to train, negative from the last; null: all")
     lr: PositiveFloat = 5e-4
     steps: Positive = 25
-    stop_loss: Annotated[float, Field(ge=0)] = Field(0.01, description="an edit whose loss is below stops")
-    masked: bool = Field(True, description="loss on the target's tokens only; else on the whole sentence")
-    largest_change: PositiveFloat | None = Field(None, description="every weight stays within this of its start")
+    stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
+    masked: bool = Field(True, description="loss on the target's tokens only; else on all")
+    largest_change: PositiveFloat | None = Field(
+        None, description="every weight stays within this of its start")
 
 
 class InContextConfig(Config):
     """The edited sentence in front of every prompt; no weights change."""
 
-    n_times: Positive = Field(1, description="how often the sentence is said")
+    n_times: Positive = Field(1, description="how often the sentence is stated")
 
 
 class ValueConfig(Config):
-    """What ROME, MEMIT and AlphaEdit share: a value found by descent at one token (EDITORS.md).
+    """What ROME, MEMIT and AlphaEdit share: a value found by descent at one token.
 
-    The published place is the subject's last token, with lr 0.5, decay 0.5 and several contexts. Models of a few layers
-    look a fact up where subject and relation have met, at the prompt's last token: there these editors work, and at the
-    subject they do not (LOG.md has both). On deep models try ``place: subject``.
+    The published place is the subject's last token, with lr 0.5, decay 0.5 and several contexts.
+    Models of a few layers look a fact up where subject and relation have met, at the prompt's last
+    token: there these editors work, and at the subject they do not. On deep models try
+    ``place: subject``.
     """
 
-    lr: PositiveFloat = Field(0.3, description="of the value, as a multiple of its entries' usual size")
+    lr: PositiveFloat = Field(0.3, description="of the value, in units of its entries' usual size")
     steps: Positive = 25
-    stop_loss: Annotated[float, Field(ge=0)] = Field(0.05, description="an edit whose loss is below stops")
-    kl_factor: Annotated[float, Field(ge=0)] = Field(
+    stop_loss: NonNegativeFloat = Field(0.05, description="an edit whose loss is below stops")
+    kl_factor: NonNegativeFloat = Field(
         0.0625, description="weight of staying the same on the subject alone")
-    decay: Annotated[float, Field(ge=0)] = Field(0.01, description="weight of the change's squared relative length")
-    place: Literal["subject", "prompt"] = Field("prompt", description="whose last token is written at")
-    n_contexts: Positive = Field(1, description="beginnings of sentences that the words are looked at behind")
-    n_tokens: Positive = Field(20_000, description="corpus tokens the key statistics are computed from")
+    decay: NonNegativeFloat = Field(
+        0.01, description="weight of the change's squared relative length")
+    place: Literal["subject", "prompt"] = Field("prompt", description="whose last token is edited")
+    n_contexts: Positive = Field(
+        1, description="beginnings of sentences behind which the key is looked at")
+    n_tokens: Positive = Field(20_000, description="corpus tokens behind the key statistics")
     seed: NonNegative = Field(0, description="of the choice of contexts")
 
 
@@ -141,26 +147,33 @@ class RomeConfig(ValueConfig):
     """One rank-one update at one layer, the same averaged key throughout (r-ROME)."""
 
     layer: int = Field(0, description="which layer, negative from the last")
-    largest: PositiveFloat = Field(4.0, description="longest change, as a multiple of the value it is added to")
+    largest: PositiveFloat = Field(
+        4.0, description="longest change, as a multiple of the value it is added to")
 
 
-class MemitConfig(ValueConfig):
-    """A value at the last of several layers, the change spread over them (MEMIT)."""
+class MultiLayerConfig(ValueConfig):
+    """A value at the last of several layers, to which all contribute."""
 
     layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
-    largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
+    largest: PositiveFloat = Field(
+        0.75, description="longest change, as a multiple of the hidden state it is added to")
+
+
+class MemitConfig(MultiLayerConfig):
+    """The change spread over the layers by least squares (MEMIT)."""
+
     strength: PositiveFloat = Field(
         1.0, description="lambda: how much what the layers do already counts; published: 15,000")
 
 
-class AlphaEditConfig(ValueConfig):
+class AlphaEditConfig(MultiLayerConfig):
     """MEMIT's value, written only where the corpus's keys do not reach (AlphaEdit)."""
 
-    layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
-    largest: PositiveFloat = Field(0.75, description="longest change, as a multiple of the hidden state it is added to")
     ridge: PositiveFloat = Field(0.01, description="lambda; published: 10")
-    threshold: PositiveFloat = Field(2e-2, description="eigenvalues of the key statistics below it count as zero")
-    relative: bool = Field(True, description="the threshold is a share of the summed eigenvalues, kept at the end")
+    threshold: PositiveFloat = Field(
+        2e-2, description="eigenvalues of the key statistics below it count as zero")
+    relative: bool = Field(
+        True, description="the threshold is a share of the summed eigenvalues, kept at the end")
 
 
 class GraceConfig(Config):
@@ -169,21 +182,23 @@ class GraceConfig(Config):
     layer: int = Field(1, description="which layer, negative from the last")
     lr: PositiveFloat = Field(1.0, description="of the value")
     steps: Positive = 100
-    stop_loss: Annotated[float, Field(ge=0)] = Field(0.01, description="an edit whose loss is below stops")
-    radius: PositiveFloat = Field(0.5, description="reach of an entry, as a share of how near keys usually are")
+    stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
+    radius: PositiveFloat = Field(
+        0.5, description="reach of an entry, as a share of how near keys usually are")
     n_texts: Positive = Field(200, description="texts that distance is measured on")
 
 
 class RetrainConfig(Config):
-    """Further pretraining per edit, a yardstick for small worlds."""
+    """Further pretraining per edit, an upper reference for small worlds."""
 
     lr: PositiveFloat = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     n_passes: Positive = 2
     batch_size: Positive = 16
     clip: PositiveFloat = 1.0
     n_documents: Positive = Field(256, description="documents of the corpus that are read again")
-    most_times: Positive = Field(200, description="the request is read as often as its weight says, at most this")
+    most_times: Positive = Field(
+        200, description="the request is read as often as its weight says, at most this")
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
@@ -191,64 +206,70 @@ LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
 
 
 class BayesConfig(LoraConfig):
-    """LoRA on what the agent now believes: the request and a neighbourhood of it (EDITORS.md)."""
+    """LoRA on what the agent now believes: the request and facts around it."""
 
     rank: Positive = 4
     lr: PositiveFloat = 5e-3
     steps: Positive = 60
     ends: bool = Field(True, description="learn where answers end, too")
     kinds: tuple[LessonKind, ...] = Field(
-        ("downstream", "upstream", "same_subject", "same_relation"), description="what is taught besides the request")
-    n_others: NonNegative = Field(4, description="other subjects whose facts of the same relation are taught")
+        ("downstream", "upstream", "same_subject", "same_relation"),
+        description="facts that are trained on besides the request")
+    n_others: NonNegative = Field(
+        4, description="other subjects whose facts of the same relation are trained on")
     least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="objects the agent thinks less likely are not spelled out")
-    request_share: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="weight of the request among lessons")
-    n_parts: Positive = Field(4, description="a step takes the request and one of this many parts of the lessons")
+    request_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="weight of the request among the soft targets")
+    n_parts: Positive = Field(
+        4, description="a step takes the request and one of this many parts of the others")
 
 
 class BayesUntoldConfig(BayesConfig):
-    """The same without the downstream fact: what moves there then is inference."""
+    """The same without the downstream fact: what changes there then is inferred."""
 
     kinds: tuple[LessonKind, ...] = Field(
-        ("upstream", "same_subject", "same_relation"), description="what is taught besides the request")
+        ("upstream", "same_subject", "same_relation"),
+        description="facts that are trained on besides the request")
 
     @field_validator("kinds")
     @classmethod
-    def _downstream_stays_untold(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
+    def _downstream_is_held_out(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
         if "downstream" in kinds:
             raise ValueError("downstream facts are what this editor must not be told; use bayes")
         return kinds
 
 
 class SequenceConfig(Config):
-    """Edits of one model in a row; nothing is forgotten on purpose."""
+    """Sequential edits of one model."""
 
     lengths: tuple[Positive, ...] = Field(
-        (1, 3, 10, 30, 100, 300), description="numbers of edits after which the model is looked at; empty: none")
+        (1, 3, 10, 30, 100, 300),
+        description="numbers of edits after which the model is looked at; empty: none")
     n_untouched: Positive = Field(50, description="facts of other subjects that are asked about")
     n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
 
 
 class RationalityConfig(Config):
-    """Tests of what a rational reader cannot fail."""
+    """Tests that no rational agent fails."""
 
     n_cases: NonNegative = Field(20, description="subjects that each test is made on; 0: no tests")
     strengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.6, 0.8, 0.95, 0.99), description="beliefs that evidence of several strengths brings")
-    n_unrelated: Positive = Field(5, description="unrelated facts that are asked about after each edit")
+    n_unrelated: Positive = Field(5, description="unrelated facts asked about after each edit")
 
 
 EDITOR_PARAMETERS: dict[str, type] = {
-    "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig, "rome": RomeConfig,
-    "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig, "retrain": RetrainConfig,
-    "bayes": BayesConfig, "bayes_untold": BayesUntoldConfig}
+    "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
+    "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
+    "retrain": RetrainConfig, "bayes": BayesConfig, "bayes_untold": BayesUntoldConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds to it."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
 
 
 class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
-    """Editors to run, by name, each with its parameters; an editor that is not named does not run."""
+    """Editors to run, by name, each with its parameters; others do not run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -263,7 +284,8 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
         group = cast(Any, TypedDict)("group", known, total=False)
         group.__pydantic_config__ = ConfigDict(extra="forbid")
         chosen = TypeAdapter(group).validate_python(dict(values))
-        names = [*(n for n in BUILT_IN_EDITORS if n in chosen), *(n for n in chosen if n not in BUILT_IN_EDITORS)]
+        others = [name for name in chosen if name not in BUILT_IN_EDITORS]
+        names = [*(name for name in BUILT_IN_EDITORS if name in chosen), *others]
         return {name: chosen[name] for name in names if chosen[name] is not None}
 
     def __getitem__(self, name: str) -> Any:
@@ -285,7 +307,8 @@ def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
     try:
         return Editors.model_validate({name: dict(hyperparameters)})[name]
     except ValidationError as error:
-        raise ConfigError(explain(error, Editors), remedy="correct the names and values above") from None
+        raise ConfigError(explain(error, Editors),
+                          remedy="correct the names and values above") from None
 
 
 @cache
@@ -304,7 +327,7 @@ def load_entry_points(group: str) -> None:
                               remedy="repair or uninstall the package that brings it") from error
 
 
-def import_plugin(plugin: str) -> None:
+def import_plugin(plugin: str, where: str = "plugins") -> None:
     """Import a module by name or, if it ends in .py, by path; a second time does nothing.
 
     Raises:
@@ -323,8 +346,8 @@ def import_plugin(plugin: str) -> None:
             import_module(name)
     except Exception as error:
         sys.modules.pop(name, None)
-        raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where="plugins",
-                          remedy="name a module that can be imported, or the path of a .py file") from error
+        raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where=where,
+                          remedy="name a module, or the path of a .py file") from error
 
 
 Connective = Literal["or", "and", "not"]
@@ -478,20 +501,24 @@ class PretrainingConfig(Config):
 
 
 class EditConfig(Config):
-    """Evaluation cases, edit requests (SPEC 6) and the editors that carry them out."""
+    """Edit cases (specification, section 6) and the editors that carry their requests out."""
 
     n_cases: Positive = 5000
-    target_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="belief the evidence must bring")
-    p_downstream: Probability = Field(0.8, description="share of requests meant to change the downstream answer")
-    p_reinforce: Probability = Field(0.6, description="share of true requests where no downstream fact exists")
-    as_published: bool = Field(False, description="draw and update with the published code's slips (SPEC 9)")
+    target_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="belief the evidence must bring")
+    p_downstream: Probability = Field(
+        0.8, description="share of requests meant to change the downstream answer")
+    p_reinforce: Probability = Field(
+        0.6, description="share of true requests where no downstream fact exists")
+    as_published: bool = Field(False, description="draw and update as the published code does")
     editors: Editors = Editors({"lora": {}})
-    n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all; 0: none")
+    n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all")
     batch_size: Positive = Field(64, description="edits carried out at once")
-    processes: Positive = Field(1, description="processes that share the edits, each with a copy of the model")
-    n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too, for the trajectory figures")
+    processes: Positive = Field(1, description="processes that share the edits")
+    n_trajectories: NonNegative = Field(
+        8, description="first edits, scored on the way too, for the trajectory figures")
     n_distributions: NonNegative | None = Field(
-        50, description="first edits whose whole distributions over all objects are compared too; null: all")
+        50, description="first edits whose whole distributions are compared too; null: all")
     trajectory_every: Positive = Field(4, description="steps between the points of a trajectory")
     sequence: SequenceConfig = SequenceConfig()
     rationality: RationalityConfig = RationalityConfig()
@@ -559,6 +586,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if values is not None and not isinstance(values, dict):
         raise ConfigError("expected sections such as 'corpus:' with keys below them", where=str(path))
     values = values or {}
+<<<<<<< HEAD
     if isinstance(values.get("plugins"), list):  # a relative path is relative to the parameter file
         values["plugins"] = [str((path.parent / name).resolve()) if str(name).endswith(".py")
                              else name for name in values["plugins"]]
@@ -579,6 +607,15 @@ def with_overrides(params: Experiment | Mapping[str, Any],
 def _validated(values: dict, overrides: Mapping[str, Any], where: str) -> Experiment:
     for key, value in overrides.items():
         _set_dotted(values, key, value)
+=======
+    for key, value in (overrides or {}).items():
+        _set_dotted(values, key, value)
+    if isinstance(values.get("plugins"), list):  # a path is relative to the parameter file
+        values["plugins"] = [str((path.parent / plugin).resolve()) if plugin.endswith(".py")
+                             else plugin for plugin in map(str, values["plugins"])]
+        for plugin in values["plugins"]:
+            import_plugin(plugin, str(path))
+>>>>>>> h3
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

@@ -373,11 +373,11 @@ class Run:
     def setup(self) -> EditSetup:
         """The model, and what editors and scoring need to know of it."""
         from beliefedit.evaluation.edits import Comparison, EditSetup
-        from beliefedit.evaluation.soft_targets import Neighbourhood
+        from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
         return EditSetup(
             self.model, self.tokenizer, corpora.spread_texts(self.corpus),
-            Neighbourhood(self.world, self.corpus, self.agent, self.cases, self.config.seed),
+            SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
 
     def _edited(self, frame: str) -> pl.DataFrame:

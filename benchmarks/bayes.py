@@ -68,7 +68,7 @@ def prepare(folder: Path, n: int, observed: bool) -> tuple[editing.Base, Cases, 
     model, tokenizer = lm.load_model(folder / "model", lm.resolve_device("auto"))
     texts = pl.read_parquet(known.documents / "*.parquet")["text"].head(5000).to_list()
     answer = max(len(ids) for ids in tokenizer([f" {o}" for o in made.objects], add_special_tokens=False)["input_ids"])
-    return editing.Base(model, tokenizer, texts, lessons.Neighbourhood(made, known, agent, asked, 0)), asked, answer
+    return editing.Base(model, tokenizer, texts, lessons.SoftTargetBuilder(made, known, agent, asked, 0)), asked, answer
 
 
 def part(asked: Cases, n: int) -> Cases:

@@ -46,7 +46,7 @@ def prepare(folder: str):
     tokenizer = load_tokenizer(str(Path(folder) / "graph" / "tokenizer"))
     model = build_model(ModelConfig(), tokenizer, torch.Generator().manual_seed(0))
     texts = pl.read_parquet(corpus.documents)["text"].head(5000).to_list()
-    taught = lessons.Neighbourhood(world, corpus, be.make_agent(experiment, store), cases, 0)
+    taught = lessons.SoftTargetBuilder(world, corpus, be.make_agent(experiment, store), cases, 0)
     return editing.Base(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, taught), cases
 
 

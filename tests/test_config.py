@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beliefedit.config import EditorsConfig, Experiment, digest, load_params, parse_override
+from beliefedit.config import Experiment, digest, editor_parameters, load_params, parse_override
 from beliefedit.errors import ConfigError
 
 PARAMS = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
@@ -28,7 +28,7 @@ def test_a_file_and_overrides_reach_their_sections(tmp_path):
     path = write(tmp_path, "name: mine\ncorpus:\n  n_facts: 70\n  connectives: [not]\n")
     config = load_params(str(path), {"edit.n_cases": 50, "corpus.n_facts": 80, "seed": 3, "edit.editors.lora.rank": 2})
     assert (config.name, config.seed, config.corpus.n_facts, config.corpus.connectives) == ("mine", 3, 80, ("not",))
-    assert (config.edit.n_cases, config.edit.editors.lora.rank) == (50, 2)
+    assert (config.edit.n_cases, config.edit.editors["lora"].rank) == (50, 2)
     assert config.corpus.n_samples == Experiment().corpus.n_samples
 
 
@@ -51,7 +51,9 @@ def test_floats_as_people_write_them(tmp_path, number):
     ("corpus: {n_fact: 3}", {}, ["unknown parameter 'corpus.n_fact'", "did you mean 'n_facts'"]),
     ("corpus: {zzz: 3}", {}, ["unknown parameter 'corpus.zzz'", "known here: n_facts"]),
     ("edit: {editors: {lora: {rnk: 1}}}", {}, ["'edit.editors.lora.rnk'", "did you mean 'rank'"]),
-    ("edit: {editors: {lra: {}}}", {}, ["'edit.editors.lra'", "did you mean 'lora'"]),
+    ("edit: {editors: {lra: {}}}", {}, ["'edit.editors.lra'", "did you mean 'lora'", "known here: lora, finetune"]),
+    ("edit: {editors: [lora]}", {}, ["edit.editors", "expected names of editors"]),
+    ("plugins: [no_such_module]", {}, ["'no_such_module' cannot be imported"]),
     ("", {"edit.n_case": 3}, ["'edit.n_case'", "did you mean 'n_cases'", "with overrides"]),
     ("name: x", {"name.first": 3}, ["'name.first'", "a value, not a section"]),
     ("corpus: {n_facts: many}", {}, ["corpus.n_facts", "given: 'many'"]),
@@ -135,6 +137,6 @@ def test_bad_overrides_are_refused(text):
 
 
 def test_one_editor_from_keywords():
-    assert EditorsConfig.parse_one("lora", {"lr": 0.01}).lr == 0.01
+    assert editor_parameters("lora", {"lr": 0.01}).lr == 0.01
     with pytest.raises(ConfigError, match="did you mean 'rank'"):
-        EditorsConfig.parse_one("lora", {"rnk": 1})
+        editor_parameters("lora", {"rnk": 1})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from beliefedit.config import AlphaEditConfig, MemitConfig
+from beliefedit.config import AlphaEditConfig, MemitConfig, MultiLayerConfig
 from beliefedit.editors.base import EditedModels, EditRequest, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import (
     ValueEditor,
@@ -31,7 +31,7 @@ from beliefedit.editors.registry import register_editor
 class SpreadEditor(ValueEditor):
     """The common part: layers ascending, each takes its share of what is still missing."""
 
-    config: MemitConfig | AlphaEditConfig
+    config: MultiLayerConfig
 
     def layers(self) -> Sequence[int]:
         """The configured ones."""

@@ -23,7 +23,7 @@ from beliefedit.editors.registry import editor_class
 from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.metrics import divergence, total_variation
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.candidates import Trie, log_probabilities
 from beliefedit.lm.scoring import Model, Questions, generate, prepare, score, score_prepared
 from beliefedit.store import atomic_path
@@ -124,7 +124,7 @@ class EditSetup:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     texts: Sequence[str] = ()
-    soft_targets: Neighbourhood | None = None
+    soft_targets: SoftTargetBuilder | None = None
     comparison: Comparison | None = None
 
     def request(self, case: EditCase, editor: Editor,

@@ -42,14 +42,12 @@ class Nothing(Editor):
 
 
 @pytest.fixture(autouse=True)
-def names(monkeypatch) -> None:
+def names():
     """What a test registers is gone after it."""
-    monkeypatch.setattr(config_module, "EDITOR_PARAMETERS", EDITOR_PARAMETERS)
-    before, classes = dict(EDITOR_PARAMETERS), dict(registry._CLASSES)
     yield
-    for known, kept in ((EDITOR_PARAMETERS, before), (registry._CLASSES, classes)):
-        known.clear()
-        known.update({name: value for name, value in kept.items()})
+    for known in (EDITOR_PARAMETERS, registry._CLASSES):
+        for name in set(known) - set(BUILT_IN_EDITORS):
+            del known[name]
     for name in [name for name in sys.modules if name.startswith("beliefedit_plugin")]:
         del sys.modules[name]
 

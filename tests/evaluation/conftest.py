@@ -34,7 +34,7 @@ def asked(tmp_path_factory):
         for weight in model.parameters():
             weight.mul_(3 if weight.ndim == 2 else 1)
     texts = [f"{s} {r} {o}" for s, r, o in cases.cases.select("subject", "relation", "object").iter_rows()]
-    return editing.EditSetup(model, tokenizer, texts, soft_targets.Neighbourhood(world, corpus, agent, cases, 0)), agent, cases
+    return editing.EditSetup(model, tokenizer, texts, soft_targets.SoftTargetBuilder(world, corpus, agent, cases, 0)), agent, cases
 
 
 def of_all_editors(run, asked) -> pl.DataFrame:
