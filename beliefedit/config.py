@@ -586,11 +586,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if values is not None and not isinstance(values, dict):
         raise ConfigError("expected sections such as 'corpus:' with keys below them", where=str(path))
     values = values or {}
-<<<<<<< HEAD
-    if isinstance(values.get("plugins"), list):  # a relative path is relative to the parameter file
-        values["plugins"] = [str((path.parent / name).resolve()) if str(name).endswith(".py")
-                             else name for name in values["plugins"]]
-    return _validated(values, overrides or {}, where=str(path))
+    return _validated(values, overrides or {}, str(path), path.parent)
 
 
 def with_overrides(params: Experiment | Mapping[str, Any],
@@ -598,24 +594,21 @@ def with_overrides(params: Experiment | Mapping[str, Any],
     """An experiment, or its values by section, with dotted overrides.
 
     Raises:
-        ConfigError: unknown key, wrong type, impossible value.
+        ConfigError: unknown key, wrong type, impossible value, or a plugin that cannot be imported.
     """
     values = params.model_dump(mode="json") if isinstance(params, Experiment) else dict(params)
-    return _validated(copy.deepcopy(values), overrides, where="the configuration")
+    return _validated(copy.deepcopy(values), overrides, "the configuration", Path())
 
 
-def _validated(values: dict, overrides: Mapping[str, Any], where: str) -> Experiment:
+def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment; paths of plugins are relative to ``folder``."""
     for key, value in overrides.items():
         _set_dotted(values, key, value)
-=======
-    for key, value in (overrides or {}).items():
-        _set_dotted(values, key, value)
-    if isinstance(values.get("plugins"), list):  # a path is relative to the parameter file
-        values["plugins"] = [str((path.parent / plugin).resolve()) if plugin.endswith(".py")
+    if isinstance(values.get("plugins"), list | tuple):
+        values["plugins"] = [str((folder / plugin).resolve()) if plugin.endswith(".py")
                              else plugin for plugin in map(str, values["plugins"])]
         for plugin in values["plugins"]:
-            import_plugin(plugin, str(path))
->>>>>>> h3
+            import_plugin(plugin, where)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
