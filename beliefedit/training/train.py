@@ -324,7 +324,8 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     hidden, rest = [], []
     for weight in model.parameters():
         (hidden if weight.ndim == 2 and id(weight) not in outer else rest).append(weight)
-    decay, optimizers = training.weight_decay, []
+    optimizers: list[Optimizer] = []
+    decay = training.weight_decay
     if training.optimizer == "muon":
         optimizers.append(torch.optim.Muon(hidden, lr=training.lr_muon, weight_decay=decay))
     else:

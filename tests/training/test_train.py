@@ -314,7 +314,8 @@ from beliefedit.lm.tokenizer import load_tokenizer
 from beliefedit.training.train import train
 documents, out, model, training = sys.argv[1:]
 train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
-      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", watch=watch)
+      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", watch=watch,
+      scratch=Path(out).with_name("scratch"))
 """
 WATCH = "watch = None\n"
 FAIL = """
