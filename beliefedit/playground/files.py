@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +23,11 @@ from beliefedit.run import Run
 from beliefedit.store import read_json, write_json
 
 FORMAT = 2
-_SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
+_END_WITH_PARENT = """import ctypes, runpy, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")"""
+"""Runs a script that gets SIGTERM when the process that started it is gone, for whatever reason."""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
@@ -73,18 +75,12 @@ def make_run(params: Path, folder: Path, progress: Progress) -> None:
     if not script.exists():
         raise TrainingError(f"no run_all.py beside {params.resolve().parent}",
                             remedy="run it from a checkout")
-    command = [sys.executable, str(script), "--params", str(params.resolve()), "--out",
-               str(folder.resolve()), "--only", "01_corpus", "--only", "02_pretraining"]
-    linux = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def end_with_parent() -> None:
-        if linux is not None:
-            linux.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
+    command = [str(script), "--params", str(params.resolve()), "--out", str(folder.resolve()),
+               "--only", "01_corpus", "--only", "02_pretraining"]
+    python = [sys.executable, *(["-c", _END_WITH_PARENT] if sys.platform == "linux" else [])]
     line = ""
-    with subprocess.Popen(command, cwd=script.parent, stdout=subprocess.DEVNULL, text=True,
-                          stderr=subprocess.PIPE, errors="replace",
-                          preexec_fn=end_with_parent) as process:
+    with subprocess.Popen([*python, *command], cwd=script.parent, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True, errors="replace") as process:
         try:
             for text in process.stderr or ():
                 line = text.strip() or line
@@ -95,7 +91,7 @@ def make_run(params: Path, folder: Path, progress: Progress) -> None:
             raise
     if process.returncode:
         raise TrainingError(f"the run failed: {line}",
-                            remedy=f"see what '{' '.join(command[1:])}' says")
+                            remedy=f"see what 'python {' '.join(command)}' says")
 
 
 def save_session(session: Session, path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -292,7 +293,7 @@ def test_a_run_that_is_made_ends_with_its_parent(tmp_path):
             os.kill(child, 0)
         except ProcessLookupError:
             return
-        if "State:\tZ" in open(f"/proc/{child}/status").read():  # nobody has waited for it yet
+        if "State:\tZ" in Path(f"/proc/{child}/status").read_text():  # nobody has waited for it
             return
         time.sleep(0.1)
     pytest.fail("the run goes on without its parent")
