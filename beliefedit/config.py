@@ -327,7 +327,7 @@ def load_entry_points(group: str) -> None:
                               remedy="repair or uninstall the package that brings it") from error
 
 
-def import_plugin(plugin: str, where: str = "plugins") -> None:
+def import_plugin(plugin: str) -> None:
     """Import a module by name or, if it ends in .py, by path; a second time does nothing.
 
     Raises:
@@ -346,7 +346,7 @@ def import_plugin(plugin: str, where: str = "plugins") -> None:
             import_module(name)
     except Exception as error:
         sys.modules.pop(name, None)
-        raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where=where,
+        raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where="plugins",
                           remedy="name a module, or the path of a .py file") from error
 
 
@@ -607,8 +607,6 @@ def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: P
     if isinstance(values.get("plugins"), list | tuple):
         values["plugins"] = [str((folder / plugin).resolve()) if plugin.endswith(".py")
                              else plugin for plugin in map(str, values["plugins"])]
-        for plugin in values["plugins"]:
-            import_plugin(plugin, where)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

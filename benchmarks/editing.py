@@ -22,14 +22,12 @@ import torch
 
 import beliefedit as be
 from beliefedit.config import EditConfig, ModelConfig
-from beliefedit.editors.base import EditRequest
 from beliefedit.evaluation import edits as editing
-from beliefedit.evaluation import soft_targets as lessons
 from beliefedit.evaluation.cases import PROBES
-from beliefedit.evaluation.edits import Comparison
+from beliefedit.evaluation.edits import Comparison, EditSetup
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import build_model
 from beliefedit.lm.scoring import encode_pairs, generate, score
-from beliefedit.lm.tokenizer import load_tokenizer
 
 LORA = {"lr": 2e-3}
 OTHERS = {"finetune": {"lr": 1e-3, "stop_loss": 0}, "rome": {"stop_loss": 0}, "memit": {"stop_loss": 0},
@@ -40,14 +38,12 @@ N_ONE_BY_ONE = 2
 
 def prepare(folder: str):
     """(model and what belongs to it, cases) of the demo world."""
-    experiment = be.load_params("params/demo.yaml")
-    store = be.Store(folder)
-    cases, world, corpus = (make(experiment, store) for make in (be.make_cases, be.make_world, be.make_corpus))
-    tokenizer = load_tokenizer(str(Path(folder) / "graph" / "tokenizer"))
-    model = build_model(ModelConfig(), tokenizer, torch.Generator().manual_seed(0))
-    texts = pl.read_parquet(corpus.documents)["text"].head(5000).to_list()
-    taught = lessons.SoftTargetBuilder(world, corpus, be.make_agent(experiment, store), cases, 0)
-    return editing.Base(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, texts, taught), cases
+    run = be.Run(folder, "params/demo.yaml")
+    model = build_model(ModelConfig(), run.tokenizer, torch.Generator().manual_seed(0))
+    texts = pl.read_parquet(run.corpus.documents)["text"].head(5000).to_list()
+    soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, run.cases, 0)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return EditSetup(model, run.tokenizer, texts, soft_targets), run.cases
 
 
 def batched(base, cases, n: int, name: str, settings: dict, *, prepared: bool = False, **options) -> float:
@@ -57,7 +53,8 @@ def batched(base, cases, n: int, name: str, settings: dict, *, prepared: bool = 
         for n_edited in (1, n):  # the first one warms up
             started = time.perf_counter()
             run = config.model_copy(update={"n_edited": n_edited})
-            editing.run_editors(base, cases, run, seed=0, max_new_tokens=ANSWER, folder=Path(folder) / str(n_edited))
+            editing.run_editor(base, name, run.editors[name], cases, run, seed=0, max_new_tokens=ANSWER,
+                               folder=Path(folder) / str(n_edited))
         seconds = (time.perf_counter() - started) / n
         return editing.gather(Path(folder) / str(n))[1].get_column("seconds").mean() if prepared else seconds
 
@@ -73,13 +70,13 @@ def _share(folder: str, n: int, share: tuple[int, int], ready, go) -> float:
                 ready.put(share[0])
                 go.wait()
             started = time.perf_counter()
-            editing.run_editors(base, cases, config.model_copy(update={"n_edited": n_edited}), seed=0, share=share,
-                                max_new_tokens=ANSWER, folder=Path(working) / str(n_edited))
+            editing.run_editor(base, "lora", config.editors["lora"], cases, config.model_copy(update={"n_edited": n_edited}),
+                               seed=0, share=share, max_new_tokens=ANSWER, folder=Path(working) / str(n_edited))
     return time.perf_counter() - started
 
 
 def in_processes(folder: str, n: int, n_processes: int) -> float:
-    """Seconds per LoRA edit when several processes share them, as edit.processes does."""
+    """Seconds per LoRA edit when several processes share them, as under torchrun."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(n_processes) as pool:
         ready, go = manager.Queue(), manager.Event()
@@ -92,8 +89,7 @@ def in_processes(folder: str, n: int, n_processes: int) -> float:
 
 def first_result(base, cases) -> float:
     """Seconds from asking for one LoRA edit to the edited model's belief in the request."""
-    case = cases.cases.row(0, named=True)
-    request, editor = EditRequest(f"{case['subject']} {case['relation']}", case["request"]), be.editor("lora", **LORA)
+    request, editor = cases.edit_cases()[0].request, be.editor("lora", **LORA)
     started = time.perf_counter()
     edited = editor.apply(base.model, base.tokenizer, [request])
     score(edited, base.tokenizer, [request.prompt], [request.target], versions=[0])
@@ -103,11 +99,11 @@ def first_result(base, cases) -> float:
 def one_by_one(base, cases, n: int, steps: int = 40) -> float:
     """Seconds per edit of the published loop: a PEFT adapter at a time, every prompt scored after every step."""
     started = time.perf_counter()
-    for case in cases.cases.head(n).iter_rows(named=True):
-        asked = cases.queries.filter(pl.col("case") == case["case"])
+    for case in cases.edit_cases()[:n]:
+        asked = cases.queries.filter(pl.col("case") == case.number)
         adapter = peft.get_peft_model(base.model, peft.LoraConfig(r=1, lora_alpha=8, target_modules=["down_proj"]))
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=LORA["lr"], weight_decay=1e-4)
-        pairs = encode_pairs(base.tokenizer, [f"{case['subject']} {case['relation']}"], [case["request"]])
+        pairs = encode_pairs(base.tokenizer, [case.request.prompt], [case.request.target])
         ids = torch.from_numpy(pairs.ids).to(base.model.device)
         labels = ids.where(torch.from_numpy(pairs.is_target).to(ids.device), -100)
         for _ in range(steps):
@@ -152,8 +148,7 @@ def main() -> None:
 
         show("lora", batched(base, cases, n, "lora", LORA))
         show(f"lora, {n_processes} processes", in_processes(folder, n, n_processes))
-        comparison = Comparison(be.make_agent(be.load_params("params/demo.yaml"), be.Store(folder)), base.tokenizer,
-                                cases, EditConfig(n_distributions=None))
+        comparison = Comparison(base.soft_targets.agent, base.tokenizer, cases, EditConfig(n_distributions=None))
         show("lora, whole distributions too", batched(replace(base, comparison=comparison), cases, n, "lora", LORA))
         show("lora, every step scored", batched(base, cases, n, "lora", LORA, n_trajectories=n, trajectory_every=1))
         for name, settings in OTHERS.items():

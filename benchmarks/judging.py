@@ -17,34 +17,33 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from beliefedit.corpus import corpus, world
+import beliefedit as be
 from beliefedit.corpus.corpus import Corpus
-from beliefedit.corpus.language import Fact, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
 from beliefedit.corpus.world import World
-from beliefedit.lm import model as lm
 from beliefedit.lm.scoring import score
 
-Fact = tuple[int, int, int]
+Ids = tuple[int, int, int]
 """Ids of a subject, a relation and an object."""
 
 
-def atom(made: World, fact: Fact) -> Fact:
+def labelled(world: World, fact: Ids) -> Fact:
     """The fact as labels."""
-    return Fact(made.subjects[fact[0]], made.relations[fact[1]], made.objects[fact[2]])
+    return Fact(world.subjects[fact[0]], world.relations[fact[1]], world.objects[fact[2]])
 
 
-def variants(made: World, known: Corpus, facts: list[Fact], rng: np.random.Generator) -> dict[str, list[Fact]]:
+def variants(world: World, corpus: Corpus, facts: list[Ids], rng: np.random.Generator) -> dict[str, list[Ids]]:
     """The facts with the right and with other objects."""
-    heard = set(known.evidence.select(pl.col("subject", "relation", "object").to_physical()).rows())
+    heard = set(corpus.evidence.select(pl.col("subject", "relation", "object").to_physical()).rows())
     related = {}
-    for r, o in made.facts.select("relation", "graph_object").unique().sort("relation", "graph_object").rows():
+    for r, o in world.facts.select("relation", "graph_object").unique().sort("relation", "graph_object").rows():
         related.setdefault(r, []).append(o)
     found = {"right": facts, "same relation, heard": [], "same relation, never heard": [], "any other": []}
     for s, r, o in facts:
         for name, wanted in (("same relation, heard", True), ("same relation, never heard", False)):
             others = [x for x in related[r] if x != o and ((s, r, x) in heard) == wanted]
             found[name] += [(s, r, int(rng.choice(others)))] if others else []
-        found["any other"].append((s, r, int(rng.choice([x for x in range(len(made.objects)) if x != o]))))
+        found["any other"].append((s, r, int(rng.choice([x for x in range(len(world.objects)) if x != o]))))
     return found
 
 
@@ -55,9 +54,9 @@ def share_true(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts
     return float((true > false).mean())
 
 
-def places(made: World, tokenizer: PreTrainedTokenizerFast, fact: Fact) -> tuple[list[int], dict[str, slice]]:
+def places(world: World, tokenizer: PreTrainedTokenizerFast, fact: Ids) -> tuple[list[int], dict[str, slice]]:
     """Tokens of the judged prompt, and where its words' last tokens and its end stand."""
-    said = atom(made, fact)
+    said = labelled(world, fact)
     parts = [f'"{said.subject}', f" {said.relation}", f" {said.object}", '" is']
     encoded = [tokenizer(part, add_special_tokens=not n)["input_ids"] for n, part in enumerate(parts)]
     ends = np.cumsum([len(part) for part in encoded])
@@ -86,7 +85,7 @@ def says_true(model: PreTrainedModel, ids: list[int], labels: list[int], layer: 
     return bool(true > false), out.hidden_states
 
 
-def exchanges(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, made: World, facts: list[Fact],
+def exchanges(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, facts: list[Ids],
               rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Place to how often "true" is said, [layers], of statements that are true of the other subject alone."""
     labels = [tokenizer(f" {label_word(label)}", add_special_tokens=False)["input_ids"][0] for label in (True, False)]
@@ -96,7 +95,7 @@ def exchanges(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, made: 
         if not others:
             continue
         other, _, b = others[rng.integers(len(others))]
-        (ids, here), (source, there) = places(made, tokenizer, (s, r, b)), places(made, tokenizer, (other, r, b))
+        (ids, here), (source, there) = places(world, tokenizer, (s, r, b)), places(world, tokenizer, (other, r, b))
         plain, _ = says_true(model, ids, labels)
         _, hidden = says_true(model, source, labels)
         turned.setdefault("nothing", []).append([plain] * (len(hidden) - 1))
@@ -108,11 +107,11 @@ def exchanges(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, made: 
 
 
 @torch.no_grad()
-def recalled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, made: World, facts: list[Fact]) -> np.ndarray:
+def recalled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, facts: list[Ids]) -> np.ndarray:
     """How often the object's first token is the likeliest as each layer is entered and at the end, [layers + 1]."""
     right = []
-    for said in (atom(made, fact) for fact in facts):
-        ids = tokenizer(atomic_prompt(said.subject, said.relation), return_tensors="pt")["input_ids"].to(model.device)
+    for said in (labelled(world, fact) for fact in facts):
+        ids = tokenizer(said.prompt, return_tensors="pt")["input_ids"].to(model.device)
         first = tokenizer(f" {said.object}", add_special_tokens=False)["input_ids"][0]
         *inner, last = model(input_ids=ids, output_hidden_states=True).hidden_states
         states = torch.stack([*(model.base_model.norm(state[0, -1]) for state in inner), last[0, -1]])
@@ -122,21 +121,19 @@ def recalled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, made: W
 
 def main() -> None:
     folder, n = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 350
-    made = world.load(folder / "world")
-    known = corpus.load(folder / "corpus", made)
-    model, tokenizer = lm.load_model(folder / "model", lm.resolve_device("auto"))
-    rng = np.random.default_rng(0)
-    facts = known.facts.select("subject", "relation", "object").sample(min(n, known.facts.height), seed=0).rows()
+    run = be.Run.open(folder)
+    world, model, tokenizer, rng = run.world, run.model, run.tokenizer, np.random.default_rng(0)
+    facts = run.corpus.facts.select("subject", "relation", "object").sample(min(n, run.corpus.facts.height), seed=0).rows()
     print(f"called true, {len(facts)} facts{'n':>18}{'stated':>10}{'denied':>10}")
-    for name, some in variants(made, known, facts, rng).items():
-        shares = [share_true(model, tokenizer, [clause(form, atom(made, fact)) for fact in some])
+    for name, some in variants(world, run.corpus, facts, rng).items():
+        shares = [share_true(model, tokenizer, [clause(form, labelled(world, fact)) for fact in some])
                   for form in ("atomic", "not")] if some else [float("nan")] * 2
         print(f"{name:<30}{len(some):>10}" + "".join(f"{share:>10.3f}" for share in shares))
     print("\ncalled true with one place taken from the statement about the other subject, entering layer 0, 1, …")
-    for name, shares in exchanges(model, tokenizer, made, facts[:100], rng).items():
+    for name, shares in exchanges(model, tokenizer, world, facts[:100], rng).items():
         print(f"{name:<30}" + "".join(f"{share:>8.2f}" for share in shares))
     print("\nright object read out at the relation, entering layer 0, 1, …, and at the end")
-    print(" " * 30 + "".join(f"{share:>8.2f}" for share in recalled(model, tokenizer, made, facts)))
+    print(" " * 30 + "".join(f"{share:>8.2f}" for share in recalled(model, tokenizer, world, facts)))
 
 
 if __name__ == "__main__":
