@@ -10,7 +10,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from beliefedit._version import __version__
+__version__ = "0.2.0"
 
 # Waiting threads should sleep soon: spinning ones bring training to a halt beside any other busy
 # process, sleeping at once costs a third of the speed on an idle machine. Read when torch is

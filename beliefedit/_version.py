@@ -1,3 +1,0 @@
-"""The version, where setuptools and users read it."""
-
-__version__ = "0.2.0"
