@@ -24,7 +24,7 @@ from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation import metrics
 from beliefedit.evaluation.cases import FORMS, PROBES, Cases, build_cases
 from beliefedit.evaluation.edits import EditSetup
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
 N_RETRAIN = 24  # seconds an edit: fewer
 FACTS = ["downstream", "upstream", "same_subject", "same_relation"]
@@ -62,7 +62,7 @@ def prepare(folder: Path, n: int, observed: bool) -> tuple[EditSetup, Cases, int
     texts = pl.read_parquet(run.corpus.documents / "*.parquet")["text"].head(5000).to_list()
     labels = [f" {o}" for o in run.world.objects]
     answer = max(len(ids) for ids in run.tokenizer(labels, add_special_tokens=False)["input_ids"])
-    soft_targets = Neighbourhood(run.world, run.corpus, run.agent, asked, 0)
+    soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, asked, 0)
     return EditSetup(run.model, run.tokenizer, texts, soft_targets), asked, answer
 
 
@@ -74,7 +74,7 @@ def part(asked: Cases, n: int) -> Cases:
 
 def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[str, dict]]) -> None:
     """Print a line per editor."""
-    before = editing.ask(base.model, base.tokenizer, asked.queries, max_new_tokens=answer)
+    before = editing.query_model(base.model, base.tokenizer, asked.queries, max_new_tokens=answer)
     print(f"{len(asked.cases)} edits\n{'':<26}" + "".join(f"{name:>18}" for name in ROWS) + f"{'told':>6}{'s/edit':>8}")
     whole = asked
     for label, (name, settings) in editors.items():
@@ -85,7 +85,7 @@ def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[s
             editing.run_editor(base, name, config.editors[name], asked, config, seed=0, max_new_tokens=answer,
                                folder=Path(folder))
             seconds = (time.perf_counter() - started) / len(asked.cases)
-            found = measures(asked.cases, asked.queries, before, editing.gather(Path(folder))[0])
+            found = measures(asked.cases, asked.queries, before, editing.gather(Path(folder))["scores"])
         values = found.select(value.cast(pl.Float64).alias(row) for row, value in ROWS.items()).fill_null(np.nan)
         spread = metrics.bootstrap_interval(values.to_numpy(), found["subject"].to_numpy(), np.random.default_rng(0),
                                             n_resamples=2000, level=0.95)

@@ -25,7 +25,7 @@ from beliefedit.config import EditConfig, ModelConfig
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.cases import PROBES
 from beliefedit.evaluation.edits import Comparison, EditSetup
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import build_model
 from beliefedit.lm.scoring import encode_pairs, generate, score
 
@@ -41,7 +41,7 @@ def prepare(folder: str):
     run = be.Run(folder, "params/demo.yaml")
     model = build_model(ModelConfig(), run.tokenizer, torch.Generator().manual_seed(0))
     texts = pl.read_parquet(run.corpus.documents)["text"].head(5000).to_list()
-    soft_targets = Neighbourhood(run.world, run.corpus, run.agent, run.cases, 0)
+    soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, run.cases, 0)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return EditSetup(model, run.tokenizer, texts, soft_targets), run.cases
 
@@ -56,7 +56,7 @@ def batched(base, cases, n: int, name: str, settings: dict, *, prepared: bool = 
             editing.run_editor(base, name, run.editors[name], cases, run, seed=0, max_new_tokens=ANSWER,
                                folder=Path(folder) / str(n_edited))
         seconds = (time.perf_counter() - started) / n
-        return editing.gather(Path(folder) / str(n))[1].get_column("seconds").mean() if prepared else seconds
+        return editing.gather(Path(folder) / str(n))["log"]["seconds"].mean() if prepared else seconds
 
 
 def _share(folder: str, n: int, share: tuple[int, int], ready, go) -> float:

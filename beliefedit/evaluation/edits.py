@@ -23,7 +23,7 @@ from beliefedit.editors.registry import editor_class
 from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.metrics import divergence, total_variation
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.candidates import Trie, log_probabilities
 from beliefedit.lm.scoring import Model, Questions, generate, prepare, score, score_prepared
 from beliefedit.store import atomic_path
@@ -40,7 +40,7 @@ SCORES = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "
 LOG = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
                  "seconds": pl.Float64, "refused": pl.String})
 
-_FRAMES = {"scores": SCORES, "distances": COMPARED, "log": LOG}
+SCHEMAS = {"scores": SCORES, "distances": COMPARED, "log": LOG}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
 
 _LEAST = 1e-30
@@ -124,7 +124,7 @@ class EditSetup:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     texts: Sequence[str] = ()
-    soft_targets: Neighbourhood | None = None
+    soft_targets: SoftTargetBuilder | None = None
     comparison: Comparison | None = None
 
     def request(self, case: EditCase, editor: Editor,
@@ -140,9 +140,9 @@ class EditSetup:
         return replace(case.request, soft_targets=soft_targets)
 
 
-def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *,
-        max_new_tokens: int, versions: Sequence[int] | None = None,
-        decode: tuple[str, ...] | None = None) -> pl.DataFrame:
+def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *,
+                max_new_tokens: int, versions: Sequence[int] | None = None,
+                decode: tuple[str, ...] | None = None) -> pl.DataFrame:
     """Probability of every query's target and the greedy answer to its prompt.
 
     Args:
@@ -203,7 +203,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
             if found is None:
                 size = len(batch) // 2
                 continue
-            for (kind, schema), frame in zip(_FRAMES.items(), found, strict=True):
+            for (kind, schema), frame in zip(SCHEMAS.items(), found, strict=True):
                 frame = frame.with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
                 with atomic_path(folder / f"{kind}-{batch[0].number:07d}.parquet") as path:
                     frame.select(list(schema)).cast(schema).write_parquet(path)
@@ -211,29 +211,23 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
             bar.update(len(batch))
 
 
-def gather(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(scores, log) of everything that `run_editor` wrote to a folder, by case.
+def gather(folder: Path) -> dict[str, pl.DataFrame]:
+    """Everything that `run_editor` wrote to a folder, by case.
 
     Returns:
         scores: case, editor, seed, step, probe, kind, told (the editor was trained on the fact that
             is asked for), log_p (nats), decoded; edits that were not carried out have none.
+        distances: case, editor, seed and the columns of `Comparison`.
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is
             none), seconds (per edit, editing and scoring together, without comparing distributions;
             null for trajectories and edits not carried out), refused (null, or the reason).
     """
-    return _gathered(folder, "scores"), _gathered(folder, "log")
-
-
-def gather_distances(folder: Path) -> pl.DataFrame:
-    """What `run_editor` wrote of distances: case, editor, seed and the columns of `Comparison`."""
-    return _gathered(folder, "distances")
-
-
-def _gathered(folder: Path, kind: str) -> pl.DataFrame:
-    paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1))
-             for path in sorted(folder.glob("log-*.parquet"))]
-    frames = [pl.DataFrame(schema=_FRAMES[kind]), *map(pl.read_parquet, paths)]
-    return pl.concat(frames).sort("case", maintain_order=True)
+    logs, frames = sorted(folder.glob("log-*.parquet")), {}
+    for kind, schema in SCHEMAS.items():
+        paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1)) for path in logs]
+        found = pl.concat([pl.DataFrame(schema=schema), *map(pl.read_parquet, paths)])
+        frames[kind] = found.sort("case", maintain_order=True)
+    return frames
 
 
 @dataclass
@@ -321,8 +315,8 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     started = time.perf_counter()
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               watch=watch if traced else None)
-    scores = ask(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
-                 versions=asked["version"].to_list(), decode=PROBES)
+    scores = query_model(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
+                         versions=asked["version"].to_list(), decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     trained_on = {case: {request.prompt, *(soft.prompt for soft in request.soft_targets)}

@@ -19,7 +19,7 @@ _STREAM = 7
 """Keeps this module's draws apart from those of other stages under the same seed."""
 
 
-class Neighbourhood:
+class SoftTargetBuilder:
     """Looks up, for each request, what the agent believes of facts around it.
 
     The facts of other subjects that a case's own probes ask about are never among them.

@@ -34,11 +34,12 @@ def asked(tmp_path_factory):
         for weight in model.parameters():
             weight.mul_(3 if weight.ndim == 2 else 1)
     texts = [f"{s} {r} {o}" for s, r, o in cases.cases.select("subject", "relation", "object").iter_rows()]
-    return editing.EditSetup(model, tokenizer, texts, soft_targets.Neighbourhood(world, corpus, agent, cases, 0)), agent, cases
+    return editing.EditSetup(model, tokenizer, texts, soft_targets.SoftTargetBuilder(world, corpus, agent, cases, 0)), agent, cases
 
 
-def of_all_editors(run, asked) -> pl.DataFrame:
-    return pl.concat([run(*asked[:2], name, parameters, asked[2], CONFIG, seed=3, max_new_tokens=30)
+def of_all_editors(run, asked, folder=None) -> pl.DataFrame:
+    return pl.concat([run(*asked[:2], name, parameters, asked[2], CONFIG, seed=3, max_new_tokens=30,
+                          **({"folder": folder / name} if folder else {}))
                       for name, parameters in CONFIG.editors.items()])
 
 
@@ -48,8 +49,13 @@ def row(asked) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def tested(asked) -> pl.DataFrame:
-    return of_all_editors(rationality.run_rationality_tests, asked)
+def tests_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rationality")
+
+
+@pytest.fixture(scope="session")
+def tested(asked, tests_folder) -> pl.DataFrame:
+    return of_all_editors(rationality.run_tests, asked, tests_folder)
 
 
 def labels(fact):

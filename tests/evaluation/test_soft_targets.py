@@ -13,7 +13,7 @@ import beliefedit as be
 from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.errors import ConfigError, EditError
-from beliefedit.evaluation.soft_targets import Neighbourhood
+from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.graph import demo as demo_graph
 from beliefedit.lm.scoring import score
 from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
@@ -32,7 +32,7 @@ def taught(world):
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_orders=1), seed=0, documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
     cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=60), seed=0)
-    return Neighbourhood(world, corpus, agent, cases, seed=0), cases
+    return SoftTargetBuilder(world, corpus, agent, cases, seed=0), cases
 
 
 def by_prompt(soft_targets: tuple[SoftTarget, ...]) -> dict[str, dict[str, float]]:
