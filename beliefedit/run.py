@@ -339,10 +339,10 @@ class Run:
                               watch=self._on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
-        from beliefedit.evaluation.edits import ask
+        from beliefedit.evaluation.edits import query_model
 
         self.setup.comparison.before(self.model).write_parquet(folder / "distances.parquet")
-        ask(self.model, self.tokenizer, self.cases.queries,
+        query_model(self.model, self.tokenizer, self.cases.queries,
                     max_new_tokens=self.max_answer_tokens).write_parquet(folder / "scores.parquet")
 
     # Edits
@@ -409,11 +409,11 @@ class Run:
         return working
 
     def _build_edits(self, folder: Path, editor: str) -> dict[str, Any]:
-        from beliefedit.evaluation.edits import SCHEMAS, gather
+        from beliefedit.evaluation.edits import gather
 
         working = self._edit(editor)
-        for name in SCHEMAS:
-            gather(working, name).write_parquet(folder / f"{name}.parquet")
+        for name, frame in gather(working).items():
+            frame.write_parquet(folder / f"{name}.parquet")
         shutil.rmtree(working)
         return {"device": str(self.model.device)}
 

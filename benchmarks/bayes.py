@@ -74,7 +74,7 @@ def part(asked: Cases, n: int) -> Cases:
 
 def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[str, dict]]) -> None:
     """Print a line per editor."""
-    before = editing.ask(base.model, base.tokenizer, asked.queries, max_new_tokens=answer)
+    before = editing.query_model(base.model, base.tokenizer, asked.queries, max_new_tokens=answer)
     print(f"{len(asked.cases)} edits\n{'':<26}" + "".join(f"{name:>18}" for name in ROWS) + f"{'told':>6}{'s/edit':>8}")
     whole = asked
     for label, (name, settings) in editors.items():
@@ -85,7 +85,7 @@ def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[s
             editing.run_editor(base, name, config.editors[name], asked, config, seed=0, max_new_tokens=answer,
                                folder=Path(folder))
             seconds = (time.perf_counter() - started) / len(asked.cases)
-            found = measures(asked.cases, asked.queries, before, editing.gather(Path(folder))[0])
+            found = measures(asked.cases, asked.queries, before, editing.gather(Path(folder))["scores"])
         values = found.select(value.cast(pl.Float64).alias(row) for row, value in ROWS.items()).fill_null(np.nan)
         spread = metrics.bootstrap_interval(values.to_numpy(), found["subject"].to_numpy(), np.random.default_rng(0),
                                             n_resamples=2000, level=0.95)

@@ -56,7 +56,7 @@ def batched(base, cases, n: int, name: str, settings: dict, *, prepared: bool = 
             editing.run_editor(base, name, run.editors[name], cases, run, seed=0, max_new_tokens=ANSWER,
                                folder=Path(folder) / str(n_edited))
         seconds = (time.perf_counter() - started) / n
-        return editing.gather(Path(folder) / str(n))[1].get_column("seconds").mean() if prepared else seconds
+        return editing.gather(Path(folder) / str(n))["log"]["seconds"].mean() if prepared else seconds
 
 
 def _share(folder: str, n: int, share: tuple[int, int], ready, go) -> float:

@@ -14,16 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig, MultiLayerConfig
+from beliefedit.editors import locate_and_edit as locate
 from beliefedit.editors.base import EditedModels, EditRequest, Watcher, chosen_projections
-from beliefedit.editors.locate_and_edit import (
-    ValueEditor,
-    best_changes,
-    find_subjects,
-    inverse_times,
-    layer_of,
-    mean_at,
-    unedited,
-)
+from beliefedit.editors.locate_and_edit import ValueEditor
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.registry import register_editor
 
@@ -46,23 +39,23 @@ class SpreadEditor(ValueEditor):
         requests = self.placed(requests)
         known, projections = self.known(model), chosen_projections(model, self.layers())
         *_, last = projections
-        layer = layer_of(model, last)
-        plain = find_subjects(tokenizer, requests, [""], model.device)
-        subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)
-        hidden = mean_at(unedited(model), model, plain, layer, entering=False)
-        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config,
-                                       at=(last, hidden.norm(dim=1)))
+        layer = locate.layer_of(model, last)
+        plain = locate.find_subjects(tokenizer, requests, [""], model.device)
+        subjects = locate.find_subjects(tokenizer, requests, known.beginnings, model.device)
+        hidden = locate.mean_at(locate.unedited(model), model, plain, layer, entering=False)
+        changes, losses = locate.best_changes(model, tokenizer, requests, known.beginnings,
+                                              self.config, at=(last, hidden.norm(dim=1)))
         wanted, n = hidden + changes, len(requests)
         adapters = Adapters(
             model, {name: wanted.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
             {name: wanted.new_zeros(n, p.out_features, 1) for name, p in projections.items()},
             losses=losses)
         for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
-            keys = mean_at(adapters, model, subjects, name, entering=True)
-            missing = (wanted - mean_at(adapters, model, plain, layer, entering=False)) / n_left
+            keys = locate.mean_at(adapters, model, subjects, name, entering=True)
+            reached = locate.mean_at(adapters, model, plain, layer, entering=False)
             directions = self.directions(name, known.moments[name], keys)
             adapters.down[name] = directions[:, None].to(wanted)
-            adapters.up[name] = missing[:, :, None]
+            adapters.up[name] = ((wanted - reached) / n_left)[:, :, None]
         return adapters
 
 
@@ -74,7 +67,7 @@ class MemitEditor(SpreadEditor):
 
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
         """Each key's column of (λC + KKᵀ)⁻¹ K."""
-        through = inverse_times(moment, keys)  # Sherman-Morrison, an edit having one key
+        through = locate.inverse_times(moment, keys)  # Sherman-Morrison, an edit having one key
         return through / (self.config.strength + (through * keys.double()).sum(1, keepdim=True))
 
 

@@ -10,15 +10,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import RomeConfig
+from beliefedit.editors import locate_and_edit as locate
 from beliefedit.editors.base import EditRequest, Watcher, chosen_projections
-from beliefedit.editors.locate_and_edit import (
-    ValueEditor,
-    best_changes,
-    find_subjects,
-    inverse_times,
-    mean_at,
-    unedited,
-)
+from beliefedit.editors.locate_and_edit import ValueEditor
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.registry import register_editor
 
@@ -41,12 +35,12 @@ class RomeEditor(ValueEditor):
         requests = self.placed(requests)
         known = self.known(model)
         [(name, projection)] = chosen_projections(model, self.layers()).items()
-        subjects = find_subjects(tokenizer, requests, known.beginnings, model.device)
-        keys = mean_at(unedited(model), model, subjects, name, entering=True)
+        subjects = locate.find_subjects(tokenizer, requests, known.beginnings, model.device)
+        keys = locate.mean_at(locate.unedited(model), model, subjects, name, entering=True)
         size = (keys @ projection.weight.detach().T).norm(dim=1)
-        changes, losses = best_changes(model, tokenizer, requests, known.beginnings, self.config,
-                                       at=(name, size))
-        directions = inverse_times(known.moments[name], keys)
+        changes, losses = locate.best_changes(model, tokenizer, requests, known.beginnings,
+                                              self.config, at=(name, size))
+        directions = locate.inverse_times(known.moments[name], keys)
         directions /= (directions * keys.double()).sum(1, keepdim=True)
         return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},
                         losses=losses)

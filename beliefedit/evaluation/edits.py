@@ -140,9 +140,9 @@ class EditSetup:
         return replace(case.request, soft_targets=soft_targets)
 
 
-def ask(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *,
-        max_new_tokens: int, versions: Sequence[int] | None = None,
-        decode: tuple[str, ...] | None = None) -> pl.DataFrame:
+def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *,
+                max_new_tokens: int, versions: Sequence[int] | None = None,
+                decode: tuple[str, ...] | None = None) -> pl.DataFrame:
     """Probability of every query's target and the greedy answer to its prompt.
 
     Args:
@@ -211,24 +211,23 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
             bar.update(len(batch))
 
 
-def gather(folder: Path, kind: str) -> pl.DataFrame:
-    """Everything of a kind that `run_editor` wrote to a folder, by case.
-
-    Args:
-        kind: one of `SCHEMAS`.
+def gather(folder: Path) -> dict[str, pl.DataFrame]:
+    """Everything that `run_editor` wrote to a folder, by case.
 
     Returns:
         scores: case, editor, seed, step, probe, kind, told (the editor was trained on the fact that
             is asked for), log_p (nats), decoded; edits that were not carried out have none.
+        distances: case, editor, seed and the columns of `Comparison`.
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is
             none), seconds (per edit, editing and scoring together, without comparing distributions;
             null for trajectories and edits not carried out), refused (null, or the reason).
-        distances: case, editor, seed and the columns of `Comparison`.
     """
-    paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1))
-             for path in sorted(folder.glob("log-*.parquet"))]
-    frames = [pl.DataFrame(schema=SCHEMAS[kind]), *map(pl.read_parquet, paths)]
-    return pl.concat(frames).sort("case", maintain_order=True)
+    logs, frames = sorted(folder.glob("log-*.parquet")), {}
+    for kind, schema in SCHEMAS.items():
+        paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1)) for path in logs]
+        found = pl.concat([pl.DataFrame(schema=schema), *map(pl.read_parquet, paths)])
+        frames[kind] = found.sort("case", maintain_order=True)
+    return frames
 
 
 @dataclass
@@ -316,8 +315,8 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     started = time.perf_counter()
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               watch=watch if traced else None)
-    scores = ask(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
-                 versions=asked["version"].to_list(), decode=PROBES)
+    scores = query_model(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
+                         versions=asked["version"].to_list(), decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     trained_on = {case: {request.prompt, *(soft.prompt for soft in request.soft_targets)}

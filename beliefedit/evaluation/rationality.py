@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from beliefedit.editors.registry import editor_class
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase, evidence_weight
 from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
+from beliefedit.store import atomic_path
 
 RATIONALITY = {"editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case": pl.UInt32,
                "cluster": pl.String, "who": pl.String, "value": pl.Float64}
@@ -69,6 +71,8 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                   "subject", "relation", "target").iter_rows()}
     chosen: dict[str, RationalityCase] = {}
     for at, case in enumerate(valid):
+        if len(chosen) >= config.rationality.n_cases:
+            break
         fact = case.request.fact
         others = sorted(valid[at + 1:] + valid[:at],
                         key=lambda other: other.request.subject != fact.subject)
@@ -80,20 +84,18 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                      if other.subject != fact.subject and other.relation not in related]
         chosen[fact.subject] = RationalityCase(case, others[0], probes[case.number], tuple(
             unrelated[:config.rationality.n_unrelated]))
-        if len(chosen) >= config.rationality.n_cases:
-            break
-    return list(chosen.values())[:config.rationality.n_cases]
+    return list(chosen.values())
 
 
-def run_rationality_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any,
-                          cases: Cases, config: EditConfig, *, seed: int,
-                          max_new_tokens: int) -> pl.DataFrame:
-    """Every test of one editor.
+def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, cases: Cases,
+              config: EditConfig, *, seed: int, max_new_tokens: int, folder: Path) -> pl.DataFrame:
+    """Every test of one editor; one that is finished is not repeated.
 
     Args:
         agent: as it is before any edit.
         name, parameters: of the editor.
         max_new_tokens: longest target a request may have.
+        folder: the editor's own; gets a file per test.
 
     Returns:
         editor, seed, test, case, cluster (subject), who (lm or agent), value.
@@ -105,19 +107,21 @@ def run_rationality_tests(setup: EditSetup, agent: BayesAgent, name: str, parame
                                            max_new_tokens) is None
                    for asked in (case, case.asking(target=case.request.fact.object)))
 
-    rows: list[tuple] = []
-    chosen = []
-    if config.rationality.n_cases:
-        chosen = choose_cases(cases, agent, config, is_valid=is_valid)
+    chosen = choose_cases(cases, agent, config, is_valid=is_valid)
     if chosen:
         editor.prepare(setup.model, setup.tokenizer, setup.texts)
-        tests = _Tests(setup, editor, agent, config, chosen)
-        for test in tqdm((tests.order, tests.repetition, tests.retraction, tests.strength,
-                          tests.irrelevance), desc=f"{name}, rationality"):
-            rows += [(name, seed, found, of.case.number, of.case.request.subject, who, float(value))
-                     for found, of, values in test()
-                     for who, value in zip(("lm", "agent"), values, strict=True)]
-    return pl.DataFrame(rows, schema=RATIONALITY, orient="row")
+    tests, frames = _Tests(setup, editor, agent, config, chosen), []
+    for test in tqdm((tests.order, tests.repetition, tests.retraction, tests.strength,
+                      tests.irrelevance), desc=f"{name}, rationality"):
+        path = folder / f"{test.__name__}.parquet"
+        if not path.exists():
+            rows = [(name, seed, found, of.case.number, of.case.request.subject, who, float(value))
+                    for found, of, values in test()
+                    for who, value in zip(("lm", "agent"), values, strict=True)]
+            with atomic_path(path) as partial:
+                pl.DataFrame(rows, schema=RATIONALITY, orient="row").write_parquet(partial)
+        frames.append(pl.read_parquet(path))
+    return pl.concat(frames)
 
 
 Results = Iterator[tuple[str, RationalityCase, tuple[float, float]]]

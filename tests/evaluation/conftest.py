@@ -37,8 +37,9 @@ def asked(tmp_path_factory):
     return editing.EditSetup(model, tokenizer, texts, soft_targets.SoftTargetBuilder(world, corpus, agent, cases, 0)), agent, cases
 
 
-def of_all_editors(run, asked) -> pl.DataFrame:
-    return pl.concat([run(*asked[:2], name, parameters, asked[2], CONFIG, seed=3, max_new_tokens=30)
+def of_all_editors(run, asked, folder=None) -> pl.DataFrame:
+    return pl.concat([run(*asked[:2], name, parameters, asked[2], CONFIG, seed=3, max_new_tokens=30,
+                          **({"folder": folder / name} if folder else {}))
                       for name, parameters in CONFIG.editors.items()])
 
 
@@ -48,8 +49,13 @@ def row(asked) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def tested(asked) -> pl.DataFrame:
-    return of_all_editors(rationality.run_rationality_tests, asked)
+def tests_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rationality")
+
+
+@pytest.fixture(scope="session")
+def tested(asked, tests_folder) -> pl.DataFrame:
+    return of_all_editors(rationality.run_tests, asked, tests_folder)
 
 
 def labels(fact):

@@ -9,7 +9,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 import beliefedit as be
-from beliefedit.analysis.measures import PROBES, compute_measures
+from beliefedit.analysis.measures import PROBES, measures
 from beliefedit.config import CorpusConfig, EditConfig, ModelConfig
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.edits import DISTANCES, Comparison
@@ -85,13 +85,13 @@ def test_editing_writes_them_and_the_measures_hold_them(asked, tmp_path) -> None
     comparison = Comparison(agent, tokenizer, cases, config)
     setup = editing.EditSetup(model, tokenizer, comparison=comparison)
     editing.run_editor(setup, "lora", config.editors["lora"], cases, config, seed=7, max_new_tokens=20, folder=tmp_path)
-    found = editing.gather_distances(tmp_path)
+    frames = editing.gather(tmp_path)
+    found, scores = frames["distances"], frames["scores"]
     assert found.schema == editing.COMPARED and found["case"].unique().to_list() == [0, 1, 2, 3]
     requests = [(f"{row['subject']} {row['relation']}", row["request"]) for row in cases.cases.iter_rows(named=True)]
     edited = be.editor("lora", lr=3e-2, steps=4).apply(model, tokenizer, requests)
     assert_frame_equal(found.select(list(DISTANCES)), comparison.after(edited, range(6)), rel_tol=1e-3)
-    scores, _ = editing.gather(tmp_path)
-    before = editing.ask(model, tokenizer, cases.queries, max_new_tokens=4)
+    before = editing.query_model(model, tokenizer, cases.queries, max_new_tokens=4)
     measured = compute_measures(cases.cases, cases.queries, before, scores, distances=(comparison.before(model), found))
     cell = found.filter(case=2, probe=PROBES[0])
     assert measured[f"tv_{PROBES[0]}_after"][2] == cell["tv"][0]

@@ -43,7 +43,8 @@ def run(base: editing.EditSetup, folder: Path, cases=CASES, share=(0, 1),
     config = settings(**changes)
     [(name, parameters)] = config.editors.items()
     editing.run_editor(base, name, parameters, cases, config, seed=5, max_new_tokens=3, folder=folder, share=share)
-    return editing.gather(folder)
+    frames = editing.gather(folder)
+    return frames["scores"], frames["log"]
 
 
 def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:

@@ -9,12 +9,25 @@ import pytest
 
 import beliefedit as be
 from beliefedit.editors.export import merged
+from beliefedit.editors.registry import editor_class
 from beliefedit.evaluation import rationality
 from beliefedit.evaluation.rationality import choose_cases
 from beliefedit.lm.scoring import score
-from tests.evaluation.conftest import CONFIG, EDITORS, labels
+from tests.evaluation.conftest import CONFIG, EDITORS, labels, of_all_editors
 
 TESTS = ("order", "repetition", "retraction", "strength", "slope", "irrelevance")
+
+
+def test_what_is_finished_is_not_repeated(asked, tested, tests_folder, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("edited again")
+
+    for name in EDITORS:
+        monkeypatch.setattr(editor_class(name), "_edit", fail)
+    assert of_all_editors(rationality.run_tests, asked, tests_folder).equals(tested)
+    (tests_folder / "lora" / "order.parquet").unlink()
+    with pytest.raises(RuntimeError, match="edited again"):
+        of_all_editors(rationality.run_tests, asked, tests_folder)
 
 
 def test_the_exact_agent_passes_every_test(tested) -> None:

@@ -113,10 +113,10 @@ def test_figures_of_sequential_edits_and_of_rationality(row, tested) -> None:
     assert rows["editor"].to_list() == [*EDITORS, "agent"] and rows["slope"][-1].startswith("1.00")
 
 
-def test_nothing_asked_for_gives_empty_frames(asked) -> None:
+def test_nothing_asked_for_gives_empty_frames(asked, tmp_path) -> None:
     config = CONFIG.model_copy(update={"sequence": SequenceConfig(lengths=()), "rationality": RationalityConfig(n_cases=0)})
     arguments = (*asked[:2], "in_context", CONFIG.editors["in_context"], asked[2], config)
-    for run, schema in ((sequence.run_sequence, sequence.SEQUENCE),
-                        (rationality.run_rationality_tests, rationality.RATIONALITY)):
-        values = run(*arguments, seed=3, max_new_tokens=30)
+    for values, schema in (
+            (sequence.run_sequence(*arguments, seed=3, max_new_tokens=30), sequence.SEQUENCE),
+            (rationality.run_tests(*arguments, seed=3, max_new_tokens=30, folder=tmp_path), rationality.RATIONALITY)):
         assert values.is_empty() and values.schema == schema
