@@ -8,7 +8,15 @@ import pytest
 
 from beliefedit import store as store_module
 from beliefedit.errors import StoreError
-from beliefedit.store import Store, Stream, atomic_path, read_json, stage_key, write_json, write_text
+from beliefedit.store import (
+    Store,
+    Stream,
+    atomic_path,
+    read_json,
+    stage_key,
+    write_json,
+    write_text,
+)
 
 
 class Stage:

@@ -9,7 +9,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 import beliefedit as be
-from beliefedit.analysis.measures import PROBES, measures
+from beliefedit.analysis.measures import PROBES, compute_measures
 from beliefedit.config import CorpusConfig, EditConfig, ModelConfig
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.edits import DISTANCES, Comparison
