@@ -334,7 +334,8 @@ class Run:
                                                self.config.seed)
         working = self.store.working_folder("model", self.key("model"))
         return working, train(self.corpus.documents, self.tokenizer, self.config.model,
-                              self.config.pretraining, folder=working, probes=probes,
+                              self.config.pretraining, folder=working,
+                              scratch=working / "scratch", probes=probes,
                               seed=self.config.seed, device=self.config.device,
                               watch=self._on_evaluation)
 
@@ -426,12 +427,14 @@ class Run:
         ).write_parquet(folder / "values.parquet")
 
     def _build_rationality(self, folder: Path, editor: str) -> None:
-        from beliefedit.evaluation.rationality import run_rationality_tests
+        from beliefedit.evaluation.rationality import run_tests
 
-        run_rationality_tests(
-            self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
-            self.config.edit, seed=self.config.seed, max_new_tokens=self.max_answer_tokens,
-        ).write_parquet(folder / "values.parquet")
+        working = self.store.working_folder(f"rationality/{editor}",
+                                            self.key(f"rationality/{editor}"))
+        run_tests(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
+                  self.config.edit, seed=self.config.seed, folder=working,
+                  max_new_tokens=self.max_answer_tokens).write_parquet(folder / "values.parquet")
+        shutil.rmtree(working)
 
     # Tables
 

@@ -82,11 +82,6 @@ def editor_class(name: str) -> type[Editor]:
     return _CLASSES[name]
 
 
-def editor_version(name: str) -> int:
-    """`Editor.version` of the class that is registered under a name."""
-    return editor_class(name).version
-
-
 def editor(name: str, **hyperparameters: Any) -> Editor:
     """An editor by name.
 
