@@ -97,7 +97,7 @@ class LoraConfig(Config):
     steps: Positive = 40
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
     ends: bool = Field(False, description="learn where the answer ends, too; published: no")
-    seed: NonNegative = Field(0, description="of the adapters' first values, the same for all edits")
+    seed: NonNegative = Field(0, description="of the adapters' first values, equal for all edits")
 
 
 class FinetuneConfig(Config):
@@ -573,7 +573,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     values = values or {}
     for key, value in (overrides or {}).items():
         _set_dotted(values, key, value)
-    if isinstance(values.get("plugins"), list):  # a path is relative to the parameter file
+    if isinstance(values.get("plugins"), list | tuple):  # a path is relative to the parameter file
         values["plugins"] = [str((path.parent / plugin).resolve()) if plugin.endswith(".py")
                              else plugin for plugin in map(str, values["plugins"])]
         for plugin in values["plugins"]:
