@@ -573,7 +573,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     values = values or {}
     for key, value in (overrides or {}).items():
         _set_dotted(values, key, value)
-    if isinstance(values.get("plugins"), list | tuple):  # a path is relative to the parameter file
+    if isinstance(values.get("plugins"), list):  # a path is relative to the parameter file
         values["plugins"] = [str((path.parent / plugin).resolve()) if plugin.endswith(".py")
                              else plugin for plugin in map(str, values["plugins"])]
         for plugin in values["plugins"]:
