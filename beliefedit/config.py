@@ -98,7 +98,7 @@ class LoraConfig(Config):
     steps: Positive = 40
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
     ends: bool = Field(False, description="learn where the answer ends, too; published: no")
-    seed: NonNegative = Field(0, description="of the adapters' first values, the same for all edits")
+    seed: NonNegative = Field(0, description="of the adapters' first values, equal for all edits")
 
 
 class FinetuneConfig(Config):

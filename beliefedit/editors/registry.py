@@ -46,6 +46,8 @@ def register_editor(name: str, *, parameters: type | None = None,
         own = cls.__module__.startswith("beliefedit.editors.")
         if name in BUILT_IN_EDITORS and not own:
             raise EditError(f"the kit has an editor {name!r} already", remedy="choose another name")
+        if any(known is cls for other, known in _CLASSES.items() if other != name):
+            cls = type(cls.__name__, (cls,), {})  # each name has a label of its own
         cls.label = label or vars(cls).get("label") or name
         _CLASSES[name] = cls
         if not own:

@@ -74,9 +74,20 @@ class MyEditor(editors.Editor):
         return editors.WeightChanges(model, {name: change}, losses=losses)
 
 
+def my_editor() -> type:
+    return type("Mine", (MyEditor,), {})
+
+
+def test_one_class_may_have_two_names() -> None:
+    editor = my_editor()
+    editors.register_editor("first", parameters=Steps)(editor)
+    editors.register_editor("second", label="The second")(editor)
+    assert [editors.editor_class(name).label for name in ("first", "second")] == ["first", "The second"]
+
+
 def test_an_editor_of_ones_own_works_as_the_kit_s_do() -> None:
     assert be.editor  # the registry is public
-    editors.register_editor("mine", parameters=Steps)(MyEditor)
+    editors.register_editor("mine", parameters=Steps)(my_editor())
     config = EditConfig.model_validate({"editors": {"mine": {"steps": 30}, "grace": {}, "lora": {"lr": 1e-3}, "rome": None}})
     assert list(config.editors) == ["lora", "grace", "mine"] and config.editors["mine"] == Steps(steps=30)
     model, tokenizer = sample_model(), sample_tokenizer()
@@ -93,7 +104,7 @@ class Loose(BaseModel):
 
 @pytest.mark.parametrize("parameters", [Steps, Loose, None])
 def test_wrong_parameters_are_named_as_the_kit_s_are(parameters) -> None:
-    editors.register_editor("mine", parameters=parameters)(MyEditor)
+    editors.register_editor("mine", parameters=parameters)(my_editor())
     near = {Steps: "stepz", Loose: "strenth"}.get(parameters, "x")
     with pytest.raises(ConfigError, match=f"unknown parameter 'mine.{near}'") as raised:
         be.editor("mine", **{near: 1})
@@ -105,7 +116,7 @@ def test_every_editor_of_the_kit_is_found_when_first_used() -> None:
         editor = be.editor(name)
         assert isinstance(editor.config, EDITOR_PARAMETERS[name]) and editor.label and editor.version >= 1
     with pytest.raises(EditError, match="the kit has an editor 'lora'"):
-        editors.register_editor("lora")(MyEditor)
+        editors.register_editor("lora")(my_editor())
 
 
 def test_a_configuration_goes_through_json_with_its_plugin(tmp_path) -> None:
@@ -133,7 +144,7 @@ def test_an_unknown_name_asks_installed_packages(monkeypatch) -> None:
     asked = []
 
     def load(self) -> None:
-        editors.register_editor("installed")(MyEditor)
+        editors.register_editor("installed")(my_editor())
 
     def entry_points(group: str) -> list[EntryPoint]:
         asked.append(group)
