@@ -51,8 +51,7 @@ class Trie:
         self.tokenizer, self.first_name = tokenizer, objects[0]
         self.paths = [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         if len(set(self.paths)) < len(self.paths):
-            twice = next(name for name, path in zip(objects, self.paths, strict=True)
-                         if self.paths.count(path) > 1)
+            twice = next(objects[i] for i, path in enumerate(self.paths) if path in self.paths[:i])
             raise LanguageError(f"another object is the same tokens as {twice!r}",
                                 remedy="give every object once")
         self.tree = plant(ids, lengths, most_nodes=ids.size)
@@ -103,16 +102,13 @@ class Trie:
 @torch.no_grad()
 def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
                       versions: Sequence[int] | None = None) -> NDArray[np.float64]:
-    """Log-probability of every object after each prompt: that of `score`, at less cost.
+    """What `score` says of every object after each prompt, at less cost: float64 [n, K], nats.
 
     Args:
         model: a causal LM.
         trie: the objects, K of them.
         prompts: n prompts; equal ones of one version are read once.
         versions: which version answers each prompt, n integers (see `beliefedit.lm.scoring`).
-
-    Returns:
-        float64 [n, K], nats.
     """
     texts, version_of, place = distinct(model, prompts, versions)
     tokens, tree = [trie.tokens_behind(text) for text in texts], trie.tree

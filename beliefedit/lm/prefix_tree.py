@@ -91,7 +91,6 @@ def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = Non
     Args:
         ids: int64 [n, length], tokens padded on the right.
         lengths: int64 [n], at least 1.
-        most_nodes: of a tree.
         kinds: int64 [n], sequences of different kinds stand in different trees.
         least_shared: tokens a sequence must share with the one before it to stand in its tree.
     """

@@ -22,9 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.errors import LanguageError
-from beliefedit.lm.prefix_tree import plant
+from beliefedit.lm.prefix_tree import Ints, plant
 
-Ints = NDArray[np.int64]
 Model = PreTrainedModel | Callable
 """A `transformers` causal LM, or anything with its ``device`` that is called as one."""
 
@@ -70,8 +69,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
     starts = np.empty_like(lengths)
     for row, (tokens, offsets) in enumerate(zip(all_ids, all_offsets, strict=True)):
         ids[row, :len(tokens)] = tokens
-        border = len(prompts[row])
-        starts[row] = sum(first < border or first == last == 0 for first, last in offsets)
+        starts[row] = sum(first < len(prompts[row]) or first == last == 0 for first, last in offsets)
         if starts[row] == len(tokens) or not targets[row]:
             raise LanguageError(f"the target {targets[row]!r} has no token of its own after "
                                 f"{prompts[row]!r}", remedy="give a target that is not empty")
@@ -80,15 +78,12 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
 
 def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
           targets: Sequence[str], *, versions: Sequence[int] | None = None) -> np.ndarray:
-    """Log-probability of each target after its prompt: the sum over the target's tokens.
+    """Log-probability of each target after its prompt, summed over its tokens: float64 [n], nats.
 
     Args:
         model, tokenizer: a causal LM and its tokenizer.
         prompts, targets: n pairs.
         versions: which version answers each pair, n integers (see the module's text).
-
-    Returns:
-        float64 [n], nats.
     """
     return score_prepared(model, _questions(model, tokenizer, prompts, targets, versions))
 

@@ -82,12 +82,9 @@ class Batch:
 
 
 def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Documents:
-    """Tokenize the column ``text`` of a Parquet file, or of all in a folder, onto the disk.
+    """Tokenize the column ``text`` of a Parquet file, or of all in a folder, to ``tokens.bin``.
 
-    Args:
-        source: file or folder.
-        tokenizer: its start token goes before and its end token after each document.
-        folder: gets ``tokens.bin``.
+    The tokenizer's start token goes before and its end token after each document.
 
     Raises:
         TrainingError: no documents.
@@ -121,10 +118,7 @@ def _texts(source: Path) -> Iterator[pl.Series]:
 def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
     """Numbers of documents, or trees of them, a list per row: the longest that still fits.
 
-    Args:
-        lengths: int64 [n], from 1 to ``row_length``.
-        row_length: tokens.
-        rng: shuffles the rows, which come out by falling length.
+    Lengths are 1 to ``row_length``. Rows come out by falling length, then ``rng`` shuffles them.
     """
     of_length: list[list[int]] = [[] for _ in range(row_length + 1)]
     for number, length in enumerate(lengths.tolist()):
@@ -204,8 +198,8 @@ class Batches:
         if waiting:
             yield _joined([*waiting, *islice(cycle(begun), self.n_rows - len(waiting))])
 
-    def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[_Row]:
-        """The documents of some parts, each of so many, as trees packed into rows."""
+    def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[tuple]:
+        """Parts of so many documents as trees in rows: of each its `Batch.arrays` and members."""
         forest = plant(*self._ids(documents), self.row_length, least_shared=_LEAST_SHARED,
                        kinds=np.arange(len(documents)) // part)
         packed = packed_rows(forest.sizes, self.row_length, rng)
@@ -234,24 +228,19 @@ class Batches:
         for first in range(0, len(order), self.n_rows):
             documents = np.take(order, range(first, first + self.n_rows), mode="wrap")
             ids, lengths = self._ids(documents)
-            n_rows, width = ids.shape
-            offset = rng.integers(0, width - lengths + 1)[:, None]
-            within = np.arange(width) - offset
+            place = np.arange(ids.shape[1])
+            offset = rng.integers(0, len(place) - lengths + 1)[:, None]
+            within = place - offset
             inside = (within >= 0) & (within < lengths[:, None])
-            position = np.broadcast_to(np.arange(width), ids.shape)
             yield Batch(
-                ids=np.where(inside, np.take_along_axis(ids, within.clip(0, width - 1), axis=1), 0),
-                positions=np.where(inside, position, 0),
-                parents=np.where(inside & (within > 0), position - 1, -1),
+                ids=np.where(inside, np.take_along_axis(ids, within.clip(0, place[-1]), axis=1), 0),
+                positions=np.where(inside, place, 0),
+                parents=np.where(inside & (within > 0), place - 1, -1),
                 ends=np.where(inside, offset + lengths[:, None], 0), counts=inside.astype(np.int64),
                 members=self.chosen[documents])
 
 
-_Row = tuple[np.ndarray, np.ndarray]
-"""(int64 [5, length], the arrays of a `Batch`; int64, its documents)"""
-
-
-def _joined(rows: list[_Row]) -> Batch:
+def _joined(rows: list[tuple]) -> Batch:
     arrays, members = zip(*rows, strict=True)
     return Batch(*np.stack(arrays, axis=1), np.concatenate(members))
 

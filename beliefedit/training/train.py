@@ -34,9 +34,8 @@ log = logging.getLogger(__name__)
 METRICS = "metrics.parquet"
 SECONDS_BETWEEN_LINES = 60.0
 _HELD_OUT_STREAM = 13
-_SCHEMA = {"step": pl.Int64, "tokens": pl.Int64, "computed": pl.Int64, "seconds": pl.Float64,
-           "learning_rate": pl.Float64, "train_loss": pl.Float64, "eval_loss": pl.Float64,
-           **dict.fromkeys(KINDS, pl.Float64), "coherence": pl.Float64}
+_SCHEMA = dict.fromkeys(("step", "tokens", "computed"), pl.Int64) | dict.fromkeys(
+    ("seconds", "learning_rate", "train_loss", "eval_loss", *KINDS, "coherence"), pl.Float64)
 
 
 def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig,
@@ -71,7 +70,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     with (TemporaryDirectory(prefix="tokens-", ignore_cleanup_errors=True) as own,
           torch.random.fork_rng(devices=[])):
         torch.manual_seed(seed)
-        with checkpoint.writing(own):
+        with checkpoint.writing(Path(own)):
             encoded = encode_documents(documents, tokenizer, Path(own))
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
@@ -232,11 +231,10 @@ class Trainer:
             total += nll
         value = float(self.context.total(total))
         if not math.isfinite(value):
-            numbers = np.unique(np.concatenate([batch.members for batch in batches]))
+            first = np.unique(np.concatenate([batch.members for batch in batches]))[:5].tolist()
             raise TrainingError(
                 f"the loss is {value} at step {state.step + 1}",
-                where=f"pass {state.n_pass}, batch {state.place}: documents "
-                      f"{numbers[:5].tolist()} and others",
+                where=f"pass {state.n_pass}, batch {state.place}: documents {first} and others",
                 remedy="lower pretraining.lr or set pretraining.precision=float32; the last "
                        "checkpoint is kept")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
