@@ -69,7 +69,8 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
     starts = np.empty_like(lengths)
     for row, (tokens, offsets) in enumerate(zip(all_ids, all_offsets, strict=True)):
         ids[row, :len(tokens)] = tokens
-        starts[row] = sum(first < len(prompts[row]) or first == last == 0 for first, last in offsets)
+        border = len(prompts[row])
+        starts[row] = sum(first < border or first == last == 0 for first, last in offsets)
         if starts[row] == len(tokens) or not targets[row]:
             raise LanguageError(f"the target {targets[row]!r} has no token of its own after "
                                 f"{prompts[row]!r}", remedy="give a target that is not empty")
