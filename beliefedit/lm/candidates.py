@@ -17,39 +17,26 @@ from transformers import PreTrainedTokenizerFast
 
 from beliefedit.errors import LanguageError
 from beliefedit.lm.prefix_tree import additive, plant, tree_mask
-from beliefedit.lm.scoring import Model, asked_of, batches, encode_pairs, pad_left
+from beliefedit.lm.scoring import Model, batches, distinct, encode_pairs, pad_left
 
 _NODES_AT_ONCE = 256  # attention within a pass costs their square
+_TOKENS_AT_ONCE = 8192  # of a batch, padding included
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """Nodes of a trie that are read together, in preorder, and the nodes predicted from them.
-
-    Attributes:
-        tokens: int64 [nodes].
-        depths: int64 [nodes], tokens from the name's first to this one.
-        ends: int64 [nodes], where the nodes that continue each one end.
-        predicted: int64 [predicted], by their number in the trie.
-        targets: int64 [predicted], their tokens.
-        places: int64 [predicted], where they are predicted: 0 at the prompt's end, 1 + i at node i.
-    """
+    """Nodes of a trie that are read together, in preorder, and the nodes predicted from them."""
 
     tokens: Tensor
-    depths: Tensor
-    ends: Tensor
-    predicted: NDArray[np.int64]
-    targets: Tensor
-    places: Tensor
+    depths: Tensor  # tokens from the name's first to this one
+    ends: Tensor  # where the nodes that continue each one end
+    predicted: NDArray[np.int64]  # by their number in the trie
+    targets: Tensor  # their tokens
+    places: Tensor  # where they are predicted: 0 at the prompt's end, 1 + i at node i
 
 
 class Trie:
-    """Names of objects as paths of tokens.
-
-    Args:
-        tokenizer: the model's.
-        objects: K different names.
-        prompt: any of the prompts they are to stand behind.
+    """Names of K objects as paths of tokens, to stand behind prompts such as ``prompt``.
 
     Raises:
         LanguageError: a name without a token of its own, or two that are the same tokens.
@@ -61,11 +48,10 @@ class Trie:
         lengths = pairs.lengths - pairs.starts
         place = pairs.starts[:, None] + np.arange(lengths.max())
         ids = np.take_along_axis(pairs.ids, place.clip(max=pairs.ids.shape[1] - 1), axis=1)
-        self.objects, self.tokenizer = list(objects), tokenizer
+        self.tokenizer, self.first_name = tokenizer, objects[0]
         self.paths = [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         if len(set(self.paths)) < len(self.paths):
-            twice = next(name for name, path in zip(objects, self.paths, strict=True)
-                         if self.paths.count(path) > 1)
+            twice = next(objects[i] for i, path in enumerate(self.paths) if path in self.paths[:i])
             raise LanguageError(f"another object is the same tokens as {twice!r}",
                                 remedy="give every object once")
         self.tree = plant(ids, lengths, most_nodes=ids.size)
@@ -75,16 +61,9 @@ class Trie:
         self.passes = [self._pass(continued[cut:cut + _NODES_AT_ONCE], with_root=not cut)
                        for cut in cuts]
 
-    def __len__(self) -> int:
-        return len(self.objects)
-
     def tokens_behind(self, prompt: str) -> list[int]:
-        """The prompt's tokens.
-
-        Raises:
-            LanguageError: the tokenizer joins the prompt's end with the beginning of a name.
-        """
-        ids, name = self.tokenizer(prompt)["input_ids"], self.objects[0]
+        """The prompt's tokens; LanguageError if the tokenizer joins its end with a name."""
+        ids, name = self.tokenizer(prompt)["input_ids"], self.first_name
         if self.tokenizer(f"{prompt} {name}")["input_ids"] != [*ids, *self.paths[0]]:
             raise LanguageError(f"the tokens of {name!r} depend on the prompt {prompt!r}",
                                 remedy="score its objects one by one, with beliefedit.lm.score")
@@ -92,8 +71,7 @@ class Trie:
 
     def _pass(self, continued: NDArray[np.int64], *, with_root: bool) -> _Pass:
         """Reads some nodes and those before them, and predicts what continues the former."""
-        tree = self.tree
-        nodes = above = continued
+        tree, nodes, above = self.tree, continued, continued
         while len(above):
             above = tree.parents[above]
             above = above[above >= 0]
@@ -106,56 +84,39 @@ class Trie:
         return _Pass(*map(torch.from_numpy, columns), predicted,
                      torch.from_numpy(tree.tokens[predicted]), torch.from_numpy(places))
 
-    def accumulated(self, conditional: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log-probabilities of objects [n, K] from those of nodes after their parents."""
-        log_p = conditional.copy()
-        for depth in range(1, self.tree.depths.max() + 1):
-            at = self.tree.depths == depth
-            log_p[:, at] += log_p[:, self.tree.parents[at]]
-        return log_p[:, self.ends]
-
     def apart(self, log_p: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probabilities [n, K] of exclusive answers: a name does not count where it begins another.
 
-        "York" keeps what "York Minster" leaves it, so rows sum to at most 1; the rest is on no
-        candidate.
+        "York" keeps what "York Minster" leaves it; rows sum to at most 1.
         """
-        p = np.exp(log_p)
-        place = {path: number for number, path in enumerate(self.paths)}
+        p, place = np.exp(log_p), {path: number for number, path in enumerate(self.paths)}
         result = p.copy()
         for path, number in place.items():
-            shorter = (path[:n] for n in range(len(path) - 1, 0, -1))
-            longest = next((name for name in shorter if name in place), None)
-            if longest is not None:
-                result[:, place[longest]] -= p[:, number]
+            for n in range(len(path) - 1, 0, -1):
+                if path[:n] in place:
+                    result[:, place[path[:n]]] -= p[:, number]
+                    break
         return result.clip(0)
 
 
 @torch.no_grad()
 def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
-                      versions: Sequence[int] | None = None,
-                      batch_tokens: int = 8192) -> NDArray[np.float64]:
-    """Log-probability of every object after each prompt: that of `score`, at less cost.
+                      versions: Sequence[int] | None = None) -> NDArray[np.float64]:
+    """What `score` says of every object after each prompt, at less cost: float64 [n, K], nats.
 
     Args:
-        model: a causal LM; see `beliefedit.lm.scoring` for ``versions``.
+        model: a causal LM.
         trie: the objects, K of them.
         prompts: n prompts; equal ones of one version are read once.
-        versions: which version answers each prompt, n integers.
-        batch_tokens: most tokens read at once, padding included.
-
-    Returns:
-        float64 [n, K], nats.
+        versions: which version answers each prompt, n integers (see `beliefedit.lm.scoring`).
     """
-    asked = asked_of(model, prompts, versions)
-    distinct = {key: row for row, key in enumerate(dict.fromkeys(asked))}
-    tokens = [trie.tokens_behind(prompt) for _, prompt in distinct]
-    version_of = torch.tensor([version for version, _ in distinct], device=model.device)
-    conditional = np.zeros((len(distinct), len(trie.tree.tokens)))
+    texts, version_of, place = distinct(model, prompts, versions)
+    tokens, tree = [trie.tokens_behind(text) for text in texts], trie.tree
+    log_p = np.zeros((len(texts), len(tree.tokens)))  # of nodes after their parents
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     for part in trie.passes:
         places, targets = part.places.to(model.device), part.targets.to(model.device)
-        for rows in batches(lengths + len(part.tokens), batch_tokens):
+        for rows in batches(lengths + len(part.tokens), _TOKENS_AT_ONCE):
             inputs = _inputs(part, [tokens[row] for row in rows], trie.tokenizer.pad_token_id,
                              model.device)
             if versions is not None:
@@ -163,8 +124,11 @@ def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
             logits = model(**inputs, use_cache=False,
                            logits_to_keep=len(part.tokens) + 1).logits.float()
             found = logits[:, places, targets] - logits.logsumexp(-1)[:, places]
-            conditional[rows[:, None], part.predicted] = found.double().cpu().numpy()
-    return trie.accumulated(conditional)[[distinct[key] for key in asked]]
+            log_p[rows[:, None], part.predicted] = found.double().cpu().numpy()
+    for depth in range(1, tree.depths.max() + 1):
+        at = tree.depths == depth
+        log_p[:, at] += log_p[:, tree.parents[at]]
+    return log_p[:, trie.ends][place]
 
 
 def _inputs(part: _Pass, prompts: Sequence[Sequence[int]], pad: int,

@@ -42,14 +42,8 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generat
                 max_length: int = 2048) -> PreTrainedModel:
     """A Mistral decoder with random weights, or the existing model that ``config.init`` names.
 
-    Args:
-        config: size, or where to start from.
-        tokenizer: gives the vocabulary.
-        generator: decides the random weights; the global random state is left as it was.
-        max_length: longest sequence the model says it takes, tokens.
-
-    Returns:
-        The model in float32 on the CPU.
+    It is in float32 on the CPU and says that it takes up to ``max_length`` tokens. The generator
+    decides the random weights; the global random state is left as it was.
 
     Raises:
         ConfigError: no model at ``config.init``, or one with too few embeddings for the tokenizer.

@@ -17,27 +17,17 @@ Ints = NDArray[np.int64]
 class Forest:
     """Trees one after the other, nodes in preorder.
 
-    Node j continues node i, or is it, where i <= j < ends[i].
-
-    Attributes:
-        tokens: int64 [n_nodes].
-        depths: int64 [n_nodes], how many nodes stand before it on its path.
-        parents: int64 [n_nodes], the node before it on its path; -1 for the first.
-        ends: int64 [n_nodes], where the nodes that continue it end.
-        counts: int64 [n_nodes], how many sequences pass through it.
-        starts: int64 [n_trees + 1], where each tree begins.
-        nodes: int64 [n, length], the node of each token of each sequence; past its end anything.
-        tree: int64 [n], the tree of each sequence.
+    Node j continues node i, or is it, where i <= j < ends[i]. The first five are of each node.
     """
 
     tokens: Ints
-    depths: Ints
-    parents: Ints
-    ends: Ints
-    counts: Ints
-    starts: Ints
-    nodes: Ints
-    tree: Ints
+    depths: Ints  # how many nodes stand before it on its path
+    parents: Ints  # the node before it on its path; -1 for the first
+    ends: Ints  # where the nodes that continue it end
+    counts: Ints  # how many sequences pass through it
+    starts: Ints  # [n_trees + 1], where each tree begins
+    nodes: Ints  # [n, length], the node of each token of each sequence; past its end anything
+    tree: Ints  # [n], the tree of each sequence
 
     @property
     def sizes(self) -> Ints:
@@ -75,15 +65,13 @@ class Forest:
 
 
 def tree_mask(order: Tensor, ends: Tensor) -> Tensor:
-    """Which tokens attend to which where rows hold trees in preorder.
+    """Which tokens of trees in preorder attend to which: bool [rows, 1, length, length].
+
+    Token i attends to itself and to j if order[j] <= order[i] < ends[j].
 
     Args:
         order: int64 [rows or 1, length], each token's number in preorder.
         ends: int64 [rows, length], the number at which the tokens that continue it end.
-
-    Returns:
-        bool [rows, 1, length, length]: token i attends to itself and to j if
-        order[j] <= order[i] < ends[j].
     """
     mask = (order[:, None, :] <= order[:, :, None]) & (order[:, :, None] < ends[:, None, :])
     # Padding attends to itself: a softmax over nothing is not a number.
@@ -103,7 +91,6 @@ def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = Non
     Args:
         ids: int64 [n, length], tokens padded on the right.
         lengths: int64 [n], at least 1.
-        most_nodes: of a tree.
         kinds: int64 [n], sequences of different kinds stand in different trees.
         least_shared: tokens a sequence must share with the one before it to stand in its tree.
     """

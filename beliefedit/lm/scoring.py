@@ -9,25 +9,21 @@ besides what `transformers` models take. The prompts of version i are read behin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as transformers_logging
 
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.errors import LanguageError
-from beliefedit.lm.prefix_tree import plant
+from beliefedit.lm.prefix_tree import Ints, plant
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-Ints = NDArray[np.int64]
 Model = PreTrainedModel | Callable
 """A `transformers` causal LM, or anything with its ``device`` that is called as one."""
 
@@ -35,6 +31,7 @@ Model = PreTrainedModel | Callable
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
 _MOST_NODES = 256  # attention within a tree costs their square
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # a GPU wants many at once, a CPU's caches hold few
+_PROMPT_TOKENS = 16384  # run at once by `generate`, padding included
 _N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
 
 transformers_logging.disable_progress_bar()  # a small file needs no bar of its own
@@ -42,21 +39,15 @@ transformers_logging.disable_progress_bar()  # a small file needs no bar of its 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Prompts and targets as tokens, padded on the right.
+    """n prompts and targets as tokens, padded on the right."""
 
-    Attributes:
-        ids: int64 [n, length].
-        lengths: int64 [n], tokens of prompt and target together.
-        starts: int64 [n], place of the first target token; the target reaches to the end.
-    """
-
-    ids: Ints
-    lengths: Ints
-    starts: Ints
+    ids: Ints  # [n, length]
+    lengths: Ints  # [n], tokens of prompt and target together
+    starts: Ints  # [n], place of the first target token; the target reaches to the end
 
     @property
     def is_target(self) -> NDArray[np.bool_]:
-        """bool [n, length]: this token belongs to the target."""
+        """Which tokens belong to the target, bool [n, length]."""
         place = np.arange(self.ids.shape[1])
         return (place >= self.starts[:, None]) & (place < self.lengths[:, None])
 
@@ -87,57 +78,56 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
 
 
 def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-          targets: Sequence[str], *, versions: Sequence[int] | None = None,
-          batch_tokens: int | None = None) -> np.ndarray:
-    """Log-probability of each target after its prompt: the sum over the target's tokens.
+          targets: Sequence[str], *, versions: Sequence[int] | None = None) -> np.ndarray:
+    """Log-probability of each target after its prompt, summed over its tokens: float64 [n], nats.
 
     Args:
-        model: a causal LM; see the module's text for ``versions``.
-        tokenizer: the model's.
+        model, tokenizer: a causal LM and its tokenizer.
         prompts, targets: n pairs.
-        versions: which version answers each pair, n integers.
-        batch_tokens: most tokens run at once, padding included; None: what suits the device.
-
-    Returns:
-        float64 [n], nats.
+        versions: which version answers each pair, n integers (see the module's text).
     """
-    pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
-    ready = _ready(pairs, versions, tokenizer.pad_token_id, model.device, batch_tokens)
-    return _score(model, len(pairs.ids), ready)
+    return score_prepared(model, _questions(model, tokenizer, prompts, targets, versions))
+
+
+_Batch = tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]
+"""(The model's arguments; the pair of each target token; and as tensors of the same length the row
+and the place in the logits that predict it, and the token.)"""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Pairs of prompts and targets, ready to be scored as often as one likes.
-
-    Attributes:
-        n_pairs: how many there are.
-        batches: (the model's arguments, the pair of each target token, and as tensors of the same
-            length the row and the place in the logits that predict it, and the token).
-    """
+    """Pairs of prompts and targets, ready to be scored as often as one likes."""
 
     n_pairs: int
-    batches: list[_Batch]
-
-
-_Batch = tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]
+    batches: Iterable[_Batch]
 
 
 def prepare(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
             targets: Sequence[str], *, versions: Sequence[int] | None = None) -> Questions:
     """What `score` computes from its arguments; ``model`` gives the device and the prefixes."""
-    pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
-    ready = _ready(pairs, versions, tokenizer.pad_token_id, model.device)
-    return Questions(len(pairs.ids), list(ready))
+    questions = _questions(model, tokenizer, prompts, targets, versions)
+    return replace(questions, batches=list(questions.batches))
 
 
+@torch.no_grad()
 def score_prepared(model: Model, questions: Questions) -> np.ndarray:
     """`score` for what was prepared for this model, or one of its size: float64 [n], nats."""
-    return _score(model, questions.n_pairs, questions.batches)
+    log_p = np.zeros(questions.n_pairs)
+    for inputs, pair, (row, place, token) in questions.batches:
+        logits = model(**inputs).logits[row, place].float()
+        found = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        np.add.at(log_p, pair, found.double().cpu().numpy())
+    return log_p
 
 
-def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int, device: torch.device,
-           batch_tokens: int | None = None) -> Iterator[_Batch]:
+def _questions(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
+               targets: Sequence[str], versions: Sequence[int] | None) -> Questions:
+    pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
+    return Questions(len(pairs.ids), _ready(pairs, versions, tokenizer.pad_token_id, model.device))
+
+
+def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int,
+           device: torch.device) -> Iterator[_Batch]:
     """The batches of `Questions`, one by one: a whole corpus's masks would not fit in memory.
 
     Each version's questions stand in trees: what begins alike is read once.
@@ -150,7 +140,7 @@ def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int, device: torch
     back = forest.places_from_the_end(node)
     row_of, version = np.empty((2, len(forest.sizes)), dtype=np.int64)
     version[forest.tree] = kinds
-    for batch in batches(forest.sizes, batch_tokens or _BATCH_TOKENS[device.type]):
+    for batch in batches(forest.sizes, _BATCH_TOKENS[device.type]):
         inputs: dict[str, Any] = forest.rows(batch, back, pad, device)
         if versions is not None:
             inputs["versions"] = torch.from_numpy(version[batch]).to(device)
@@ -162,16 +152,6 @@ def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int, device: torch
                tuple(torch.from_numpy(values).to(device) for values in where))
 
 
-@torch.no_grad()
-def _score(model: Model, n_pairs: int, ready: Iterable[_Batch]) -> np.ndarray:
-    log_p = np.zeros(n_pairs)
-    for inputs, pair, (row, place, token) in ready:
-        logits = model(**inputs).logits[row, place].float()
-        found = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        np.add.at(log_p, pair, found.double().cpu().numpy())
-    return log_p
-
-
 def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:
     """The prompts as the model's versions read them: tokens are those of the whole text."""
     prefixes = None if versions is None else getattr(model, "prefixes", None)
@@ -180,11 +160,14 @@ def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | Non
     return [prefixes[version] + prompt for version, prompt in zip(versions, prompts, strict=True)]
 
 
-def asked_of(model: Model, prompts: Sequence[str],
-             versions: Sequence[int] | None) -> list[tuple[int, str]]:
-    """(version, prompt as that version reads it) for each prompt; without versions, all are 0."""
+def distinct(model: Model, prompts: Sequence[str],
+             versions: Sequence[int] | None) -> tuple[list[str], Tensor, list[int]]:
+    """(The different prompts as their versions read them; these versions; which one each is.)"""
     numbers = [0] * len(prompts) if versions is None else map(int, versions)
-    return list(zip(numbers, prefixed(model, prompts, versions), strict=True))
+    asked = list(zip(numbers, prefixed(model, prompts, versions), strict=True))
+    rows = {key: row for row, key in enumerate(dict.fromkeys(asked))}
+    version_of = torch.tensor([version for version, _ in rows], device=model.device)
+    return [prompt for _, prompt in rows], version_of, [rows[key] for key in asked]
 
 
 def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -200,33 +183,26 @@ def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
 @torch.no_grad()
 def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
              max_new_tokens: int, *, labels: Collection[str] = (),
-             versions: Sequence[int] | None = None, batch_tokens: int = 16384) -> list[str]:
-    """Greedy answers of up to ``max_new_tokens`` tokens, stripped.
-
-    An answer ends at the end token or at the separator of sentences.
+             versions: Sequence[int] | None = None) -> list[str]:
+    """Greedy answers, stripped; they end at the end token or at the separator of sentences.
 
     Args:
-        model: a causal LM; see the module's text for ``versions``.
-        tokenizer: the model's.
+        model, tokenizer, versions: see `score`.
         prompts: n prompts; equal ones are run once.
         max_new_tokens: longest answer.
         labels: known answers; only these may hold the separator themselves ("st. louis").
-        versions: which version answers each prompt, n integers.
-        batch_tokens: most prompt tokens run at once, padding included.
     """
-    asked = asked_of(model, prompts, versions)
-    distinct = list(dict.fromkeys(asked))
-    encoded = [tokenizer(prompt)["input_ids"] for _, prompt in distinct]
-    version_of = torch.tensor([version for version, _ in distinct], device=model.device)
+    texts, version_of, place = distinct(model, prompts, versions)
+    encoded = [tokenizer(text)["input_ids"] for text in texts]
     special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
-    answers: dict[tuple[int, str], str] = {}
-    for batch in batches(np.array([len(ids) for ids in encoded], dtype=np.int64), batch_tokens):
+    answers = [""] * len(texts)
+    for batch in batches(np.array([len(ids) for ids in encoded], dtype=np.int64), _PROMPT_TOKENS):
         extra = {} if versions is None else {"versions": version_of[batch]}
         new = _continue(model, tokenizer, [encoded[row] for row in batch],
                         max_new_tokens + _N_EXTRA, extra)
         for row, ids in zip(batch, new, strict=True):
-            answers[distinct[row]] = _answer(tokenizer, ids, max_new_tokens, special)
-    return [answers[key] for key in asked]
+            answers[row] = _answer(tokenizer, ids, max_new_tokens, special)
+    return [answers[row] for row in place]
 
 
 def _continue(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]],
@@ -237,7 +213,7 @@ def _continue(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: list[li
     attention = (torch.arange(ids.shape[1], device=model.device) >= n_padding).long()
     positions = (attention.cumsum(1) - 1).clamp(min=0)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    new: list[torch.Tensor] = []
+    new: list[Tensor] = []
     for _ in range(n_new):
         output = model(input_ids=ids, attention_mask=attention, position_ids=positions,
                        use_cache=True, logits_to_keep=1, **extra)
@@ -261,7 +237,6 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 def _answer(tokenizer: PreTrainedTokenizerFast, ids: list[int], max_new_tokens: int,
             special: list[str]) -> str:
-    """The part of a continuation that is the answer."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     for label in special:
         if text.strip() == label or text.lstrip().startswith(label + SEPARATOR):

@@ -23,14 +23,9 @@ _TRAINED = ModelConfig.model_fields["tokenizer"].default  # the name that stands
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; the same texts give the same tokenizer.
+    """Byte-level BPE of up to ``vocab_size`` tokens, 256 bytes and 3 special tokens included.
 
-    Args:
-        texts: sentences in the corpus's grammar.
-        vocab_size: largest vocabulary, the 256 bytes and 3 special tokens included.
-
-    Returns:
-        A tokenizer that puts ``<s>`` in front of what it encodes; ``</s>`` ends a document.
+    It puts ``<s>`` in front of what it encodes. The same texts give the same tokenizer.
 
     Raises:
         ConfigError: ``vocab_size`` below 259.
@@ -76,8 +71,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
                           where="model.tokenizer", remedy="choose a model with a tokenizer.json")
     if tokenizer.eos_token is None:
         raise ConfigError(f"the tokenizer '{name_or_path}' has no token for a document's end",
-                          where="model.tokenizer",
-                          remedy="set its eos_token and save it in a folder")
+                          where="model.tokenizer", remedy="save it with an eos_token in a folder")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -90,13 +84,9 @@ def tokenizer_settings(config: ModelConfig, n_facts: int) -> dict[str, Any]:
 
 
 def make_tokenizer(config: ModelConfig, graph: Graph, n_facts: int) -> PreTrainedTokenizerFast:
-    """The tokenizer that ``config`` names, or one trained on sentences of the graph's first facts.
+    """The tokenizer that ``config`` names, or one trained on the ``n_facts`` the corpus will state.
 
-    The corpus does not exist yet: the tokenizer decides where its object labels are cut.
-
-    Args:
-        graph: with whole labels.
-        n_facts: how many facts the corpus states.
+    The corpus does not exist yet: the tokenizer decides where the graph's object labels are cut.
     """
     if config.tokenizer != _TRAINED:
         return load_tokenizer(config.tokenizer)

@@ -24,11 +24,7 @@ _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random_state"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns a failure to write into a clear error.
-
-    Raises:
-        TrainingError: no space, no permission, and the like.
-    """
+    """Turns a failure to write, as for want of space or permission, into a `TrainingError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -49,8 +45,8 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
     tensors = {_MODEL + name: value.clone() for name, value in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"{_OPTIMIZER}{number}.{index}.{key}": value
-                        for key, value in values.items()}
+            for key, value in values.items():
+                tensors[f"{_OPTIMIZER}{number}.{index}.{key}"] = value
     tensors[_RANDOM] = torch.get_rng_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with writing(folder), atomic_path(folder / FILE) as partial:
@@ -61,13 +57,9 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
                     fingerprint: str) -> dict[str, Any] | None:
-    """Restore what `save_checkpoint` wrote.
+    """Restore what `save_checkpoint` wrote and return the state.
 
-    Args:
-        fingerprint: must equal ``state["fingerprint"]``: a checkpoint of another run is not taken.
-
-    Returns:
-        The state; None when there is no checkpoint of this run.
+    None without a checkpoint of this run, whose ``state["fingerprint"]`` equals ``fingerprint``.
     """
     if not (folder / FILE).exists():
         return None

@@ -11,19 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
+from transformers import PreTrainedTokenizerFast
 
 from beliefedit.config import PretrainingConfig
 from beliefedit.errors import TrainingError
 from beliefedit.lm.prefix_tree import plant
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-T = TypeVar("T")
 _ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
 _PACKED_TOGETHER = 4096  # documents, at least
@@ -35,16 +31,10 @@ _ORDER_STREAM = 11
 
 @dataclass(frozen=True)
 class Documents:
-    """Tokenized documents.
+    """Tokenized documents: each begins as prompts do and ends with the end token."""
 
-    Attributes:
-        tokens: [n_tokens] unsigned integers on disk; a document begins as prompts do and ends with
-            the end token.
-        starts: int64 [n_documents + 1], where each document begins.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
+    tokens: np.ndarray  # [n_tokens], unsigned integers on disk
+    starts: np.ndarray  # int64 [n_documents + 1], where each document begins
 
     @property
     def lengths(self) -> np.ndarray:
@@ -56,22 +46,15 @@ class Documents:
 class Batch:
     """Rows of `Forest` trees: a document is a path in a tree, and equal beginnings stand once.
 
-    Attributes:
-        ids: int64 [rows, length].
-        positions: int64 [rows, length].
-        parents: int64 [rows, length], the place in the row that predicts this token; -1: none.
-        ends: int64 [rows, length], tokens from place i on and before ends[i] attend to i; 0 for
-            padding.
-        counts: int64 [rows, length], how many documents this token belongs to; 0 for padding.
-        members: int64, the documents read, by their number in the corpus.
+    Arrays are int64 [rows, length] but for the members.
     """
 
     ids: np.ndarray
     positions: np.ndarray
-    parents: np.ndarray
-    ends: np.ndarray
-    counts: np.ndarray
-    members: np.ndarray
+    parents: np.ndarray  # the place in the row that predicts this token; -1: none
+    ends: np.ndarray  # tokens from place i on and before ends[i] attend to i; 0 for padding
+    counts: np.ndarray  # how many documents this token belongs to; 0 for padding
+    members: np.ndarray  # int64, the documents read, by their number in the corpus
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -99,12 +82,9 @@ class Batch:
 
 
 def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Documents:
-    """Tokenize the text column of a Parquet file, or of all in a folder, onto the disk.
+    """Tokenize the column ``text`` of a Parquet file, or of all in a folder, to ``tokens.bin``.
 
-    Args:
-        source: file or folder.
-        tokenizer: its start token goes before and its end token after each document.
-        folder: gets ``tokens.bin``.
+    The tokenizer's start token goes before and its end token after each document.
 
     Raises:
         TrainingError: no documents.
@@ -113,12 +93,10 @@ def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     lengths = [np.zeros(1, dtype=np.int64)]
     with open(folder / "tokens.bin", "wb") as file:
-        for texts in _texts(Path(source)):
+        for texts in _texts(source):
             # The corpus repeats sentences: each distinct one is tokenized once.
             distinct = texts.unique(maintain_order=True)
-            numbered = distinct.to_frame("text").with_row_index("place")
-            place = texts.to_frame("text").join(numbered, on="text", maintain_order="left"
-                                                )["place"].to_numpy()
+            place = texts.replace_strict(distinct, range(len(distinct))).to_numpy()
             encoded = tokenizer(distinct.to_list(), return_attention_mask=False)["input_ids"]
             rows = [np.array([*ids, tokenizer.eos_token_id], dtype=dtype) for ids in encoded]
             lengths.append(np.array([len(row) for row in rows], dtype=np.int64)[place])
@@ -138,15 +116,9 @@ def _texts(source: Path) -> Iterator[pl.Series]:
 
 
 def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
-    """Rows, each filled with the longest that still fits.
+    """Numbers of documents, or trees of them, a list per row: the longest that still fits.
 
-    Args:
-        lengths: int64 [n], of documents or trees of them, from 1 to ``row_length``.
-        row_length: tokens.
-        rng: shuffles the rows, which come out by falling length.
-
-    Returns:
-        Numbers of documents, a list per row.
+    Lengths are 1 to ``row_length``. Rows come out by falling length, then ``rng`` shuffles them.
     """
     of_length: list[list[int]] = [[] for _ in range(row_length + 1)]
     for number, length in enumerate(lengths.tolist()):
@@ -172,8 +144,7 @@ class Batches:
     The first passes may be over the shortest documents alone (`PretrainingConfig.short_passes`).
 
     Args:
-        documents: to read.
-        chosen: int64, numbers of the documents to read.
+        documents, chosen: what to read, and int64, the numbers of those that are read.
         training: sizes of rows and batches; documents longer than a row are cut.
         packed: several whole documents to a row; else one, padded at random on the left.
         seed: decides order and padding.
@@ -183,11 +154,9 @@ class Batches:
                  packed: bool, seed: int) -> None:
         self.documents, self.chosen, self.training = documents, chosen, training
         self.packed, self.seed = packed, seed
-        longest = int(np.clip(documents.lengths.max(), *_ROW_LENGTHS))
-        self.row_length = training.row_length or longest
-        self.n_rows = training.batch_size
-        if packed:
-            self.n_rows = max(1, training.batch_tokens // self.row_length)
+        self.row_length = training.row_length or int(documents.lengths.max().clip(*_ROW_LENGTHS))
+        self.n_rows = (max(1, training.batch_tokens // self.row_length) if packed
+                       else training.batch_size)
         self.starts = np.asarray(documents.starts[:-1])[chosen]
         self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
         self.short = self.lengths <= np.quantile(self.lengths, training.short_share)
@@ -216,8 +185,7 @@ class Batches:
 
     def _packed(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches of one shape: the last is filled up from the beginning of its pass."""
-        begun: list[_Row] = []
-        waiting: list[_Row] = []
+        begun, waiting = [], []
         n_parts = self.training.parts or len(order)
         part = min(-(-len(order) // n_parts), _LARGEST_PART)
         together = part * -(-_PACKED_TOGETHER // part)
@@ -230,8 +198,8 @@ class Batches:
         if waiting:
             yield _joined([*waiting, *islice(cycle(begun), self.n_rows - len(waiting))])
 
-    def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[_Row]:
-        """The documents of some parts, each of so many, as trees packed into rows."""
+    def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[tuple]:
+        """Parts of so many documents as trees in rows: of each its `Batch.arrays` and members."""
         forest = plant(*self._ids(documents), self.row_length, least_shared=_LEAST_SHARED,
                        kinds=np.arange(len(documents)) // part)
         packed = packed_rows(forest.sizes, self.row_length, rng)
@@ -260,29 +228,24 @@ class Batches:
         for first in range(0, len(order), self.n_rows):
             documents = np.take(order, range(first, first + self.n_rows), mode="wrap")
             ids, lengths = self._ids(documents)
-            n_rows, width = ids.shape
-            offset = rng.integers(0, width - lengths + 1)[:, None]
-            within = np.arange(width) - offset
+            place = np.arange(ids.shape[1])
+            offset = rng.integers(0, len(place) - lengths + 1)[:, None]
+            within = place - offset
             inside = (within >= 0) & (within < lengths[:, None])
-            position = np.broadcast_to(np.arange(width), ids.shape)
             yield Batch(
-                ids=np.where(inside, np.take_along_axis(ids, within.clip(0, width - 1), axis=1), 0),
-                positions=np.where(inside, position, 0),
-                parents=np.where(inside & (within > 0), position - 1, -1),
+                ids=np.where(inside, np.take_along_axis(ids, within.clip(0, place[-1]), axis=1), 0),
+                positions=np.where(inside, place, 0),
+                parents=np.where(inside & (within > 0), place - 1, -1),
                 ends=np.where(inside, offset + lengths[:, None], 0), counts=inside.astype(np.int64),
                 members=self.chosen[documents])
 
 
-_Row = tuple[np.ndarray, np.ndarray]
-"""(int64 [5, length], the arrays of a `Batch`; int64, its documents)"""
-
-
-def _joined(rows: list[_Row]) -> Batch:
+def _joined(rows: list[tuple]) -> Batch:
     arrays, members = zip(*rows, strict=True)
     return Batch(*np.stack(arrays, axis=1), np.concatenate(members))
 
 
-def prefetch(batches: Iterator[T]) -> Generator[T, None, None]:
+def prefetch(batches: Iterator) -> Generator:
     """The same batches, the next one made in a thread while the last is in use.
 
     Without it a fast GPU waits for each batch. The thread ends when the generator is closed.
@@ -290,6 +253,5 @@ def prefetch(batches: Iterator[T]) -> Generator[T, None, None]:
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, batches)
         while True:
-            batch = coming.result()
-            coming = thread.submit(next, batches)
+            batch, coming = coming.result(), thread.submit(next, batches)
             yield batch

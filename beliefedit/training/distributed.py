@@ -54,14 +54,9 @@ class DistributedContext:
             self.accelerator.wait_for_everyone()
 
 
-def is_distributed() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def init(device: torch.device) -> DistributedContext:
     """Join the other processes, if there are any; may be called again."""
-    if not is_distributed():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # a launcher sets it
         return DistributedContext(device)
     from accelerate import Accelerator, InitProcessGroupKwargs
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 KINDS = ("atomic", "true_false", "not", "and", "or")
 
@@ -37,9 +32,7 @@ class TrainingLoss(nn.Module):
     What documents share is computed once and counts as often as there are documents: the loss and
     its gradient are those of the documents one by one.
 
-    Args:
-        model: a causal LM of `transformers`.
-        label_smoothing: share of each target spread over the vocabulary.
+    ``label_smoothing`` spreads that share of each target over the vocabulary.
     """
 
     def __init__(self, model: PreTrainedModel, label_smoothing: float) -> None:
@@ -72,13 +65,9 @@ class TrainingLoss(nn.Module):
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
              probes: pl.DataFrame | None, n_facts: int) -> dict[str, float]:
-    """Exact accuracy of greedy answers by kind, and coherence.
+    """Exact accuracy of greedy answers to the first ``n_facts`` probes (see `train`) of each kind.
 
-    Coherence is the mean |p_LM - p_agent| over atomic probes.
-
-    Args:
-        probes: as in `train`.
-        n_facts: how many probes of each kind are asked, the first ones.
+    ``coherence`` is the mean |p_LM - p_agent| over atomic probes.
     """
     if probes is None:
         return {}
@@ -88,9 +77,9 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         if asked.is_empty():
             continue
         prompts, targets = asked["prompt"].to_list(), asked["target"].to_list()
-        encoded = tokenizer([f" {target}" for target in targets],
-                            add_special_tokens=False)["input_ids"]
-        answers = generate(model, tokenizer, prompts, max(map(len, encoded)), labels=set(targets))
+        texts = [f" {target}" for target in targets]
+        longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        answers = generate(model, tokenizer, prompts, longest, labels=set(targets))
         found[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
                                      for answer, target in zip(answers, targets, strict=True)]))
         if kind == "atomic" and asked["p_agent"].null_count() < len(asked):

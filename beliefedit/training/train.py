@@ -9,18 +9,17 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
 import torch
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig, PretrainingConfig, digest
 from beliefedit.errors import TrainingError
@@ -30,47 +29,33 @@ from beliefedit.training import checkpoint, distributed
 from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
 from beliefedit.training.loss import KINDS, TrainingLoss, evaluate, precision
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.parquet"
-MODEL_FILES = (METRICS, "config.json", "generation_config.json", "model*.safetensors",
-               "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
-               "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
-"""What a trained model consists of, as patterns of file names."""
 SECONDS_BETWEEN_LINES = 60.0
 _HELD_OUT_STREAM = 13
-_SCHEMA = {"step": pl.Int64, "tokens": pl.Int64, "computed": pl.Int64, "seconds": pl.Float64,
-           "learning_rate": pl.Float64, "train_loss": pl.Float64, "eval_loss": pl.Float64,
-           **dict.fromkeys(KINDS, pl.Float64), "coherence": pl.Float64}
-
-Watcher = Callable[[pl.DataFrame], None]
-"""Called with the metrics so far after every evaluation."""
+_SCHEMA = dict.fromkeys(("step", "tokens", "computed"), pl.Int64) | dict.fromkeys(
+    ("seconds", "learning_rate", "train_loss", "eval_loss", *KINDS, "coherence"), pl.Float64)
 
 
 def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig,
-          training: PretrainingConfig, *, folder: Path, scratch: Path | None = None,
-          probes: pl.DataFrame | None = None, seed: int = 0, device: str = "auto",
-          watch: Watcher | None = None) -> pl.DataFrame:
+          training: PretrainingConfig, *, folder: Path, probes: pl.DataFrame | None = None,
+          seed: int = 0, device: str = "auto",
+          watch: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
     """Train a model on documents; called again after an interruption, resume from the checkpoint.
 
     Args:
         documents: Parquet file, or folder of such, with a column ``text``.
-        tokenizer: the model's.
-        config: the model.
+        tokenizer, config: the model's.
         training: the loop.
         folder: gets the model, the tokenizer and ``metrics.parquet``, a row per evaluation; also
             the checkpoint, which stays there: `copy_model` copies all but that. Several processes
-            share it.
-        scratch: where each process keeps its tokens while it trains, in a folder of its own that
-            it removes; None: the system's folder for temporary files.
+            share it; each keeps its tokens in a temporary folder of its own.
         probes: kind (atomic, true_false, not, and, or), prompt, target (right answer), p_agent
             (belief in the target; null for true/false prompts); None: no accuracies.
         seed: decides weights and data order.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
-        watch: called after every evaluation, in the first process.
+        watch: called with the metrics so far after every evaluation, in the first process.
 
     Returns:
         The metrics: step, tokens (of the documents), computed (the same, but what documents share
@@ -80,13 +65,13 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     Raises:
         TrainingError: no documents, loss not finite, nothing can be written.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     context = distributed.init(resolve_device(device))
-    with _own_folder(scratch, context.rank) as own, torch.random.fork_rng(devices=[]):
+    with (TemporaryDirectory(prefix="tokens-", ignore_cleanup_errors=True) as own,
+          torch.random.fork_rng(devices=[])):
         torch.manual_seed(seed)
-        with checkpoint.writing(own):
-            encoded = encode_documents(Path(documents), tokenizer, own)
+        with checkpoint.writing(Path(own)):
+            encoded = encode_documents(documents, tokenizer, Path(own))
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                             max(2048, batches.row_length))
@@ -105,22 +90,10 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     return trainer.metrics()
 
 
-@contextmanager
-def _own_folder(scratch: Path | None, rank: int) -> Iterator[Path]:
-    """A folder of this process alone, removed at the end."""
-    name = f"tokens-{rank}"
-    own = Path(mkdtemp(prefix=name) if scratch is None else scratch / name)
-    try:
-        yield own
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
 def copy_model(working: Path, target: Path) -> None:
-    """Copy a trained model, which is `MODEL_FILES`, and not the checkpoint beside it."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in {file for pattern in MODEL_FILES for file in working.glob(pattern)}:
-        shutil.copy2(file, target / file.name)
+    """Copy a trained model and its metrics, without the checkpoint and unfinished files."""
+    shutil.copytree(working, target, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns(checkpoint.FILE, ".*"))
 
 
 def _batches(documents: Documents, training: PretrainingConfig,
@@ -137,25 +110,18 @@ def _batches(documents: Documents, training: PretrainingConfig,
 
 @dataclass
 class TrainerState:
-    """Where a run stands; what a checkpoint remembers besides tensors.
+    """Where a run stands; what a checkpoint remembers besides tensors."""
 
-    Attributes:
-        fingerprint: names the run.
-        n_pass, place: the batch to read next.
-        loss, n_targets: sum over the predicted tokens since the last evaluation, and their number.
-        rows: of the metrics.
-    """
-
-    fingerprint: str = ""
+    fingerprint: str = ""  # names the run
     step: int = 0
     tokens: int = 0
     computed: int = 0
     seconds: float = 0.0
     n_pass: int = 0
-    place: int = 0
-    loss: float = 0.0
-    n_targets: int = 0
-    rows: list[dict] = field(default_factory=list)
+    place: int = 0  # in the pass, of the batch to read next
+    loss: float = 0.0  # sum over the tokens predicted since the last evaluation
+    n_targets: int = 0  # how many these are
+    rows: list[dict] = field(default_factory=list)  # of the metrics
 
 
 @dataclass
@@ -171,6 +137,7 @@ class Trainer:
     folder: Path
     context: distributed.DistributedContext
     state: TrainerState = field(default_factory=TrainerState)
+    reported: float = 0.0  # seconds of training when a line was last logged
 
     def __post_init__(self) -> None:
         self.device = self.context.device
@@ -185,25 +152,28 @@ class Trainer:
         """Continue from the checkpoint of this run, if there is one."""
         found = checkpoint.load_checkpoint(self.folder, self.model, self.optimizers, fingerprint)
         self.state = TrainerState(**(found or {"fingerprint": fingerprint}))
+        self.reported = self.state.seconds
         if self.context.broadcast(self.state.step) != self.state.step:
             raise TrainingError("the processes found different checkpoints", where=str(self.folder),
                                 remedy="let all hosts share one run folder, or delete it")
         if found and self.context.is_main:
             log.info("resuming at step %d (%d tokens)", self.state.step, self.state.tokens)
 
-    def run(self, watch: Watcher | None = None) -> None:
+    def run(self, watch: Callable[[pl.DataFrame], None] | None) -> None:
         """Train until the budget is used or the accuracies asked for are reached."""
         state, training, is_main = self.state, self.training, self.context.is_main
         began = time.monotonic() - state.seconds
-        saved = time.monotonic()
+        saved, every = time.monotonic(), training.n_tokens / training.n_evaluations
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules
         with (closing(prefetch(self.batches.read(state.n_pass, state.place))) as reader,
-              closing(Progress(training.n_tokens, state.tokens, is_main)) as progress):
+              tqdm(total=training.n_tokens, initial=state.tokens, desc="pretraining", unit="tok",
+                   unit_scale=True, disable=not (is_main and live)) as bar):
             while not self._finished():
                 before = state.tokens
                 self._step(reader)
                 state.seconds = time.monotonic() - began
-                progress.move(state.tokens - before, self._mean_loss(), self._last("atomic"))
-                if self._evaluation_due(before):
+                self._report(bar)
+                if state.tokens // every > before // every or self._finished():
                     self._evaluate()
                     if watch is not None and is_main:
                         watch(self.metrics())
@@ -213,6 +183,19 @@ class Trainer:
                     checkpoint.save_checkpoint(self.folder, self.model, self.optimizers,
                                                asdict(state))
                     saved = time.monotonic()
+
+    def _report(self, bar: tqdm) -> None:
+        """Move the bar; without a terminal log a line now and then."""
+        state, n_tokens, loss = self.state, self.training.n_tokens, self._mean_loss()
+        accuracy = "-" if self._last("atomic") is None else f"{self._last('atomic'):.2f}"
+        if not bar.disable:
+            bar.set_postfix({"loss": f"{loss:.3f}", "accuracy": accuracy}, refresh=False)
+            bar.update(min(state.tokens, n_tokens) - bar.n)
+        elif self.context.is_main and state.seconds - self.reported >= SECONDS_BETWEEN_LINES:
+            self.reported, rate = state.seconds, state.tokens / state.seconds
+            log.info("pretraining: %.2fM of %.2fM tokens, %.0f tokens/s, loss %.3f, accuracy %s, "
+                     "%.0f s left", state.tokens / 1e6, n_tokens / 1e6, rate, loss, accuracy,
+                     max(n_tokens - state.tokens, 0) / rate)
 
     def metrics(self) -> pl.DataFrame:
         """A row per evaluation so far."""
@@ -234,8 +217,9 @@ class Trainer:
         """One step of the optimizers; the loss is the mean over all tokens its batches predict."""
         state = self.state
         factor = learning_rate_factor(self.training, state.tokens / self.training.n_tokens)
-        for group in _groups(self.optimizers):
-            group["lr"] = group["peak"] * factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
         read = [next(reader) for _ in range(self.training.accumulation)]
         batches = [batch for _, _, batch in read]
         n_targets = sum(batch.n_targets for batch in batches)
@@ -247,7 +231,12 @@ class Trainer:
             total += nll
         value = float(self.context.total(total))
         if not math.isfinite(value):
-            self._refuse_loss(value, batches)
+            first = np.unique(np.concatenate([batch.members for batch in batches]))[:5].tolist()
+            raise TrainingError(
+                f"the loss is {value} at step {state.step + 1}",
+                where=f"pass {state.n_pass}, batch {state.place}: documents {first} and others",
+                remedy="lower pretraining.lr or set pretraining.precision=float32; the last "
+                       "checkpoint is kept")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -264,19 +253,6 @@ class Trainer:
                   for array in batch.arrays)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.loss(*arrays)
-
-    def _refuse_loss(self, value: float, batches: list[Batch]) -> None:
-        numbers = np.unique(np.concatenate([batch.members for batch in batches]))
-        raise TrainingError(
-            f"the loss is {value} at step {self.state.step + 1}",
-            where=f"pass {self.state.n_pass}, batch {self.state.place}: documents "
-                  f"{numbers[:5].tolist()} and others",
-            remedy="lower pretraining.lr or set pretraining.precision=float32; the last "
-                   "checkpoint is kept")
-
-    def _evaluation_due(self, tokens_before: int) -> bool:
-        every = self.training.n_tokens / self.training.n_evaluations
-        return self.state.tokens // every > tokens_before // every or self._finished()
 
     def _evaluate(self) -> None:
         """Append a row of metrics; one process computes it, the others wait."""
@@ -332,14 +308,10 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
         rest = hidden + rest
     optimizers.append(torch.optim.AdamW(rest, lr=training.lr, betas=(0.9, training.beta2),
                                         weight_decay=decay, fused=True))
-    for group in _groups(optimizers):
-        group["peak"] = group["lr"]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
     return optimizers
-
-
-def _groups(optimizers: list[Optimizer]) -> Iterator[dict]:
-    """The parameter groups of all optimizers."""
-    return (group for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def learning_rate_factor(training: PretrainingConfig, done: float) -> float:
@@ -348,39 +320,3 @@ def learning_rate_factor(training: PretrainingConfig, done: float) -> float:
         return (done + 1e-3) / (training.warmup + 1e-3)
     left = min(1.0, (1 - done) / (1 - training.warmup)) if training.warmup < 1 else 1.0
     return training.final_lr + (1 - training.final_lr) * max(left, 0.0)
-
-
-class Progress:
-    """Tokens, tokens a second, loss, accuracy and time left: a bar, or a line now and then.
-
-    Args:
-        n_tokens: the budget.
-        done: tokens of it that an earlier run has used.
-        shown: False in all processes but one.
-    """
-
-    def __init__(self, n_tokens: int, done: int, shown: bool) -> None:
-        self.n_tokens, self.first, self.done = n_tokens, done, done
-        live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=n_tokens, initial=done, desc="pretraining", unit="tok",
-                        unit_scale=True, disable=not (shown and live))
-        self.lines = shown and not live
-        self.began = self.written = time.monotonic()
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self.bar.close()
-
-    def move(self, n_tokens: int, loss: float, accuracy: float | None) -> None:
-        """Report more tokens, the loss since the last evaluation and the accuracy it found."""
-        self.done += n_tokens
-        known = "-" if accuracy is None else f"{accuracy:.2f}"
-        if not self.bar.disable:
-            self.bar.set_postfix({"loss": f"{loss:.3f}", "accuracy": known}, refresh=False)
-            self.bar.update(min(n_tokens, self.bar.total - self.bar.n))
-        elif self.lines and time.monotonic() - self.written >= SECONDS_BETWEEN_LINES:
-            self.written = time.monotonic()
-            rate = (self.done - self.first) / (self.written - self.began)
-            log.info("pretraining: %.2fM of %.2fM tokens, %.0f tokens/s, loss %.3f, accuracy %s, "
-                     "%.0f s left", self.done / 1e6, self.n_tokens / 1e6, rate, loss, known,
-                     max(self.n_tokens - self.done, 0) / rate)

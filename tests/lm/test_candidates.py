@@ -37,9 +37,10 @@ def one_by_one(model, tokenizer, prompts, versions=None):
 @pytest.mark.parametrize(("nodes", "batch_tokens"), [(256, 8192), (2, 8192), (3, 10)])
 def test_every_object_as_if_scored_alone(tokenizer, monkeypatch, nodes, batch_tokens) -> None:
     monkeypatch.setattr(candidates, "_NODES_AT_ONCE", nodes)
+    monkeypatch.setattr(candidates, "_TOKENS_AT_ONCE", batch_tokens)
     model, trie = sample_model(), Trie(tokenizer, OBJECTS, PROMPTS[0])
     assert len(trie.passes) > 1 or nodes == 256
-    found = log_probabilities(model, trie, PROMPTS, batch_tokens=batch_tokens)
+    found = log_probabilities(model, trie, PROMPTS)
     np.testing.assert_allclose(found, one_by_one(model, tokenizer, PROMPTS), rtol=1e-5, atol=1e-5)
 
 

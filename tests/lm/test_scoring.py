@@ -88,8 +88,9 @@ def slow_answer(model, tokenizer, prompt, n_tokens):
 @pytest.mark.parametrize("most_nodes", [1, 12, 256])
 def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, most_nodes, monkeypatch):
     monkeypatch.setattr(lm, "_MOST_NODES", most_nodes)
+    monkeypatch.setitem(lm._BATCH_TOKENS, "cpu", batch_tokens)
     expected = [slow_log_p(model, tokenizer, *pair) for pair in zip(PROMPTS, TARGETS, strict=True)]
-    log_p = score(model, tokenizer, PROMPTS, TARGETS, batch_tokens=batch_tokens)
+    log_p = score(model, tokenizer, PROMPTS, TARGETS)
     assert log_p.dtype == np.float64
     np.testing.assert_allclose(log_p, expected, atol=1e-4)
 
@@ -139,10 +140,11 @@ def test_versions_are_asked_row_by_row(model, tokenizer):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 16384])
-def test_answers_equal_one_prompt_at_a_time(model, tokenizer, batch_tokens):
+def test_answers_equal_one_prompt_at_a_time(model, tokenizer, batch_tokens, monkeypatch):
+    monkeypatch.setattr(lm, "_PROMPT_TOKENS", batch_tokens)
     expected = [slow_answer(model, tokenizer, prompt, 4) for prompt in PROMPTS]
     assert len(set(expected)) > 2
-    assert generate(model, tokenizer, PROMPTS, 4, batch_tokens=batch_tokens) == expected
+    assert generate(model, tokenizer, PROMPTS, 4) == expected
 
 
 def scripted(tokenizer, continuation):
