@@ -334,8 +334,7 @@ class Run:
                                                self.config.seed)
         working = self.store.working_folder("model", self.key("model"))
         return working, train(self.corpus.documents, self.tokenizer, self.config.model,
-                              self.config.pretraining, folder=working,
-                              scratch=working / "scratch", probes=probes,
+                              self.config.pretraining, folder=working, probes=probes,
                               seed=self.config.seed, device=self.config.device,
                               watch=self._on_evaluation)
 

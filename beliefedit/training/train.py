@@ -67,7 +67,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = distributed.init(resolve_device(device))
-    with (TemporaryDirectory(prefix="tokens-", ignore_cleanup_errors=True) as own,
+    with (TemporaryDirectory(prefix=".tokens-", dir=folder, ignore_cleanup_errors=True) as own,
           torch.random.fork_rng(devices=[])):
         torch.manual_seed(seed)
         with checkpoint.writing(Path(own)):
