@@ -30,12 +30,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--only", multiple=True, metavar="NAME",
               help="run only this notebook, e.g. 03_editing; may be repeated")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="change a parameter, e.g. edit.n_cases=50; a list such as seed=[0,1,2] makes a "
-                   "run of each value")
+              help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] makes a run of each")
 @click.option("--force", is_flag=True,
               help="run everything again, also in a folder of other parameters")
-@click.option("--clean", is_flag=True,
-              help="remove artifacts of the run folder that no recorded run uses, and stop")
+@click.option("--clean", is_flag=True, help="remove artifacts that no recorded run uses, and stop")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of the notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
@@ -61,8 +59,9 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
         records = [runner.open_record(plan) for plan in plans]
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _compute_together(plans):
             return
-        finished = [_run(plan, record, f"({n}/{len(plans)}) {plan.folder.name}" if points else "")
-                    for n, (plan, record) in enumerate(zip(plans, records, strict=True), start=1)]
+        titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
+                  for n, plan in enumerate(plans, start=1)]
+        finished = list(map(_run, plans, records, titles))
         index = _compare(out, plans, records) if points else out / "index.html"
     except BeliefEditError as error:
         click.echo(error, err=True)
@@ -109,20 +108,18 @@ def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -
         states = {name: entry["status"] for name, entry in record["notebooks"].items()}
         failed = [f"failed at {name}" for name, state in states.items() if state == "failed"]
         done = f"{list(states.values()).count('done')} of {len(plan.notebooks)} notebooks done"
-        rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]),
-                     str(plan.folder / "index.html")))
+        index = str(plan.folder / "index.html")
+        rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]), index))
     _show(rows)
-    sections = sweep.sections([plan.run for plan in plans], plans[0].experiment.analysis)
-    return write_comparison(out, sections)
+    return write_comparison(
+        out, sweep.sections([plan.run for plan in plans], plans[0].experiment.analysis))
 
 
 def _show(rows: Sequence[Sequence[str]]) -> None:
     """A table on the terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    click.echo("")
-    for row in rows:
-        cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-        click.echo("  ".join(cells).rstrip())
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    click.echo("\n".join(["", *lines]))
 
 
 if __name__ == "__main__":

@@ -58,13 +58,12 @@ def explain(error: ValidationError, root: type) -> str:
     """Each problem on a line: key, what is wrong, the value given, and names close to it."""
     lines = []
     for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
+        key, value = ".".join(map(str, problem["loc"])), problem["input"]
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
-            lines.append(f"{key}: {message}{given}")
+            given = "" if isinstance(value, dict) else f" (given: {value!r})"
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(lines)
 
 
@@ -104,14 +103,12 @@ class LoraConfig(Config):
 class FinetuneConfig(Config):
     """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change``."""
 
-    layers: tuple[int, ...] | None = Field(
-        None, description="layers to train, negative from the last; null: all")
+    layers: tuple[int, ...] | None = Field(None, description="negative from the last; null: all")
     lr: PositiveFloat = 5e-4
     steps: Positive = 25
     stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
     masked: bool = Field(True, description="loss on the target's tokens only; else on all")
-    largest_change: PositiveFloat | None = Field(
-        None, description="every weight stays within this of its start")
+    largest_change: PositiveFloat | None = Field(None, description="bound on each weight's change")
 
 
 class InContextConfig(Config):
@@ -132,13 +129,10 @@ class ValueConfig(Config):
     lr: PositiveFloat = Field(0.3, description="of the value, in units of its entries' usual size")
     steps: Positive = 25
     stop_loss: NonNegativeFloat = Field(0.05, description="an edit whose loss is below stops")
-    kl_factor: NonNegativeFloat = Field(
-        0.0625, description="weight of staying the same on the subject alone")
-    decay: NonNegativeFloat = Field(
-        0.01, description="weight of the change's squared relative length")
+    kl_factor: NonNegativeFloat = Field(0.0625, description="weight of KL on the subject alone")
+    decay: NonNegativeFloat = Field(0.01, description="weight of the squared relative change")
     place: Literal["subject", "prompt"] = Field("prompt", description="whose last token is edited")
-    n_contexts: Positive = Field(
-        1, description="beginnings of sentences behind which the key is looked at")
+    n_contexts: Positive = Field(1, description="sentence beginnings that the key is averaged over")
     n_tokens: Positive = Field(20_000, description="corpus tokens behind the key statistics")
     seed: NonNegative = Field(0, description="of the choice of contexts")
 
@@ -147,16 +141,14 @@ class RomeConfig(ValueConfig):
     """One rank-one update at one layer, the same averaged key throughout (r-ROME)."""
 
     layer: int = Field(0, description="which layer, negative from the last")
-    largest: PositiveFloat = Field(
-        4.0, description="longest change, as a multiple of the value it is added to")
+    largest: PositiveFloat = Field(4.0, description="longest change, relative to the value")
 
 
 class MultiLayerConfig(ValueConfig):
     """A value at the last of several layers, to which all contribute."""
 
     layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
-    largest: PositiveFloat = Field(
-        0.75, description="longest change, as a multiple of the hidden state it is added to")
+    largest: PositiveFloat = Field(0.75, description="longest change, relative to the hidden state")
 
 
 class MemitConfig(MultiLayerConfig):
@@ -170,8 +162,7 @@ class AlphaEditConfig(MultiLayerConfig):
     """MEMIT's value, written only where the corpus's keys do not reach (AlphaEdit)."""
 
     ridge: PositiveFloat = Field(0.01, description="lambda; published: 10")
-    threshold: PositiveFloat = Field(
-        2e-2, description="eigenvalues of the key statistics below it count as zero")
+    threshold: PositiveFloat = Field(2e-2, description="smaller eigenvalues of keys count as zero")
     relative: bool = Field(
         True, description="the threshold is a share of the summed eigenvalues, kept at the end")
 
@@ -183,8 +174,7 @@ class GraceConfig(Config):
     lr: PositiveFloat = Field(1.0, description="of the value")
     steps: Positive = 100
     stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
-    radius: PositiveFloat = Field(
-        0.5, description="reach of an entry, as a share of how near keys usually are")
+    radius: PositiveFloat = Field(0.5, description="reach, as a share of the usual key distance")
     n_texts: Positive = Field(200, description="texts that distance is measured on")
 
 
@@ -197,8 +187,7 @@ class RetrainConfig(Config):
     batch_size: Positive = 16
     clip: PositiveFloat = 1.0
     n_documents: Positive = Field(256, description="documents of the corpus that are read again")
-    most_times: Positive = Field(
-        200, description="the request is read as often as its weight says, at most this")
+    most_times: Positive = Field(200, description="a request is read weight times, at most this")
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
@@ -213,24 +202,19 @@ class BayesConfig(LoraConfig):
     steps: Positive = 60
     ends: bool = Field(True, description="learn where answers end, too")
     kinds: tuple[LessonKind, ...] = Field(
-        ("downstream", "upstream", "same_subject", "same_relation"),
-        description="facts that are trained on besides the request")
-    n_others: NonNegative = Field(
-        4, description="other subjects whose facts of the same relation are trained on")
+        get_args(LessonKind), description="facts that are trained on besides the request")
+    n_others: NonNegative = Field(4, description="other subjects with a fact of the same relation")
     least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="objects the agent thinks less likely are not spelled out")
     request_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
-    n_parts: Positive = Field(
-        4, description="a step takes the request and one of this many parts of the others")
+    n_parts: Positive = Field(4, description="parts of the other targets; a step takes one")
 
 
 class BayesUntoldConfig(BayesConfig):
     """The same without the downstream fact: what changes there then is inferred."""
 
-    kinds: tuple[LessonKind, ...] = Field(
-        ("upstream", "same_subject", "same_relation"),
-        description="facts that are trained on besides the request")
+    kinds: tuple[LessonKind, ...] = ("upstream", "same_subject", "same_relation")
 
     @field_validator("kinds")
     @classmethod
@@ -244,8 +228,7 @@ class SequenceConfig(Config):
     """Sequential edits of one model."""
 
     lengths: tuple[Positive, ...] = Field(
-        (1, 3, 10, 30, 100, 300),
-        description="numbers of edits after which the model is looked at; empty: none")
+        (1, 3, 10, 30, 100, 300), description="edits after which the model is measured; []: none")
     n_untouched: Positive = Field(50, description="facts of other subjects that are asked about")
     n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
 
@@ -352,10 +335,10 @@ def import_plugin(plugin: str) -> None:
 
 Connective = Literal["or", "and", "not"]
 
-MODEL_SIZES = {  # SPEC 7: hidden size, layers
+MODEL_SIZES = {
     "83m": (512, 12), "162m": (768, 12), "334m": (1024, 16), "1b": (1520, 24),
-    "tiny": (64, 2), "small": (128, 4), "medium": (256, 4),
-}
+    "tiny": (64, 2), "small": (128, 4), "medium": (256, 4)}
+"""Name to (hidden size, layers); see docs/specification.md, section 7."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -363,54 +346,59 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"))
 
 
 class GraphConfig(Config):
     """Which knowledge graph, and which part of it (docs/specification.md, section 2)."""
 
-    source: str = Field("demo", description="'demo' (built in), a folder in Wikidata5m's layout, or "
-                                            "'format:path' of a registered format")
+    source: str = Field(
+        "demo", description="'demo' (built in), a folder in Wikidata5m's layout, or 'format:path'")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
     demo_seed: NonNegative = 0
-    read_n_facts: Positive | None = Field(None, description="read only this many lines of the triple file")
+    read_n_facts: Positive | None = Field(None, description="read only the first lines; null: all")
     n_relations: Annotated[int, Field(ge=2)] = 10
-    min_relations: Positive = Field(2, description="a kept subject has at least this many chosen relations")
+    min_relations: Positive = Field(2, description="fewest chosen relations of a kept subject")
     min_cooccurrence: Positive = Field(1000, description="subjects that must share two relations")
-    max_object_tokens: NonNegative = Field(4, description="longer object labels are cut; 0 leaves them whole")
+    max_object_tokens: NonNegative = Field(4, description="longer labels are cut; 0: left whole")
     exclude_relations: tuple[str, ...] = ("P735", "P131")
     exclude_entities: tuple[str, ...] = ("Q16521", "Q5")
 
 
 class WorldConfig(Config):
-    """The generative model (SPEC 3)."""
+    """The generative model (docs/specification.md, section 3)."""
 
-    min_truth: Annotated[float, Field(gt=0.5, le=1)] = Field(0.6, description="least probability of a true object")
+    min_truth: Annotated[float, Field(gt=0.5, le=1)] = Field(
+        0.6, description="least probability of a true object")
     same_relation: Probability = Field(
-        0.0, description="share of false objects drawn among those of the fact's relation, not among all")
+        0.0, description="share of false objects drawn from the fact's own relation, not from all")
 
 
 class CorpusConfig(Config):
-    """Sentences, documents and evidence (SPEC 4)."""
+    """Sentences, documents and evidence (docs/specification.md, section 4)."""
 
-    n_facts: Positive = Field(1000, description="subjects are taken in order until they cover this many facts")
+    n_facts: Positive = Field(1000, description="subjects are taken in order up to this many")
     n_samples: Positive = Field(10, description="noisy draws per (subject, relation)")
     atomic: bool = Field(True, description="write the drawn 's r o' sentences")
     true_false: bool = Field(True, description="write judged sentences")
-    connectives: tuple[Connective, ...] = Field(("or", "and", "not"), description="compound sentences to write")
-    n_complex: NonNegative = Field(20, description="compound sentences per subject, shared over the connectives")
-    complex_rounds: Positive = Field(1, description="times they are drawn; a connective uses a fact once each time")
-    judge_all_samples: bool = Field(True, description="judge every draw; else one true and one false per fact")
-    true_object_most_frequent: bool = Field(True, description="redraw until the true object has the majority")
+    connectives: tuple[Connective, ...] = Field(
+        ("or", "and", "not"), description="compound sentences to write")
+    n_complex: NonNegative = Field(20, description="compound sentences per subject, of all kinds")
+    complex_rounds: Positive = Field(
+        1, description="times they are drawn; a connective uses a fact once each time")
+    judge_all_samples: bool = Field(True, description="else one true and one false draw per fact")
+    true_object_most_frequent: bool = Field(True, description="redraw until it has the majority")
     use_distractors: bool = Field(True, description="a false independent fact uses its distractor")
     sentences_per_doc: Positive = 10
-    n_orders: Positive = Field(5, description="passes over each subject's sentences, shuffled afresh")
+    n_orders: Positive = Field(5, description="passes over each subject's sentences, shuffled")
     n_mixed_orders: NonNegative = Field(0, description="further passes mixed across subjects")
 
     @model_validator(mode="after")
     def _judged_forms_need_true_false(self) -> CorpusConfig:
         if self.connectives and not self.true_false:
-            raise ValueError("compound sentences are judged true or false: set true_false: true or connectives: []")
+            raise ValueError("compound sentences are judged true or false: "
+                             "set true_false: true or connectives: []")
         if len(set(self.connectives)) != len(self.connectives):
             raise ValueError(f"a connective is named twice: {list(self.connectives)}")
         if not self.atomic and not self.true_false:
@@ -419,12 +407,12 @@ class CorpusConfig(Config):
 
 
 class ModelConfig(Config):
-    """Tokenizer and language model (SPEC 7)."""
+    """Tokenizer and language model (docs/specification.md, section 7)."""
 
-    init: str | None = Field(None, description="start from this Hugging Face model or folder, not from random weights")
-    tokenizer: str = Field("bpe", description="'bpe' trains one on the corpus; else a Hugging Face name or folder")
+    init: str | None = Field(None, description="Hugging Face model to start from; null: random")
+    tokenizer: str = Field("bpe", description="'bpe' trains one; else a Hugging Face name or path")
     vocab_size: Annotated[int, Field(ge=300)] = 2000
-    size: str | None = Field("small", description=f"one of {', '.join(MODEL_SIZES)}; null: the dimensions below")
+    size: str | None = Field("small", description="one of MODEL_SIZES; null: the dimensions below")
     hidden_size: Positive | None = None
     n_layers: Positive | None = None
     n_heads: Positive = 8
@@ -433,21 +421,25 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _dimensions_are_known(self) -> ModelConfig:
         if self.size is not None and self.size not in MODEL_SIZES:
-            raise ValueError(f"unknown size '{self.size}': choose one of {', '.join(MODEL_SIZES)}, or size: null")
+            raise ValueError(f"unknown size '{self.size}': "
+                             f"choose one of {', '.join(MODEL_SIZES)}, or size: null")
         if self.size is None and (self.hidden_size is None or self.n_layers is None):
             raise ValueError("size is null, so hidden_size and n_layers are needed")
         if self.size is not None and (self.hidden_size or self.n_layers):
-            raise ValueError("give either size or hidden_size and n_layers, not both (size: null to use your own)")
-        if self.dimensions[0] % self.n_heads:
-            raise ValueError(f"hidden size {self.dimensions[0]} is not a multiple of n_heads {self.n_heads}")
+            raise ValueError("give either size or hidden_size and n_layers, not both "
+                             "(size: null to use your own)")
+        hidden, n_heads = self.dimensions[0], self.n_heads
+        if hidden % n_heads:
+            raise ValueError(f"hidden size {hidden} is not a multiple of n_heads {n_heads}")
         if self.init is not None and self.tokenizer == "bpe":
-            raise ValueError(f"an existing model needs its own tokenizer: set model.tokenizer to '{self.init}' too")
+            raise ValueError("an existing model needs its own tokenizer: "
+                             f"set model.tokenizer to '{self.init}' too")
         return self
 
     @property
     def dimensions(self) -> tuple[int, int]:
         """(hidden size, layers)."""
-        return MODEL_SIZES[self.size] if self.size else (self.hidden_size, self.n_layers)
+        return MODEL_SIZES[self.size] if self.size else (self.hidden_size or 0, self.n_layers or 0)
 
 
 class PretrainingConfig(Config):
@@ -457,66 +449,49 @@ class PretrainingConfig(Config):
     packed: bool = Field(
         True, description="whole documents packed into rows; else one a row, padded at random")
     row_length: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="tokens of a row, longer documents are cut; null: the longest document, "
-                          "between 32 and 1024")
+        None, description="tokens, longer documents are cut; null: the longest one's, 32 to 1024")
     parts: Positive | None = Field(
-        16, description="groups of documents in a packed pass; a prefix that documents of a group "
-                        "share is computed once; null: no sharing")
-    short_passes: NonNegative = Field(
-        2, description="first passes that read the shortest documents alone")
-    short_share: Probability = Field(
-        0.35, description="share of the documents that counts as the shortest")
-    batch_tokens: Positive = Field(
-        1024, description="tokens of a packed batch with padding, over all processes together")
+        16, description="groups of a packed pass whose documents share prefixes; null: no sharing")
+    short_passes: NonNegative = Field(2, description="first passes, the shortest documents alone")
+    short_share: Probability = Field(0.35, description="share of documents that are the shortest")
+    batch_tokens: Positive = Field(1024, description="tokens of a packed batch, with padding")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: hidden matrices, AdamW the rest; GPUs only")
-    lr: PositiveFloat = Field(
-        3e-3, description="peak learning rate of AdamW; it falls linearly")
+    lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW; it falls linearly")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
-    final_lr: Probability = Field(
-        0.0, description="learning rate at the end, as a share of its peak")
-    warmup: Probability = Field(
-        0.02, description="share of the budget in which the learning rate rises")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="AdamW's decay of the mean squared gradient")
+    final_lr: Probability = Field(0.0, description="last learning rate, as a share of the peak")
+    warmup: Probability = Field(0.02, description="share of the budget in which the rate rises")
+    weight_decay: NonNegativeFloat = 0.0
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of AdamW")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of each target spread over the whole vocabulary")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where it is fast")
-    compile: bool = Field(
-        False, description="torch.compile; needs a C++ compiler on CPUs, pays in long runs")
-    n_evaluations: Positive = Field(
-        12, description="evaluations over the budget, the last one at its end")
+    compile: bool = Field(False, description="torch.compile, for long runs; CPUs need a compiler")
+    n_evaluations: Positive = Field(12, description="over the budget, the last one at its end")
     n_eval_facts: Positive = Field(300, description="facts asked about in an evaluation")
-    n_eval_documents: NonNegative = Field(
-        200, description="documents kept from training for the evaluation loss")
+    n_eval_documents: NonNegative = Field(200, description="held out for the evaluation loss")
     stop_at: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
         {}, description="stop when all these accuracies are reached")
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
-        60.0, description="time between checkpoints")
+    checkpoint_seconds: NonNegativeFloat = Field(60.0, description="time between checkpoints")
 
 
 class EditConfig(Config):
-    """Edit cases (specification, section 6) and the editors that carry their requests out."""
+    """Edit cases (docs/specification.md, section 6) and the editors that carry them out."""
 
     n_cases: Positive = 5000
     target_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="belief the evidence must bring")
-    p_downstream: Probability = Field(
-        0.8, description="share of requests meant to change the downstream answer")
-    p_reinforce: Probability = Field(
-        0.6, description="share of true requests where no downstream fact exists")
+    p_downstream: Probability = Field(0.8, description="share to change a downstream answer")
+    p_reinforce: Probability = Field(0.6, description="where none exists, share of true requests")
     as_published: bool = Field(False, description="draw and update as the published code does")
     editors: Editors = Editors({"lora": {}})
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all")
     batch_size: Positive = Field(64, description="edits carried out at once")
     processes: Positive = Field(1, description="processes that share the edits")
-    n_trajectories: NonNegative = Field(
-        8, description="first edits, scored on the way too, for the trajectory figures")
+    n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too")
     n_distributions: NonNegative | None = Field(
         50, description="first edits whose whole distributions are compared too; null: all")
     trajectory_every: Positive = Field(4, description="steps between the points of a trajectory")
@@ -525,7 +500,7 @@ class EditConfig(Config):
 
 
 class AnalysisConfig(Config):
-    """Tables and intervals (SPEC 8)."""
+    """Tables and intervals (docs/specification.md, section 8)."""
 
     n_resamples: Annotated[int, Field(ge=100)] = 2000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -537,7 +512,7 @@ class Experiment(Config):
     name: str = "experiment"
     seed: NonNegative = 0
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
-    notebooks: tuple[str, ...] | None = Field(None, description="run_all runs only these; null: all")
+    notebooks: tuple[str, ...] | None = Field(None, description="only these are run; null: all")
     plugins: tuple[str, ...] = Field(
         (), description="modules, by name or path of a .py file, that register editors or measures")
     graph: GraphConfig = GraphConfig()
@@ -573,20 +548,21 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         ConfigError: missing or malformed file, unknown key, wrong type, impossible value, or a
             plugin that cannot be imported.
     """
-    path = Path(path)
+    path, where = Path(path), str(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise ConfigError(f"no such parameter file: {path}", remedy="choose one of params/*.yaml") from None
+        raise ConfigError(f"no such parameter file: {path}",
+                          remedy="choose one of params/*.yaml") from None
     except OSError as error:
-        raise ConfigError(f"cannot read the parameter file: {error.strerror}", where=str(path),
+        raise ConfigError(f"cannot read the parameter file: {error.strerror}", where=where,
                           remedy="choose one of params/*.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+        problem = f"not valid YAML: {' '.join(str(error).split())}"
+        raise ConfigError(problem, where=where) from None
     if values is not None and not isinstance(values, dict):
-        raise ConfigError("expected sections such as 'corpus:' with keys below them", where=str(path))
-    values = values or {}
-    return _validated(values, overrides or {}, str(path), path.parent)
+        raise ConfigError("expected sections such as 'corpus:' with keys below them", where=where)
+    return _validated(values or {}, overrides or {}, where, path.parent)
 
 
 def with_overrides(params: Experiment | Mapping[str, Any],
@@ -628,7 +604,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of --set '{text}' is not valid YAML", remedy="quote the value") from None
+        raise ConfigError(f"the value of --set '{text}' is not valid YAML",
+                          remedy="quote the value") from None
 
 
 def _set_dotted(values: dict, key: str, value: Any) -> None:
@@ -639,5 +616,6 @@ def _set_dotted(values: dict, key: str, value: Any) -> None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise ConfigError(f"'{key}' goes below '{section}', which is a value, not a section", where=key)
+            raise ConfigError(f"'{key}' goes below '{section}', which is a value, not a section",
+                              where=key)
     values[last] = value

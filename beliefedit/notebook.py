@@ -24,10 +24,10 @@ def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:
     """A frame as an HTML table: text escaped, numbers aligned right, missing values as dashes."""
     if frame.is_empty():
         return HTML(f"<p>{html.escape(': '.join(filter(None, [caption, 'none'])))}.</p>")
-    text = [at for at, dtype in enumerate(frame.dtypes) if not dtype.is_numeric()]
+    left = [at for at, dtype in enumerate(frame.dtypes) if not dtype.is_numeric()]
     head = [name.replace("_", " ") for name in frame.columns]
     rows = ([_cell(value, decimals) for value in row] for row in frame.iter_rows())
-    return HTML(html_table([head], rows, caption, text))
+    return HTML(html_table([head], rows, caption, left))
 
 
 def _cell(value: object, decimals: int) -> str:
@@ -85,6 +85,6 @@ def stage_costs(run: Run) -> pl.DataFrame:
 
 def most_memory() -> str:
     """The most memory this notebook's kernel has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"Most memory held by this notebook: {peak / 1e9:.2f} GB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    n_bytes = peak if sys.platform == "darwin" else 1024 * peak
+    return f"Most memory held by this notebook: {n_bytes / 1e9:.2f} GB"

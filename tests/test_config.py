@@ -53,6 +53,7 @@ def test_floats_as_people_write_them(tmp_path, number):
     ("edit: {editors: {lora: {rnk: 1}}}", {}, ["'edit.editors.lora.rnk'", "did you mean 'rank'"]),
     ("edit: {editors: {lra: {}}}", {}, ["'edit.editors.lra'", "did you mean 'lora'", "known here: lora, finetune"]),
     ("edit: {editors: [lora]}", {}, ["edit.editors", "expected names of editors"]),
+    ("", {"plugins": ["no_such_module"]}, ["'no_such_module' cannot be imported", "where: plugins"]),
     ("", {"edit.n_case": 3}, ["'edit.n_case'", "did you mean 'n_cases'", "with overrides"]),
     ("name: x", {"name.first": 3}, ["'name.first'", "a value, not a section"]),
     ("corpus: {n_facts: many}", {}, ["corpus.n_facts", "given: 'many'"]),

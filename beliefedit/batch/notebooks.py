@@ -6,7 +6,6 @@ import html
 import re
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty
 from typing import Any, TextIO
@@ -24,9 +23,7 @@ from beliefedit.formatting import duration
 
 SECONDS_BETWEEN_LINES = 15.0
 PARAMETERS = {"params_file", "run_folder", "overrides"}
-MORE_PARAMETERS = {"compare_with"}
-"""A notebook may have these as well, with a default: run_all does not set them, papermill can."""
-
+MORE_PARAMETERS = {"compare_with"}  # a notebook may have these, too; run_all does not set them
 _BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
 _CLEAR = "\r\x1b[K"
 
@@ -43,7 +40,7 @@ class Progress:
         self.stream, self.title, self.live = stream, f"{title}  " if title else "", stream.isatty()
         self._shown = 0.0
 
-    def notebook(self, head: str, report: str, left: float | None) -> None:
+    def notebook(self, head: str, report: Path, left: float | None) -> None:
         """A notebook starts.
 
         Args:
@@ -70,18 +67,13 @@ class Progress:
         self._write(f"{_CLEAR if self.live else ''}{self.title}{text}\n")
 
     def _time_left(self, elapsed: float) -> str:
-        left = None if self._left is None else max(self._left - elapsed, 0)
-        return "" if left is None else f", about {duration(left)} left"
+        if self._left is None:
+            return ""
+        return f", about {duration(max(self._left - elapsed, 0))} left"
 
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
-
-
-def expected_seconds(names: list[str], records: Mapping[str, Mapping]) -> float | None:
-    """Seconds the named notebooks took last time; None when one of them has not been run."""
-    seconds = [records.get(name, {}).get("seconds") for name in names]
-    return None if None in seconds else sum(seconds)
 
 
 def check_parameters(notebook: Path) -> None:
@@ -119,8 +111,8 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any],
             engine_name="beliefedit", kernel_name="python3", cwd=str(Path.cwd()),
             progress_bar=False, progress=progress)
     except PapermillExecutionError as error:
-        if hasattr(errors, error.ename):
-            return error.evalue  # a user error has its own remedy
+        if hasattr(errors, error.ename):  # it has its own remedy
+            return error.evalue
         return (f"{error.ename}: {error.evalue}\n  where: cell {error.exec_count} of {target}\n"
                 "  to fix: the traceback is in that notebook and in its report")
     except (DeadKernelError, RuntimeError) as error:
@@ -141,11 +133,10 @@ class _Client(PapermillNotebookClient):
     step = ""
 
     def papermill_execute_cells(self) -> None:
-        """Run all cells.
+        """Run all cells; replies are looked for every so often.
 
-        Replies are looked for every so often. A widget that captures output makes the client send
-        on the channel it waits on, and the reply's one wake-up call can be lost in that: now and
-        then a notebook would wait for ever (nbclient issue 312).
+        A widget that captures output makes the client send on the channel it waits on. The reply's
+        one wake-up call can be lost in that, and the notebook waits for ever (nbclient issue 312).
         """
         receive = self.kc.shell_channel.get_msg
 
@@ -162,10 +153,11 @@ class _Client(PapermillNotebookClient):
 
     def execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
         """Announce a code cell by its number and the heading above it, then run it."""
-        if cell.cell_type == "code" and cell.source.strip():
-            code = [n for n, other in enumerate(self.nb.cells)
-                    if other.cell_type == "code" and other.source.strip()]
-            prose = "\n".join(above.source for above in self.nb.cells[:cell_index]
+        cells = self.nb.cells
+        code = [n for n, other in enumerate(cells)
+                if other.cell_type == "code" and other.source.strip()]
+        if cell_index in code:
+            prose = "\n".join(above.source for above in cells[:cell_index]
                               if above.cell_type == "markdown")
             headings = re.findall(r"^#{1,6} +(.+?)\s*$", prose, flags=re.MULTILINE)
             place = f"cell {code.index(cell_index) + 1}/{len(code)}"
@@ -188,9 +180,9 @@ class _Engine(NBClientEngine):
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, progress: Progress,
                                  start_timeout: int = 60, **kwargs: Any) -> Any:
         """Run all cells; a kernel's own notices (transport, shutdown) are not shown."""
+        quiet = ["--IPKernelApp.log_level=50"]
         client = _Client(nb_man, kernel_name=kernel_name, timeout=None,
-                         startup_timeout=start_timeout,
-                         extra_arguments=["--IPKernelApp.log_level=50"])
+                         startup_timeout=start_timeout, extra_arguments=quiet)
         client.progress = progress
         return client.execute()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from beliefedit.batch.notebooks import Progress, check_parameters, execute, expected_seconds
+from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError
 from beliefedit.formatting import flatten
@@ -47,9 +47,9 @@ class Plan:
     overrides: Mapping[str, Any]
     folder: Path
     notebooks: tuple[Path, ...]
-    only: frozenset[str] = frozenset()
-    force: bool = False
-    point: Mapping[str, Any] = field(default_factory=dict)
+    only: frozenset[str]
+    force: bool
+    point: Mapping[str, Any]
 
     @cached_property
     def run(self) -> Run:
@@ -57,9 +57,17 @@ class Plan:
         store = self.folder.parent if self.point else self.folder
         return Run(self.folder, self.experiment, store=store)
 
+    def executed(self, notebook: Path) -> Path:
+        """Where the executed copy of a notebook is, or will be."""
+        return self.folder / "notebooks" / notebook.name
+
+    def report(self, notebook: Path) -> Path:
+        """Where the report of a notebook is, or will be."""
+        return self.folder / "reports" / f"{notebook.stem}.html"
+
 
 def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
-              notebooks: Sequence[Path], *, only: Iterable[str] = (), force: bool = False,
+              notebooks: Sequence[Path], *, only: Iterable[str], force: bool,
               point: Mapping[str, Any]) -> Plan:
     """The plan of a run, with the notebooks that its parameters and ``only`` name; by default all.
 
@@ -90,10 +98,7 @@ def find_notebooks(folder: Path) -> tuple[Path, ...]:
 
 
 def select(notebooks: Sequence[Path], names: Iterable[str], where: str) -> frozenset[str]:
-    """Names of the notebooks asked for by name, file name or number.
-
-    Args:
-        where: the option or parameter that names them.
+    """Names of the notebooks asked for, in option or parameter ``where``, by name, file or number.
 
     Raises:
         ConfigError: one that is not there.
@@ -112,20 +117,18 @@ def open_record(plan: Plan) -> dict[str, Any]:
     Raises:
         StoreError: the folder holds a run of another configuration, or a sweep.
     """
-    path, config = plan.folder / SUMMARY, plan.experiment.model_dump(mode="json")
-    before: dict[str, Any] = {}
-    if path.exists():
-        before = read_json(path)
-        if before["config_hash"] != plan.experiment.hash and not plan.force:
-            raise StoreError(f"{plan.folder} holds a run of another configuration: "
-                             f"{_difference(before['config'], config)}", where=str(path),
-                             remedy="choose another --out, or --force to go on in this folder")
-    elif any(plan.folder.glob(f"*/{SUMMARY}")):
-        raise StoreError(f"{plan.folder} holds a sweep", remedy="choose another --out")
+    folder, path, experiment = plan.folder, plan.folder / SUMMARY, plan.experiment
+    before, config = read_json(path) if path.exists() else {}, experiment.model_dump(mode="json")
+    if before and before["config_hash"] != experiment.hash and not plan.force:
+        raise StoreError(f"{folder} holds a run of another configuration: "
+                         f"{_difference(before['config'], config)}", where=str(path),
+                         remedy="choose another --out, or --force to go on in this folder")
+    if not before and any(folder.glob(f"*/{SUMMARY}")):
+        raise StoreError(f"{folder} holds a sweep", remedy="choose another --out")
     entries, stems = before.get("notebooks", {}), [notebook.stem for notebook in plan.notebooks]
     state = {"status": "unfinished"} if plan.force else {}
     return {"name": plan.params_file.stem, "params_file": plan.params_file.name,
-            "config_hash": plan.experiment.hash, "config": config, "seed": plan.experiment.seed,
+            "config_hash": experiment.hash, "config": config, "seed": experiment.seed,
             "versions": package_versions(), "point": dict(plan.point),
             "store": ".." if plan.point else ".",
             "notebooks": {stem: entries[stem] | state for stem in stems if stem in entries},
@@ -145,11 +148,11 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
         StoreError: the folder cannot be written.
     """
     code, finished, ran = _package_hash(), True, False
+    chosen = [path for path in plan.notebooks if not plan.only or path.stem in plan.only]
     try:
-        for place, notebook in enumerate(plan.notebooks, start=1):
-            if plan.only and notebook.stem not in plan.only:
-                continue
+        for n, notebook in enumerate(chosen):
             cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
+            place = plan.notebooks.index(notebook) + 1
             head = f"[{place}/{len(plan.notebooks)}] {notebook.stem}"
             title = cells[0].split("\n", 1)[0]
             entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
@@ -159,10 +162,8 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
                 progress.message(f"{head} is up to date")
                 continue
             ran = True
-            left = [path.stem for path in plan.notebooks[place - 1:]
-                    if not plan.only or path.stem in plan.only]
-            progress.notebook(head, str(_report(plan.folder, notebook)),
-                              expected_seconds(left, record["notebooks"]))
+            before = [record["notebooks"].get(path.stem, {}).get("seconds") for path in chosen[n:]]
+            progress.notebook(head, plan.report(notebook), None if None in before else sum(before))
             finished = _run_one(plan, record, notebook, entry, progress)
             if not finished:
                 break
@@ -178,8 +179,8 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
 
 def _up_to_date(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str, Any]) -> bool:
     before = record["notebooks"].get(notebook.stem, {})
-    files = _executed(plan.folder, notebook), _report(plan.folder, notebook)
-    return (before.get("status") == "done" and all(path.exists() for path in files)
+    return (before.get("status") == "done"
+            and plan.executed(notebook).exists() and plan.report(notebook).exists()
             and all(before[key] == entry[key] for key in ("source_hash", "config_hash")))
 
 
@@ -191,9 +192,9 @@ def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str
     started = time.perf_counter()
     parameters = {"params_file": str(plan.params_file.resolve()),
                   "run_folder": str(plan.folder.resolve()), "overrides": dict(plan.overrides)}
-    problem = execute(notebook, _executed(plan.folder, notebook), parameters, progress)
+    problem = execute(notebook, plan.executed(notebook), parameters, progress)
     entry |= {"status": "done", "seconds": round(time.perf_counter() - started, 1),
-              "report": _report(Path(), notebook).as_posix()}
+              "report": plan.report(notebook).relative_to(plan.folder).as_posix()}
     if problem:
         entry |= {"status": "failed", "error": problem}
         progress.message(f"{notebook.stem} failed\n{problem}")
@@ -208,12 +209,11 @@ def _write_pages(plan: Plan, record: dict[str, Any], notebooks: Sequence[Path]) 
         record["finished"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     _write_record(plan, record)
     for notebook in notebooks:
-        executed = _executed(plan.folder, notebook)
-        if executed.exists() and notebook.stem in record["notebooks"]:
+        if plan.executed(notebook).exists() and notebook.stem in record["notebooks"]:
             head = page_head(record)
             if not shared_stages([notebook.stem]):
                 head["learned"] = None  # the corpus is what it is, whatever the model learned
-            export(executed, _report(plan.folder, notebook), head=head)
+            export(plan.executed(notebook), plan.report(notebook), head=head)
     write_index(plan.folder)
 
 
@@ -225,14 +225,6 @@ def _write_record(plan: Plan, record: dict[str, Any]) -> None:
     record |= {"durations": seconds, "seconds": round(sum(seconds.values()), 1)}
     record |= summarise(record["config"], plan.run)
     write_json(plan.folder / SUMMARY, record)
-
-
-def _executed(folder: Path, notebook: Path) -> Path:
-    return folder / "notebooks" / notebook.name
-
-
-def _report(folder: Path, notebook: Path) -> Path:
-    return folder / "reports" / f"{notebook.stem}.html"
 
 
 def _package_hash() -> str:

@@ -43,15 +43,11 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
 
 def folder_name(point: Mapping[str, Any]) -> str:
     """'seed=0,corpus.n_facts=500': the sub-folder of a point, safe as a file name."""
-    name = ",".join(f"{key}={_text(value)}" for key, value in point.items())
+    texts = {key: value if isinstance(value, str) else
+             json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in point.items()}
+    safe = {key: re.sub(r"[^\w.+-]+", "-", text).strip("-") for key, text in texts.items()}
+    name = ",".join(f"{key}={text or 'empty'}" for key, text in safe.items())
     return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME - 9]}-{digest(dict(point))[:8]}"
-
-
-def _text(value: Any) -> str:
-    """A value as part of a file name."""
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return re.sub(r"[^\w.+-]+", "-", value).strip("-") or "empty"
 
 
 def _values(key: str, value: Any) -> Sequence[Any]:

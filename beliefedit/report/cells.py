@@ -7,7 +7,6 @@ page's content security policy allows only the page's own.
 from __future__ import annotations
 
 import html
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,9 +25,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 PICTURES = ("image/png", "image/jpeg", "image/gif")
 HIDDEN_TAGS = {"papermill-error-cell-tag", "remove-cell"}
-IN_HEAD = "remove-output"
-"""Tag of cells whose output repeats the head of a run's report; pages without that head show it."""
-
+IN_HEAD = "remove-output"  # tag of cells whose output repeats the head of a run's report
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(/\d+)?\s?\w* \[\d+:\d+(:\d+)?(<|,|&lt;)")
 OUTSIDE = re.compile(
     r"<script\b.*?</script\s*>|<(?:script|link|iframe|object|embed|base)\b[^>]*>"
@@ -68,61 +65,49 @@ def render(notebook: Mapping[str, Any], *, has_head: bool = False) -> Page:
     Args:
         has_head: the page's head describes the run, so that cells tagged `IN_HEAD` need not.
     """
-    widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    page = Page(widgets=widgets)
+    widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
+    page = Page(widgets=widgets.get("state", {}))
     for cell in notebook["cells"]:
         tags = set(cell["metadata"].get("tags", ()))
         if HIDDEN_TAGS & tags or not cell["source"].strip():
             continue
         if cell["cell_type"] == "markdown":
-            text = _take_title(_markdown(cell["source"], page, cell.get("attachments")), page)
+            text = _markdown(cell["source"], page, cell.get("attachments"))
+            title = re.match(r"\s*<h1 [^>]*>.*?</h1>", text, flags=re.DOTALL)
+            if title and not page.cells:
+                page.title, text = page.headings.pop(0).text, Markup(text[title.end():])
             if text.strip():
                 page.cells.append({"kind": "prose", "html": text})
         elif cell["cell_type"] == "code":
             code = Markup(highlight(cell["source"], Python3Lexer(), HtmlFormatter(nowrap=True)))
+            if not page.cells or page.cells[-1]["kind"] != "code" or page.cells[-1]["outputs"]:
+                page.cells.append({"kind": "code", "code": []})
+            # A cell that shows nothing shares a fold with the next one.
+            page.cells[-1]["code"].append(code)
             skipped = has_head and IN_HEAD in tags
-            outputs = [output for output in cell["outputs"]
-                       if not skipped or output["output_type"] == "error"]
-            _add_code(code, _outputs(outputs, page), page)
+            page.cells[-1]["outputs"] = _outputs(
+                (output for output in cell["outputs"]
+                 if not skipped or output["output_type"] == "error"), page)
     return page
-
-
-def _add_code(code: Markup, outputs: list[dict[str, Any]], page: Page) -> None:
-    """A code cell; cells that show nothing join the one after them, so that folds are few."""
-    last = page.cells[-1] if page.cells else {}
-    if last.get("kind") == "code" and not last["outputs"]:
-        last["code"].append(code)
-        last["outputs"] = outputs
-    else:
-        page.cells.append({"kind": "code", "code": [code], "outputs": outputs})
-
-
-def _take_title(text: Markup, page: Page) -> Markup:
-    """Move the level 1 heading that opens a notebook from the cell into the page's head."""
-    opening = re.match(r"\s*<h1 [^>]*>.*?</h1>", text, flags=re.DOTALL)
-    if page.cells or not opening:
-        return text
-    page.title = page.headings.pop(0).text
-    return Markup(text[opening.end():])
 
 
 class _Renderer(IPythonRenderer):
     """nbconvert's renderer; maths is shown as written, pictures from other addresses are not."""
 
-    def __init__(self, page: Page, *, escape: bool, attachments: Mapping | None) -> None:
-        super().__init__(escape=escape, allow_harmful_protocols=None, attachments=attachments or {})
-        self.page = page
-        self.collect = not escape
+    def __init__(self, page: Page, *, from_data: bool, attachments: Mapping | None) -> None:
+        super().__init__(escape=from_data, allow_harmful_protocols=None, attachments=attachments)
+        self.page, self.from_data = page, from_data
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
-        """A heading with an anchor that is unique on the page."""
-        if not self.collect:
+        """A heading with an anchor that is unique on the page; in outputs, without one."""
+        if self.from_data:
             return f"<h{level}>{text}</h{level}>\n"
         plain = html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
-        slug = re.sub(r"[^\w]+", "-", plain.lower()).strip("-") or "section"
-        taken = {heading.anchor for heading in self.page.headings}
-        names = itertools.chain([slug], (f"{slug}-{n}" for n in itertools.count(2)))
-        anchor = next(name for name in names if name not in taken)
+        slug = re.sub(r"\W+", "-", plain.lower()).strip("-") or "section"
+        taken, anchor, n = {heading.anchor for heading in self.page.headings}, slug, 1
+        while anchor in taken:
+            n += 1
+            anchor = f"{slug}-{n}"
         self.page.headings.append(Heading(level, plain, anchor))
         return f'<h{level} id="{escape(anchor)}">{text}</h{level}>\n'
 
@@ -135,21 +120,11 @@ class _Renderer(IPythonRenderer):
             return f'<img src="{escape(source)}" alt="{escape(text)}">'
         return f'<span class="note">[picture not included: {escape(text or url)}]</span>'
 
-    def block_html(self, html: str) -> str:
-        """Raw HTML of the author."""
-        return OUTSIDE.sub("", super().block_html(html))
-
-    def inline_html(self, html: str) -> str:
-        """Raw HTML of the author."""
-        return OUTSIDE.sub("", super().inline_html(html))
-
     def inline_math(self, body: str) -> str:
-        """$...$"""
+        """$...$ and $$...$$"""
         return _formula(body)
 
-    def block_math(self, body: str) -> str:
-        """$$...$$"""
-        return _formula(body)
+    block_math = inline_math
 
     def latex_environment(self, name: str, body: str) -> str:
         r"""\begin{name}...\end{name}"""
@@ -164,8 +139,8 @@ def _formula(latex: str) -> Markup:
 def _markdown(source: str, page: Page, attachments: Mapping | None = None, *,
               from_data: bool = False) -> Markup:
     """Markdown as HTML; raw HTML in it is kept in the author's cells and escaped in outputs."""
-    renderer = _Renderer(page, escape=from_data, attachments=attachments)
-    return Markup(MarkdownWithMath(renderer=renderer).render(source))
+    renderer = _Renderer(page, from_data=from_data, attachments=attachments)
+    return Markup(OUTSIDE.sub("", MarkdownWithMath(renderer=renderer).render(source)))
 
 
 def _outputs(outputs: Iterable[Mapping[str, Any]], page: Page) -> list[dict[str, Any]]:
@@ -202,13 +177,13 @@ def _still(data: Mapping[str, Any], page: Page) -> dict[str, Any]:
         return {"kind": "html", "html": Markup(OUTSIDE.sub("", data["text/html"]))}
     if "text/markdown" in data:
         return {"kind": "prose", "html": _markdown(data["text/markdown"], page, from_data=True)}
-    source = next((f"data:{kind};base64,{data[kind].strip()}".replace("\n", "")
-                   for kind in PICTURES if kind in data), "")
+    sources = [f"data:{kind};base64,{data[kind].strip()}".replace("\n", "")
+               for kind in PICTURES if kind in data]
     if "image/svg+xml" in data:
         code = "".join(f"%{byte:02x}" for byte in data["image/svg+xml"].encode())
-        source = f"data:image/svg+xml,{code}"
-    if source:
-        return {"kind": "picture", "html": Markup('<img src="{}" alt="">').format(source)}
+        sources = [f"data:image/svg+xml,{code}"]
+    if sources:
+        return {"kind": "picture", "html": Markup('<img src="{}" alt="">').format(sources[0])}
     if "text/latex" in data:
         return {"kind": "prose", "html": _formula(data["text/latex"])}
     return {"kind": "text", "html": Markup(ansi2html(data.get("text/plain", "")))}
@@ -219,9 +194,9 @@ def _widget(data: Mapping[str, Any], page: Page) -> dict[str, Any]:
     if PROGRESS_BAR.search(data.get("text/plain", "")):
         return {}
     still = {kind: data[kind] for kind in data if kind not in (WIDGET_VIEW, "text/plain")}
-    outputs = [*([_display(still)] if still else []),
-               *_inside(data[WIDGET_VIEW]["model_id"], page.widgets)]
-    return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": _outputs(outputs, page)}
+    inside = _inside(data[WIDGET_VIEW]["model_id"], page.widgets)
+    parts = _outputs([_display(still), *inside] if still else inside, page)
+    return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": parts}
 
 
 def _inside(model: str, widgets: Mapping[str, Any], above: frozenset[str] = frozenset()

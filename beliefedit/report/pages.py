@@ -1,15 +1,13 @@
 """Self-contained HTML pages: an executed notebook, the index of a run, the comparison of runs.
 
-A page opens from disk without a network: style, scripts and figures are inside, and its content
-security policy forbids every outside address and every script but its own, so text from data stays
-text.
+A page needs no network: style, scripts and figures are inside, and its content security policy
+forbids outside addresses and scripts other than its own, so text from data stays text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,20 +36,14 @@ _ACCURACIES = {
 
 
 def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = None) -> Path:
-    """Write an executed notebook as one self-contained HTML file.
+    """Write an executed notebook as one self-contained HTML file, and return its path.
 
     Args:
-        notebook: .ipynb with its outputs.
-        target: HTML file to write, whole or not at all.
-        head: from `page_head`; none: the page does not say what was run.
-
-    Returns:
-        target.
+        head: from `page_head`; None: the page does not say what was run.
 
     Raises:
         ReportError: the notebook is missing or not a notebook.
     """
-    notebook, target = Path(notebook), Path(target)
     page = render(_read(notebook), has_head=bool(head))
     page.title = page.title or notebook.stem
     write_text(target, _html("report.html.j2", page=page, head=head or {}, name=notebook.stem,
@@ -73,7 +65,7 @@ def save_figures(notebook: Path, folder: Path, ending: str) -> list[Path]:
     bundles = [output["data"][PLOTLY] for cell in _read(notebook)["cells"]
                for output in cell.get("outputs", ()) if PLOTLY in output.get("data", {})]
     return [save_figure(Figure(data=bundle["data"], layout=bundle["layout"]),
-                        folder / f"{Path(notebook).stem}-{place:02d}.{ending.removeprefix('.')}")
+                        folder / f"{notebook.stem}-{place:02d}.{ending.removeprefix('.')}")
             for place, bundle in enumerate(bundles, start=1)]
 
 
@@ -81,7 +73,7 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """What a run found, for its record; the key figures of stages that are not built are left out.
 
     Args:
-        config: all parameters.
+        config: all parameters, as the record has them.
 
     Returns:
         data, model, edits, device (in words). Of a model: pretraining {accuracy {atomic,
@@ -89,7 +81,8 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, verdict
         (sentences) and findings (rows of the verdict's table).
     """
-    source, editors = config["graph"]["source"], config["edit"]["editors"]
+    source, edit = config["graph"]["source"], config["edit"]
+    source = "built-in demo graph" if source == "demo" else Path(source).name
     counts = {"facts": config["corpus"]["n_facts"]}
     if run.has("corpus"):
         counts = run.manifest("corpus")["statistics"]
@@ -100,29 +93,23 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         built, model = run.manifest("model"), model | read_json(run.path("model") / "config.json")
     layers, hidden = model.get("num_hidden_layers", model["n_layers"]), model["hidden_size"]
     size = [f"{layers} layers × {hidden}"] if layers and hidden else []
-    editors = [name for name, parameters in editors.items() if parameters is not None]
-    n = config["edit"]["n_cases" if config["edit"]["n_edited"] is None else "n_edited"]
-    source = "built-in demo graph" if source == "demo" else Path(source).name
+    editors = ", ".join(edit["editors"])
+    n = edit["n_cases"] if edit["n_edited"] is None else edit["n_edited"]
     found = {"data": f"{source}: {', '.join(numbers)}",
              "model": ": ".join([*filter(None, [model["init"] or model["size"]]), *size]),
-             "edits": f"up to {n:,} requests by {', '.join(editors)}" if editors and n else "none",
+             "edits": f"up to {n:,} requests by {editors}" if editors and n else "none",
              "device": built.get("device", config["device"])}
     if built:
-        found |= _pretraining(run.training_metrics) | {
-            "tokens_per_second": built.get("tokens_per_second")}
+        learned, judgement = learned_corpus(run.training_metrics)
+        last = run.training_metrics.fill_nan(None).row(-1, named=True)
+        accuracy = {name: last.get(name) for name in _ACCURACIES}
+        found |= {"pretraining": {"coherence": last.get("coherence"), "accuracy": accuracy},
+                  "learned": learned, "judgement": judgement,
+                  "tokens_per_second": built.get("tokens_per_second")}
     if run.has("tables"):
         found |= {"editing": run.editing_summary, "verdict": run.verdict,
                   "findings": run.findings.to_dicts()}
     return found
-
-
-def _pretraining(metrics: pl.DataFrame) -> dict[str, Any]:
-    """Figures of the last evaluation; None for what was not measured."""
-    last, (learned, judgement) = metrics.row(-1, named=True), learned_corpus(metrics)
-    figures = {name: value if value is not None and math.isfinite(value) else None
-               for name in (*_ACCURACIES, "coherence") for value in [last.get(name)]}
-    return {"pretraining": {"coherence": figures.pop("coherence"), "accuracy": figures},
-            "learned": learned, "judgement": judgement}
 
 
 def page_head(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,13 +120,12 @@ def page_head(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not record:
         return {}
-    rows = {"Parameters": f"{record['name']} ({record['config_hash']})", "Seed": record["seed"]} | {
-        name.title(): record[name] for name in ("data", "model", "edits", "device")} | {
-        "Duration": duration(record["seconds"]), "Finished": record["finished"]}
+    rows = {"Parameters": f"{record['name']} ({record['config_hash']})", "Seed": record["seed"],
+            **{name.title(): record[name] for name in ("data", "model", "edits", "device")},
+            "Duration": duration(record["seconds"]), "Finished": record["finished"]}
     return {"rows": {label: str(value) for label, value in rows.items() if value != ""},
             "parameters": {k: v for k, v in flatten(record["config"]).items() if v is not None},
-            "versions": record["versions"],
-            "learned": record.get("learned"), "judgement": record.get("judgement", "")}
+            **{key: record.get(key) for key in ("versions", "learned", "judgement")}}
 
 
 def write_index(run_folder: Path) -> Path:
@@ -148,21 +134,18 @@ def write_index(run_folder: Path) -> Path:
     Raises:
         ReportError: no summary.json, so the folder holds no run.
     """
-    run_folder = Path(run_folder)
     record = _record(run_folder)
     if not record:
         raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
                           remedy="run_all.py makes run folders")
     reports = [{"name": name, **entry, "exists": (run_folder / entry.get("report", "-")).exists()}
                for name, entry in record["notebooks"].items()]
-    findings = record.get("findings")
-    claims = Markup(styled_claims(pl.DataFrame(findings))) if findings else ""
+    claims = Markup(styled_claims(pl.DataFrame(record.get("findings", []))))
     figures = key_figures(record)
-    page = Page(title=f"Run {record['name']}")
-    page.headings = [Heading(2, text, anchor) for text, anchor, there in (
+    headings = [Heading(2, text, anchor) for text, anchor, there in (
         ("Verdict", "verdict", claims), ("Reports", "reports", True),
         ("Key figures", "figures", figures)) if there]
-    target = run_folder / "index.html"
+    page, target = Page(f"Run {record['name']}", headings=headings), run_folder / "index.html"
     write_text(target, _html("index.html.j2", page=page, head=page_head(record), reports=reports,
                              figures=figures, claims=claims, verdict=record.get("verdict", [])))
     return target
@@ -178,7 +161,6 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     Raises:
         ReportError: no sub-folder holds a run.
     """
-    folder = Path(folder)
     runs = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
@@ -214,9 +196,8 @@ def _record(run_folder: Path) -> dict[str, Any]:
 def key_figures(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(group, [(label, value as text)]) of pretraining and speed; what has no value is left out."""
     pretraining = record.get("pretraining", {})
-    accuracy = pretraining.get("accuracy", {})
-    learning = [(label, percent(accuracy[name])) for name, label in _ACCURACIES.items()
-                if accuracy.get(name) is not None]
+    learning = [(_ACCURACIES[name], percent(value))
+                for name, value in pretraining.get("accuracy", {}).items() if value is not None]
     learning += _measured({"mean |p(LM) − p(agent)|": pretraining.get("coherence")})
     speed = _measured({"tokens per second, training": record.get("tokens_per_second")} | {
         f"edits per second, {name}": editor.get("edits_per_second")
@@ -234,8 +215,6 @@ def _measured(values: Mapping[str, float | None]) -> list[tuple[str, str]]:
 def _read(notebook: Path) -> Mapping[str, Any]:
     try:
         return nbformat.read(notebook, as_version=4)
-    except FileNotFoundError:
-        raise ReportError(f"no such notebook: {notebook}") from None
     except OSError as error:
         raise ReportError(f"cannot read the notebook: {error.strerror or error}",
                           where=str(notebook)) from None

@@ -240,8 +240,10 @@ edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps
 """)
     write(place / "notebooks" / "02_pretraining.ipynb", "# The model", "pass")
     write(place / "notebooks" / "03_editing.ipynb", "# Editing",
-          "import os\nfrom beliefedit.run import Run\n"
-          "run = Run(run_folder, params_file, overrides, read_only=True)  # all must be done already\n"
+          "import os\nfrom beliefedit.evaluation import edits\nfrom beliefedit.run import Run\n"
+          "from beliefedit.training import train\n"
+          "train.train = edits._edit_batch = None  # all must be done already\n"
+          "run = Run(run_folder, params_file, overrides)\n"
           "print(os.environ.get('WORLD_SIZE', 'alone'), sorted(run.edit_log['case']))")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
