@@ -17,11 +17,7 @@ from beliefedit.errors import EvidenceError
 
 
 def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(background, excess at the object, total) that weights [n] add, float64 [n] each.
-
-    Raises:
-        EvidenceError: a weight that is not -1, in (0, 1), or at least 1.
-    """
+    """(background, excess at the object, total) that weights [n] add, float64 [n] each."""
     weight = np.asarray(weight, dtype=np.float64)
     refused = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
     if refused.any():
@@ -35,26 +31,19 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
     return background, at_object - background, np.maximum(weight, 1.0)
 
 
-@dataclass(frozen=True)
 class Labels:
-    """Names of one kind (subject, relation or object) and the ids that arrays know them by."""
+    """Names of one kind (subject, relation or object), distinct; arrays hold their positions."""
 
-    kind: str
-    names: list
-    ids: dict
-
-    @classmethod
-    def of(cls, kind: str, names: list) -> Labels:
-        """Ids in the order of the names, which must be distinct."""
-        ids = {name: index for index, name in enumerate(names)}
-        if len(ids) != len(names):
-            twice = next(name for index, name in enumerate(names) if ids[name] != index)
+    def __init__(self, kind: str, names: list) -> None:
+        self.kind, self.names = kind, names
+        self.ids = {name: index for index, name in enumerate(names)}
+        if len(self.ids) != len(names):
+            twice = next(name for index, name in enumerate(names) if self.ids[name] != index)
             raise EvidenceError(f"the {kind} {twice!r} is listed twice",
                                 remedy=f"give every {kind} once")
-        return cls(kind, names, ids)
 
     def id(self, name: object) -> int:
-        """Raises EvidenceError for a name without evidence."""
+        """Position of a name; EvidenceError for one without evidence."""
         try:
             return self.ids[name]
         except (KeyError, TypeError):
@@ -74,14 +63,9 @@ class Labels:
 
 
 def check_columns(evidence: pl.DataFrame) -> None:
-    """Refuse a frame without evidence.
-
-    Raises:
-        EvidenceError: a missing column, no rows, a missing weight, a count that is not positive.
-    """
+    """Raise EvidenceError for a missing column, no rows, a missing weight, an impossible count."""
     needed = ("subject", "relation", "object", "weight")
-    missing = [name for name in needed if name not in evidence.columns]
-    if missing:
+    if missing := [name for name in needed if name not in evidence.columns]:
         raise EvidenceError(f"the evidence has no column {', '.join(missing)}",
                             where=f"columns: {evidence.columns}",
                             remedy="name the columns subject, relation, object, weight (and count)")
@@ -99,11 +83,7 @@ def check_columns(evidence: pl.DataFrame) -> None:
 
 
 def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
-    """Downstream id to upstream id.
-
-    Raises:
-        EvidenceError: a relation stands in two places of the pairs.
-    """
+    """Downstream id to upstream id; EvidenceError where a relation stands in two places."""
     named = [relation for pair in pairs.items() for relation in pair]
     twice = next((relation for relation in named if named.count(relation) > 1), None)
     if twice is not None:
@@ -122,7 +102,6 @@ class Counts:
         background, total: [n_rows] uniform part and sum of each count vector.
         excess: [n_rows, K] sparse, what each object has above the background.
         rows: [n_rows, K] sparse with the structure of ``excess``: number of evidence rows.
-        starts: [n_rows + 1] where each row's cells begin in ``keys`` and ``excess.data``.
         keys: the cells of ``excess`` as row·K + object, rising.
     """
 
@@ -131,7 +110,6 @@ class Counts:
     total: np.ndarray
     excess: sparse.csr_matrix
     rows: sparse.csr_matrix
-    starts: np.ndarray
     keys: np.ndarray
 
 
@@ -140,9 +118,8 @@ def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, ti
     """Sum evidence rows, each standing ``times`` times.
 
     Args:
-        ids: of subjects, relations and objects, int64 [n] each.
+        ids, shape: of subjects, relations and objects, int64 [n] each, and their numbers.
         weight, times: float64 [n].
-        shape: numbers of subjects, relations, objects.
     """
     subject, relation, object = ids
     n_subjects, n_relations, n_objects = shape
@@ -159,7 +136,7 @@ def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, ti
 
     background, total = (np.bincount(row, part * times, len(pair)) for part in (background, total))
     return Counts(row_of.reshape(n_subjects, n_relations), background, total,
-                  matrix(excess * times), matrix(times), indptr, cell)
+                  matrix(excess * times), matrix(times), cell)
 
 
 def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
@@ -234,16 +211,14 @@ class Change:
     keys: np.ndarray
     excess: np.ndarray
 
-    def plus(self, parts: Iterable[tuple[float, Row | None, Row | None]], n_objects: int) -> Change:
+    def plus(self, parts: Iterable[tuple[float, Row, Row]], n_objects: int) -> Change:
         """Add subjects' contributions: downstream counts times each upstream object's share.
 
-        Args:
-            parts: (1.0 to add or -1.0 to take away, downstream row, upstream row); without both
-                rows there is no contribution.
+        ``parts``: (1.0 to add or -1.0 to take away, downstream row, upstream row).
         """
         by_x, by_cell = [(self.x, self.background, self.total)], [(self.keys, self.excess)]
         for sign, downstream, upstream in parts:
-            if downstream is None or upstream is None:
+            if downstream is EMPTY or upstream is EMPTY:
                 continue
             x, share = upstream.objects, sign * upstream.n_rows / upstream.n_rows.sum()
             by_x.append((x, share * downstream.background, share * downstream.total))
