@@ -18,7 +18,6 @@ from beliefedit.store import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-
 KEYS = ("subject", "relation", "object")
 FACTS, LABELS = "facts.parquet", "labels.json"
 TORN = "\ufffd"
@@ -53,12 +52,8 @@ class Graph:
 
     @classmethod
     def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
-        """The graph of labelled facts, subject by subject in order of first appearance.
-
-        Args:
-            facts: subject, relation, object; the first object of a (subject, relation) counts.
-            counts: see the attributes.
-        """
+        """The graph of a frame (subject, relation, object) of labels, subject by subject in order
+        of first appearance; the first object of a (subject, relation) counts."""
         facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
         subject = by_appearance(facts["subject"])[1]
         facts = facts.with_columns(rank=subject).sort("rank", maintain_order=True)
@@ -87,11 +82,10 @@ def truncate_labels(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Grap
     cut = [_truncate(label, tokenizer, max_tokens) for label in graph.objects]
     n_cut = sum(new != old for new, old in zip(cut, graph.objects, strict=True))
     objects, places = by_appearance(pl.Series(cut, dtype=pl.String))
-    n_merged = len(cut) - len(objects)
+    n_merged, n = len(cut) - len(objects), len(cut)
     if n_cut:
         log.warning("%d of %d object labels (%.1f %%) are truncated to %d tokens, which merges %d "
-                    "objects with others", n_cut, len(cut), 100 * n_cut / len(cut), max_tokens,
-                    n_merged)
+                    "objects with others", n_cut, n, 100 * n_cut / n, max_tokens, n_merged)
     ids = graph.ids.with_columns(places.gather(graph.ids["object"]).alias("object"))
     counts = graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged}
     return replace(graph, objects=objects.to_list(), ids=ids, counts=counts)
@@ -114,18 +108,13 @@ def load(folder: str | Path) -> Graph:
     """
     folder = Path(folder)
     try:
-        labels = read_json(folder / LABELS)
-        ids = pl.read_parquet(folder / FACTS)
-        graph = Graph(labels["subjects"], labels["relations"], labels["objects"], ids,
-                      labels["counts"])
-        whole = ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)
-    except (StoreError, OSError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
+        labels, ids = read_json(folder / LABELS), pl.read_parquet(folder / FACTS)
+        if not (ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)):
+            raise ValueError("facts and labels do not belong together")
+        return Graph(**labels, ids=ids)
+    except (StoreError, OSError, pl.exceptions.PolarsError, KeyError, ValueError) as error:
         raise GraphError(f"not a saved graph: {error}", where=str(folder),
                          remedy="build it again") from error
-    if not whole:
-        raise GraphError("facts and labels do not belong together", where=str(folder),
-                         remedy="build it again")
-    return graph
 
 
 def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:

@@ -22,8 +22,6 @@ Reader = Callable[[GraphConfig], Graph]
 Digest = Callable[[GraphConfig], str]
 ENTRY_POINTS = "beliefedit.graphs"
 """Group of the entry points by which an installed package adds formats: name to reader."""
-CODE = Path(demo.__file__)
-"""What decides the demo graph, beside its configuration."""
 
 
 class Format(NamedTuple):
@@ -55,21 +53,13 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
 
 
 def read_graph(config: GraphConfig) -> Graph:
-    """The part of the source that the configuration asks for; object labels are whole.
-
-    Raises:
-        GraphError: an unknown format, or a source that cannot be read.
-    """
+    """The part of the source that the configuration asks for; object labels are whole."""
     chosen, rest = _find(config)
     return chosen.read(rest)
 
 
 def source_digest(config: GraphConfig) -> str:
-    """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats.
-
-    Raises:
-        GraphError: an unknown format, or something is missing or unreadable.
-    """
+    """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats."""
     chosen, rest = _find(config)
     return chosen.digest(rest)
 
@@ -98,11 +88,12 @@ def _path_digest(config: GraphConfig) -> str:
 @register_graph_format("wikidata5m", digest=lambda config: content_digest(config.source))
 def _read_wikidata5m(config: GraphConfig) -> Graph:
     others = {"source", "demo_subjects", "demo_seed", "max_object_tokens"}
-    options = config.model_dump(exclude=others)
-    return read_wikidata5m(config.source, **options)
+    return read_wikidata5m(config.source, **config.model_dump(exclude=others))
 
 
-@register_graph_format("demo", digest=lambda _: files_digest(CODE.parent, [CODE]))
+# Beside its configuration, its code decides the demo graph.
+@register_graph_format("demo", digest=lambda _: files_digest(Path(demo.__file__).parent,
+                                                             [Path(demo.__file__)]))
 def _read_demo(config: GraphConfig) -> Graph:
     with tempfile.TemporaryDirectory() as folder:
         demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed)
