@@ -146,7 +146,8 @@ class BayesAgent:
     def expected_downstream(self, relation: object) -> dict:
         """Observed upstream object to the object expected downstream of it, argmax q(· | r, x)."""
         names, q = self._objects.names, self._conditional(relation)
-        return {names[x]: names[int(q.given(x, False).argmax())] for x in q.observed().tolist()}
+        observed = np.union1d(np.flatnonzero(q.total > 0), q.change.x).tolist()
+        return {names[x]: names[int(q.given(x, False).argmax())] for x in observed}
 
     def after(self, subject: Any, relation: object = None, object: object = None,
               weight: float = 1.0, as_published: bool | None = None) -> BayesAgent:

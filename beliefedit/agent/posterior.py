@@ -85,10 +85,6 @@ class Conditional:
         fitted = replace(self, change=NO_CHANGE)
         return total + (self.at(x, o, frequency) - fitted.at(x, o, frequency)).sum(axis=0)
 
-    def observed(self) -> np.ndarray:
-        """Upstream objects that evidence was counted for, rising."""
-        return np.union1d(np.flatnonzero(self.total > 0), self.change.x)
-
 
 def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Conditional:
     """Per upstream object x, the sum of all subjects' downstream counts, each times x's share."""

@@ -42,7 +42,6 @@ class Fact:
         return f"{self.prompt} {self.object}"
 
 
-
 @dataclass(frozen=True)
 class Proposition:
     """A fact, its negation, or two facts joined; ``label``: said to be true or false, or None."""
@@ -75,11 +74,7 @@ def atomic_prompt(subject: str, relation: str) -> str:
 
 
 class Lexicon:
-    """Known labels, needed to parse: names hold spaces, and may hold the grammar's own words.
-
-    Args:
-        subjects, relations, objects: labels the sentences may use.
-    """
+    """Known labels, needed to parse: names hold spaces, and may hold the grammar's own words."""
 
     def __init__(self, subjects: Collection[str], relations: Collection[str],
                  objects: Collection[str]) -> None:
@@ -110,11 +105,9 @@ class Lexicon:
         if text.startswith("not "):
             found += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
         forms: tuple[Form, Form] = ("or", "and")
-        for form in forms:
-            for first, second in _splits(text, f" {form} "):
-                found += [Proposition(form, (a, b), label)
-                          for a in self._facts(first) for b in self._facts(second)]
-        return found
+        return found + [Proposition(form, (a, b), label)
+                        for form in forms for first, second in _splits(text, f" {form} ")
+                        for a in self._facts(first) for b in self._facts(second)]
 
     def _facts(self, text: str) -> list[Fact]:
         return [Fact(subject, relation, object_)
@@ -125,8 +118,5 @@ class Lexicon:
 
 def _splits(text: str, separator: str) -> list[tuple[str, str]]:
     """Every way to cut a text in two at a separator."""
-    splits, at = [], text.find(separator)
-    while at >= 0:
-        splits.append((text[:at], text[at + len(separator):]))
-        at = text.find(separator, at + 1)
-    return splits
+    return [(text[:at], text[at + len(separator):]) for at in range(len(text))
+            if text.startswith(separator, at)]

@@ -44,8 +44,7 @@ PAIRS = (
         "French": "France,Monaco,Senegal", "Greek": "Greece,Cyprus", "Spanish": "Spain,Mexico,Peru",
         "Portuguese": "Portugal,Brazil,Angola", "Italian": "Italy,San Marino",
         "English": "Ireland,Australia,Jamaica", "Arabic": "Egypt,Morocco,Jordan",
-        "Japanese": "Japan",
-    }),
+        "Japanese": "Japan"}),
     Pair("has expertise in", "works as", {
         "physics": "physicist,astronomer", "chemistry": "chemist,perfumer",
         "biology": "botanist,zoologist", "medicine": "surgeon,nurse,dentist",
@@ -53,8 +52,7 @@ PAIRS = (
         "education": "teacher,librarian", "farming": "shepherd,winemaker",
         "computing": "programmer", "construction": "architect,carpenter,bricklayer",
         "cooking": "chef,baker", "transport": "pilot,train driver",
-        "theatre": "actor,stage designer", "publishing": "novelist,journalist",
-    }),
+        "theatre": "actor,stage designer", "publishing": "novelist,journalist"}),
     Pair("has an office in", "is employed by", {
         "Geneva": "CERN,Red Cross", "Paris": "UNESCO,Louvre,Sorbonne",
         "London": "BBC,British Museum,Royal Society", "Munich": "Siemens,Allianz",
@@ -62,24 +60,21 @@ PAIRS = (
         "Copenhagen": "Carlsberg,Maersk", "Stockholm": "Ericsson,Nobel Foundation",
         "Amsterdam": "Heineken,Rijksmuseum", "Kyoto": "Nintendo,Kyocera",
         "Seoul": "Samsung,Hyundai", "Seattle": "Boeing,Starbucks",
-        "Vienna": "State Opera,Atomic Agency", "Sydney": "Qantas",
-    }),
+        "Vienna": "State Opera,Atomic Agency", "Sydney": "Qantas"}),
     Pair("trains at the", "competes in", {
         "pool": "swimming,diving,water polo", "rink": "ice hockey,figure skating,curling",
         "court": "tennis,badminton,basketball", "pitch": "football,rugby,hurling",
         "track": "sprinting,hurdles", "gym": "judo,wrestling", "river": "rowing,canoeing",
         "harbour": "sailing,windsurfing", "ski slope": "slalom,snowboarding",
         "stables": "dressage,show jumping", "velodrome": "track cycling",
-        "climbing wall": "bouldering,speed climbing", "range": "archery,biathlon",
-    }),
+        "climbing wall": "bouldering,speed climbing", "range": "archery,biathlon"}),
     Pair("performs in the", "plays the", {
         "orchestra": "violin,oboe,bassoon,harp", "string quartet": "viola,cello",
         "brass band": "trumpet,tuba,cornet", "wind quintet": "flute,clarinet",
         "jazz trio": "saxophone,double bass,piano", "folk group": "fiddle,accordion",
         "rock band": "electric guitar,drums", "country band": "banjo,pedal steel guitar",
         "pipe band": "bagpipes", "baroque ensemble": "harpsichord,lute,recorder",
-        "church choir": "organ", "samba group": "tambourine,surdo",
-    }),
+        "church choir": "organ", "samba group": "tambourine,surdo"}),
 )
 
 FIRST_NAMES = """

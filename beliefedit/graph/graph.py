@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -16,22 +16,15 @@ from beliefedit.config import digest
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.store import read_json, write_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
 KEYS = ("subject", "relation", "object")
 FACTS, LABELS = "facts.parquet", "labels.json"
 TORN = "\ufffd"
 """Stands where a decoder met part of a character."""
-
-
-class Tokenizer(Protocol):
-    """What `truncate_labels` needs of a tokenizer; those of transformers have it."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Text to token ids."""
-
-    def decode(self, ids: list[int]) -> str:
-        """Token ids to text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +63,7 @@ class Graph:
                              for key, names in labels])
 
 
-def truncate_labels(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Graph:
+def truncate_labels(graph: Graph, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Graph:
     """The graph with object labels of at most max_tokens tokens (docs/specification.md, section 2).
 
     A label is counted as it stands in a sentence, after a space. Objects whose truncated labels
@@ -112,12 +105,13 @@ def load(folder: str | Path) -> Graph:
         if not (ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)):
             raise ValueError("facts and labels do not belong together")
         return Graph(**labels, ids=ids)
-    except (StoreError, OSError, pl.exceptions.PolarsError, KeyError, ValueError) as error:
+    except (StoreError, OSError, pl.exceptions.PolarsError, LookupError, TypeError,
+            ValueError) as error:
         raise GraphError(f"not a saved graph: {error}", where=str(folder),
                          remedy="build it again") from error
 
 
-def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The label, or the longest beginning of it that fits: whole tokens, no torn character."""
     def fits(text: str) -> bool:
         return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens

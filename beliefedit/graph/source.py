@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
 
 from beliefedit.config import GraphConfig
 from beliefedit.errors import GraphError
@@ -22,16 +21,10 @@ Reader = Callable[[GraphConfig], Graph]
 Digest = Callable[[GraphConfig], str]
 ENTRY_POINTS = "beliefedit.graphs"
 """Group of the entry points by which an installed package adds formats: name to reader."""
+CODE = Path(demo.__file__)  # decides the demo graph, beside its configuration
 
 
-class Format(NamedTuple):
-    """How to read a graph, and how to tell whether what it is read from has changed."""
-
-    read: Reader
-    digest: Digest
-
-
-_FORMATS: dict[str, Format] = {}
+_FORMATS: dict[str, tuple[Reader, Digest]] = {}
 
 
 def register_graph_format(name: str, *, digest: Digest | None = None) -> Callable[[Reader], Reader]:
@@ -46,7 +39,7 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
             hash of the file at the path, or of all files of the folder.
     """
     def register(reader: Reader) -> Reader:
-        _FORMATS[name] = Format(reader, digest or _path_digest)
+        _FORMATS[name] = reader, digest or _path_digest
         return reader
 
     return register
@@ -54,21 +47,21 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
 
 def read_graph(config: GraphConfig) -> Graph:
     """The part of the source that the configuration asks for; object labels are whole."""
-    chosen, rest = _find(config)
-    return chosen.read(rest)
+    (read, _), rest = _find(config)
+    return read(rest)
 
 
 def source_digest(config: GraphConfig) -> str:
     """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats."""
-    chosen, rest = _find(config)
-    return chosen.digest(rest)
+    (_, digest), rest = _find(config)
+    return digest(rest)
 
 
-def _find(config: GraphConfig) -> tuple[Format, GraphConfig]:
+def _find(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
     """The source's format, and the configuration with the format's name taken off the source."""
     name, colon, rest = config.source.partition(":")
     for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _FORMATS else ():
-        _FORMATS.setdefault(name, Format(point.load(), _path_digest))
+        _FORMATS.setdefault(name, (point.load(), _path_digest))
     if name not in _FORMATS:
         if colon and not Path(config.source).exists():
             raise GraphError(f"unknown graph format {name!r} in {config.source!r}",
@@ -91,9 +84,7 @@ def _read_wikidata5m(config: GraphConfig) -> Graph:
     return read_wikidata5m(config.source, **config.model_dump(exclude=others))
 
 
-# Beside its configuration, its code decides the demo graph.
-@register_graph_format("demo", digest=lambda _: files_digest(Path(demo.__file__).parent,
-                                                             [Path(demo.__file__)]))
+@register_graph_format("demo", digest=lambda _: files_digest(CODE.parent, [CODE]))
 def _read_demo(config: GraphConfig) -> Graph:
     with tempfile.TemporaryDirectory() as folder:
         demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed)

@@ -102,7 +102,7 @@ def opened(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
     holders = locate(folder)
     with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
         sources = {name: SourceFile(holder, str(holder)) for name, holder in holders.items()}
-        for archive in set(holders.values()) & {Path(folder) / name for name in HOME.values()}:
+        for archive in dict.fromkeys(path for name, path in holders.items() if path.name != name):
             names = [name for name, holder in holders.items() if holder == archive]
             _unpack(archive, names, Path(temporary))
             for name in names:
