@@ -23,9 +23,6 @@ from beliefedit.errors import EvidenceError
 
 View = Literal["direct", "predictive"]
 
-_ROUNDING = 1e-9
-"""Sums of thirds and the like miss whole numbers by less than this."""
-
 
 @dataclass(frozen=True)
 class BayesAgent:
@@ -159,9 +156,8 @@ class BayesAgent:
             as_published: see `fit`; None: as this agent was fitted.
         """
         if hasattr(subject, "fact"):
-            request = subject
-            return self.after(request.fact.subject, request.fact.relation, request.target,
-                              request.weight, as_published)
+            fact, object, weight = subject.fact, subject.target, subject.weight
+            subject, relation = fact.subject, fact.relation
         s, r = self._ids(subject, relation)
         doubled = self.as_published if as_published is None else as_published
         beliefs = self._beliefs.after(s, r, self._objects.id(object), weight, doubled)
@@ -169,11 +165,8 @@ class BayesAgent:
 
     def weight_for(self, subject: object, relation: object, object: object,
                    probability: float = 0.95) -> float:
-        """Least weight to bring the direct belief to ``probability``; not positive if it is there.
-
-        Raises:
-            EvidenceError: a probability that is not between 0 and 1.
-        """
+        """Least weight to bring the direct belief to a probability between 0 and 1; not positive
+        if it is there."""
         if not 0 < probability < 1:
             raise EvidenceError(f"no evidence brings a belief to {probability}",
                                 remedy="choose between 0 and 1")
@@ -182,7 +175,7 @@ class BayesAgent:
         exact = Fraction(str(probability))  # 0.9 must give odds of 9, not of 9.000…02
         odds = exact / (1 - exact)
         wanted = (1 + row.total - alpha) * odds.numerator / odds.denominator
-        return math.ceil(wanted - _ROUNDING) - alpha
+        return math.ceil(wanted - 1e-9) - alpha  # sums of thirds miss whole numbers by less
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:

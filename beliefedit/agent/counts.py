@@ -95,34 +95,20 @@ def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Count vectors of every (subject, relation) with evidence.
+    """Count vectors of every (subject, relation) with evidence, one a row."""
 
-    Attributes:
-        row_of: [n_subjects, n_relations] row number, -1 where there is no evidence.
-        background, total: [n_rows] uniform part and sum of each count vector.
-        excess: [n_rows, K] sparse, what each object has above the background.
-        rows: [n_rows, K] sparse with the structure of ``excess``: number of evidence rows.
-        keys: the cells of ``excess`` as row·K + object, rising.
-    """
-
-    row_of: np.ndarray
-    background: np.ndarray
-    total: np.ndarray
-    excess: sparse.csr_matrix
-    rows: sparse.csr_matrix
-    keys: np.ndarray
+    row_of: np.ndarray  # [n_subjects, n_relations], -1 where there is no evidence
+    background: np.ndarray  # [n_rows] uniform part of each count vector
+    total: np.ndarray  # [n_rows] its sum
+    excess: sparse.csr_matrix  # [n_rows, K] what each object has above the background
+    rows: sparse.csr_matrix  # the same cells: number of evidence rows
+    keys: np.ndarray  # these cells as row·K + object, rising
 
 
 def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, times: np.ndarray,
           shape: tuple[int, int, int]) -> Counts:
-    """Sum evidence rows, each standing ``times`` times.
-
-    Args:
-        ids, shape: of subjects, relations and objects, int64 [n] each, and their numbers.
-        weight, times: float64 [n].
-    """
-    subject, relation, object = ids
-    n_subjects, n_relations, n_objects = shape
+    """Sum evidence rows, each standing ``times`` times; ids, shape: subject, relation, object."""
+    (subject, relation, object), (n_subjects, n_relations, n_objects) = ids, shape
     background, excess, total = contributions(weight, n_objects)
     pair, row = np.unique(subject * n_relations + relation, return_inverse=True)
     row_of = np.full(n_subjects * n_relations, -1, dtype=np.int64)
@@ -159,19 +145,13 @@ def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndar
 
 @dataclass(frozen=True)
 class Row:
-    """Count vector of one (subject, relation).
+    """Count vector of one (subject, relation)."""
 
-    Attributes:
-        background, total: its uniform part and its sum.
-        objects: [n] int64, rising, those that evidence was given on.
-        excess, n_rows: [n] what each of them has above the background, and its rows of evidence.
-    """
-
-    background: float
-    total: float
-    objects: np.ndarray
-    excess: np.ndarray
-    n_rows: np.ndarray
+    background: float  # its uniform part
+    total: float  # its sum
+    objects: np.ndarray  # [n] int64, rising, those that evidence was given on
+    excess: np.ndarray  # [n] what each of them has above the background
+    n_rows: np.ndarray  # [n] rows of evidence on each of them
 
     def with_evidence(self, o: int, weight: float, n_objects: int) -> Row:
         """This vector with one more row of evidence on object o."""
@@ -197,19 +177,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Change:
-    """What edits add to a pair's count vectors.
+    """What edits add to a pair's count vectors."""
 
-    Attributes:
-        x: [n] int64, rising, upstream objects whose vector changes.
-        background, total: [n] what is added to each one's uniform part and sum.
-        keys, excess: [m] cells x·K + o, rising, and what is added above the background.
-    """
-
-    x: np.ndarray
-    background: np.ndarray
-    total: np.ndarray
-    keys: np.ndarray
-    excess: np.ndarray
+    x: np.ndarray  # [n] int64, rising, upstream objects whose vector changes
+    background: np.ndarray  # [n] added to each one's uniform part
+    total: np.ndarray  # [n] added to its sum
+    keys: np.ndarray  # [m] cells x·K + o, rising
+    excess: np.ndarray  # [m] added to them above the background
 
     def plus(self, parts: Iterable[tuple[float, Row, Row]], n_objects: int) -> Change:
         """Add subjects' contributions: downstream counts times each upstream object's share.
@@ -230,8 +204,7 @@ class Change:
 _NO_IDS, _NO_VALUES = np.array([], dtype=np.int64), np.array([])
 EMPTY = Row(0.0, 0.0, objects=_NO_IDS, excess=_NO_VALUES, n_rows=_NO_VALUES)
 """The count vector without evidence."""
-NO_CHANGE = Change(x=_NO_IDS, background=_NO_VALUES, total=_NO_VALUES, keys=_NO_IDS,
-                   excess=_NO_VALUES)
+NO_CHANGE = Change(_NO_IDS, _NO_VALUES, _NO_VALUES, keys=_NO_IDS, excess=_NO_VALUES)
 
 
 def _sum_by_key(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

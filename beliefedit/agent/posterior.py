@@ -15,23 +15,15 @@ from beliefedit.agent.counts import EMPTY, NO_CHANGE, Change, Counts, Row, look_
 
 @dataclass(frozen=True)
 class Conditional:
-    """Expected count vectors of one pair, one per upstream object x, as background plus excess.
+    """Expected count vectors of one pair, one per upstream object x, as background plus excess."""
 
-    Attributes:
-        background, total: [K] uniform part and sum of x's count vector.
-        starts: [K + 1] where x's cells begin in ``keys`` and ``excess``.
-        keys, excess: [n] observed cells as x·K + o, rising, and what each has above the background.
-        sums: frequency (bool) to the vector Σ_x q(o|x), [K], before ``change``.
-        change: what edits add to these counts.
-    """
-
-    background: np.ndarray
-    total: np.ndarray
-    starts: np.ndarray
-    keys: np.ndarray
-    excess: np.ndarray
-    sums: dict[bool, np.ndarray]
-    change: Change = NO_CHANGE
+    background: np.ndarray  # [K] uniform part of x's count vector
+    total: np.ndarray  # [K] its sum
+    starts: np.ndarray  # [K + 1] where x's cells begin in keys and excess
+    keys: np.ndarray  # [n] observed cells as x·K + o, rising
+    excess: np.ndarray  # [n] what each has above the background
+    sums: dict[bool, np.ndarray]  # frequency to the vector Σ_x q(o | x), [K], before the change
+    change: Change = NO_CHANGE  # what edits add to these counts
 
     @property
     def n_objects(self) -> int:
@@ -114,19 +106,13 @@ def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Beliefs:
-    """A state of belief: the counts of the evidence, shared, and what edits changed.
+    """A state of belief: the counts of the evidence, shared, and what edits changed."""
 
-    Attributes:
-        upstream: downstream relation to upstream relation.
-        counts: count vectors of every (subject, relation), before edits.
-        conditionals: downstream relation to its q(o | r, x).
-        rows: (subject, relation) to its count vector, where edits changed it.
-        counted_rows: the same as the conditional counts it: other than ``rows`` only as published.
-    """
-
-    upstream: dict[int, int]
-    counts: Counts
-    conditionals: dict[int, Conditional]
+    upstream: dict[int, int]  # downstream relation to upstream relation
+    counts: Counts  # of the evidence, before edits
+    conditionals: dict[int, Conditional]  # downstream relation to its q(o | r, x)
+    # (subject, relation) to its count vector, where edits changed it; and as the conditional counts
+    # it, which differs only as published
     rows: dict[tuple[int, int], Row] = field(default_factory=dict)
     counted_rows: dict[tuple[int, int], Row] = field(default_factory=dict)
 

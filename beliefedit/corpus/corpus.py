@@ -15,10 +15,7 @@ from beliefedit.corpus.language import SEPARATOR, atomic_prompt, clause, judged_
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import ConfigError, StoreError
-from beliefedit.store import read_json, write_json
-
-_STREAM, _MIXED_STREAM = 2, 3
-"""Keep this module's draws apart from those of other stages under the same seed."""
+from beliefedit.store import Stream, read_json, write_json
 
 WEIGHTS: dict[tuple[str, bool | None], float] = {
     ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0,
@@ -71,7 +68,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     writer = _DocumentWriter(folder) if folder else None
     evidence, packed, blocks = [], [], list(sampler.blocks())
     for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
-        rng = np.random.default_rng([seed, _STREAM, block])
+        rng = np.random.default_rng([seed, Stream.CORPUS, block])
         sentences = sampler.sentences(first, last, rng)
         evidence.append(_evidence(sampler, sentences))
         packed.append(sentences)
@@ -81,7 +78,8 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
                 writer.write(*_documents(texts, sentences.owner, config.sentences_per_doc, rng))
     everything = Sentences.join(packed)
     if writer and config.n_mixed_orders:
-        _write_mixed(writer, sampler, everything, np.random.default_rng([seed, _MIXED_STREAM]))
+        rng = np.random.default_rng([seed, Stream.MIXED_DOCUMENTS])
+        _write_mixed(writer, sampler, everything, rng)
     passes = config.n_orders + config.n_mixed_orders
     key = ["fact", "object", "weight"]
     counted = pl.concat(evidence).group_by(key).agg(pl.col("count").sum() * passes).sort(key)

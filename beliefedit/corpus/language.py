@@ -86,19 +86,16 @@ class Lexicon:
         Raises:
             LanguageError: not in the grammar over this lexicon, or readable in two ways.
         """
-        readings = set(self._judged(sentence)) | set(self._clauses(sentence, None))
+        readings = set(self._clauses(sentence, None))
+        for label in (True, False):
+            ending = f'" is {label_word(label)}'
+            if sentence.startswith('"') and sentence.endswith(ending):
+                readings |= set(self._clauses(sentence[1:-len(ending)], label))
         if len(readings) != 1:
             reason = "can be read in several ways" if readings else "is not in the corpus's grammar"
             raise LanguageError(f"the sentence {reason}: {sentence!r}",
                                 remedy="use subjects, relations and objects of this graph")
         return readings.pop()
-
-    def _judged(self, sentence: str) -> list[Proposition]:
-        for label in (True, False):
-            ending = f'" is {label_word(label)}'
-            if sentence.startswith('"') and sentence.endswith(ending):
-                return self._clauses(sentence[1:-len(ending)], label)
-        return []
 
     def _clauses(self, text: str, label: bool | None) -> list[Proposition]:
         found = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]

@@ -118,16 +118,12 @@ class Sampler:
         return np.where(group < 0, independent, dependent)
 
     def _draw_until_majority(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        drawn = self._draw(fact, rng)
-        if not self.config.true_object_most_frequent:
-            return drawn
-        wrong = np.arange(len(fact))
-        while True:
+        drawn, wrong = self._draw(fact, rng), np.arange(len(fact))
+        while self.config.true_object_most_frequent and len(wrong):
             share = (drawn[wrong] == self.object[fact[wrong]][:, None]).mean(axis=1)
             wrong = wrong[share <= 0.5]
-            if not len(wrong):
-                return drawn
             drawn[wrong] = self._draw(fact[wrong], rng)
+        return drawn
 
     def _judged(self, fact: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> Sentences:
         """Each draw labelled: the true object "true" with probability p, another with 1 - p."""

@@ -15,10 +15,7 @@ from scipy import sparse
 
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.graph.graph import Graph
-from beliefedit.store import read_json, write_json
-
-_STREAM = 1
-"""Keeps this module's draws apart from those of other stages under the same seed."""
+from beliefedit.store import Stream, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
              .unique(["relation", "upstream_object"], keep="first", maintain_order=True)
              .rename({"object": "mode", "p": "p_mode"}))
     facts = facts.join(modes, on=["relation", "upstream_object"], how="left", maintain_order="left")
-    rng = np.random.default_rng([seed, _STREAM])
+    rng = np.random.default_rng([seed, Stream.WORLD])
     certainty = rng.integers(math.ceil(100 * _exact(min_truth)), 101, size=facts.height) / 100
     true_object = facts["mode"].fill_null(facts["graph_object"])
     facts = facts.select(

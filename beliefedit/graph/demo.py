@@ -74,8 +74,7 @@ PAIRS = (
         "jazz trio": "saxophone,double bass,piano", "folk group": "fiddle,accordion",
         "rock band": "electric guitar,drums", "country band": "banjo,pedal steel guitar",
         "pipe band": "bagpipes", "baroque ensemble": "harpsichord,lute,recorder",
-        "church choir": "organ", "samba group": "tambourine,surdo"}),
-)
+        "church choir": "organ", "samba group": "tambourine,surdo"}))
 
 FIRST_NAMES = """
 Ada Adele Agnes Aino Alba Alina Alma Amara Anders Anouk Anton Arlo Astrid Aurel Beata Benno Bianca

@@ -48,8 +48,8 @@ class Graph:
         """The graph of a frame (subject, relation, object) of labels, subject by subject in order
         of first appearance; the first object of a (subject, relation) counts."""
         facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
-        subject = by_appearance(facts["subject"])[1]
-        facts = facts.with_columns(rank=subject).sort("rank", maintain_order=True)
+        rank = by_appearance(facts["subject"])[1]
+        facts = facts.with_columns(rank=rank).sort("rank", maintain_order=True)
         factors = {key: by_appearance(facts[key]) for key in KEYS}
         subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
         ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
@@ -94,11 +94,7 @@ def save(graph: Graph, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> Graph:
-    """Read a graph that `save` wrote.
-
-    Raises:
-        GraphError: a file is missing or damaged.
-    """
+    """Read a graph that `save` wrote; GraphError where a file is missing or damaged."""
     folder = Path(folder)
     try:
         labels, ids = read_json(folder / LABELS), pl.read_parquet(folder / FACTS)
@@ -119,7 +115,7 @@ def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
     ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
     if len(ids) <= max_tokens:
         return label
-    beginnings = [tokenizer.decode(ids[:n]).strip() for n in range(max_tokens, 0, -1)]
+    beginnings = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]
     # where every token tears a character, the first characters themselves
     beginnings += [label[:n].strip() for n in range(max_tokens, 0, -1)]
     for text in beginnings:
@@ -131,11 +127,7 @@ def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
-    """Hash of the names and contents of files below a folder, 64 hexadecimal digits.
-
-    Raises:
-        GraphError: a file is missing or unreadable.
-    """
+    """Hash of the names and contents of files below a folder, 64 hexadecimal digits."""
     hashes = {}
     for path in files:
         try:

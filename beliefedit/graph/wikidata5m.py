@@ -84,8 +84,7 @@ def locate(folder: str | Path) -> dict[str, Path]:
                                 "'python -m beliefedit.graph download DIR' fetches Wikidata5m")
     holders = {name: path for name, archive in HOME.items()
                for path in (folder / archive, folder / name) if path.is_file()}
-    missing = [f"{name} (or {archive})" for name, archive in HOME.items() if name not in holders]
-    if missing:
+    if missing := [f"{name} (or {home})" for name, home in HOME.items() if name not in holders]:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
                          remedy="put the files there, unpacked or as Wikidata5m's two archives")
     return holders
@@ -295,8 +294,7 @@ def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: i
         raise GraphError(f"no subject has min_relations={min_relations} of the chosen relations",
                          where="graph", remedy="lower min_relations or raise n_relations")
     # subjects are in the order of their first usable line, of whatever relation
-    own = facts.join(kept.select("subject"), on="subject", how="semi")
-    first = own.group_by("subject").agg(pl.col("row").min().alias("first"))
+    first = facts.group_by("subject").agg(pl.col("row").min().alias("first"))
     return kept.join(first, on="subject").sort("first", "row").drop("first")
 
 
