@@ -45,7 +45,7 @@ def row(what: str, figures: tuple[float, float], goal: str = "") -> None:
 
 def on_a_large_graph(folder: Path) -> None:
     """Suggestions and the agent's new beliefs, all facts told."""
-    world = be.build_world(be.read_wikidata5m(folder, max_object_tokens=0))
+    world = be.build_world(be.read_wikidata5m(folder))
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=len(world.facts)), documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
     known = Known(world, corpus, agent)

@@ -28,7 +28,7 @@ from beliefedit.corpus.corpus import sample_corpus
 from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError
 from beliefedit.evaluation.cases import build_probes
-from beliefedit.graph.graph import cut_objects
+from beliefedit.graph.graph import truncate_labels
 from beliefedit.graph.source import read_graph
 from beliefedit.lm.tokenizer import make_tokenizer
 from beliefedit.store import atomic_path, versions, write_json
@@ -153,7 +153,7 @@ def prepare(experiment: Experiment, folder: Path) -> dict:
     tokenizer = make_tokenizer(experiment.model, graph, experiment.corpus.n_facts)
     tokenizer.save_pretrained(folder / "tokenizer")
     if experiment.graph.max_object_tokens:
-        graph = cut_objects(graph, tokenizer, experiment.graph.max_object_tokens)
+        graph = truncate_labels(graph, tokenizer, experiment.graph.max_object_tokens)
     world = build_world(graph, seed=experiment.seed, **experiment.world.model_dump())
     corpus = sample_corpus(world, experiment.corpus, experiment.seed, folder / "documents")
     agent = BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)

@@ -17,17 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.counts import EMPTY, Labels, check_columns, count, pair_ids
-from beliefedit.agent.posterior import Beliefs, Fitted, fit_conditional
+from beliefedit.agent.counts import Labels, check_columns, count, pair_ids
+from beliefedit.agent.posterior import Beliefs, Conditional, fit_conditional
 from beliefedit.errors import EvidenceError
 
 View = Literal["direct", "predictive"]
-
-PATHS = ("request", "downstream", "population")
-"""How an edit reaches a fact: it asks for it, or for its upstream fact, or it moves q(o | r, x)."""
-
-_ROUNDING = 1e-9
-"""Sums of thirds and the like miss whole numbers by less than this."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +32,6 @@ class BayesAgent:
     EvidenceError. Two arguments are common to all questions. ``view``: "direct" uses the evidence
     on (subject, relation) alone; "predictive" marginalizes over the objects of the upstream fact
     where there is one. ``frequency``: the relative frequency of the evidence, without the prior.
-
-    Attributes:
-        as_published: what `after` does unless told otherwise, see `fit`.
     """
 
     _subjects: Labels
@@ -67,26 +58,25 @@ class BayesAgent:
                 count outside the rules, fewer than two objects, pairs that share a relation.
         """
         check_columns(evidence)
-        object_labels = Labels.of("object", list(objects))
-        n_objects = len(object_labels.names)
+        object_labels, n_objects = Labels("object", list(objects)), len(objects)
         if n_objects < 2:
             raise EvidenceError(f"beliefs need at least two objects, {n_objects} given",
                                 remedy="name all objects")
-        subjects = Labels.of("subject", evidence["subject"].unique(maintain_order=True).to_list())
+        subjects = Labels("subject", evidence["subject"].unique(maintain_order=True).to_list())
         names = evidence["relation"].unique(maintain_order=True).to_list()
-        unseen = dict.fromkeys(r for pair in pairs.items() for r in pair if r not in names)
-        relations = Labels.of("relation", [*names, *unseen])
+        names += dict.fromkeys(r for pair in pairs.items() for r in pair if r not in names)
+        relations = Labels("relation", names)
         upstream = pair_ids(pairs, relations)
         weights = evidence["weight"].cast(pl.Float64).to_numpy()
         times = (evidence["count"].cast(pl.Float64).to_numpy() if "count" in evidence
                  else np.ones(len(evidence)))
         by_id = evidence["object"].dtype.is_integer() and not isinstance(objects[0], int)
-        encoder = Labels.of("object", list(range(n_objects))) if by_id else object_labels
+        encoder = Labels("object", list(range(n_objects))) if by_id else object_labels
         ids = (subjects.encode(evidence["subject"]), relations.encode(evidence["relation"]),
                encoder.encode(evidence["object"]))
         counts = count(ids, weights, times, (len(subjects.names), len(relations.names), n_objects))
         conditionals = {d: fit_conditional(counts, d, u) for d, u in upstream.items()}
-        beliefs = Beliefs(Fitted(upstream, counts, conditionals), {}, {}, {})
+        beliefs = Beliefs(upstream, counts, conditionals)
         return cls(subjects, relations, object_labels, beliefs, as_published)
 
     @property
@@ -103,7 +93,7 @@ class BayesAgent:
     def pairs(self) -> dict:
         """Downstream relation to upstream relation, as given to `fit`."""
         names = self._relations.names
-        return {names[d]: names[u] for d, u in self._beliefs.fitted.upstream.items()}
+        return {names[d]: names[u] for d, u in self._beliefs.upstream.items()}
 
     def probability(self, subject: object, relation: object, object: object,
                     view: View = "predictive", frequency: bool = False) -> float:
@@ -136,30 +126,25 @@ class BayesAgent:
               given: object = None) -> dict[str, np.ndarray]:
         """Beliefs about several objects of one (subject, relation) in every view, float64 [n] each.
 
-        Args:
-            given: an upstream object, for the view "given_upstream": q(object | relation, given);
-                None: NaN there.
-
-        Returns:
-            direct, predictive, given_upstream, and each again with the suffix _frequency.
+        The views are direct, predictive and given_upstream, and each with the suffix _frequency.
+        "given_upstream" is q(object | relation, ``given``), NaN without an upstream object.
         """
         x = None if given is None else self._objects.id(given)
         if x is not None:
-            self._downstream_id(relation)
+            self._conditional(relation)
         s, r = self._ids(subject, relation)
         return self._beliefs.views_at(s, r, self._object_ids(objects), x)
 
     def conditional(self, relation: object, upstream_object: object,
                     frequency: bool = False) -> np.ndarray:
         """q(o | r, x) of a downstream relation given the upstream object, float64 [n_objects]."""
-        r, x = self._downstream_id(relation), self._objects.id(upstream_object)
-        return self._beliefs.given(r, x, frequency)
+        return self._conditional(relation).given(self._objects.id(upstream_object), frequency)
 
     def expected_downstream(self, relation: object) -> dict:
         """Observed upstream object to the object expected downstream of it, argmax q(· | r, x)."""
-        names = self._objects.names
-        xs, answers = self._beliefs.expected_downstream(self._downstream_id(relation))
-        return {names[x]: names[o] for x, o in zip(xs.tolist(), answers.tolist(), strict=True)}
+        names, q = self._objects.names, self._conditional(relation)
+        observed = np.union1d(np.flatnonzero(q.total > 0), q.change.x).tolist()
+        return {names[x]: names[int(q.given(x, False).argmax())] for x in observed}
 
     def after(self, subject: Any, relation: object = None, object: object = None,
               weight: float = 1.0, as_published: bool | None = None) -> BayesAgent:
@@ -171,9 +156,8 @@ class BayesAgent:
             as_published: see `fit`; None: as this agent was fitted.
         """
         if hasattr(subject, "fact"):
-            request = subject
-            return self.after(request.fact.subject, request.fact.relation, request.target,
-                              request.weight, as_published)
+            fact, object, weight = subject.fact, subject.target, subject.weight
+            subject, relation = fact.subject, fact.relation
         s, r = self._ids(subject, relation)
         doubled = self.as_published if as_published is None else as_published
         beliefs = self._beliefs.after(s, r, self._objects.id(object), weight, doubled)
@@ -181,20 +165,17 @@ class BayesAgent:
 
     def weight_for(self, subject: object, relation: object, object: object,
                    probability: float = 0.95) -> float:
-        """Least weight to bring the direct belief to ``probability``; not positive if it is there.
-
-        Raises:
-            EvidenceError: a probability that is not between 0 and 1.
-        """
+        """Least weight to bring the direct belief to a probability between 0 and 1; not positive
+        if it is there."""
         if not 0 < probability < 1:
             raise EvidenceError(f"no evidence brings a belief to {probability}",
                                 remedy="choose between 0 and 1")
-        row, o = self._beliefs.row(*self._ids(subject, relation)) or EMPTY, self._objects.id(object)
+        row, o = self._beliefs.row(*self._ids(subject, relation)), self._objects.id(object)
         alpha = 1 / self.n_objects + row.background + float(row.excess[row.objects == o].sum())
         exact = Fraction(str(probability))  # 0.9 must give odds of 9, not of 9.000…02
         odds = exact / (1 - exact)
         wanted = (1 + row.total - alpha) * odds.numerator / odds.denominator
-        return math.ceil(wanted - _ROUNDING) - alpha
+        return math.ceil(wanted - 1e-9) - alpha  # sums of thirds miss whole numbers by less
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:
@@ -205,9 +186,9 @@ class BayesAgent:
             subject, relation, object, weight: the edit, as in `after`.
 
         Returns:
-            subject, relation, object, p_before, p_after, change, path (one of `PATHS`); the largest
-            |change| first, ties in the order of ``facts``. Facts that keep their probability to the
-            last bit are left out.
+            subject, relation, object, p_before, p_after, change, path ("request": the edit asks for
+            the fact; "downstream": for its upstream fact; "population": it moves q(o | r, x)); the
+            largest |change| first. Facts that keep their probability to the last bit are left out.
         """
         edited = self.after(subject, relation, object, weight)
         # Evidence on a downstream or an upstream fact moves q for all subjects.
@@ -236,12 +217,12 @@ class BayesAgent:
     def _object_ids(self, objects: Sequence) -> np.ndarray:
         return np.array([self._objects.id(o) for o in objects], dtype=np.int64)
 
-    def _downstream_id(self, relation: object) -> int:
+    def _conditional(self, relation: object) -> Conditional:
         r = self._relations.id(relation)
-        if r not in self._beliefs.fitted.upstream:
+        if r not in self._beliefs.upstream:
             raise EvidenceError(f"{relation!r} has no upstream relation",
                                 remedy=f"choose one of {list(self.pairs)}")
-        return r
+        return self._beliefs.conditionals[r]
 
 
 def _is_predictive(view: str) -> bool:

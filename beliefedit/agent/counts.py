@@ -17,11 +17,7 @@ from beliefedit.errors import EvidenceError
 
 
 def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(background, excess at the object, total) that weights [n] add, float64 [n] each.
-
-    Raises:
-        EvidenceError: a weight that is not -1, in (0, 1), or at least 1.
-    """
+    """(background, excess at the object, total) that weights [n] add, float64 [n] each."""
     weight = np.asarray(weight, dtype=np.float64)
     refused = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
     if refused.any():
@@ -35,26 +31,19 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
     return background, at_object - background, np.maximum(weight, 1.0)
 
 
-@dataclass(frozen=True)
 class Labels:
-    """Names of one kind (subject, relation or object) and the ids that arrays know them by."""
+    """Names of one kind (subject, relation or object), distinct; arrays hold their positions."""
 
-    kind: str
-    names: list
-    ids: dict
-
-    @classmethod
-    def of(cls, kind: str, names: list) -> Labels:
-        """Ids in the order of the names, which must be distinct."""
-        ids = {name: index for index, name in enumerate(names)}
-        if len(ids) != len(names):
-            twice = next(name for index, name in enumerate(names) if ids[name] != index)
+    def __init__(self, kind: str, names: list) -> None:
+        self.kind, self.names = kind, names
+        self.ids = {name: index for index, name in enumerate(names)}
+        if len(self.ids) != len(names):
+            twice = next(name for index, name in enumerate(names) if self.ids[name] != index)
             raise EvidenceError(f"the {kind} {twice!r} is listed twice",
                                 remedy=f"give every {kind} once")
-        return cls(kind, names, ids)
 
     def id(self, name: object) -> int:
-        """Raises EvidenceError for a name without evidence."""
+        """Position of a name; EvidenceError for one without evidence."""
         try:
             return self.ids[name]
         except (KeyError, TypeError):
@@ -74,14 +63,9 @@ class Labels:
 
 
 def check_columns(evidence: pl.DataFrame) -> None:
-    """Refuse a frame without evidence.
-
-    Raises:
-        EvidenceError: a missing column, no rows, a missing weight, a count that is not positive.
-    """
+    """Raise EvidenceError for a missing column, no rows, a missing weight, an impossible count."""
     needed = ("subject", "relation", "object", "weight")
-    missing = [name for name in needed if name not in evidence.columns]
-    if missing:
+    if missing := [name for name in needed if name not in evidence.columns]:
         raise EvidenceError(f"the evidence has no column {', '.join(missing)}",
                             where=f"columns: {evidence.columns}",
                             remedy="name the columns subject, relation, object, weight (and count)")
@@ -99,11 +83,7 @@ def check_columns(evidence: pl.DataFrame) -> None:
 
 
 def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
-    """Downstream id to upstream id.
-
-    Raises:
-        EvidenceError: a relation stands in two places of the pairs.
-    """
+    """Downstream id to upstream id; EvidenceError where a relation stands in two places."""
     named = [relation for pair in pairs.items() for relation in pair]
     twice = next((relation for relation in named if named.count(relation) > 1), None)
     if twice is not None:
@@ -115,37 +95,20 @@ def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Count vectors of every (subject, relation) with evidence.
+    """Count vectors of every (subject, relation) with evidence, one a row."""
 
-    Attributes:
-        row_of: [n_subjects, n_relations] row number, -1 where there is no evidence.
-        background, total: [n_rows] uniform part and sum of each count vector.
-        excess: [n_rows, K] sparse, what each object has above the background.
-        rows: [n_rows, K] sparse with the structure of ``excess``: number of evidence rows.
-        starts: [n_rows + 1] where each row's cells begin in ``keys`` and ``excess.data``.
-        keys: the cells of ``excess`` as row·K + object, rising.
-    """
-
-    row_of: np.ndarray
-    background: np.ndarray
-    total: np.ndarray
-    excess: sparse.csr_matrix
-    rows: sparse.csr_matrix
-    starts: np.ndarray
-    keys: np.ndarray
+    row_of: np.ndarray  # [n_subjects, n_relations], -1 where there is no evidence
+    background: np.ndarray  # [n_rows] uniform part of each count vector
+    total: np.ndarray  # [n_rows] its sum
+    excess: sparse.csr_matrix  # [n_rows, K] what each object has above the background
+    rows: sparse.csr_matrix  # the same cells: number of evidence rows
+    keys: np.ndarray  # these cells as row·K + object, rising
 
 
 def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, times: np.ndarray,
           shape: tuple[int, int, int]) -> Counts:
-    """Sum evidence rows, each standing ``times`` times.
-
-    Args:
-        ids: of subjects, relations and objects, int64 [n] each.
-        weight, times: float64 [n].
-        shape: numbers of subjects, relations, objects.
-    """
-    subject, relation, object = ids
-    n_subjects, n_relations, n_objects = shape
+    """Sum evidence rows, each standing ``times`` times; ids, shape: subject, relation, object."""
+    (subject, relation, object), (n_subjects, n_relations, n_objects) = ids, shape
     background, excess, total = contributions(weight, n_objects)
     pair, row = np.unique(subject * n_relations + relation, return_inverse=True)
     row_of = np.full(n_subjects * n_relations, -1, dtype=np.int64)
@@ -159,7 +122,7 @@ def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, ti
 
     background, total = (np.bincount(row, part * times, len(pair)) for part in (background, total))
     return Counts(row_of.reshape(n_subjects, n_relations), background, total,
-                  matrix(excess * times), matrix(times), indptr, cell)
+                  matrix(excess * times), matrix(times), cell)
 
 
 def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
@@ -182,19 +145,13 @@ def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndar
 
 @dataclass(frozen=True)
 class Row:
-    """Count vector of one (subject, relation).
+    """Count vector of one (subject, relation)."""
 
-    Attributes:
-        background, total: its uniform part and its sum.
-        objects: [n] int64, rising, those that evidence was given on.
-        excess, n_rows: [n] what each of them has above the background, and its rows of evidence.
-    """
-
-    background: float
-    total: float
-    objects: np.ndarray
-    excess: np.ndarray
-    n_rows: np.ndarray
+    background: float  # its uniform part
+    total: float  # its sum
+    objects: np.ndarray  # [n] int64, rising, those that evidence was given on
+    excess: np.ndarray  # [n] what each of them has above the background
+    n_rows: np.ndarray  # [n] rows of evidence on each of them
 
     def with_evidence(self, o: int, weight: float, n_objects: int) -> Row:
         """This vector with one more row of evidence on object o."""
@@ -220,30 +177,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Change:
-    """What edits add to a pair's count vectors.
+    """What edits add to a pair's count vectors."""
 
-    Attributes:
-        x: [n] int64, rising, upstream objects whose vector changes.
-        background, total: [n] what is added to each one's uniform part and sum.
-        keys, excess: [m] cells x·K + o, rising, and what is added above the background.
-    """
+    x: np.ndarray  # [n] int64, rising, upstream objects whose vector changes
+    background: np.ndarray  # [n] added to each one's uniform part
+    total: np.ndarray  # [n] added to its sum
+    keys: np.ndarray  # [m] cells x·K + o, rising
+    excess: np.ndarray  # [m] added to them above the background
 
-    x: np.ndarray
-    background: np.ndarray
-    total: np.ndarray
-    keys: np.ndarray
-    excess: np.ndarray
-
-    def plus(self, parts: Iterable[tuple[float, Row | None, Row | None]], n_objects: int) -> Change:
+    def plus(self, parts: Iterable[tuple[float, Row, Row]], n_objects: int) -> Change:
         """Add subjects' contributions: downstream counts times each upstream object's share.
 
-        Args:
-            parts: (1.0 to add or -1.0 to take away, downstream row, upstream row); without both
-                rows there is no contribution.
+        ``parts``: (1.0 to add or -1.0 to take away, downstream row, upstream row).
         """
         by_x, by_cell = [(self.x, self.background, self.total)], [(self.keys, self.excess)]
         for sign, downstream, upstream in parts:
-            if downstream is None or upstream is None:
+            if downstream is EMPTY or upstream is EMPTY:
                 continue
             x, share = upstream.objects, sign * upstream.n_rows / upstream.n_rows.sum()
             by_x.append((x, share * downstream.background, share * downstream.total))
@@ -255,8 +204,7 @@ class Change:
 _NO_IDS, _NO_VALUES = np.array([], dtype=np.int64), np.array([])
 EMPTY = Row(0.0, 0.0, objects=_NO_IDS, excess=_NO_VALUES, n_rows=_NO_VALUES)
 """The count vector without evidence."""
-NO_CHANGE = Change(x=_NO_IDS, background=_NO_VALUES, total=_NO_VALUES, keys=_NO_IDS,
-                   excess=_NO_VALUES)
+NO_CHANGE = Change(_NO_IDS, _NO_VALUES, _NO_VALUES, keys=_NO_IDS, excess=_NO_VALUES)
 
 
 def _sum_by_key(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

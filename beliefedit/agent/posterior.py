@@ -1,14 +1,11 @@
 """Posterior means by id: the arithmetic behind `BayesAgent` (docs/specification.md, section 5).
 
-`Fitted` is counted once and shared; `Beliefs` adds what edits changed. ``frequency`` asks for
-relative frequencies: the same counts without the prior.
+``frequency`` asks for relative frequencies: the same counts without the prior.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -18,33 +15,24 @@ from beliefedit.agent.counts import EMPTY, NO_CHANGE, Change, Counts, Row, look_
 
 @dataclass(frozen=True)
 class Conditional:
-    """Expected count vectors of one pair, one per upstream object x, as background plus excess.
+    """Expected count vectors of one pair, one per upstream object x, as background plus excess."""
 
-    Attributes:
-        background, total: [K] uniform part and sum of x's count vector.
-        starts: [K + 1] where x's cells begin in ``keys`` and ``excess``.
-        keys, excess: [n] observed cells as x·K + o, rising, and what each has above the background.
-        sums: frequency (bool) to the vector Σ_x q(o|x), [K].
-
-    Methods take what edits add to these counts as ``change``.
-    """
-
-    background: np.ndarray
-    total: np.ndarray
-    starts: np.ndarray
-    keys: np.ndarray
-    excess: np.ndarray
-    sums: dict[bool, np.ndarray]
+    background: np.ndarray  # [K] uniform part of x's count vector
+    total: np.ndarray  # [K] its sum
+    starts: np.ndarray  # [K + 1] where x's cells begin in keys and excess
+    keys: np.ndarray  # [n] observed cells as x·K + o, rising
+    excess: np.ndarray  # [n] what each has above the background
+    sums: dict[bool, np.ndarray]  # frequency to the vector Σ_x q(o | x), [K], before the change
+    change: Change = NO_CHANGE  # what edits add to these counts
 
     @property
     def n_objects(self) -> int:
         """K, the number of objects."""
         return len(self.background)
 
-    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool,
-           change: Change = NO_CHANGE) -> np.ndarray:
+    def at(self, x: np.ndarray, o: np.ndarray, frequency: bool) -> np.ndarray:
         """q(o | x); int64 x and o broadcast against each other."""
-        keys = x * self.n_objects + o
+        keys, change = x * self.n_objects + o, self.change
         count, total = self.background[x] + look_up(self.keys, self.excess, keys), self.total[x]
         if len(change.x):
             count = count + look_up(change.x, change.background, x)
@@ -52,10 +40,13 @@ class Conditional:
             total = total + look_up(change.x, change.total, x)
         return mean(count, total, self.n_objects, frequency)
 
-    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool,
-                change: Change = NO_CHANGE) -> np.ndarray:
+    def given(self, x: int, frequency: bool) -> np.ndarray:
+        """q(· | x), [K]."""
+        return self.mixture(np.array([x]), np.ones(1), frequency)
+
+    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool) -> np.ndarray:
         """Σ_i weight_i · q(· | x_i), [K]; x rising."""
-        background, total = self.background[x], self.total[x]
+        background, total, change = self.background[x], self.total[x], self.change
         if len(change.x):
             background = background + look_up(change.x, change.background, x)
             total = total + look_up(change.x, change.total, x)
@@ -70,25 +61,21 @@ class Conditional:
             belief += np.bincount(change.keys % self.n_objects, changed, self.n_objects)
         return belief
 
-    def sum_over_x(self, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
+    def sum_over_x(self, frequency: bool) -> np.ndarray:
         """Σ_x q(· | x), [K]: the fitted sum, with the changed x exchanged."""
-        if not len(change.x):
-            return self.sums[frequency]
-        one = np.ones(len(change.x))
-        return (self.sums[frequency] + self.mixture(change.x, one, frequency, change)
-                - self.mixture(change.x, one, frequency))
-
-    def sums_at(self, o: np.ndarray, frequency: bool, change: Change = NO_CHANGE) -> np.ndarray:
-        """Σ_x q(o | x), [n]: `sum_over_x` at a few objects."""
-        total = self.sums[frequency][o]
-        if not len(change.x):
+        total, x = self.sums[frequency], self.change.x
+        if not len(x):
             return total
-        x = change.x[:, None]
-        return total + (self.at(x, o, frequency, change) - self.at(x, o, frequency)).sum(axis=0)
+        fitted, one = replace(self, change=NO_CHANGE), np.ones(len(x))
+        return total + self.mixture(x, one, frequency) - fitted.mixture(x, one, frequency)
 
-    def observed(self, change: Change = NO_CHANGE) -> np.ndarray:
-        """Upstream objects that evidence was counted for, rising."""
-        return np.union1d(np.flatnonzero(self.total > 0), change.x)
+    def sums_at(self, o: np.ndarray, frequency: bool) -> np.ndarray:
+        """Σ_x q(o | x), [n]: `sum_over_x` at a few objects."""
+        total, x = self.sums[frequency][o], self.change.x[:, None]
+        if not len(x):
+            return total
+        fitted = replace(self, change=NO_CHANGE)
+        return total + (self.at(x, o, frequency) - fitted.at(x, o, frequency)).sum(axis=0)
 
 
 def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Conditional:
@@ -118,177 +105,131 @@ def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a fitted agent and all its views share.
+class Beliefs:
+    """A state of belief: the counts of the evidence, shared, and what edits changed."""
 
-    Attributes:
-        upstream: downstream relation to upstream relation.
-        counts: count vectors of every (subject, relation).
-        conditionals: downstream relation to its q(o | r, x).
-    """
-
-    upstream: dict[int, int]
-    counts: Counts
-    conditionals: dict[int, Conditional]
+    upstream: dict[int, int]  # downstream relation to upstream relation
+    counts: Counts  # of the evidence, before edits
+    conditionals: dict[int, Conditional]  # downstream relation to its q(o | r, x)
+    # (subject, relation) to its count vector, where edits changed it; and as the conditional counts
+    # it, which differs only as published
+    rows: dict[tuple[int, int], Row] = field(default_factory=dict)
+    counted_rows: dict[tuple[int, int], Row] = field(default_factory=dict)
 
     @property
     def n_objects(self) -> int:
         """K, the number of objects beliefs are spread over."""
         return self.counts.excess.shape[1]
 
-    @cached_property
-    def downstream(self) -> dict[int, int]:
-        """Upstream relation to downstream relation."""
-        return {upstream: downstream for downstream, upstream in self.upstream.items()}
-
-    def row(self, s: int, r: int) -> Row | None:
-        """Count vector of (s, r); None without evidence."""
-        counts = self.counts
-        at = counts.row_of[s, r]
-        if at < 0:
-            return None
-        start, end = counts.starts[at], counts.starts[at + 1]
-        objects = counts.keys[start:end] % self.n_objects
-        return Row(float(counts.background[at]), float(counts.total[at]), objects,
-                   counts.excess.data[start:end], counts.rows.data[start:end])
-
-
-@dataclass(frozen=True)
-class Beliefs:
-    """A state of belief: the fitted counts, and what differs from them.
-
-    Attributes:
-        rows: (subject, relation) to its count vector, where edits changed it.
-        counted_rows: the same as the conditional counts it: other than ``rows`` only as published.
-        changes: downstream relation to what edits add to its conditional.
-    """
-
-    fitted: Fitted
-    rows: Mapping[tuple[int, int], Row]
-    counted_rows: Mapping[tuple[int, int], Row]
-    changes: Mapping[int, Change]
-
-    def row(self, s: int, r: int) -> Row | None:
-        """Count vector of (s, r); None without evidence."""
-        return self.rows.get((s, r)) or self.fitted.row(s, r)
+    def row(self, s: int, r: int) -> Row:
+        """Count vector of (s, r); `EMPTY` without evidence."""
+        counts, at = self.counts, self.counts.row_of[s, r]
+        if (s, r) in self.rows or at < 0:
+            return self.rows.get((s, r), EMPTY)
+        cells = slice(*counts.excess.indptr[at:at + 2])
+        return Row(float(counts.background[at]), float(counts.total[at]),
+                   counts.keys[cells] % self.n_objects, counts.excess.data[cells],
+                   counts.rows.data[cells])
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
-        row = self.row(s, r) or EMPTY
-        upstream = self._upstream_row(s, r, row) if predictive else None
-        if upstream is None:
+        row = self.row(s, r)
+        upstream = self._upstream_row(s, r, row) if predictive else EMPTY
+        if upstream is EMPTY:
             return self._direct(row, o, frequency)
         return self._predictive(upstream, r, o, frequency)
 
     def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
         """Belief about a few objects [n] of one (s, r), in every view; see `BayesAgent.views`."""
-        row, views = self.row(s, r) or EMPTY, {}
+        row, views = self.row(s, r), {}
         upstream = self._upstream_row(s, r, row)
         for frequency, suffix in ((False, ""), (True, "_frequency")):
-            direct = self._direct(row, o, frequency)
-            views[f"direct{suffix}"] = direct
+            views[f"direct{suffix}"] = direct = self._direct(row, o, frequency)
             views[f"predictive{suffix}"] = (
-                direct if upstream is None else self._predictive(upstream, r, o, frequency))
+                direct if upstream is EMPTY else self._predictive(upstream, r, o, frequency))
             views[f"given_upstream{suffix}"] = np.full(len(o), np.nan) if given is None else (
-                self.fitted.conditionals[r].at(np.array([given]), o, frequency, self._change(r)))
+                self.conditionals[r].at(np.array([given]), o, frequency))
         return views
 
     def over_objects(self, s: int, r: int, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief over all objects, [K]."""
-        row = self.row(s, r) or EMPTY
-        upstream = self._upstream_row(s, r, row) if predictive else None
-        if upstream is None:
-            base, above = row.belief(self.fitted.n_objects, frequency)
-            belief = np.full(self.fitted.n_objects, base)
+        row = self.row(s, r)
+        upstream = self._upstream_row(s, r, row) if predictive else EMPTY
+        if upstream is EMPTY:
+            base, above = row.belief(self.n_objects, frequency)
+            belief = np.full(self.n_objects, base)
             belief[row.objects] += above
             return belief
-        base, above = upstream.belief(self.fitted.n_objects, frequency)
-        q, change = self.fitted.conditionals[r], self._change(r)
-        uniform = base * q.sum_over_x(frequency, change)
-        return uniform + q.mixture(upstream.objects, above, frequency, change)
-
-    def given(self, r: int, x: int, frequency: bool) -> np.ndarray:
-        """q(· | r, x), [K]."""
-        q = self.fitted.conditionals[r]
-        return q.mixture(np.array([x]), np.ones(1), frequency, self._change(r))
-
-    def expected_downstream(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """(observed upstream objects, argmax q(· | r, x) of each; ties: the first), [n] each."""
-        xs = self.fitted.conditionals[r].observed(self._change(r))
-        answers = [self.given(r, x, False).argmax() for x in xs.tolist()]
-        return xs, np.array(answers, dtype=np.int64)
+        q, (base, above) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
+        return base * q.sum_over_x(frequency) + q.mixture(upstream.objects, above, frequency)
 
     def after(self, s: int, r: int, o: int, weight: float, as_published: bool) -> Beliefs:
         """These beliefs and one more row of evidence."""
-        n_objects = self.fitted.n_objects
-        row = (self.row(s, r) or EMPTY).with_evidence(o, weight, n_objects)
+        row = self.row(s, r).with_evidence(o, weight, self.n_objects)
         counted_rows = dict(self.counted_rows)
         if as_published or counted_rows:
-            counted = (self._counted_row(s, r) or EMPTY).with_evidence(o, weight, n_objects)
-            twice = as_published and r in self.fitted.upstream
-            counted_rows[s, r] = counted.with_evidence(o, weight, n_objects) if twice else counted
+            counted = self._counted_row(s, r).with_evidence(o, weight, self.n_objects)
+            if as_published and r in self.upstream:
+                counted = counted.with_evidence(o, weight, self.n_objects)
+            counted_rows[s, r] = counted
         seen = replace(self, rows={**self.rows, (s, r): row}, counted_rows=counted_rows)
-        d = r if r in self.fitted.upstream else self.fitted.downstream.get(r)
+        d = next((d for d, u in self.upstream.items() if r in (d, u)), None)
         if d is None:
             return seen
-        parts = [(sign, beliefs._counted_row(s, d), beliefs.row(s, self.fitted.upstream[d]))
+        q, u = self.conditionals[d], self.upstream[d]
+        parts = [(sign, beliefs._counted_row(s, d), beliefs.row(s, u))
                  for sign, beliefs in ((-1.0, self), (1.0, seen))]
-        return replace(seen, changes={**self.changes, d: self._change(d).plus(parts, n_objects)})
+        q = replace(q, change=q.change.plus(parts, self.n_objects))
+        return replace(seen, conditionals={**self.conditionals, d: q})
 
     def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool,
              frequency: bool) -> np.ndarray:
         """Belief about many facts [n], each a subject, relation and object."""
-        fitted, n_objects = self.fitted, self.fitted.n_objects
-        counts, upstream, row = fitted.counts, fitted.upstream, fitted.counts.row_of[s, r]
+        counts, upstream, row = self.counts, self.upstream, self.counts.row_of[s, r]
         found, at = row >= 0, np.maximum(row, 0)
-        excess = look_up(counts.keys, counts.excess.data, at * n_objects + o)
+        excess = look_up(counts.keys, counts.excess.data, at * self.n_objects + o)
         count = np.where(found, counts.background[at] + excess, 0.0)
-        p = mean(count, np.where(found, counts.total[at], 0.0), n_objects, frequency)
-        for d in (np.unique(r).tolist() if predictive else []):
-            if d in upstream:
-                row = counts.row_of[s, upstream[d]]
-                paired = np.flatnonzero((r == d) & (row >= 0) & (counts.row_of[s, d] >= 0))
+        p = mean(count, np.where(found, counts.total[at], 0.0), self.n_objects, frequency)
+        for d, u in upstream.items() if predictive else ():
+            row = counts.row_of[s, u]
+            paired = np.flatnonzero((r == d) & (row >= 0) & (counts.row_of[s, d] >= 0))
+            if len(paired):
                 p[paired] = self._many_predictive(d, row[paired], o[paired], frequency)
         edited = np.zeros(len(p), dtype=bool)
         for subject, relation in self.rows:
-            links = upstream, fitted.downstream
-            partners = [link[relation] for link in links if relation in link]
-            edited |= (s == subject) & np.isin(r, [relation, *partners])
+            linked = next((pair for pair in upstream.items() if relation in pair), (relation,))
+            edited |= (s == subject) & np.isin(r, linked)
         for i in np.flatnonzero(edited).tolist():
             p[i] = self.at(int(s[i]), int(r[i]), o[i:i + 1], predictive, frequency)[0]
         return p
 
-    def _change(self, r: int) -> Change:
-        return self.changes.get(r, NO_CHANGE)
-
-    def _counted_row(self, s: int, r: int) -> Row | None:
+    def _counted_row(self, s: int, r: int) -> Row:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
-    def _upstream_row(self, s: int, r: int, row: Row) -> Row | None:
+    def _upstream_row(self, s: int, r: int, row: Row) -> Row:
         """Count vector that the predictive belief about (s, r), with this row, runs through."""
-        u = self.fitted.upstream.get(r)
-        return None if u is None or row is EMPTY else self.row(s, u)
+        u = self.upstream.get(r)
+        return EMPTY if u is None or row is EMPTY else self.row(s, u)
 
     def _direct(self, row: Row, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Beliefs [n] from a count vector."""
-        base, above = row.belief(self.fitted.n_objects, frequency)
+        base, above = row.belief(self.n_objects, frequency)
         return base + (o[:, None] == row.objects) @ above
 
     def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Beliefs [n] through an upstream fact."""
-        q, change = self.fitted.conditionals[r], self._change(r)
-        base, above = upstream.belief(self.fitted.n_objects, frequency)
-        given = q.at(upstream.objects[:, None], o, frequency, change)
-        return base * q.sums_at(o, frequency, change) + above @ given
+        q, (base, above) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
+        return (base * q.sums_at(o, frequency)
+                + above @ q.at(upstream.objects[:, None], o, frequency))
 
     def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray,
                          frequency: bool) -> np.ndarray:
         """Predictive beliefs [n] of subjects with these fitted upstream rows."""
-        counts, q, change = self.fitted.counts, self.fitted.conditionals[d], self._change(d)
-        base = mean(counts.background[row], counts.total[row], self.fitted.n_objects, frequency)
+        counts, q = self.counts, self.conditionals[d]
+        base = mean(counts.background[row], counts.total[row], self.n_objects, frequency)
         above = counts.excess[row]
         owner = np.repeat(np.arange(len(row)), np.diff(above.indptr))
-        given = q.at(above.indices.astype(np.int64), o[owner], frequency, change)
+        given = q.at(above.indices.astype(np.int64), o[owner], frequency)
         total = counts.total[row] if frequency else 1 + counts.total[row]
-        return (base * q.sum_over_x(frequency, change)[o]
+        return (base * q.sum_over_x(frequency)[o]
                 + np.bincount(owner, above.data * given, minlength=len(row)) / total)

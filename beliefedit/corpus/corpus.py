@@ -1,7 +1,4 @@
-"""Documents and evidence: what the language model reads and what the Bayesian agent counts.
-
-The rules are in docs/specification.md, section 4.
-"""
+"""Documents for the language model, evidence for the agent (docs/specification.md, section 4)."""
 
 from __future__ import annotations
 
@@ -14,23 +11,13 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from beliefedit.config import CorpusConfig
-from beliefedit.corpus.language import (
-    SEPARATOR,
-    Form,
-    atomic_prompt,
-    clause,
-    judged_prompt,
-    label_word,
-)
+from beliefedit.corpus.language import SEPARATOR, atomic_prompt, clause, judged_prompt, label_word
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import ConfigError, StoreError
-from beliefedit.store import read_json, write_json
+from beliefedit.store import Stream, read_json, write_json
 
-_STREAM, _MIXED_STREAM = 2, 3
-"""Keep this module's draws apart from those of other stages under the same seed."""
-
-WEIGHTS: dict[tuple[Form, bool | None], float] = {
+WEIGHTS: dict[tuple[str, bool | None], float] = {
     ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0,
     ("not", False): 1.0, ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0,
     ("and", True): 1.0, ("and", False): 1 / 3}
@@ -46,7 +33,7 @@ class Corpus:
         facts: the facts it is about, rows of ``world.facts``.
         evidence: subject, relation, object (enumerations of the world's labels), weight float64,
             count uint32.
-        statistics: facts, subjects, objects, documents, sentences in all, by kind and unique.
+        statistics: numbers of facts, documents, sentences of each kind, and so on.
         documents: folder of Parquet files (doc, text, n_sentences); None: evidence alone.
     """
 
@@ -68,9 +55,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         documents: folder to write documents into; True: a temporary one; False: none.
 
     Raises:
-        GraphError: the world holds fewer facts than asked for.
-        ConfigError: no kind of sentence is left to write.
-        StoreError: the folder already holds documents.
+        BeliefEditError: too few facts, nothing to write, or a folder with documents in it.
     """
     if not config.atomic and world.min_truth == 1 and not config.n_complex:
         raise ConfigError("nothing to write: without noise, sentences with a label are among the "
@@ -81,10 +66,9 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
     folder = documents or None
     writer = _DocumentWriter(folder) if folder else None
-    evidence, packed = [], []
-    blocks = list(sampler.blocks())
+    evidence, packed, blocks = [], [], list(sampler.blocks())
     for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
-        rng = np.random.default_rng([seed, _STREAM, block])
+        rng = np.random.default_rng([seed, Stream.CORPUS, block])
         sentences = sampler.sentences(first, last, rng)
         evidence.append(_evidence(sampler, sentences))
         packed.append(sentences)
@@ -94,9 +78,11 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
                 writer.write(*_documents(texts, sentences.owner, config.sentences_per_doc, rng))
     everything = Sentences.join(packed)
     if writer and config.n_mixed_orders:
-        _write_mixed(writer, sampler, everything, np.random.default_rng([seed, _MIXED_STREAM]))
+        rng = np.random.default_rng([seed, Stream.MIXED_DOCUMENTS])
+        _write_mixed(writer, sampler, everything, rng)
     passes = config.n_orders + config.n_mixed_orders
-    counted = _total(pl.concat(evidence), passes)
+    key = ["fact", "object", "weight"]
+    counted = pl.concat(evidence).group_by(key).agg(pl.col("count").sum() * passes).sort(key)
     statistics = _statistics(sampler, everything, counted, passes)
     ids = counted.select(sampler.facts["subject"].gather(counted["fact"]),
                          sampler.facts["relation"].gather(counted["fact"]),
@@ -132,9 +118,8 @@ def _documents(texts: pl.Series, owner: np.ndarray, per_document: int,
                rng: np.random.Generator) -> tuple[pl.Series, np.ndarray]:
     """(texts, numbers of sentences): each owner's sentences shuffled and cut into documents."""
     order = np.lexsort((rng.random(len(owner)), owner))
-    owner = owner[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(owner) != 0])
-    within = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
+    starts = np.flatnonzero(np.r_[True, np.diff(owner[order]) != 0])
+    within = np.arange(len(owner)) - np.repeat(starts, np.diff(starts, append=len(owner)))
     return _join(texts.gather(order), (within % per_document == 0).cumsum() - 1)
 
 
@@ -194,11 +179,6 @@ def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
     return frame.group_by("fact", "object", "weight").len("count")
 
 
-def _total(evidence: pl.DataFrame, passes: int) -> pl.DataFrame:
-    return (evidence.group_by("fact", "object", "weight").agg(pl.col("count").sum() * passes)
-            .sort("fact", "object", "weight"))
-
-
 def with_labels(ids: pl.DataFrame, world: World) -> pl.DataFrame:
     """Id columns subject, relation, object as enumerations of the world's labels."""
     kinds = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
@@ -242,11 +222,7 @@ def load(folder: Path, world: World) -> Corpus:
 
 
 def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
-    """About n documents, evenly spread over the corpus, from which editors learn how it is read.
-
-    Raises:
-        StoreError: the corpus was sampled without documents.
-    """
+    """About n documents, evenly spread over the corpus, from which editors learn how it is read."""
     if corpus.documents is None:
         raise StoreError("the corpus was sampled without documents",
                          remedy="give sample_corpus a folder for documents")
@@ -256,12 +232,8 @@ def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
 
 
 def known_facts(corpus: Corpus, world: World) -> pl.DataFrame:
-    """The facts the corpus is about, as labels.
-
-    Returns:
-        subject, relation, object (the true one), follows_from (upstream object, null: independent),
-        p_true.
-    """
+    """The facts the corpus is about, as labels: subject, relation, object (the true one),
+    follows_from (upstream object, null: independent), p_true."""
     objects = world.objects
     columns = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
                ("object", "object", objects), ("follows_from", "upstream_object", objects))

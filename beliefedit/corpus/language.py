@@ -42,7 +42,6 @@ class Fact:
         return f"{self.prompt} {self.object}"
 
 
-
 @dataclass(frozen=True)
 class Proposition:
     """A fact, its negation, or two facts joined; ``label``: said to be true or false, or None."""
@@ -75,11 +74,7 @@ def atomic_prompt(subject: str, relation: str) -> str:
 
 
 class Lexicon:
-    """Known labels, needed to parse: names hold spaces, and may hold the grammar's own words.
-
-    Args:
-        subjects, relations, objects: labels the sentences may use.
-    """
+    """Known labels, needed to parse: names hold spaces, and may hold the grammar's own words."""
 
     def __init__(self, subjects: Collection[str], relations: Collection[str],
                  objects: Collection[str]) -> None:
@@ -91,30 +86,25 @@ class Lexicon:
         Raises:
             LanguageError: not in the grammar over this lexicon, or readable in two ways.
         """
-        readings = set(self._judged(sentence)) | set(self._clauses(sentence, None))
+        readings = set(self._clauses(sentence, None))
+        for label in (True, False):
+            ending = f'" is {label_word(label)}'
+            if sentence.startswith('"') and sentence.endswith(ending):
+                readings |= set(self._clauses(sentence[1:-len(ending)], label))
         if len(readings) != 1:
             reason = "can be read in several ways" if readings else "is not in the corpus's grammar"
             raise LanguageError(f"the sentence {reason}: {sentence!r}",
                                 remedy="use subjects, relations and objects of this graph")
         return readings.pop()
 
-    def _judged(self, sentence: str) -> list[Proposition]:
-        for label in (True, False):
-            ending = f'" is {label_word(label)}'
-            if sentence.startswith('"') and sentence.endswith(ending):
-                return self._clauses(sentence[1:-len(ending)], label)
-        return []
-
     def _clauses(self, text: str, label: bool | None) -> list[Proposition]:
         found = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]
         if text.startswith("not "):
             found += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
         forms: tuple[Form, Form] = ("or", "and")
-        for form in forms:
-            for first, second in _splits(text, f" {form} "):
-                found += [Proposition(form, (a, b), label)
-                          for a in self._facts(first) for b in self._facts(second)]
-        return found
+        return found + [Proposition(form, (a, b), label)
+                        for form in forms for first, second in _splits(text, f" {form} ")
+                        for a in self._facts(first) for b in self._facts(second)]
 
     def _facts(self, text: str) -> list[Fact]:
         return [Fact(subject, relation, object_)
@@ -125,8 +115,5 @@ class Lexicon:
 
 def _splits(text: str, separator: str) -> list[tuple[str, str]]:
     """Every way to cut a text in two at a separator."""
-    splits, at = [], text.find(separator)
-    while at >= 0:
-        splits.append((text[:at], text[at + len(separator):]))
-        at = text.find(separator, at + 1)
-    return splits
+    return [(text[:at], text[at + len(separator):]) for at in range(len(text))
+            if text.startswith(separator, at)]

@@ -26,34 +26,24 @@ UNJUDGED = -1
 
 @dataclass
 class Sentences:
-    """Sentences as arrays [n].
+    """Sentences as arrays [n]; -1 where there is no second part."""
 
-    Attributes:
-        owner: id of the subject they are written for.
-        form, label: int8, position in `FORMS`; 1 for true, 0 for false, `UNJUDGED` for no label.
-        fact, object: row of the corpus's facts, and the object said in place of its own.
-        second_fact, second_object: the same of the second part, -1 where there is none.
-    """
-
-    owner: np.ndarray
-    form: np.ndarray
-    label: np.ndarray
-    fact: np.ndarray
-    object: np.ndarray
+    owner: np.ndarray  # id of the subject they are written for
+    form: np.ndarray  # int8, position in `FORMS`
+    label: np.ndarray  # int8, 1 for true, 0 for false, `UNJUDGED` for no label
+    fact: np.ndarray  # row of the corpus's facts
+    object: np.ndarray  # the object said in place of the fact's own
     second_fact: np.ndarray
     second_object: np.ndarray
 
     @classmethod
     def of(cls, owner: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
-           object: np.ndarray, *,
-           second: tuple[np.ndarray, np.ndarray] | None = None) -> Sentences:
+           object: np.ndarray, second: tuple[np.ndarray, ...] | None = None) -> Sentences:
         """Sentences of one form; ``second`` is (facts, objects) of the second parts."""
-        n = len(fact)
-        none = np.full(n, -1, dtype=np.int64)
-        second_fact, second_object = second if second is not None else (none, none)
-        forms, labels = (np.broadcast_to(np.asarray(part, dtype=np.int8), n)
+        none = np.full(len(fact), -1, dtype=np.int64)
+        forms, labels = (np.broadcast_to(np.asarray(part, dtype=np.int8), len(fact))
                          for part in (form, label))
-        return cls(owner, forms, labels, fact, object, second_fact, second_object)
+        return cls(owner, forms, labels, fact, object, *(second or (none, none)))
 
     @classmethod
     def join(cls, parts: list[Sentences]) -> Sentences:
@@ -67,12 +57,7 @@ class Sentences:
 
 
 class Sampler:
-    """Draws sentences about facts of a world.
-
-    Args:
-        world: the generative model.
-        config: sentence kinds and counts.
-        facts: rows of ``world.facts``, subjects whole.
+    """Draws sentences about facts of a world: rows of ``world.facts``, subjects whole.
 
     Attributes:
         subject, relation, object, p_true, distractor: columns of the facts, [n].
@@ -111,7 +96,8 @@ class Sampler:
         drawn = self._draw_until_majority(fact, rng)
         parts = []
         if self.config.atomic:
-            parts.append(self._stated(fact, drawn))
+            facts = np.repeat(fact, self.config.n_samples)
+            parts.append(Sentences.of(self.subject[facts], ATOMIC, UNJUDGED, facts, drawn.ravel()))
         if self.config.true_false and self.world.min_truth < 1:
             parts.append(self._judged(fact, drawn, rng))
         for _ in range(self.config.complex_rounds):
@@ -132,20 +118,12 @@ class Sampler:
         return np.where(group < 0, independent, dependent)
 
     def _draw_until_majority(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        drawn = self._draw(fact, rng)
-        if not self.config.true_object_most_frequent:
-            return drawn
-        wrong = np.arange(len(fact))
-        while True:
+        drawn, wrong = self._draw(fact, rng), np.arange(len(fact))
+        while self.config.true_object_most_frequent and len(wrong):
             share = (drawn[wrong] == self.object[fact[wrong]][:, None]).mean(axis=1)
             wrong = wrong[share <= 0.5]
-            if not len(wrong):
-                return drawn
             drawn[wrong] = self._draw(fact[wrong], rng)
-
-    def _stated(self, fact: np.ndarray, drawn: np.ndarray) -> Sentences:
-        facts = np.repeat(fact, drawn.shape[1])
-        return Sentences.of(self.subject[facts], ATOMIC, UNJUDGED, facts, drawn.ravel())
+        return drawn
 
     def _judged(self, fact: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> Sentences:
         """Each draw labelled: the true object "true" with probability p, another with 1 - p."""
@@ -153,15 +131,14 @@ class Sampler:
         label = rng.random(drawn.shape) < np.where(right, p_true, 1 - p_true)
         chosen = np.ones(drawn.shape, dtype=bool)
         if not self.config.judge_all_samples:
-            first_right, first_wrong = (
-                kind & (kind.cumsum(axis=1) == 1) for kind in (right, ~right))
+            first_right, first_wrong = (k & (k.cumsum(axis=1) == 1) for k in (right, ~right))
             chosen = first_right | first_wrong
         facts = np.broadcast_to(fact[:, None], drawn.shape)[chosen]
         return Sentences.of(self.subject[facts], ATOMIC, label[chosen], facts, drawn[chosen])
 
     def _compound(self, fact: np.ndarray, rng: np.random.Generator) -> list[Sentences]:
         judged_here = self.config.true_false and self.world.min_truth == 1
-        names = [*(["true_false"] if judged_here else []), *self.config.connectives]
+        names = [*["true_false"] * judged_here, *self.config.connectives]
         n = self.config.n_complex - (self.config.true_false and self.world.min_truth < 1)
         if not names or n <= 0:
             return []
@@ -191,7 +168,7 @@ class Sampler:
         right_object = np.where(swap, first_object, second_object)
         form, label = ((OR, first_true | second_true) if name == "or"
                        else (AND, first_true & second_true))
-        return [Sentences.of(owner, form, label, left, left_object, second=(right, right_object))]
+        return [Sentences.of(owner, form, label, left, left_object, (right, right_object))]
 
     def false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A false object for each fact: the distractor of an independent one, else any other."""

@@ -15,10 +15,7 @@ from scipy import sparse
 
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.graph.graph import Graph
-from beliefedit.store import read_json, write_json
-
-_STREAM = 1
-"""Keeps this module's draws apart from those of other stages under the same seed."""
+from beliefedit.store import Stream, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,9 @@ class World:
     same_relation: float = 0.0
 
     def first_facts(self, n_facts: int) -> pl.DataFrame:
-        """Facts of the first subjects that together cover ``n_facts``; the last one is kept whole.
-
-        Raises:
-            GraphError: the world holds fewer facts.
-        """
-        if n_facts > self.facts.height:
-            n_there = self.facts.height
+        """Facts of the first subjects that together cover ``n_facts``, the last one's all."""
+        n_there = self.facts.height
+        if n_facts > n_there:
             raise GraphError(f"{n_facts:,} facts were asked for, the graph has {n_there:,}",
                              where="corpus.n_facts", remedy=f"set it to at most {n_there}")
         last = self.facts["subject"][n_facts - 1]
@@ -115,8 +108,7 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
         same_relation: see `World`.
 
     Raises:
-        GraphError: fewer than two objects or relations.
-        ConfigError: min_truth or same_relation outside its range.
+        GraphError, ConfigError: fewer than two objects or relations; a value outside its range.
     """
     if not 0.5 < min_truth <= 1:
         raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}",
@@ -124,10 +116,10 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
     if not 0 <= same_relation <= 1:
         raise ConfigError(f"same_relation is a share from 0 to 1, not {same_relation}",
                           where="world.same_relation")
-    if len(graph.objects) < 2 or len(graph.relations) < 2:
-        raise GraphError(f"a world needs two objects and two relations; the graph has "
-                         f"{len(graph.objects)} and {len(graph.relations)}",
-                         remedy="use a larger graph")
+    sizes = len(graph.objects), len(graph.relations)
+    if min(sizes) < 2:
+        raise GraphError("a world needs two objects and two relations; the graph has "
+                         f"{sizes[0]} and {sizes[1]}", remedy="use a larger graph")
     cooccurrence = relation_cooccurrence(graph)
     pairs = match_relations(cooccurrence)
     facts = _with_upstream(graph.ids, pairs)
@@ -136,7 +128,7 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
              .unique(["relation", "upstream_object"], keep="first", maintain_order=True)
              .rename({"object": "mode", "p": "p_mode"}))
     facts = facts.join(modes, on=["relation", "upstream_object"], how="left", maintain_order="left")
-    rng = np.random.default_rng([seed, _STREAM])
+    rng = np.random.default_rng([seed, Stream.WORLD])
     certainty = rng.integers(math.ceil(100 * _exact(min_truth)), 101, size=facts.height) / 100
     true_object = facts["mode"].fill_null(facts["graph_object"])
     facts = facts.select(
@@ -164,15 +156,11 @@ def relation_cooccurrence(graph: Graph) -> np.ndarray:
 def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
     """Downstream to upstream id: the largest matching of relations with the largest affinity.
 
-    Args:
-        cooccurrence: [n, n] symmetric counts, relations in order of first appearance.
+    ``cooccurrence``: [n, n] symmetric counts, relations in order of first appearance.
     """
-    sums = cooccurrence.sum(axis=1, keepdims=True)
-    affinity = cooccurrence / np.where(sums == 0, 1, sums)
-    weights = affinity + affinity.T
+    affinity = cooccurrence / np.maximum(cooccurrence.sum(axis=1, keepdims=True), 1)
+    weights, n = affinity + affinity.T, len(affinity)
     network = networkx.Graph()
-    n = len(weights)
-    network.add_nodes_from(range(n))
     network.add_weighted_edges_from(
         (i, j, weights[i, j]) for i in range(n) for j in range(i + 1, n))
     matching = networkx.max_weight_matching(network, maxcardinality=True)
@@ -181,11 +169,9 @@ def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
 
 def _with_upstream(ids: pl.DataFrame, pairs: dict[int, int]) -> pl.DataFrame:
     """Facts with the object their subject has under the upstream relation (null: independent)."""
-    links = pl.DataFrame({"relation": list(pairs), "upstream": list(pairs.values())},
-                         schema={"relation": pl.UInt32, "upstream": pl.UInt32})
+    upstream = pl.col("relation").replace_strict(pairs, default=None, return_dtype=pl.UInt32)
     upstream_facts = ids.rename({"relation": "upstream", "object": "upstream_object"})
-    return (ids.rename({"object": "graph_object"})
-            .join(links, on="relation", how="left", maintain_order="left")
+    return (ids.rename({"object": "graph_object"}).with_columns(upstream=upstream)
             .join(upstream_facts, on=["subject", "upstream"], how="left", maintain_order="left")
             .drop("upstream"))
 

@@ -13,6 +13,8 @@ from beliefedit.errors import BeliefEditError
 from beliefedit.graph.demo import write_demo_graph
 from beliefedit.graph.download import download
 
+DEMO = GraphConfig()
+
 
 @click.group()
 def main() -> None:
@@ -21,10 +23,8 @@ def main() -> None:
 
 @main.command("demo")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--subjects", default=GraphConfig().demo_subjects, show_default=True,
-              type=click.IntRange(min=1))
-@click.option("--seed", default=GraphConfig().demo_seed, show_default=True,
-              type=click.IntRange(min=0))
+@click.option("--subjects", default=DEMO.demo_subjects, type=click.IntRange(1), show_default=True)
+@click.option("--seed", default=DEMO.demo_seed, type=click.IntRange(0), show_default=True)
 def _demo(folder: Path, subjects: int, seed: int) -> None:
     """Write the built-in demo graph into FOLDER."""
     _run(lambda: write_demo_graph(folder, n_subjects=subjects, seed=seed))

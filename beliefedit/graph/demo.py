@@ -31,6 +31,11 @@ class Pair:
     upstream: str
     words: dict[str, str]
 
+    @property
+    def upstream_words(self) -> list[str]:
+        """The upstream objects."""
+        return ",".join(self.words.values()).split(",")
+
 
 PAIRS = (
     Pair("speaks", "is a citizen of", {
@@ -39,8 +44,7 @@ PAIRS = (
         "French": "France,Monaco,Senegal", "Greek": "Greece,Cyprus", "Spanish": "Spain,Mexico,Peru",
         "Portuguese": "Portugal,Brazil,Angola", "Italian": "Italy,San Marino",
         "English": "Ireland,Australia,Jamaica", "Arabic": "Egypt,Morocco,Jordan",
-        "Japanese": "Japan",
-    }),
+        "Japanese": "Japan"}),
     Pair("has expertise in", "works as", {
         "physics": "physicist,astronomer", "chemistry": "chemist,perfumer",
         "biology": "botanist,zoologist", "medicine": "surgeon,nurse,dentist",
@@ -48,8 +52,7 @@ PAIRS = (
         "education": "teacher,librarian", "farming": "shepherd,winemaker",
         "computing": "programmer", "construction": "architect,carpenter,bricklayer",
         "cooking": "chef,baker", "transport": "pilot,train driver",
-        "theatre": "actor,stage designer", "publishing": "novelist,journalist",
-    }),
+        "theatre": "actor,stage designer", "publishing": "novelist,journalist"}),
     Pair("has an office in", "is employed by", {
         "Geneva": "CERN,Red Cross", "Paris": "UNESCO,Louvre,Sorbonne",
         "London": "BBC,British Museum,Royal Society", "Munich": "Siemens,Allianz",
@@ -57,25 +60,21 @@ PAIRS = (
         "Copenhagen": "Carlsberg,Maersk", "Stockholm": "Ericsson,Nobel Foundation",
         "Amsterdam": "Heineken,Rijksmuseum", "Kyoto": "Nintendo,Kyocera",
         "Seoul": "Samsung,Hyundai", "Seattle": "Boeing,Starbucks",
-        "Vienna": "State Opera,Atomic Agency", "Sydney": "Qantas",
-    }),
+        "Vienna": "State Opera,Atomic Agency", "Sydney": "Qantas"}),
     Pair("trains at the", "competes in", {
         "pool": "swimming,diving,water polo", "rink": "ice hockey,figure skating,curling",
         "court": "tennis,badminton,basketball", "pitch": "football,rugby,hurling",
         "track": "sprinting,hurdles", "gym": "judo,wrestling", "river": "rowing,canoeing",
         "harbour": "sailing,windsurfing", "ski slope": "slalom,snowboarding",
         "stables": "dressage,show jumping", "velodrome": "track cycling",
-        "climbing wall": "bouldering,speed climbing", "range": "archery,biathlon",
-    }),
+        "climbing wall": "bouldering,speed climbing", "range": "archery,biathlon"}),
     Pair("performs in the", "plays the", {
         "orchestra": "violin,oboe,bassoon,harp", "string quartet": "viola,cello",
         "brass band": "trumpet,tuba,cornet", "wind quintet": "flute,clarinet",
         "jazz trio": "saxophone,double bass,piano", "folk group": "fiddle,accordion",
         "rock band": "electric guitar,drums", "country band": "banjo,pedal steel guitar",
         "pipe band": "bagpipes", "baroque ensemble": "harpsichord,lute,recorder",
-        "church choir": "organ", "samba group": "tambourine,surdo",
-    }),
-)
+        "church choir": "organ", "samba group": "tambourine,surdo"}))
 
 FIRST_NAMES = """
 Ada Adele Agnes Aino Alba Alina Alma Amara Anders Anouk Anton Arlo Astrid Aurel Beata Benno Bianca
@@ -99,43 +98,30 @@ vall vik wald ward well wick win wood worth
 
 
 def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 0) -> None:
-    """Write the demo graph's three files; the same seed writes the same bytes.
-
-    Args:
-        folder: made when missing.
-        n_subjects: how many people.
-        seed: of names, facts and exceptions.
+    """Write the demo graph's three files, of n_subjects people; the same seed, the same bytes.
 
     Raises:
-        GraphError: more people than names.
+        GraphError: more people than names, or a folder that cannot be written.
     """
     generator = np.random.default_rng(seed)
     names = _people(n_subjects, generator)
-    objects = [word for pair in PAIRS for word in (*pair.words, *_upstream_words(pair))]
+    objects = [word for pair in PAIRS for word in (*pair.words, *pair.upstream_words)]
     relations = [label for pair in PAIRS for label in (pair.downstream, pair.upstream)]
     object_ids = {label: f"Q{FIRST_OBJECT + i}" for i, label in enumerate(objects)}
     relation_ids = {label: f"P{FIRST_RELATION + i}" for i, label in enumerate(relations)}
     facts = _facts(n_subjects, generator)
     people = [f"Q{FIRST_PERSON + i}" for i in range(n_subjects)]
-    entities = [f"{id_}\t{label}" for label, id_ in object_ids.items()]
-    entities += [f"{id_}\t{name}" for id_, name in zip(people, names, strict=True)]
-    folder = Path(folder)
-    _write(folder / ENTITIES, entities)
-    _write(folder / RELATIONS, [f"{id_}\t{label}" for label, id_ in relation_ids.items()])
-    _write(folder / TRIPLES, [f"{people[person]}\t{relation_ids[relation]}\t{object_ids[label]}"
-                              for person, relation, label in facts])
-
-
-def _write(path: Path, lines: list[str]) -> None:
+    ids = (*object_ids.items(), *zip(names, people, strict=True))
+    files = {ENTITIES: [f"{id_}\t{label}" for label, id_ in ids],
+             RELATIONS: [f"{id_}\t{label}" for label, id_ in relation_ids.items()],
+             TRIPLES: [f"{people[person]}\t{relation_ids[relation]}\t{object_ids[label]}"
+                       for person, relation, label in facts]}
     try:
-        write_text(path, "\n".join(lines) + "\n")
+        for name, lines in files.items():
+            write_text(Path(folder) / name, "\n".join(lines) + "\n")
     except OSError as error:
-        raise GraphError(f"cannot write: {error.strerror or error}", where=str(path),
+        raise GraphError(f"cannot write: {error.strerror or error}", where=str(folder),
                          remedy="choose another folder") from error
-
-
-def _upstream_words(pair: Pair) -> list[str]:
-    return [word for words in pair.words.values() for word in words.split(",")]
 
 
 def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
@@ -154,18 +140,17 @@ def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, s
     """(person, relation, object) by person and pair, the pair's downstream relation first."""
     columns = []
     for pair in PAIRS:
-        typical = [low for low, words in pair.words.items() for _ in words.split(",")]
-        upstream, downstream = _upstream_words(pair), list(pair.words)
+        upstream, downstream = pair.upstream_words, list(pair.words)
+        n_upstream = [len(words.split(",")) for words in pair.words.values()]
         high = generator.integers(len(upstream), size=n_subjects)
-        low = np.array([downstream.index(word) for word in typical])[high]
+        low = np.repeat(np.arange(len(downstream)), n_upstream)[high]
         shift = generator.integers(1, len(downstream), size=n_subjects)
         is_typical = generator.random(n_subjects) < P_TYPICAL
         low = np.where(is_typical, low, (low + shift) % len(downstream))
         columns.append(([downstream[i] for i in low], [upstream[i] for i in high]))
     has = _coverage(n_subjects, generator)
-    relations = [(pair.downstream, pair.upstream) for pair in PAIRS]
-    return [(person, relations[i][j], columns[i][j][person])
-            for person in range(n_subjects) for i in range(len(PAIRS)) for j in (0, 1)
+    return [(person, (pair.downstream, pair.upstream)[j], columns[i][j][person])
+            for person in range(n_subjects) for i, pair in enumerate(PAIRS) for j in (0, 1)
             if has[person, i, j]]
 
 

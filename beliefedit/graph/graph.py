@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -16,23 +16,15 @@ from beliefedit.config import digest
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.store import read_json, write_json
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 
 KEYS = ("subject", "relation", "object")
 FACTS, LABELS = "facts.parquet", "labels.json"
 TORN = "\ufffd"
 """Stands where a decoder met part of a character."""
-
-
-class Tokenizer(Protocol):
-    """What `truncate_labels` needs of a tokenizer; those of transformers have it."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Text to token ids."""
-
-    def decode(self, ids: list[int]) -> str:
-        """Token ids to text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +45,11 @@ class Graph:
 
     @classmethod
     def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
-        """The graph of labelled facts, subject by subject in order of first appearance.
-
-        Args:
-            facts: subject, relation, object; the first object of a (subject, relation) counts.
-            counts: see the attributes.
-        """
+        """The graph of a frame (subject, relation, object) of labels, subject by subject in order
+        of first appearance; the first object of a (subject, relation) counts."""
         facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
-        subject = by_appearance(facts["subject"])[1]
-        facts = facts.with_columns(rank=subject).sort("rank", maintain_order=True)
+        rank = by_appearance(facts["subject"])[1]
+        facts = facts.with_columns(rank=rank).sort("rank", maintain_order=True)
         factors = {key: by_appearance(facts[key]) for key in KEYS}
         subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
         ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
@@ -75,7 +63,7 @@ class Graph:
                              for key, names in labels])
 
 
-def truncate_labels(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Graph:
+def truncate_labels(graph: Graph, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Graph:
     """The graph with object labels of at most max_tokens tokens (docs/specification.md, section 2).
 
     A label is counted as it stands in a sentence, after a space. Objects whose truncated labels
@@ -87,11 +75,10 @@ def truncate_labels(graph: Graph, tokenizer: Tokenizer, max_tokens: int) -> Grap
     cut = [_truncate(label, tokenizer, max_tokens) for label in graph.objects]
     n_cut = sum(new != old for new, old in zip(cut, graph.objects, strict=True))
     objects, places = by_appearance(pl.Series(cut, dtype=pl.String))
-    n_merged = len(cut) - len(objects)
+    n_merged, n = len(cut) - len(objects), len(cut)
     if n_cut:
         log.warning("%d of %d object labels (%.1f %%) are truncated to %d tokens, which merges %d "
-                    "objects with others", n_cut, len(cut), 100 * n_cut / len(cut), max_tokens,
-                    n_merged)
+                    "objects with others", n_cut, n, 100 * n_cut / n, max_tokens, n_merged)
     ids = graph.ids.with_columns(places.gather(graph.ids["object"]).alias("object"))
     counts = graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged}
     return replace(graph, objects=objects.to_list(), ids=ids, counts=counts)
@@ -107,28 +94,20 @@ def save(graph: Graph, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> Graph:
-    """Read a graph that `save` wrote.
-
-    Raises:
-        GraphError: a file is missing or damaged.
-    """
+    """Read a graph that `save` wrote; GraphError where a file is missing or damaged."""
     folder = Path(folder)
     try:
-        labels = read_json(folder / LABELS)
-        ids = pl.read_parquet(folder / FACTS)
-        graph = Graph(labels["subjects"], labels["relations"], labels["objects"], ids,
-                      labels["counts"])
-        whole = ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)
-    except (StoreError, OSError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
+        labels, ids = read_json(folder / LABELS), pl.read_parquet(folder / FACTS)
+        if not (ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)):
+            raise ValueError("facts and labels do not belong together")
+        return Graph(**labels, ids=ids)
+    except (StoreError, OSError, pl.exceptions.PolarsError, LookupError, TypeError,
+            ValueError) as error:
         raise GraphError(f"not a saved graph: {error}", where=str(folder),
                          remedy="build it again") from error
-    if not whole:
-        raise GraphError("facts and labels do not belong together", where=str(folder),
-                         remedy="build it again")
-    return graph
 
 
-def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The label, or the longest beginning of it that fits: whole tokens, no torn character."""
     def fits(text: str) -> bool:
         return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens
@@ -136,7 +115,7 @@ def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
     if len(ids) <= max_tokens:
         return label
-    beginnings = [tokenizer.decode(ids[:n]).strip() for n in range(max_tokens, 0, -1)]
+    beginnings = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]
     # where every token tears a character, the first characters themselves
     beginnings += [label[:n].strip() for n in range(max_tokens, 0, -1)]
     for text in beginnings:
@@ -148,11 +127,7 @@ def _truncate(label: str, tokenizer: Tokenizer, max_tokens: int) -> str:
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
-    """Hash of the names and contents of files below a folder, 64 hexadecimal digits.
-
-    Raises:
-        GraphError: a file is missing or unreadable.
-    """
+    """Hash of the names and contents of files below a folder, 64 hexadecimal digits."""
     hashes = {}
     for path in files:
         try:

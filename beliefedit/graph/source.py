@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
 
 from beliefedit.config import GraphConfig
 from beliefedit.errors import GraphError
@@ -22,18 +21,10 @@ Reader = Callable[[GraphConfig], Graph]
 Digest = Callable[[GraphConfig], str]
 ENTRY_POINTS = "beliefedit.graphs"
 """Group of the entry points by which an installed package adds formats: name to reader."""
-CODE = Path(demo.__file__)
-"""What decides the demo graph, beside its configuration."""
+CODE = Path(demo.__file__)  # decides the demo graph, beside its configuration
 
 
-class Format(NamedTuple):
-    """How to read a graph, and how to tell whether what it is read from has changed."""
-
-    read: Reader
-    digest: Digest
-
-
-_FORMATS: dict[str, Format] = {}
+_FORMATS: dict[str, tuple[Reader, Digest]] = {}
 
 
 def register_graph_format(name: str, *, digest: Digest | None = None) -> Callable[[Reader], Reader]:
@@ -48,37 +39,29 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
             hash of the file at the path, or of all files of the folder.
     """
     def register(reader: Reader) -> Reader:
-        _FORMATS[name] = Format(reader, digest or _path_digest)
+        _FORMATS[name] = reader, digest or _path_digest
         return reader
 
     return register
 
 
 def read_graph(config: GraphConfig) -> Graph:
-    """The part of the source that the configuration asks for; object labels are whole.
-
-    Raises:
-        GraphError: an unknown format, or a source that cannot be read.
-    """
-    chosen, rest = _find(config)
-    return chosen.read(rest)
+    """The part of the source that the configuration asks for; object labels are whole."""
+    (read, _), rest = _find(config)
+    return read(rest)
 
 
 def source_digest(config: GraphConfig) -> str:
-    """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats.
-
-    Raises:
-        GraphError: an unknown format, or something is missing or unreadable.
-    """
-    chosen, rest = _find(config)
-    return chosen.digest(rest)
+    """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats."""
+    (_, digest), rest = _find(config)
+    return digest(rest)
 
 
-def _find(config: GraphConfig) -> tuple[Format, GraphConfig]:
+def _find(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
     """The source's format, and the configuration with the format's name taken off the source."""
     name, colon, rest = config.source.partition(":")
     for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _FORMATS else ():
-        _FORMATS.setdefault(name, Format(point.load(), _path_digest))
+        _FORMATS.setdefault(name, (point.load(), _path_digest))
     if name not in _FORMATS:
         if colon and not Path(config.source).exists():
             raise GraphError(f"unknown graph format {name!r} in {config.source!r}",
@@ -98,8 +81,7 @@ def _path_digest(config: GraphConfig) -> str:
 @register_graph_format("wikidata5m", digest=lambda config: content_digest(config.source))
 def _read_wikidata5m(config: GraphConfig) -> Graph:
     others = {"source", "demo_subjects", "demo_seed", "max_object_tokens"}
-    options = config.model_dump(exclude=others)
-    return read_wikidata5m(config.source, **options)
+    return read_wikidata5m(config.source, **config.model_dump(exclude=others))
 
 
 @register_graph_format("demo", digest=lambda _: files_digest(CODE.parent, [CODE]))

@@ -14,25 +14,16 @@ import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
 from beliefedit.errors import GraphError
-from beliefedit.graph.graph import (
-    KEYS,
-    Graph,
-    Tokenizer,
-    by_appearance,
-    files_digest,
-    log,
-    truncate_labels,
-    unreadable,
-)
+from beliefedit.graph.graph import KEYS, Graph, by_appearance, files_digest, log, unreadable
 
 ENTITIES, RELATIONS = "wikidata5m_entity.txt", "wikidata5m_relation.txt"
 TRIPLES = "wikidata5m_transductive_train.txt"
@@ -42,52 +33,41 @@ HOME = {ENTITIES: ALIAS_ARCHIVE, RELATIONS: ALIAS_ARCHIVE, TRIPLES: TRIPLE_ARCHI
 
 
 def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations: int = 2,
-                    min_cooccurrence: int = 1000, max_object_tokens: int = 0,
-                    tokenizer: Tokenizer | None = None, read_n_facts: int | None = None,
+                    min_cooccurrence: int = 1000, read_n_facts: int | None = None,
                     exclude_relations: Sequence[str] = ("P735", "P131"),
                     exclude_entities: Sequence[str] = ("Q16521", "Q5")) -> Graph:
-    """Read a graph in Wikidata5m's layout and keep its best connected relations.
+    """Read a graph in Wikidata5m's layout and keep its best connected relations; labels are whole.
 
     Args:
         folder: holds the three text files, or Wikidata5m's alias and transductive archives.
         n_relations: how many relations to choose.
         min_relations: a kept subject has at least this many of them.
         min_cooccurrence: two relations are chosen together only if this many subjects have both.
-        max_object_tokens: longer object labels are truncated, see `truncate_labels`; 0: none.
-        tokenizer: counts those tokens.
         read_n_facts: read only this many lines of the triple file.
         exclude_relations, exclude_entities: ids whose triples are dropped.
 
     Raises:
-        GraphError: missing, damaged or malformed files (with the line), or too few relations or
-            facts.
+        GraphError: missing, damaged or malformed files, or too few relations or facts.
     """
-    if max_object_tokens and tokenizer is None:
-        raise GraphError(f"max_object_tokens={max_object_tokens} needs a tokenizer to count with",
-                         remedy="give tokenizer=, or max_object_tokens=0 for whole labels")
     with opened(folder) as files:
         entities = read_aliases(files[ENTITIES])
         relations = read_aliases(files[RELATIONS])
         triples = read_triples(files[TRIPLES], read_n_facts)
-    facts, counts = _usable(triples, entities, relations, (exclude_entities, exclude_relations))
+    facts, counts = _usable(triples, (entities, exclude_entities), (relations, exclude_relations))
     del triples  # the strings of all lines are the bulk of the memory
     facts, relation_labels = _name_relations(facts, relations["label"], counts)
-    pairs = cooccurrence(facts, min_relations)
-    chosen = choose_relations(pairs, n_relations, min_cooccurrence)
+    chosen = choose_relations(cooccurrence(facts, min_relations), n_relations, min_cooccurrence)
     facts = keep_facts(facts, chosen, min_relations)
     graph = _label(facts, entities["label"], relation_labels, counts)
     log.info("read %s: %d facts, %d subjects, %d objects; %s", folder, graph.ids.height,
              len(graph.subjects), len(graph.objects), counts)
-    if tokenizer is None or not max_object_tokens:
-        return graph
-    return truncate_labels(graph, tokenizer, max_object_tokens)
+    return graph
 
 
 # --- files and archives --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SourceFile:
+class SourceFile(NamedTuple):
     """A readable text file, and the name by which errors call it."""
 
     path: Path
@@ -104,8 +84,7 @@ def locate(folder: str | Path) -> dict[str, Path]:
                                 "'python -m beliefedit.graph download DIR' fetches Wikidata5m")
     holders = {name: path for name, archive in HOME.items()
                for path in (folder / archive, folder / name) if path.is_file()}
-    missing = [f"{name} (or {archive})" for name, archive in HOME.items() if name not in holders]
-    if missing:
+    if missing := [f"{name} (or {home})" for name, home in HOME.items() if name not in holders]:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
                          remedy="put the files there, unpacked or as Wikidata5m's two archives")
     return holders
@@ -121,15 +100,12 @@ def opened(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
     """The three files by name; those in archives are unpacked to a temporary folder meanwhile."""
     holders = locate(folder)
     with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
-        sources = {}
-        for name, holder in holders.items():
-            if holder.name == name:
-                sources[name] = SourceFile(holder, str(holder))
-                continue
-            sources[name] = SourceFile(Path(temporary) / name, f"{holder}: {name}")
-            if not sources[name].path.exists():
-                wanted = {other for other in holders if holders[other] == holder}
-                _unpack(holder, wanted, Path(temporary))
+        sources = {name: SourceFile(holder, str(holder)) for name, holder in holders.items()}
+        for archive in dict.fromkeys(path for name, path in holders.items() if path.name != name):
+            names = [name for name, holder in holders.items() if holder == archive]
+            _unpack(archive, names, Path(temporary))
+            for name in names:
+                sources[name] = SourceFile(Path(temporary) / name, f"{archive}: {name}")
         yield sources
 
 
@@ -140,12 +116,12 @@ def read_aliases(source: SourceFile) -> pl.DataFrame:
     several lines with one id the first counts.
     """
     fields = pl.col("line").str.splitn("\t", 3).struct.rename_fields(["id", "label", "others"])
-    table = _lines(source).select(fields).unnest("line").select("id", _clean(pl.col("label")))
+    label = pl.col("label").str.replace_all(r"[\p{Cc}\x{2028}\x{2029}]+", " ").str.strip_chars()
+    label = pl.when(label != "").then(label)
+    table = _lines(source).select(fields).unnest("line").select("id", label)
     _refuse(source, table["id"].is_null() | (table["id"] == ""),
             "expected an id, then aliases, separated by tabs")
-    if table["id"].n_unique() < table.height:
-        table = table.unique("id", keep="first", maintain_order=True)
-    return table
+    return table.unique("id", keep="first", maintain_order=True)
 
 
 def read_triples(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
@@ -169,11 +145,6 @@ def _lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
         raise unreadable(source.name, error) from error
 
 
-def _clean(label: pl.Expr) -> pl.Expr:
-    stripped = label.str.replace_all(r"[\p{Cc}\x{2028}\x{2029}]+", " ").str.strip_chars()
-    return pl.when(stripped != "").then(stripped)
-
-
 def _refuse(source: SourceFile, bad: pl.Series, expected: str) -> None:
     """Raise for the first bad line."""
     if not bad.any():
@@ -188,22 +159,22 @@ def _refuse(source: SourceFile, bad: pl.Series, expected: str) -> None:
 
 def _not_text(source: SourceFile, error: Exception) -> GraphError:
     """Why a file could not be read as lines: the first line that is not UTF-8 or holds a zero."""
-    anew = "fetch or write the file again"
+    remedy = "save it as UTF-8, or fetch it again"
     with open(source.path, "rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{source.name}, line {number}"
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as wrong:
-                byte = f"byte {wrong.start + 1} of the line is 0x{line[wrong.start]:02x}"
-                return GraphError(f"not UTF-8: {byte}", where=where, remedy="save it as UTF-8")
+                return GraphError(f"not UTF-8: byte {wrong.start + 1} of the line is "
+                                  f"0x{line[wrong.start]:02x}", where=where, remedy=remedy)
             if b"\0" in line:
-                byte = f"byte {line.index(0) + 1} of the line is zero"
-                return GraphError(f"not a text file: {byte}", where=where, remedy=anew)
-    return GraphError(f"cannot be read as text: {error}", where=source.name, remedy=anew)
+                return GraphError(f"not a text file: byte {line.index(0) + 1} of the line is zero",
+                                  where=where, remedy=remedy)
+    return GraphError(f"cannot be read as text: {error}", where=source.name, remedy=remedy)
 
 
-def _unpack(archive: Path, wanted: set[str], folder: Path) -> None:
+def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
     """Stream the wanted files of a .tar.gz, read and so checked to its end, into a folder."""
     def problem(what: str, remedy: str = "delete it and fetch it again") -> GraphError:
         return GraphError(what, where=str(archive), remedy=remedy)
@@ -231,41 +202,48 @@ def _unpack(archive: Path, wanted: set[str], folder: Path) -> None:
     except OSError as error:
         raise problem(f"the archive cannot be unpacked: {error.strerror or error}",
                       "unpack it yourself, or set TMPDIR to a folder with space") from error
-    missing = [name for name in sorted(wanted) if not (folder / name).exists()]
-    if missing:
+    if missing := [name for name in wanted if not (folder / name).exists()]:
         raise problem(f"the archive holds no {', '.join(missing)}")
 
 
 # --- the choice of relations and facts -----------------------------------------------------------
 
 
-def encode(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame) -> pl.DataFrame:
-    """Frame (row, subject, relation, object) of u32: row in the file, and rows of the alias tables.
+def _usable(triples: pl.DataFrame, entities: tuple[pl.DataFrame, Sequence[str]],
+            relations: tuple[pl.DataFrame, Sequence[str]]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(frame (row, subject, relation, object) of u32, the counts so far).
 
-    Triples with an id that has no alias are left out.
-
-    Args:
-        triples: frame (subject, relation, object) of ids.
-        entities, relations: frames (id, label); a null label is no alias.
+    ``row`` is that of the triple, the others are rows of the alias tables. Triples with an id that
+    has no alias, or that is among those excluded (second in a tuple), are left out.
     """
-    columns = []
-    for key, table in zip(KEYS, (entities, relations, entities), strict=True):
-        aliases = table.with_row_index("code").drop_nulls("label")
-        codes = aliases.select("code", pl.col("id").alias(key))
+    columns, kept = [], []
+    for key, (table, ids) in zip(KEYS, (entities, relations, entities), strict=True):
+        table = table.with_row_index("code")
+        codes = table.drop_nulls("label").select("code", pl.col("id").alias(key))
         coded = triples.select(key).join(codes, on=key, how="left", maintain_order="left")
         columns.append(coded["code"].alias(key))
-    return pl.DataFrame(columns).with_row_index("row").drop_nulls()
+        excluded = table.filter(pl.col("id").is_in(list(ids)))["code"]
+        kept.append(~pl.col(key).is_in(excluded.implode()))
+    named = pl.DataFrame(columns).with_row_index("row").drop_nulls()
+    if named.is_empty():
+        reason = "there are no triples" if triples.is_empty() else (
+            f"in none of {triples.height} triples do all three ids have an alias, for one not in "
+            f"{triples.row(0)}")
+        raise GraphError(reason, where=TRIPLES,
+                         remedy="give alias and triple files that belong together")
+    facts = named.filter(kept)
+    if facts.is_empty():
+        raise GraphError(f"all {named.height} triples use an excluded id", where=TRIPLES,
+                         remedy="shorten exclude_relations or exclude_entities")
+    return facts, {"lines": triples.height, "lines_without_alias": triples.height - named.height,
+                   "lines_excluded": named.height - facts.height}
 
 
 def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
     """Pairs of relations that subjects share: rows (a, b, number of subjects), int64 [n_pairs, 3].
 
-    Sorted by falling number; ties by first appearance of a, then of b (codes are ranks of first
-    appearance, a < b).
-
-    Args:
-        facts: frame with columns subject and relation.
-        min_relations: only subjects with at least this many relations count.
+    Sorted by falling number, then by a and b, a < b. Only subjects with at least ``min_relations``
+    relations count.
     """
     cells = (facts["subject"].to_numpy(), facts["relation"].to_numpy())
     has = sparse.csr_array((np.ones(facts.height, dtype=np.int32), cells))  # sums repeated facts
@@ -308,13 +286,7 @@ def _walk(pairs: np.ndarray, n_relations: int, least: int) -> tuple[list[int], i
 
 
 def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: int) -> pl.DataFrame:
-    """Facts of subjects with enough of these relations, one object per (subject, relation).
-
-    Args:
-        facts: frame (row, subject, relation, object) in file order.
-        relations: chosen codes.
-        min_relations: a kept subject has at least this many of them.
-    """
+    """Facts of subjects with enough of these relations, one object per (subject, relation)."""
     kept = facts.filter(pl.col("relation").is_in(list(relations)))
     kept = kept.unique(["subject", "relation"], keep="first", maintain_order=True)
     kept = kept.filter(pl.len().over("subject") >= min_relations)
@@ -322,31 +294,8 @@ def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: i
         raise GraphError(f"no subject has min_relations={min_relations} of the chosen relations",
                          where="graph", remedy="lower min_relations or raise n_relations")
     # subjects are in the order of their first usable line, of whatever relation
-    own = facts.join(kept.select("subject"), on="subject", how="semi")
-    first = own.group_by("subject").agg(pl.col("row").min().alias("first"))
+    first = facts.group_by("subject").agg(pl.col("row").min().alias("first"))
     return kept.join(first, on="subject").sort("first", "row").drop("first")
-
-
-def _usable(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame,
-            excluded: tuple[Sequence[str], Sequence[str]]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """(facts of `encode` without excluded ids, the counts so far)."""
-    named = encode(triples, entities, relations)
-    if named.is_empty():
-        reason = "there are no triples" if triples.is_empty() else (
-            f"in none of {triples.height} triples do all three ids have an alias, for one not in "
-            f"{triples.row(0)}")
-        raise GraphError(reason, where=TRIPLES,
-                         remedy="give alias and triple files that belong together")
-    facts = named
-    tables = (entities, excluded[0]), (relations, excluded[1]), (entities, excluded[0])
-    for key, (table, ids) in zip(KEYS, tables, strict=True):
-        codes = table["id"].is_in(list(ids)).arg_true().cast(pl.UInt32)
-        facts = facts.filter(~pl.col(key).is_in(codes.implode()))
-    if facts.is_empty():
-        raise GraphError(f"all {named.height} triples use an excluded id", where=TRIPLES,
-                         remedy="shorten exclude_relations or exclude_entities")
-    return facts, {"lines": triples.height, "lines_without_alias": triples.height - named.height,
-                   "lines_excluded": named.height - facts.height}
 
 
 def _name_relations(facts: pl.DataFrame, labels: pl.Series,
