@@ -56,8 +56,7 @@ def error_rates(asked: pl.DataFrame) -> pl.DataFrame:
 
 def mistakes(asked: pl.DataFrame, n: int = 4) -> pl.DataFrame:
     """Wrong answers of `asked_and_answered`: of each form those least sure of the right one."""
-    return _in_order(asked.filter("wrong").sort("p_right", maintain_order=True).group_by(
-        "form", maintain_order=True).head(n)).drop("wrong", "p_agent")
+    return samples(asked.filter("wrong").sort("p_right", maintain_order=True), n)
 
 
 def samples(asked: pl.DataFrame, n: int = 3) -> pl.DataFrame:
@@ -81,12 +80,12 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
     last, speed = metrics.row(-1, named=True), manifest.get("tokens_per_second") or 0.0
     size = [f"{manifest['n_parameters']:,} parameters"] if "n_parameters" in manifest else []
     layers = f"{model_config.num_hidden_layers} layers × {model_config.hidden_size}"
-    device = manifest.get("device", "an unknown device")
     rows = {"model": ", ".join([layers, *size]),
             "tokens read": f"{last['tokens']:,} of documents in {last['step']:,} steps; what they "
                            f"share computed once, {last['computed']:,}",
             "time": duration(last["seconds"]),
-            "throughput": f"{speed:,.0f} tokens per second on {device}",
+            "throughput": f"{speed:,.0f} tokens per second on "
+                          + manifest.get("device", "an unknown device"),
             "training loss, nats per token": number(last["train_loss"], 3),
             "evaluation loss, nats per token": number(last["eval_loss"], 3)}
     return pl.DataFrame({"what": list(rows), "value": list(rows.values())})
@@ -97,9 +96,7 @@ def distance_table(cases: Cases, answers: pl.DataFrame, distances: pl.DataFrame,
     """How far the model is from the agent on the facts of the cases (specification, section 8).
 
     Args:
-        cases, answers: of the unedited model.
-        distances: case, probe, tv, kl, outside, as stored with the answers; for some of the cases.
-        config: resamples and level of the intervals.
+        answers, distances: of the unedited model, the distances for some of the cases.
 
     Returns:
         distance, facts, mean, low, high (clustered by subject).
@@ -112,12 +109,11 @@ def distance_table(cases: Cases, answers: pl.DataFrame, distances: pl.DataFrame,
               "over all objects: total variation": whole.select("case", value="tv"),
               "over all objects: KL(agent ‖ LM), nats": whole.select("case", value="kl"),
               "p(LM) of everything that is no object": whole.select("case", value="outside")}
-    generator = np.random.default_rng(0)
     frame = pl.concat([part.select(pl.lit(name).alias("distance"), "case", "value")
                        for name, part in values.items()]).join(
         subjects, on="case", how="left", maintain_order="left").drop_nulls("value")
-    return intervals_by(frame, ["distance"], generator, n_resamples=config.n_resamples,
-                        level=config.level).rename({"n": "facts"})
+    return intervals_by(frame, ["distance"], np.random.default_rng(0), level=config.level,
+                        n_resamples=config.n_resamples).rename({"n": "facts"})
 
 
 LEAST_RECALLED, LEAST_CLASSIFIED = 0.9, 0.8
