@@ -148,7 +148,7 @@ class Run:
             return self._graph_record()
         if name == "tables":
             chosen: dict[str, Any] = {"analysis": config.analysis.model_dump(), **seed,
-                                      "measures": analysis.measures.registered_names()}
+                                      "measures": list(analysis.MEASURES)}
             inputs = ["cases", "beliefs", *self._parts("edits")]
         elif name in EDITING_STAGES:
             chosen = {"editor": editor, "parameters": edit["editors"][editor],
