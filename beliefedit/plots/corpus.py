@@ -10,18 +10,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from beliefedit.formatting import number
-from beliefedit.plots.style import (
-    AGENT,
-    DASHES,
-    FORMS,
-    NEUTRAL,
-    ROLES,
-    figure,
-    hover_texts,
-    panels,
-    short,
-    wrapped,
-)
+from beliefedit.plots.style import DASHES, FORMS, NEUTRAL, ROLES, figure, panels, short, wrapped
 
 _BAR = 26  # pixels of one row of a bar chart
 
@@ -121,8 +110,8 @@ def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, giv
     places = list(range(len(names)))
     chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”",
                    x="agent's probability q", height=max(200, _BAR * len(names) + 110))
-    chart.add_bar(y=places, x=values, orientation="h", marker_color=AGENT,
-                  customdata=hover_texts(names),
+    chart.add_bar(y=places, x=values, orientation="h", marker_color=ROLES["agent"],
+                  customdata=[wrapped(name) for name in names],
                   hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>")
     chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names],
                        autorange="reversed", showgrid=False)
@@ -147,12 +136,12 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
     dashes = DASHES[1:]
     for index, name in enumerate(shown):
         line, is_true = frame.filter(object=name).sort("step"), name == true_object
-        style = {"color": AGENT, "width": 2.5} if is_true else {
+        style = {"color": ROLES["agent"], "width": 2.5} if is_true else {
             "color": NEUTRAL, "width": 1.4, "dash": dashes[(index - 1) % len(dashes)]}
         chart.add_scatter(
             x=line["step"], y=line["p"], mode="lines+markers" if is_true else "lines",
             line={**style, "shape": "hv"}, name=short(name, 16),
-            customdata=hover_texts(line["sentence"]),
+            customdata=[wrapped(text) for text in line["sentence"]],
             hovertemplate="%{customdata}<br>p(%{fullData.name}) = %{y:.3f}<extra></extra>")
     return chart.update_yaxes(range=[0, 1.03])
 

@@ -7,16 +7,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from beliefedit.evaluation.metrics import calibration_bins
-from beliefedit.plots.style import (
-    BEFORE,
-    DASHES,
-    FORMS,
-    NAMES,
-    NEUTRAL,
-    ROLES,
-    figure,
-    hover_texts,
-)
+from beliefedit.plots.style import BEFORE, DASHES, FORMS, NAMES, NEUTRAL, ROLES, figure, wrapped
 
 _FORMS = {"atomic": "atomic", "true_false": "T/F", "not": "not", "and": "and", "or": "or"}
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
@@ -77,7 +68,7 @@ def calibration(frame: pl.DataFrame, *, state: str = "before", n_bins: int = 10,
     drawn = frame[np.unique(rows)]
     chart.add_scatter(x=drawn["p_agent"], y=drawn["p_lm"], mode="markers", name="statement",
                       marker={"color": ROLES[state], "size": 6, "opacity": 0.3},
-                      customdata=hover_texts(drawn["sentence"]),
+                      customdata=[wrapped(text) for text in drawn["sentence"]],
                       hovertemplate="%{customdata}<br>LM %{y:.3f}, agent %{x:.3f}<extra></extra>")
     bins = calibration_bins(frame["p_agent"], frame["p_lm"], n_bins)
     chart.add_scatter(x=bins["mean_predicted"], y=bins["mean_observed"], mode="lines+markers",
