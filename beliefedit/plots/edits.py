@@ -137,12 +137,9 @@ def _logic_lines(lines: Mapping) -> Iterator[_Line]:
 
 
 def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
-    """How each error (`ERROR_GROUPS`) is spread over the edits, before and after.
+    """How each error (`ERROR_GROUPS`) is spread over an editor's edits, before and after.
 
-    Args:
-        measured: from `compute_measures`.
-        editor: whose edits; all seeds.
-        n_bins: bins over 0 to 1.
+    ``measured`` comes from `compute_measures`; ``n_bins`` divide 0 to 1.
     """
     rows, errors = measured.filter(editor=editor), _errors()
     chart = panels(f"Spread of the errors over all edits: {short(editor)}", list(errors.values()),
@@ -205,7 +202,6 @@ def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *
         queries: the cases' long frame.
         scores: of edited models; the last step of each edit counts.
         editor: whose edits; all seeds.
-        n_bins: bins of each panel.
     """
     wanted, case = {"probe": SAME, "kind": "requested"}, pl.col("case").cast(pl.UInt32)
     p = last_step(scores.filter(**wanted, editor=editor)).select(case, p=pl.col("log_p").exp())
@@ -228,41 +224,32 @@ def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *
 def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
     """Every error (`ERROR_GROUPS`) with its interval before and after the edit, a panel per editor.
 
-    Args:
-        tables: from `build_tables`.
-        table: which one; of two groups the last is drawn.
+    ``tables`` comes from `build_tables`; of a ``table`` of two groups the last is drawn.
     """
-    group = (["", *tables.filter(table=table)["group"]])[-1]
+    group = ["", *tables.filter(table=table)["group"]][-1]
     lines = [(label, table, group, name) for name, label in _errors().items()]
-    title = "Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent"
-    return _dots(title, tables, lines, "mean error").update_xaxes(rangemode="tozero")
+    return _dots("Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent",
+                 tables, lines, "mean error").update_xaxes(rangemode="tozero")
 
 
-_GENERALISATION = "accuracy_same_subject_other_relation"
-_OUTCOMES = (
-    ("the edited fact:<br>the request", "updating", "updating", f"accuracy_{SAME}"),
+_OUTCOMES = [(label, table, group, f"accuracy_{probe}") for label, table, group, probe in (
+    ("the edited fact:<br>the request", "updating", "updating", SAME),
     ("downstream fact that<br>should change", "generalisation", "downstream answer changes",
-     _GENERALISATION),
+     "same_subject_other_relation"),
     ("same subject, fact<br>that should stay", "generalisation", "downstream answer stays",
-     _GENERALISATION),
-    ("other subject,<br>same relation", "updating", "updating",
-     "accuracy_other_subject_same_relation"),
-    ("other subject,<br>other relation", "updating", "updating",
-     "accuracy_other_subject_other_relation"),
-)
+     "same_subject_other_relation"),
+    ("other subject,<br>same relation", "updating", "updating", "other_subject_same_relation"),
+    ("other subject,<br>other relation", "updating", "updating", "other_subject_other_relation"))]
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
     """Accuracy on what was requested, what should follow and what should stay, a panel per editor.
 
-    Before the edit the old object is right, after it the requested one, or what the agent then
-    believes.
-
-    Args:
-        tables: from `build_tables`.
+    ``tables`` comes from `build_tables`. Before the edit the old object is right, after it the
+    requested one, or what the agent then believes.
     """
-    title = "Exact accuracy, mean and interval: who says the request, what follows, and what stays"
-    return _dots(title, tables, _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
+    return _dots("Exact accuracy, mean and interval: who says the request, what follows, and what "
+                 "stays", tables, _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
 
 
 def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str, str]],
@@ -297,8 +284,7 @@ def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> None:
 def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     """Runs and editors side by side: means after the edit, a panel per measure, seeds as dots.
 
-    Args:
-        frames: the tables updating and downstream of `compare` or `compare_editors`.
+    ``frames`` are the tables updating and downstream of `compare` or `compare_editors`.
     """
     key = ["run", "params", "editor"]
     rows = pl.concat([frame.select(*key, "seed") for frame in frames.values()])
@@ -326,8 +312,7 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
 
 
 GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far",
-                "untouched": "facts nobody touched",
-                "corpus": "loss on the corpus, nats per token"}
+                "untouched": "facts nobody touched", "corpus": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
                "repetition": "repetition: twice,<br>or once, twice as sure",
                "retraction": "retraction: told,<br>and told back",
@@ -339,19 +324,14 @@ TEST_LABELS = {"order": "order: a then b,<br>or b then a",
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
     """Belief in what was requested and in what was not, and the corpus's loss, by number of edits.
 
-    Args:
-        means: `Run.sequential`: editor, n_edits, group, measure, n, mean, low, high.
-
-    Returns:
-        A panel per group: the mean probability of the requested or true object with its interval,
-        an editor per line; the agent, which was told the same, dashed in its colour.
+    A panel per group of `Run.sequential` shows the mean probability of the requested or true object
+    with its interval, an editor per line; the agent, which was told the same, dashed in its colour.
     """
     chart = panels("Edits in a row", list(GROUP_LABELS.values()), panel_height=230)
-    editors = means["editor"].unique(maintain_order=True).to_list()
     for index, group in enumerate(GROUP_LABELS):
         rows = means.filter(pl.col("group") == group).sort("n_edits", maintain_order=True)
         of_lm = rows.filter(measure="loss" if group == "corpus" else "p_lm")
-        for number, editor in enumerate(editors):
+        for number, editor in enumerate(means["editor"].unique(maintain_order=True)):
             points = of_lm.filter(editor=editor)
             name, dash = short(editor), DASHES[(number + number // len(FORMS)) % len(DASHES)]
             chart.add_scatter(
@@ -368,19 +348,13 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
     chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks],
                        showticklabels=True)
     chart.update_xaxes(title_text="edits", row=2)
-    chart.update_yaxes(matches=None, showticklabels=True)
-    for index in range(3):
-        chart.update_yaxes(range=[0, 1.05], **place(index))
+    chart.update_yaxes(matches=None, showticklabels=True, range=[0, 1.05])
     chart.update_yaxes(title_text="probability", row=1, col=1)
-    return chart.update_yaxes(rangemode="tozero", row=2, col=2)
+    return chart.update_yaxes(rangemode="tozero", range=None, row=2, col=2)
 
 
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
-    """Each test's number for every editor and for the exact agent, with intervals.
-
-    Args:
-        means: `Run.rationality`: editor, test, who, n, mean, low, high.
-    """
+    """The number of each test in `Run.rationality` for every editor and the agent, with intervals."""
     chart = figure("Tests of rationality", y="distance", height=460)
     agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
     bars = [(short(editor), FORMS[number % len(FORMS)], means.filter(editor=editor, who="lm"))
@@ -395,15 +369,14 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
 
 
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
-    """A row per editor and number of edits: each group's figures with their intervals, as text."""
+    """`Run.sequential` as text: a row per editor and number of edits, a column per figure."""
     shown = {("last", "accuracy"): "adopted: last", ("so_far", "accuracy"): "adopted: so far",
              ("so_far", "coherence"): "distance from agent: so far",
              ("untouched", "accuracy"): "right: untouched",
              ("untouched", "coherence"): "distance from agent: untouched",
              ("corpus", "loss"): "corpus loss"}
-    index = ["editor", pl.col("n_edits").alias("edits")]
-    return _with_text(means).group_by(index, maintain_order=True).agg(
-        pl.col("text").filter((pl.col("group") == group) & (pl.col("measure") == measure)).first()
+    return _with_text(means).group_by("editor", edits="n_edits", maintain_order=True).agg(
+        pl.col("text").filter(pl.col("group") == group, pl.col("measure") == measure).first()
         .alias(name) for (group, measure), name in shown.items())
 
 
