@@ -66,8 +66,8 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
     chart.add_annotation(
         text=request, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
         yshift=38, showarrow=False, align="left", font_color=REQUEST)
-    for panel, name, meaning, style, steps, p in (*_probe_lines(lines, asked),
-                                                  *_logic_lines(lines)):
+    drawn = *_probe_lines(lines, asked), *_logic_lines(lines)
+    for panel, name, meaning, style, steps, p in drawn:
         chart.add_scatter(
             x=steps, y=p, mode="lines", name=name, legendgroup=name, line={"width": 2, **style},
             showlegend=all(trace.name != name for trace in chart.data),
@@ -354,7 +354,7 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
 
 
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
-    """The number of each test in `Run.rationality` for every editor and the agent, with intervals."""
+    """Each test of `Run.rationality`: a bar with its interval per editor and one of the agent."""
     chart = figure("Tests of rationality", y="distance", height=460)
     agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
     bars = [(short(editor), FORMS[number % len(FORMS)], means.filter(editor=editor, who="lm"))

@@ -80,10 +80,8 @@ def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: 
            top: int = _TOP, gap: int = 66) -> go.Figure:
     """A grid of small panels with names (escaped text) above them.
 
-    Args:
-        panel_height: pixels of one panel with its share of the gaps.
-        top: pixels above the panels' names, for the title.
-        gap: pixels between two rows of panels, for ticks and names.
+    In pixels: the height of a panel with its share of the gaps, the space for the title on top,
+    the gap between two rows of panels.
     """
     n_rows = -(-len(names) // columns)
     inside = n_rows * panel_height
@@ -122,31 +120,26 @@ def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
                 height: int | None = None) -> Path:
     """Write a figure as PNG, SVG or PDF for a paper, by the path's ending: dark text on white.
 
-    Args:
-        width, height: pixels; height defaults to the figure's own. PNG has twice as many in each
-            direction.
+    Width and height are in pixels, of which PNG has twice as many; the height is by default the
+    figure's own.
 
     Raises:
         ReportError: kaleido (or its browser) is missing, or the ending is not a picture format.
     """
-    path = Path(path)
-    if path.suffix.lower() not in _PICTURES:
+    path, pictures = Path(path), (".jpg", ".pdf", ".png", ".svg", ".webp")
+    if path.suffix.lower() not in pictures:
         raise ReportError(f"cannot write a figure as '{path.suffix}'", where=str(path),
-                          remedy=f"end the path in {', '.join(sorted(_PICTURES))}")
+                          remedy=f"end the path in {', '.join(pictures)}")
     if importlib.util.find_spec("kaleido") is None:
         raise ReportError("writing a figure as a picture needs kaleido, which is not installed",
                           where=str(path), remedy="pip install kaleido")
     path.parent.mkdir(parents=True, exist_ok=True)
-    height = height or figure.layout.height or 500
     printed = go.Figure(figure).update_layout(font_color="#222222", paper_bgcolor="white",
                                               plot_bgcolor="white")
     try:
-        printed.write_image(path, width=width, height=height, scale=2)
+        printed.write_image(path, width=width, height=height or figure.layout.height or 500, scale=2)
     except (RuntimeError, ValueError, OSError) as error:
         raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}",
                           where=str(path), remedy="kaleido needs Chrome or Chromium: install one, "
                                                   "or run plotly_get_chrome") from error
     return path
-
-
-_PICTURES = {".png", ".svg", ".pdf", ".jpg", ".webp"}
