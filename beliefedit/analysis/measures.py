@@ -70,10 +70,8 @@ class Measure:
             MeasureError: it uses a column that is not there, or gives another number of rows.
         """
         try:
-            if isinstance(self.compute, pl.Expr):
-                values = wide.with_columns(self.compute.alias(self.name))[self.name]
-            else:
-                values = self.compute(wide)
+            values = self.compute(wide) if callable(self.compute) else wide.with_columns(
+                self.compute.alias(self.name))[self.name]
             if len(values) != len(wide):
                 raise ValueError(f"{len(values)} values for {len(wide)} edits")
             return values.cast(pl.Float64)
@@ -92,12 +90,7 @@ def register_measure(name: str, compute: Compute | None = None, *, label: str = 
                      probe: str | None = None) -> Any:
     """Add a measure to `MEASURES`; without ``compute`` it decorates the function that computes it.
 
-    Args:
-        name, compute, group, unit, better, probe: as in `Measure`.
-        label, short: by default the name with spaces, and the label.
-
-    Returns:
-        ``compute``, or the decorator.
+    The arguments are those of `Measure`; label and short are by default the name with spaces.
 
     Raises:
         MeasureError: the name is one of the kit's own, or ``better`` or ``probe`` is unknown.
@@ -157,10 +150,7 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
                distances: pl.DataFrame | None = None) -> pl.DataFrame:
     """A row per edit with all that measures are computed from; null where a prompt was not scored.
 
-    Args:
-        cases, queries, distances: as for `compute_measures`.
-        scores: of the unedited model, or of edited models at one step.
-        state: "before" or "after".
+    The arguments are those of `compute_measures`; scores of edited models are of one step.
 
     Returns:
         The keys, and these columns (a probe is one of `PROBES`, a form one of `FORMS`):
@@ -276,13 +266,6 @@ def _with_ids(scores: pl.DataFrame) -> pl.DataFrame:
         pl.col(name).cast(pl.UInt32) for name in ("case", "seed") if name in scores.columns)
 
 
-def _form_accuracy(form: str) -> pl.Expr:
-    """Share of a form's sentences (of the old and the new object) that are classified correctly."""
-    return pl.mean_horizontal(*(
-        ((pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")).cast(pl.Float64)
-        for kind in ("old", "new")))
-
-
 def _built_in() -> Iterable[Measure]:
     """The measures of the specification, section 8; p = P("true") in the logical errors."""
     yield Measure("p_request", "p(request)", "p(request)", "request", "", "higher",
@@ -295,8 +278,11 @@ def _built_in() -> Iterable[Measure]:
                       PROBE_NAMES[probe], "accuracy as published", "", "higher",
                       metrics.contains(answer, target), probe)
     for form, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True):
+        right = [(pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")
+                 for kind in ("old", "new")]
         yield Measure(form, f"accuracy: downstream fact, {short}", short, "downstream fact", "",
-                      "higher", _form_accuracy(form), PROBES[1])
+                      "higher", pl.mean_horizontal(*(one.cast(pl.Float64) for one in right)),
+                      PROBES[1])
     for name, group, unit in (("coherence", "coherence error", ""), ("tv", "total variation", ""),
                               ("kl", "KL", "nats")):
         for probe, label in PROBE_LABELS.items():

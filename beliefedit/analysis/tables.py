@@ -42,10 +42,7 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
                  generator: np.random.Generator) -> pl.DataFrame:
     """The tables of `TABLES`, each mean with its interval from a bootstrap clustered by subject.
 
-    Args:
-        measured: from `compute_measures`.
-        config: resamples and level of the intervals.
-        generator: source of the resamples.
+    ``measured`` comes from `compute_measures`, the resamples from ``generator``.
 
     Returns:
         Long: table, editor, seed (null: all pooled; single seeds follow when there are several),
@@ -122,16 +119,11 @@ def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
 
 
 class ComparableRun(Protocol):
-    """What `compare` reads of a run: a `beliefedit.run.Run`, for example.
-
-    Attributes:
-        flat_config: dotted parameter -> value, the seed left out.
-        measures: from `compute_measures`.
-    """
+    """What `compare` reads of a run: a `beliefedit.run.Run`, for example."""
 
     name: str
-    flat_config: Mapping[str, Any]
-    measures: pl.DataFrame
+    flat_config: Mapping[str, Any]  # dotted parameter -> value, the seed left out
+    measures: pl.DataFrame  # from `compute_measures`
 
 
 def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
@@ -266,7 +258,5 @@ def _means(chosen: pl.DataFrame, config: AnalysisConfig,
 def _told_share(chosen: pl.DataFrame, measure: str) -> float | None:
     """Share of the edits with a value of the measure whose editor was trained on its fact."""
     column = f"told_{MEASURES[measure].probe}"
-    if column not in chosen.columns:
-        return None
-    return chosen.select(
-        pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()).item()
+    share = pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()
+    return chosen.select(share).item() if column in chosen.columns else None

@@ -14,7 +14,7 @@ from beliefedit.plots.style import DASHES, FORMS, NEUTRAL, ROLES, figure, panels
 
 
 def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
-    """How many subjects have both of two relations: ``matrix`` [relations, relations] as colours."""
+    """How many subjects have both of two relations, from a ``matrix`` [relations, relations]."""
     counts = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(counts, np.nan)
     ticks = {"tickvals": list(range(len(relations))), "showgrid": False,

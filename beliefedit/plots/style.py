@@ -134,10 +134,11 @@ def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
         raise ReportError("writing a figure as a picture needs kaleido, which is not installed",
                           where=str(path), remedy="pip install kaleido")
     path.parent.mkdir(parents=True, exist_ok=True)
-    printed = go.Figure(figure).update_layout(font_color="#222222", paper_bgcolor="white",
-                                              plot_bgcolor="white")
+    height = height or figure.layout.height or 500
     try:
-        printed.write_image(path, width=width, height=height or figure.layout.height or 500, scale=2)
+        go.Figure(figure).update_layout(
+            font_color="#222222", paper_bgcolor="white", plot_bgcolor="white"
+        ).write_image(path, width=width, height=height, scale=2)
     except (RuntimeError, ValueError, OSError) as error:
         raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}",
                           where=str(path), remedy="kaleido needs Chrome or Chromium: install one, "
