@@ -125,7 +125,7 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> 
     other probes the agent's modal object and the predictive belief after it.
 
     Args:
-        queries: the cases' long frame (case, probe, kind, prompt, target, p_...).
+        queries: the cases' long frame.
         scores: (case, probe, kind, log_p, decoded), with editor and seed if it is of edited models.
         state: "before" or "after".
 

@@ -24,8 +24,7 @@ def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
     """Every prompt of the cases once, with the model's answer to it.
 
     Returns:
-        form, prompt, right (answer), model_says, p_right, p_agent (null where judged), wrong
-        (whether the exact answer differs).
+        form, prompt, right (answer), model_says, p_right, p_agent (null where judged), wrong.
     """
     form = pl.coalesce(pl.when(condition).then(pl.lit(name)) for name, condition in _ASKED.items())
     agent = pl.when(pl.col("kind") == "original").then("p_before_predictive")
@@ -72,10 +71,8 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
                    metrics: pl.DataFrame) -> pl.DataFrame:
     """What training took: what, value (text).
 
-    Args:
-        model_config: has num_hidden_layers and hidden_size; ``model.config`` does.
-        manifest: of the stage "model": tokens_per_second, device, n_parameters, where known.
-        metrics: a row per evaluation, from training.
+    ``model_config`` has num_hidden_layers and hidden_size, as ``model.config`` does; ``manifest``
+    is that of the stage "model"; ``metrics`` has a row per evaluation.
     """
     last, speed = metrics.row(-1, named=True), manifest.get("tokens_per_second") or 0.0
     size = [f"{manifest['n_parameters']:,} parameters"] if "n_parameters" in manifest else []
@@ -93,10 +90,7 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
 
 def distance_table(cases: Cases, answers: pl.DataFrame, distances: pl.DataFrame,
                    config: AnalysisConfig) -> pl.DataFrame:
-    """How far the model is from the agent on the facts of the cases (specification, section 8).
-
-    Args:
-        answers, distances: of the unedited model, the distances for some of the cases.
+    """How far the unedited model is from the agent on the cases' facts (specification, section 8).
 
     Returns:
         distance, facts, mean, low, high (clustered by subject).
@@ -123,8 +117,7 @@ LEAST_RECALLED, LEAST_CLASSIFIED = 0.9, 0.8
 def learned_corpus(metrics: pl.DataFrame) -> tuple[bool | None, str]:
     """Whether the last evaluation shows a model that has learned its corpus, and why as a sentence.
 
-    Args:
-        metrics: of the training; None and an empty sentence where neither share was measured.
+    None and an empty sentence where neither share was measured.
     """
     last = metrics.row(-1, named=True)
     asked = (("atomic", LEAST_RECALLED, "recalls {} of its facts"),

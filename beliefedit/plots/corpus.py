@@ -68,9 +68,8 @@ def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike,
         customdata=[f"{wrapped(name)}<br>shared {total:,.0f} times with another relation"
                     for name, total in zip(relations, counts.sum(axis=1), strict=True)],
         hovertemplate="%{customdata}<extra></extra>")
-    chart.update_xaxes(visible=False, range=[-0.8, 1.8])
-    chart.update_yaxes(visible=False, range=[0.6 - len(pairs) - len(alone), 0.6])
-    return chart.update_layout(showlegend=False)
+    chart.update_layout(showlegend=False).update_xaxes(visible=False, range=[-0.8, 1.8])
+    return chart.update_yaxes(visible=False, range=[0.6 - len(pairs) - len(alone), 0.6])
 
 
 def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -121,11 +120,10 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
     chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in",
                    x="sentences about it that were read", y="agent's probability")
-    dashes = DASHES[1:]
     for index, name in enumerate(shown):
         line, is_true = frame.filter(object=name).sort("step"), name == true_object
         style = {"color": ROLES["agent"], "width": 2.5} if is_true else {
-            "color": NEUTRAL, "width": 1.4, "dash": dashes[(index - 1) % len(dashes)]}
+            "color": NEUTRAL, "width": 1.4, "dash": DASHES[1 + (index - 1) % (len(DASHES) - 1)]}
         chart.add_scatter(
             x=line["step"], y=line["p"], mode="lines+markers" if is_true else "lines",
             line={**style, "shape": "hv"}, name=short(name, 16),

@@ -74,8 +74,7 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
             customdata=[wrapped(meaning)] * len(steps),
             hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
             **place(panel))
-    chart.update_yaxes(range=[-0.03, 1.03])
-    chart.update_xaxes(title_text="step", row=4)
+    chart.update_xaxes(title_text="step", row=4).update_yaxes(range=[-0.03, 1.03])
     return chart.update_yaxes(title_text="probability", col=1)
 
 
@@ -256,8 +255,8 @@ def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str,
           unit: str) -> go.Figure:
     """Means before and after with intervals, a panel per editor; lines: (label, *keys)."""
     pooled, keys = tables.filter(pl.col("seed").is_null()), ["table", "group", "measure"]
-    order = pl.DataFrame([line[1:] for line in lines], schema=keys, orient="row").with_row_index(
-        "y")
+    order = pl.DataFrame([(y, *line[1:]) for y, line in enumerate(lines)], orient="row",
+                         schema={"y": pl.UInt32} | dict.fromkeys(keys, pl.String))
     editors = pooled["editor"].unique(maintain_order=True).to_list()
     chart = panels(title, [short(editor) for editor in editors] or [""], columns=1,
                    panel_height=len(lines) * 34 + 62)
@@ -270,15 +269,14 @@ def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str,
                 marker={"color": ROLES[state], "size": 9, "symbol": symbol}, name=NAMES[state],
                 legendgroup=state, showlegend=index == 0, row=index + 1, col=1,
                 **intervals(points, "x", ROLES[state]))
-    _rows_axis(chart, [label for label, *_ in lines])
-    chart.update_xaxes(showticklabels=True)
+    _rows_axis(chart, [label for label, *_ in lines]).update_xaxes(showticklabels=True)
     return chart.update_xaxes(title_text=unit, row=max(len(editors), 1))
 
 
-def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> None:
+def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> go.Figure:
     """Labels of rows 0, 1, … from top to bottom."""
-    chart.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels), tickfont_size=11,
-                       range=[len(labels) - 0.5, -0.5])
+    return chart.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels),
+                              tickfont_size=11, range=[len(labels) - 0.5, -0.5])
 
 
 def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
@@ -307,8 +305,7 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
                 x=dots["mean"], y=dots["y"], mode="markers", name=NAMES["after"], showlegend=False,
                 marker={"color": AFTER, "size": size, "symbol": symbol}, row=index + 1, col=1,
                 **hover)
-    _rows_axis(chart, labels)
-    return chart.update_xaxes(range=[-0.03, 1.03])
+    return _rows_axis(chart, labels).update_xaxes(range=[-0.03, 1.03])
 
 
 GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far",
@@ -346,8 +343,7 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
                 hovertemplate="%{y:.3f}, edits: %{x}<extra>agent</extra>", **place(index))
     ticks = sorted(set(means["n_edits"]))
     chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks],
-                       showticklabels=True)
-    chart.update_xaxes(title_text="edits", row=2)
+                       showticklabels=True).update_xaxes(title_text="edits", row=2)
     chart.update_yaxes(matches=None, showticklabels=True, range=[0, 1.05])
     chart.update_yaxes(title_text="probability", row=1, col=1)
     return chart.update_yaxes(rangemode="tozero", range=None, row=2, col=2)

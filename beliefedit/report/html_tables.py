@@ -1,7 +1,4 @@
-"""The tables as people read them: HTML, and CSV in a link.
-
-The HTML needs nothing outside itself, and all text in it is escaped.
-"""
+"""The tables as people read them: HTML with all text escaped, and CSV in a link."""
 
 from __future__ import annotations
 
@@ -38,10 +35,7 @@ def styled(frame: pl.DataFrame) -> str:
     Means have three decimals, with the interval beside or below them, and the mark "told" where the
     editor had been taught the very fact that is asked for: that is recall, not inference. Single
     seeds, where there are several, are folded under the pooled table. Each table can be saved as
-    CSV from the page.
-
-    Args:
-        frame: rows of `analysis.build_tables`, of one table or more.
+    CSV from the page. ``frame`` holds rows of `analysis.build_tables`, of one table or more.
     """
     parts = []
     for (table,), of_table in frame.group_by("table", maintain_order=True):
@@ -61,9 +55,7 @@ def styled(frame: pl.DataFrame) -> str:
 def styled_comparison(frame: pl.DataFrame, table: str) -> str:
     """HTML of runs and editors, a row each: means after the edit, then paired differences.
 
-    Args:
-        frame: from `analysis.compare` or `analysis.compare_editors`.
-        table: which edits it counts, for the title.
+    ``frame`` comes from `analysis.compare` or `analysis.compare_editors` with this ``table``.
     """
     heads = [name for name in _KEY if name == "editor" or frame[name].n_unique() > 1]
     blocks: dict[tuple[str, ...], dict[str, dict]] = {}
@@ -71,16 +63,15 @@ def styled_comparison(frame: pl.DataFrame, table: str) -> str:
         seed = "all" if row["seed"] is None else str(row["seed"])
         key = (*(row[name] for name in _KEY[:-1]), seed)
         blocks.setdefault(key, {})[row["measure"]] = row
-    parts = [f"<h4>{html.escape(TABLE_NAMES.get(table, table))}</h4>"]
-    parts += _side_by_side("after the edit", blocks, [*heads, "edits"],
-                           lambda row: _cell(row, decimals=2), lambda row: row["n"])
+    parts = [f"<h4>{html.escape(TABLE_NAMES.get(table, table))}</h4>", *_side_by_side(
+        "after the edit", blocks, [*heads, "edits"], lambda row: _cell(row, decimals=2), "n")]
     others = {key: block for key, block in list(blocks.items())[1:] if key[-1] == "all"}
     if others:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
         reference = ", ".join(first[name] for name in heads if name != "seed" and first[name])
         parts += _side_by_side(
             f"compared with {reference} on the same requests, bold where the interval leaves out 0",
-            others, [*heads, "pairs"], _paired, lambda row: row["n_paired"])
+            others, [*heads, "pairs"], _paired, "n_paired")
     return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
 
 
@@ -88,7 +79,7 @@ _KEY = ("run", "params", "editor", "seed")
 
 
 def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: Sequence[str],
-                  cell: Callable[[dict], str], count: Callable[[dict], int | None]) -> list[str]:
+                  cell: Callable[[dict], str], count: str) -> list[str]:
     """Tables of the measures of one or more groups, a row per block."""
     sections: dict[str, list[Measure]] = {}
     for name in dict.fromkeys(name for block in blocks.values() for name in block):
@@ -100,7 +91,7 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
         body = []
         for key, block in blocks.items():
             texts = dict(zip(_KEY, key, strict=True))
-            n = max(count(row) or 0 for row in block.values())
+            n = max(row[count] or 0 for row in block.values())
             body.append([*(html.escape(texts[name]) for name in heads[:-1]), f"{n:,}",
                          *(cell(block[measure.name]) for measure in measures)])
         groups = ["" if m.group == "request" else ", ".join(filter(None, (m.group, m.unit)))
@@ -116,11 +107,7 @@ def _measure(name: str) -> Measure:
 
 
 def styled_claims(findings: pl.DataFrame) -> str:
-    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and the mean.
-
-    Args:
-        findings: from `beliefedit.analysis.verdict.findings_frame`.
-    """
+    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and mean."""
     if findings.is_empty():
         return ""
     editors = findings["editor"].unique(maintain_order=True).to_list()
