@@ -15,7 +15,7 @@ from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
 from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.formatting import duration
-from beliefedit.report.pages import write_comparison
+from beliefedit.report.pages import edit_sections, write_comparison
 from beliefedit.run import SUMMARY
 from beliefedit.run import clean as remove_unused
 
@@ -111,8 +111,8 @@ def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -
         index = str(plan.folder / "index.html")
         rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]), index))
     _show(rows)
-    return write_comparison(
-        out, sweep.sections([plan.run for plan in plans], plans[0].experiment.analysis))
+    sections = edit_sections([plan.run for plan in plans], plans[0].experiment.analysis)
+    return write_comparison(out, sections)
 
 
 def _show(rows: Sequence[Sequence[str]]) -> None:

@@ -148,7 +148,7 @@ class Run:
             return self._graph_record()
         if name == "tables":
             chosen: dict[str, Any] = {"analysis": config.analysis.model_dump(), **seed,
-                                      "measures": analysis.measures.registered_names()}
+                                      "measures": list(analysis.MEASURES)}
             inputs = ["cases", "beliefs", *self._parts("edits")]
         elif name in EDITING_STAGES:
             chosen = {"editor": editor, "parameters": edit["editors"][editor],
@@ -517,9 +517,14 @@ class Run:
         if "edits" in stages:
             own = Run(self.folder, self.config.model_copy(update={"device": str(context.device)}),
                       store=self.store.folder)
-            for editor in self.config.edit.editors:
-                if not context.broadcast(self.has(f"edits/{editor}")):
-                    own._edit(editor, (context.rank, context.n_processes))
+            missing = context.broadcast([part for part in self._parts("edits")
+                                         if not self.has(part)])
+            for part in missing:
+                own._edit(part.partition("/")[2], (context.rank, context.n_processes))
+            context.barrier()
+            if context.is_main:  # gathers what all have edited
+                for part in missing:
+                    own.path(part)
         context.barrier()
 
 

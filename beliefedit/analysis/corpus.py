@@ -31,25 +31,19 @@ def truth_drawn(corpus: Corpus, world: World) -> pl.DataFrame:
         kind (independent, dependent), sentence (the fact), p_true (in the generative model), drawn
         (share of its stated sentences; null if the corpus states nothing).
     """
-    kind = pl.when(pl.col("follows_from").is_null()).then(pl.lit("independent")).otherwise(
-        pl.lit("dependent"))
+    independent = pl.col("follows_from").is_null()
     facts = known_facts(corpus, world).select(
-        kind.alias("kind"),
-        pl.format("{} {} {}", "subject", "relation", "object").alias("sentence"), "p_true")
-    drawn_of = corpus.config.n_samples * corpus.statistics["passes"]
-    times = _sentences(corpus).join(facts.lazy().select("sentence"), on="sentence", how="semi")
-    counts = times.group_by("sentence").len("times").collect()
+        "p_true", kind=pl.when(independent).then(pl.lit("independent")).otherwise(
+            pl.lit("dependent")), sentence=pl.format("{} {} {}", "subject", "relation", "object"))
+    counts = _sentences(corpus).join(facts.lazy(), on="sentence", how="semi").group_by(
+        "sentence").len("times").collect()
+    n = corpus.config.n_samples * corpus.statistics["passes"] if corpus.config.atomic else None
     return facts.join(counts, on="sentence", how="left", maintain_order="left").select(
-        "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0)
-        / pl.lit(drawn_of if corpus.config.atomic else None, pl.Float64))
+        "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
 
 
 def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> pl.DataFrame:
-    """Sentences of the corpus that name a subject, the most frequent ``n`` of each form.
-
-    Returns:
-        form, sentence, times (over all passes).
-    """
+    """The most frequent ``n`` sentences of each form that name a subject: form, sentence, times."""
     lexicon = Lexicon(world.subjects, world.relations, world.objects)
     frame = (_sentences(corpus).filter(pl.col("sentence").str.contains(subject, literal=True))
              .group_by("sentence").len("times").collect()
@@ -57,24 +51,21 @@ def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> p
     parsed = [lexicon.parse(sentence) for sentence in frame["sentence"]]
     forms = ["stated" if one.label is None else "judged" if one.form == "atomic" else one.form
              for one in parsed]
-    order = pl.Enum(["stated", "judged", "not", "or", "and"])
+    order = pl.col("form").cast(pl.Enum(["stated", "judged", "not", "or", "and"]))
     return frame.select(pl.Series("form", forms, dtype=pl.String), "sentence", "times").group_by(
-        "form", maintain_order=True).head(n).sort(pl.col("form").cast(order), maintain_order=True)
+        "form", maintain_order=True).head(n).sort(order, maintain_order=True)
 
 
 def _sentences(corpus: Corpus) -> pl.LazyFrame:
     if corpus.documents is None:
         raise StoreError("the corpus has no documents", remedy="sample it with documents=True")
-    documents = pl.scan_parquet(corpus.documents)
-    return documents.select(sentence=pl.col("text").str.split(SEPARATOR)).explode("sentence")
+    return pl.scan_parquet(corpus.documents).select(
+        sentence=pl.col("text").str.split(SEPARATOR)).explode("sentence")
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
                  n: int = 60) -> pl.DataFrame:
-    """The direct belief in one fact after each sentence about it, in the corpus's order.
-
-    Args:
-        n: sentences read.
+    """The direct belief in one fact after each of the first ``n`` sentences about it.
 
     Returns:
         step (sentences read), object, p, sentence: a row per step and object that a sentence named.
@@ -82,12 +73,9 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
     lexicon = Lexicon(world.subjects, world.relations, world.objects)
     about = _sentences(corpus).filter(
         pl.col("sentence").str.contains(f"{subject} {relation} ", literal=True)).head(n).collect()
-    evidence = []
-    for sentence in about["sentence"]:
-        said = lexicon.parse(sentence)
-        weight = WEIGHTS[said.form, said.label]
-        evidence += [(subject, relation, atom.object, weight, sentence) for atom in said.atoms
-                     if (atom.subject, atom.relation) == (subject, relation)]
+    evidence = [(subject, relation, atom.object, WEIGHTS[said.form, said.label], sentence)
+                for sentence in about["sentence"] for said in [lexicon.parse(sentence)]
+                for atom in said.atoms if (atom.subject, atom.relation) == (subject, relation)]
     rows = pl.DataFrame(evidence, orient="row",
                         schema=["subject", "relation", "object", "weight", "sentence"])
     named = rows["object"].unique(maintain_order=True).to_list()

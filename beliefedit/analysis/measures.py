@@ -46,14 +46,12 @@ class Measure:
 
     Attributes:
         name: of its columns: ``<name>_before``, ``<name>_after``.
-        label: its name in tables.
-        short: its name under a heading that says the group.
+        label, short: its name in tables, and under a heading that says the group.
         group: what stands together in tables and figures: "accuracy", `ERROR_GROUPS`, or another.
         unit: empty for shares and probabilities.
         better: "higher", "lower", or None where neither is.
         compute: an expression over `wide_frame`, or a function from that frame to a series.
-        probe: whose fact it is about, so that tables mark where the editor was trained on that
-            fact; None if it is about several.
+        probe: whose fact it is about, to mark where the editor was trained on it; None: several.
     """
 
     name: str
@@ -72,10 +70,8 @@ class Measure:
             MeasureError: it uses a column that is not there, or gives another number of rows.
         """
         try:
-            if isinstance(self.compute, pl.Expr):
-                values = wide.with_columns(self.compute.alias(self.name))[self.name]
-            else:
-                values = self.compute(wide)
+            values = self.compute(wide) if callable(self.compute) else wide.with_columns(
+                self.compute.alias(self.name))[self.name]
             if len(values) != len(wide):
                 raise ValueError(f"{len(values)} values for {len(wide)} edits")
             return values.cast(pl.Float64)
@@ -94,12 +90,7 @@ def register_measure(name: str, compute: Compute | None = None, *, label: str = 
                      probe: str | None = None) -> Any:
     """Add a measure to `MEASURES`; without ``compute`` it decorates the function that computes it.
 
-    Args:
-        name, compute, group, unit, better, probe: as in `Measure`.
-        label, short: by default the name with spaces, and the label.
-
-    Returns:
-        ``compute``, or the decorator.
+    The arguments are those of `Measure`; label and short are by default the name with spaces.
 
     Raises:
         MeasureError: the name is one of the kit's own, or ``better`` or ``probe`` is unknown.
@@ -121,11 +112,6 @@ def register_measure(name: str, compute: Compute | None = None, *, label: str = 
     return add if compute is None else add(compute)
 
 
-def registered_names() -> list[str]:
-    """Names of all measures in reading order, for the key of what is stored of them."""
-    return list(MEASURES)
-
-
 def in_groups(*groups: str) -> list[Measure]:
     """The measures of some groups, in reading order."""
     return [measure for measure in MEASURES.values() if measure.group in groups]
@@ -139,7 +125,7 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> 
     other probes the agent's modal object and the predictive belief after it.
 
     Args:
-        queries: the cases' long frame (case, probe, kind, prompt, target, p_...).
+        queries: the cases' long frame.
         scores: (case, probe, kind, log_p, decoded), with editor and seed if it is of edited models.
         state: "before" or "after".
 
@@ -151,9 +137,9 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> 
     if state == "after":
         tracked = pl.when(probe == SAME).then(kind == "requested").otherwise(tracked)
         p_agent = pl.when(probe == SAME).then("p_after_direct").otherwise(p_agent)
-    columns = [_CASE, "probe", "kind", "prompt", "target", p_agent.alias("p_agent")]
     scores = _with_ids(scores)
-    return queries.filter(tracked).select(columns).join(
+    return queries.filter(tracked).select(
+        _CASE, "probe", "kind", "prompt", "target", p_agent=p_agent).join(
         scores, on=["case", "probe", "kind"], maintain_order="right_left").select(
         *_keys(scores), "probe", "prompt", "target",
         pl.format("{} {}", "prompt", "target").alias("sentence"), "decoded",
@@ -164,10 +150,7 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
                distances: pl.DataFrame | None = None) -> pl.DataFrame:
     """A row per edit with all that measures are computed from; null where a prompt was not scored.
 
-    Args:
-        cases, queries, distances: as for `compute_measures`.
-        scores: of the unedited model, or of edited models at one step.
-        state: "before" or "after".
+    The arguments are those of `compute_measures`; scores of edited models are of one step.
 
     Returns:
         The keys, and these columns (a probe is one of `PROBES`, a form one of `FORMS`):
@@ -183,8 +166,6 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
           judged_or: p("true") of the logic prompts; ``p.atomic_a.stated``: p of A's object.
         - ``tv.<probe>``, ``kl.<probe>``: distances of whole distributions.
         - of the case: subject, relation, object, request, the flags; and ``state``.
-
-        For example ``pl.col("p.judged_a.true") + pl.col("p.judged_not.true") - 1``.
     """
     scores = _with_ids(scores)
     keys, query = _keys(scores), pl.format("{}.{}", "probe", "kind").alias("column")
@@ -226,13 +207,13 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
         StoreError: a frame lacks a column.
         MeasureError: a measure cannot be computed.
     """
-    score = ["probe", "kind", "log_p", "decoded"]
-    for frame, columns, name in (
-            (cases, ["case", *_ABOUT], "cases"),
-            (queries, ["case", "probe", "kind", "prompt", "target", "label", "p_before_predictive",
-                       "p_after_direct", "p_after_predictive"], "queries"),
-            (before, ["case", *score], "the model's scores"),
-            (after, [*EDIT_KEYS, "step", "told", *score], "the edits' scores")):
+    score = ["case", "probe", "kind", "log_p", "decoded"]
+    asked = ["case", "probe", "kind", "prompt", "target", "label", "p_before_predictive",
+             "p_after_direct", "p_after_predictive"]
+    for name, frame, columns in (
+            ("cases", cases, ["case", *_ABOUT]), ("queries", queries, asked),
+            ("the model's scores", before, score),
+            ("the edits' scores", after, ["editor", "seed", "step", "told", *score])):
         if missing := [column for column in columns if column not in frame.columns]:
             raise StoreError(f"{name} lack the columns {', '.join(missing)}",
                              remedy="run the stage that makes them again")
@@ -240,12 +221,12 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
     last = last_step(after)
     parts = [cases.select(_CASE, *_ABOUT),
              _spread(last.select(*EDIT_KEYS, "told", column="probe"), ["told"], PROBES)]
-    for index, (state, scores) in enumerate((("before", before), ("after", last))):
-        wide = wide_frame(cases, queries, scores, state, distances[index] if distances else None)
-        values = [measure.values(wide).alias(f"{name}_{state}")
-                  for name, measure in MEASURES.items()]
-        parts.append(wide.select(*_keys(wide), pl.col(f"decoded.{SAME}").alias(f"says_{state}"),
-                                 *values))
+    for state, scores, far in zip(STATES[:2], (before, last), distances or (None, None),
+                                  strict=True):
+        wide = wide_frame(cases, queries, scores, state, far)
+        parts.append(wide.select(
+            *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"says_{state}"),
+            *(measure.values(wide).alias(f"{name}_{state}") for name, measure in MEASURES.items())))
     frame = after.select(EDIT_KEYS).unique(maintain_order=True)
     for part in parts:
         frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
@@ -285,13 +266,6 @@ def _with_ids(scores: pl.DataFrame) -> pl.DataFrame:
         pl.col(name).cast(pl.UInt32) for name in ("case", "seed") if name in scores.columns)
 
 
-def _form_accuracy(form: str) -> pl.Expr:
-    """Share of a form's sentences (of the old and the new object) that are classified correctly."""
-    return pl.mean_horizontal(*(
-        ((pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")).cast(pl.Float64)
-        for kind in ("old", "new")))
-
-
 def _built_in() -> Iterable[Measure]:
     """The measures of the specification, section 8; p = P("true") in the logical errors."""
     yield Measure("p_request", "p(request)", "p(request)", "request", "", "higher",
@@ -304,14 +278,16 @@ def _built_in() -> Iterable[Measure]:
                       PROBE_NAMES[probe], "accuracy as published", "", "higher",
                       metrics.contains(answer, target), probe)
     for form, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True):
+        right = [(pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")
+                 for kind in ("old", "new")]
         yield Measure(form, f"accuracy: downstream fact, {short}", short, "downstream fact", "",
-                      "higher", _form_accuracy(form), PROBES[1])
+                      "higher", pl.mean_horizontal(*(one.cast(pl.Float64) for one in right)),
+                      PROBES[1])
     for name, group, unit in (("coherence", "coherence error", ""), ("tv", "total variation", ""),
                               ("kl", "KL", "nats")):
         for probe, label in PROBE_LABELS.items():
-            compute = metrics.probability_error(
-                pl.col(f"p_lm.{probe}"), pl.col(f"p_agent.{probe}")
-                ) if name == "coherence" else pl.col(f"{name}.{probe}")
+            compute = pl.col(f"{name}.{probe}") if name != "coherence" else (
+                metrics.probability_error(pl.col(f"p_lm.{probe}"), pl.col(f"p_agent.{probe}")))
             yield Measure(f"{name}_{probe}", f"{', '.join(filter(None, (group, unit)))}: {label}",
                           PROBE_NAMES[probe], group, unit, "lower", compute, probe)
     stated, a, b, not_a, a_and_b, b_and_a, a_or_b = (pl.col(f"p.{name}") for name in _LOGIC)

@@ -24,8 +24,7 @@ def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
     """Every prompt of the cases once, with the model's answer to it.
 
     Returns:
-        form, prompt, right (answer), model_says, p_right, p_agent (null where judged), wrong
-        (whether the exact answer differs).
+        form, prompt, right (answer), model_says, p_right, p_agent (null where judged), wrong.
     """
     form = pl.coalesce(pl.when(condition).then(pl.lit(name)) for name, condition in _ASKED.items())
     agent = pl.when(pl.col("kind") == "original").then("p_before_predictive")
@@ -56,8 +55,7 @@ def error_rates(asked: pl.DataFrame) -> pl.DataFrame:
 
 def mistakes(asked: pl.DataFrame, n: int = 4) -> pl.DataFrame:
     """Wrong answers of `asked_and_answered`: of each form those least sure of the right one."""
-    return _in_order(asked.filter("wrong").sort("p_right", maintain_order=True).group_by(
-        "form", maintain_order=True).head(n)).drop("wrong", "p_agent")
+    return samples(asked.filter("wrong").sort("p_right", maintain_order=True), n)
 
 
 def samples(asked: pl.DataFrame, n: int = 3) -> pl.DataFrame:
@@ -73,20 +71,18 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
                    metrics: pl.DataFrame) -> pl.DataFrame:
     """What training took: what, value (text).
 
-    Args:
-        model_config: has num_hidden_layers and hidden_size; ``model.config`` does.
-        manifest: of the stage "model": tokens_per_second, device, n_parameters, where known.
-        metrics: a row per evaluation, from training.
+    ``model_config`` has num_hidden_layers and hidden_size, as ``model.config`` does; ``manifest``
+    is that of the stage "model"; ``metrics`` has a row per evaluation.
     """
     last, speed = metrics.row(-1, named=True), manifest.get("tokens_per_second") or 0.0
     size = [f"{manifest['n_parameters']:,} parameters"] if "n_parameters" in manifest else []
     layers = f"{model_config.num_hidden_layers} layers × {model_config.hidden_size}"
-    device = manifest.get("device", "an unknown device")
     rows = {"model": ", ".join([layers, *size]),
             "tokens read": f"{last['tokens']:,} of documents in {last['step']:,} steps; what they "
                            f"share computed once, {last['computed']:,}",
             "time": duration(last["seconds"]),
-            "throughput": f"{speed:,.0f} tokens per second on {device}",
+            "throughput": f"{speed:,.0f} tokens per second on "
+                          + manifest.get("device", "an unknown device"),
             "training loss, nats per token": number(last["train_loss"], 3),
             "evaluation loss, nats per token": number(last["eval_loss"], 3)}
     return pl.DataFrame({"what": list(rows), "value": list(rows.values())})
@@ -94,12 +90,7 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
 
 def distance_table(cases: Cases, answers: pl.DataFrame, distances: pl.DataFrame,
                    config: AnalysisConfig) -> pl.DataFrame:
-    """How far the model is from the agent on the facts of the cases (specification, section 8).
-
-    Args:
-        cases, answers: of the unedited model.
-        distances: case, probe, tv, kl, outside, as stored with the answers; for some of the cases.
-        config: resamples and level of the intervals.
+    """How far the unedited model is from the agent on the cases' facts (specification, section 8).
 
     Returns:
         distance, facts, mean, low, high (clustered by subject).
@@ -112,12 +103,11 @@ def distance_table(cases: Cases, answers: pl.DataFrame, distances: pl.DataFrame,
               "over all objects: total variation": whole.select("case", value="tv"),
               "over all objects: KL(agent ‖ LM), nats": whole.select("case", value="kl"),
               "p(LM) of everything that is no object": whole.select("case", value="outside")}
-    generator = np.random.default_rng(0)
     frame = pl.concat([part.select(pl.lit(name).alias("distance"), "case", "value")
                        for name, part in values.items()]).join(
         subjects, on="case", how="left", maintain_order="left").drop_nulls("value")
-    return intervals_by(frame, ["distance"], generator, n_resamples=config.n_resamples,
-                        level=config.level).rename({"n": "facts"})
+    return intervals_by(frame, ["distance"], np.random.default_rng(0), level=config.level,
+                        n_resamples=config.n_resamples).rename({"n": "facts"})
 
 
 LEAST_RECALLED, LEAST_CLASSIFIED = 0.9, 0.8
@@ -127,8 +117,7 @@ LEAST_RECALLED, LEAST_CLASSIFIED = 0.9, 0.8
 def learned_corpus(metrics: pl.DataFrame) -> tuple[bool | None, str]:
     """Whether the last evaluation shows a model that has learned its corpus, and why as a sentence.
 
-    Args:
-        metrics: of the training; None and an empty sentence where neither share was measured.
+    None and an empty sentence where neither share was measured.
     """
     last = metrics.row(-1, named=True)
     asked = (("atomic", LEAST_RECALLED, "recalls {} of its facts"),

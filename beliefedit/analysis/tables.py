@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
-from beliefedit.analysis.measures import (
-    EDIT_KEYS,
-    MEASURES,
-    PROBES,
-    STATES,
-    last_step,
-    tracked_beliefs,
-)
+from beliefedit.analysis.measures import EDIT_KEYS, MEASURES, STATES, last_step, tracked_beliefs
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
+from beliefedit.evaluation.cases import PROBES
 from beliefedit.evaluation.metrics import bootstrap_interval, exact, probability_error
 
 _CHANGED = ~exact(pl.col("says_before"), pl.col("request"))
@@ -48,10 +42,7 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
                  generator: np.random.Generator) -> pl.DataFrame:
     """The tables of `TABLES`, each mean with its interval from a bootstrap clustered by subject.
 
-    Args:
-        measured: from `compute_measures`.
-        config: resamples and level of the intervals.
-        generator: source of the resamples.
+    ``measured`` comes from `compute_measures`, the resamples from ``generator``.
 
     Returns:
         Long: table, editor, seed (null: all pooled; single seeds follow when there are several),
@@ -60,24 +51,28 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
         several facts), n (edits with a value), mean, low, high (null: no value, or fewer than two
         subjects).
     """
-    parts = []
+    parts = [pl.DataFrame(schema={"table": pl.String, "editor": pl.String, "seed": pl.UInt32,
+                                  "group": pl.String, **_MEANS})]
     for table, groups in TABLES.items():
         for editor in measured["editor"].unique(maintain_order=True):
-            of_editor = measured.filter(editor=editor)
-            seeds = of_editor["seed"].unique().sort().to_list()
-            for seed in [None, *seeds] if len(seeds) > 1 else [None]:
-                of_seed = of_editor if seed is None else of_editor.filter(seed=seed)
+            for seed, edits in _seeds(measured.filter(editor=editor)):
                 for group, members in groups.items():
-                    head = {"table": table, "editor": editor, "seed": seed, "group": group}
-                    parts.append(_means(of_seed.filter(members), config, generator).select(
-                        *(pl.lit(value, dtype=_HEAD[name]).alias(name)
-                          for name, value in head.items()), pl.all()))
-    return pl.concat(parts) if parts else pl.DataFrame(schema={**_HEAD, **_MEANS})
+                    parts.append(_means(edits.filter(members), config, generator).with_columns(
+                        table=pl.lit(table), editor=pl.lit(editor), seed=pl.lit(seed, pl.UInt32),
+                        group=pl.lit(group)))
+    return pl.concat(parts, how="diagonal")
 
 
-_HEAD = {"table": pl.String, "editor": pl.String, "seed": pl.UInt32, "group": pl.String}
 _MEANS = {"measure": pl.String, "state": pl.String, "told": pl.Float64, "n": pl.UInt32,
           "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+
+
+def _seeds(edits: pl.DataFrame) -> Iterator[tuple[int | None, pl.DataFrame]]:
+    """All edits; then those of each seed if there are several."""
+    yield None, edits
+    seeds = edits["seed"].unique().sort()
+    if len(seeds) > 1:
+        yield from ((seed, edits.filter(seed=seed)) for seed in seeds)
 
 
 def summary(tables: pl.DataFrame) -> dict[str, Any]:
@@ -90,10 +85,9 @@ def summary(tables: pl.DataFrame) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for row in tables.filter(pl.col("seed").is_null()).iter_rows(named=True):
-        table, group = row["table"], row["group"]
-        name = table if len(TABLES[table]) == 1 else f"{table}/{group}"
-        cell = found.setdefault(row["editor"], {}).setdefault(name, {}).setdefault(
-            row["measure"], {})
+        name = row["table"] + (f"/{row['group']}" if len(TABLES[row["table"]]) > 1 else "")
+        of_table = found.setdefault(row["editor"], {}).setdefault(name, {})
+        cell = of_table.setdefault(row["measure"], {})
         cell[row["state"]] = row["mean"]
         if row["state"] == "difference":
             cell.update(difference_low=row["low"], difference_high=row["high"], n=row["n"])
@@ -125,16 +119,11 @@ def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
 
 
 class ComparableRun(Protocol):
-    """What `compare` reads of a run: a `beliefedit.run.Run`, for example.
-
-    Attributes:
-        flat_config: dotted parameter -> value, the seed left out.
-        measures: from `compute_measures`.
-    """
+    """What `compare` reads of a run: a `beliefedit.run.Run`, for example."""
 
     name: str
-    flat_config: Mapping[str, Any]
-    measures: pl.DataFrame
+    flat_config: Mapping[str, Any]  # dotted parameter -> value, the seed left out
+    measures: pl.DataFrame  # from `compute_measures`
 
 
 def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
@@ -154,9 +143,9 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
 
     Returns:
         run (names), params (what differs between the runs, "key=value; …", parameters of other
-        editors left out), editor, seed (null: pooled; single seeds follow when there are several),
-        measure, state, n, mean, low, high; on pooled rows also n_paired, paired, paired_low,
-        paired_high: the mean difference to the reference over the matching cases.
+        editors left out), editor, seed, measure, state, told, n, mean, low, high as in
+        `build_tables`; on pooled rows also n_paired, paired, paired_low, paired_high: the mean
+        difference to the reference over the matching cases.
 
     Raises:
         StoreError: no run, or an unknown table or group.
@@ -185,8 +174,6 @@ def compare_editors(measured: pl.DataFrame, config: AnalysisConfig, generator: n
                       for editor in editors], config, generator)
 
 
-_PAIRED = {"n_paired": pl.UInt32, "paired": pl.Float64, "paired_low": pl.Float64,
-           "paired_high": pl.Float64}
 Contender = tuple[dict[str, str], pl.DataFrame]
 
 
@@ -213,34 +200,31 @@ def _join(contenders: list[Contender], head: dict[str, str], chosen: pl.DataFram
 def _compared(contenders: Sequence[Contender], config: AnalysisConfig,
               generator: np.random.Generator) -> pl.DataFrame:
     """The rows of `compare`; the first contender is the reference."""
-    parts = [_by_seed(chosen, contenders[0][1], config, generator).select(
-        *(pl.lit(value).alias(name) for name, value in head.items()), pl.all())
-        for head, chosen in contenders]
-    return pl.concat(parts) if parts else pl.DataFrame(schema={
+    parts = [pl.DataFrame(schema={
         "run": pl.String, "params": pl.String, "editor": pl.String, "seed": pl.UInt32, **_MEANS,
-        **_PAIRED})
+        "n_paired": pl.UInt32, "paired": pl.Float64, "paired_low": pl.Float64,
+        "paired_high": pl.Float64})]
+    for index, (head, chosen) in enumerate(contenders):
+        paired = _paired(chosen, contenders[0][1], config, generator) if index else None
+        for seed, edits in _seeds(chosen):
+            means = _means(edits, config, generator).with_columns(
+                *(pl.lit(value).alias(name) for name, value in head.items()),
+                seed=pl.lit(seed, pl.UInt32))
+            parts.append(means if seed is not None or paired is None else means.join(
+                paired, on=["measure", "state"], how="left", maintain_order="left"))
+    return pl.concat(parts, how="diagonal")
 
 
-def _by_seed(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfig,
-             generator: np.random.Generator) -> pl.DataFrame:
-    """Means of all seeds pooled, paired with the reference; then of each seed if several."""
-    paired = pl.DataFrame(schema={"measure": pl.String, "state": pl.String, **_PAIRED})
-    if chosen is not reference:
-        key, columns = ["subject", "relation", "object", "request"], _columns()
-        ours, theirs = (frame.group_by(key, maintain_order=True).agg(pl.col(columns).mean())
-                        for frame in (chosen, reference))
-        both = ours.join(theirs, on=key, suffix="_reference", maintain_order="left")
-        differences = both.select(
-            *key, *(pl.col(name) - pl.col(f"{name}_reference") for name in columns))
-        paired = _means(differences, config, generator).drop("told").rename(
-            {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
-    parts = [_means(chosen, config, generator).with_columns(seed=pl.lit(None, pl.UInt32)).join(
-        paired, on=["measure", "state"], how="left", maintain_order="left")]
-    seeds = chosen["seed"].unique().sort().to_list()
-    for seed in seeds if len(seeds) > 1 else []:
-        parts.append(_means(chosen.filter(seed=seed), config, generator).with_columns(
-            seed=pl.lit(seed, pl.UInt32)))
-    return pl.concat(parts, how="diagonal").select("seed", *_MEANS, *_PAIRED)
+def _paired(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfig,
+            generator: np.random.Generator) -> pl.DataFrame:
+    """measure, state, n_paired, paired, paired_low, paired_high: ``chosen`` minus ``reference``."""
+    key, columns = ["subject", "relation", "object", "request"], _columns()
+    ours, theirs = (frame.group_by(key, maintain_order=True).agg(pl.col(columns).mean())
+                    for frame in (chosen, reference))
+    differences = ours.join(theirs, on=key, suffix="_reference", maintain_order="left").select(
+        *key, *(pl.col(name) - pl.col(f"{name}_reference") for name in columns))
+    return _means(differences, config, generator).drop("told").rename(
+        {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
 
 
 def _differing(own: Mapping[str, str], runs: Sequence[Mapping[str, str]], editor: str) -> str:
@@ -264,10 +248,9 @@ def _means(chosen: pl.DataFrame, config: AnalysisConfig,
     found = bootstrap_interval(
         values.reshape(len(MEASURES) * len(STATES), len(chosen)).T, chosen["subject"].to_numpy(),
         generator, n_resamples=config.n_resamples, level=config.level)
-    names = [(measure, state) for measure in MEASURES for state in STATES]
     told = np.array([_told_share(chosen, measure) for measure in MEASURES], dtype=np.float64)
     return pl.DataFrame({
-        "measure": [measure for measure, _ in names], "state": [state for _, state in names],
+        "measure": np.repeat(list(MEASURES), len(STATES)), "state": list(STATES) * len(MEASURES),
         "told": np.repeat(told, len(STATES)), **found._asdict()}, nan_to_null=True).cast(
         pl.Schema(_MEANS))
 
@@ -275,7 +258,5 @@ def _means(chosen: pl.DataFrame, config: AnalysisConfig,
 def _told_share(chosen: pl.DataFrame, measure: str) -> float | None:
     """Share of the edits with a value of the measure whose editor was trained on its fact."""
     column = f"told_{MEASURES[measure].probe}"
-    if column not in chosen.columns:
-        return None
-    return chosen.select(
-        pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()).item()
+    share = pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()
+    return chosen.select(share).item() if column in chosen.columns else None

@@ -18,6 +18,7 @@ FINDINGS = {"editor": pl.String, "name": pl.String, "text": pl.String, "phrase":
             "high": pl.Float64, "n": pl.UInt32}
 
 _DOWNSTREAM, _OTHER = "same_subject_other_relation", "other_subject_same_relation"
+_STAYS = "downstream answer stays"
 
 COMPARED = (
     ("p(request)", "updating", "p_request"),
@@ -44,21 +45,21 @@ class _Question(NamedTuple):
 
 def _questions() -> Iterator[_Question]:
     """All that is asked of an editor; of measures from outside, whether they get better."""
-    updating = ("updating", "updating")
-    stays = ("generalisation", "downstream answer stays")
+    edited, downstream, others = (f"accuracy_{probe}" for probe in (SAME, _DOWNSTREAM, _OTHER))
+    updating = "updating", "updating"
     yield _Question("adopts", "believes the request", "does not believe the request",
                     (*updating, "p_request"))
     yield _Question("answers", "answers with the request", "does not answer with the request",
-                    (*updating, f"accuracy_{SAME}"))
+                    (*updating, edited))
     yield _Question("downstream", "revises what follows", "does not revise what follows",
-                    ("downstream", "downstream", f"accuracy_{_DOWNSTREAM}"))
+                    ("downstream", "downstream", downstream))
     yield _Question("fixes", "repairs wrong beliefs", "does not repair wrong beliefs",
-                    ("fixing", "fixing", f"accuracy_{SAME}"))
+                    ("fixing", "fixing", edited))
     yield _Question("subject", "leaves the subject's other facts alone",
-                    "damages the subject's other facts", (*stays, f"accuracy_{_DOWNSTREAM}"),
+                    "damages the subject's other facts", ("generalisation", _STAYS, downstream),
                     "difference", -MARGIN)
     yield _Question("others", "leaves other subjects alone",
-                    "damages what it knows of other subjects", (*updating, f"accuracy_{_OTHER}"),
+                    "damages what it knows of other subjects", (*updating, others),
                     "difference", -MARGIN)
     for fact, table, probe in (("the edited fact", "updating", SAME),
                                ("the downstream fact", "downstream", _DOWNSTREAM),
@@ -83,10 +84,7 @@ def findings_frame(tables: pl.DataFrame) -> pl.DataFrame:
 
     A finding about a state holds when the whole interval lies above one half, fails when it lies
     below, and is open in between; findings about a change compare the paired difference with zero
-    or with `MARGIN`.
-
-    Args:
-        tables: from `build_tables`.
+    or with `MARGIN`. ``tables`` comes from `build_tables`.
 
     Returns:
         editor, name, text (a verb phrase), phrase (the same, or its opposite where it does not
@@ -101,25 +99,21 @@ def findings_frame(tables: pl.DataFrame) -> pl.DataFrame:
     for editor in pooled["editor"].unique(maintain_order=True):
         for asked in _questions():
             row = cells.get((editor, *asked.cell, asked.state), empty)
-            above, below = (row["low"] is not None and row["low"] > asked.bound,
-                            row["high"] is not None and row["high"] < asked.bound)
-            holds = above == asked.above if above or below else None
-            rows.append({**row, "editor": editor, "name": asked.name, "text": asked.yes,
-                         "phrase": asked.no if holds is False else asked.yes, "holds": holds,
-                         "state": asked.state})
-    return pl.DataFrame([{name: row[name] for name in FINDINGS} for row in rows], schema=FINDINGS)
+            holds = None
+            if row["low"] is not None and not row["low"] <= asked.bound <= row["high"]:
+                holds = (row["low"] > asked.bound) == asked.above
+            rows.append((editor, asked.name, asked.yes, asked.no if holds is False else asked.yes,
+                         holds, asked.state, row["mean"], row["low"], row["high"], row["n"]))
+    return pl.DataFrame(rows, schema=FINDINGS, orient="row")
 
 
 def sentences(findings: pl.DataFrame,
               paired: Sequence[tuple[str, pl.DataFrame]] = ()) -> list[str]:
-    """The verdict in words: a paragraph per editor, then what sets the editors apart.
+    """The verdict as plain text: a paragraph per editor, then what sets the editors apart.
 
     Args:
         findings: from `findings_frame`.
         paired: (table, frame of `compare_editors`) for the tables whose differences are to be said.
-
-    Returns:
-        Plain text, to be escaped where it is shown.
     """
     paragraphs = [_paragraph(editor, rows.to_dicts())
                   for (editor,), rows in findings.group_by("editor", maintain_order=True)]
@@ -141,25 +135,25 @@ def _paragraph(editor: str, rows: Sequence[Mapping]) -> str:
                                          for row in tested if row["holds"] is holds])
                                 for holds in (True, False, None))
     untested = _listed([row["text"] for row in rows if row["low"] is None])
-    parts = [f"{editor} {holding}." if holding else f"Nothing that is asked holds for {editor}.",
-             f"It {failing}." if failing else "", f"Open is whether it {opened}." if opened else "",
-             f"Not tested: whether it {untested}." if untested else ""]
-    return " ".join(filter(None, parts))
+    text = f"{editor} {holding}." if holding else f"Nothing that is asked holds for {editor}."
+    return (text + (f" It {failing}." if failing else "")
+            + (f" Open is whether it {opened}." if opened else "")
+            + (f" Not tested: whether it {untested}." if untested else ""))
 
 
 def _difference(reference: str, editor: str, frames: Mapping[str, pl.DataFrame]) -> str:
     """In what an editor differs from the first one on the same requests, and in what not."""
     apart, alike = [], []
     for label, table, measure in COMPARED:
-        rows = frames[table].filter(pl.col("seed").is_null(), editor=editor, measure=measure,
-                                    state="after").to_dicts() if table in frames else []
+        rows = frames[table].filter(
+            pl.col("seed").is_null(), pl.col("paired_low").is_not_null(), editor=editor,
+            measure=measure, state="after").to_dicts() if table in frames else []
         for row in rows:
-            low, high = row["paired_low"], row["paired_high"]
-            if low is not None and (low > 0 or high < 0):
-                value = interval(row["paired"], low, high, signed=True)
-                apart.append(f"{label} ({value}, n = {row['n_paired']:,})")
-            elif low is not None:
+            if row["paired_low"] <= 0 <= row["paired_high"]:
                 alike.append(label)
+            else:
+                value = interval(row["paired"], row["paired_low"], row["paired_high"], signed=True)
+                apart.append(f"{label} ({value}, n = {row['n_paired']:,})")
     if not apart and not alike:
         return f"{editor} and {reference} have no requests in common that could be compared."
     text = [f"differs from {reference} in {_listed(apart)}"] if apart else []

@@ -1,4 +1,4 @@
-"""A sweep: the grid of its parameters, names of its runs, and what its comparison page shows."""
+"""A sweep: the grid of its parameters and the names of its runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from beliefedit.analysis import tables as analysis
-from beliefedit.config import AnalysisConfig, Config, Experiment, digest
+from beliefedit.config import Config, Experiment, digest
 from beliefedit.errors import ConfigError
-from beliefedit.plots.edits import contrasts
-from beliefedit.report.html_tables import styled_comparison
-from beliefedit.run import Run
 
 MAX_NAME = 120
 
@@ -72,22 +68,3 @@ def takes_list(key: str) -> bool:
         annotation = group.model_fields[part].annotation
         kinds = [annotation, *get_args(annotation)]
     return any(kind in (tuple, list, set) for kind in (*kinds, *map(get_origin, kinds)))
-
-
-def sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str, Any]]:
-    """What the comparison page shows of edits, as `write_comparison` takes it; empty without any.
-
-    Args:
-        runs: those without edits are left out.
-        config: of the intervals.
-    """
-    edited = [run for run in runs
-              if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
-    if not edited:
-        return []
-    frames = {table: analysis.compare(edited, config, table=table)
-              for table in ("updating", "downstream", "fixing")}
-    return [{"title": "Editors and runs side by side",
-             "figure": json.loads(contrasts(frames).to_json()),
-             "html": "".join(styled_comparison(frame, table) for table, frame in frames.items()
-                             if frame["n"].max())}]

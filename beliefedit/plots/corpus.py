@@ -10,42 +10,24 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from beliefedit.formatting import number
-from beliefedit.plots.style import (
-    AGENT,
-    DASHES,
-    FORMS,
-    NEUTRAL,
-    ROLES,
-    figure,
-    hover_texts,
-    panels,
-    short,
-    wrapped,
-)
-
-_BAR = 26  # pixels of one row of a bar chart
+from beliefedit.plots.style import DASHES, FORMS, NEUTRAL, ROLES, figure, panels, short, wrapped
 
 
 def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
-    """How many subjects have both of two relations; the diagonal is left empty.
-
-    Args:
-        matrix: [relations, relations] counts.
-        relations: labels, in the matrix's order.
-    """
+    """How many subjects have both of two relations, from a ``matrix`` [relations, relations]."""
     counts = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(counts, np.nan)
-    names, places = [short(name, 20) for name in relations], list(range(len(relations)))
+    ticks = {"tickvals": list(range(len(relations))), "showgrid": False,
+             "ticktext": [short(name, 20) for name in relations]}
     hover = [[f"{counts[i, j]:,.0f} subjects have both<br>{wrapped(a)}<br>and {wrapped(b)}"
               if i != j else "" for j, b in enumerate(relations)] for i, a in enumerate(relations)]
-    chart = figure("Subjects that have both relations", height=max(340, 30 * len(names) + 170))
+    chart = figure("Subjects that have both relations", height=max(340, 30 * len(relations) + 170))
     chart.add_heatmap(
         z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, colorscale="Cividis",
         hovertemplate="%{customdata}<extra></extra>", xgap=1, ygap=1, hoverongaps=False,
         colorbar={"title": {"text": "subjects", "font": {"size": 11}}, "thickness": 8,
                   "outlinewidth": 0, "tickformat": ",d", "tickfont": {"size": 10}})
-    chart.update_xaxes(tickvals=places, ticktext=names, showgrid=False, tickangle=-90)
-    return chart.update_yaxes(tickvals=places, ticktext=names, showgrid=False, autorange="reversed")
+    return chart.update_xaxes(tickangle=-90, **ticks).update_yaxes(autorange="reversed", **ticks)
 
 
 def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike,
@@ -77,21 +59,17 @@ def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike,
         chart.add_annotation(x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="",
                              showarrow=True, arrowhead=2, arrowwidth=2.4, arrowcolor=FORMS[0],
                              standoff=9, startstandoff=9)
-    totals = counts.sum(axis=1)
+    sides = {0: "middle left", 1: "middle right", 0.5: "bottom center"}
     chart.add_scatter(
         x=[places[name][0] for name in relations], y=[places[name][1] for name in relations],
         mode="markers+text", text=[short(name, 16) for name in relations],
-        textposition=[_SIDES[places[name][0]] for name in relations], textfont_size=12,
+        textposition=[sides[places[name][0]] for name in relations], textfont_size=12,
         marker={"size": 13, "color": FORMS[0]},
         customdata=[f"{wrapped(name)}<br>shared {total:,.0f} times with another relation"
-                    for name, total in zip(relations, totals, strict=True)],
+                    for name, total in zip(relations, counts.sum(axis=1), strict=True)],
         hovertemplate="%{customdata}<extra></extra>")
-    chart.update_xaxes(visible=False, range=[-0.8, 1.8])
-    chart.update_yaxes(visible=False, range=[0.6 - len(pairs) - len(alone), 0.6])
-    return chart.update_layout(showlegend=False)
-
-
-_SIDES = {0: "middle left", 1: "middle right", 0.5: "bottom center"}
+    chart.update_layout(showlegend=False).update_xaxes(visible=False, range=[-0.8, 1.8])
+    return chart.update_yaxes(visible=False, range=[0.6 - len(pairs) - len(alone), 0.6])
 
 
 def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,25 +82,23 @@ def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndar
 
 def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, given: str,
                      n: int = 10) -> go.Figure:
-    """q(· | x): how the upstream object decides the downstream one; the likeliest and the rest.
+    """q(· | x): how the upstream object x decides the downstream one; the likeliest and the rest.
 
     Args:
-        objects, p: labels and probabilities [objects].
-        relation: the downstream relation. given: the upstream fact's object x.
-        n: objects shown.
+        objects, p: labels and probabilities [objects] of the downstream ``relation``.
+        given: x.
     """
     p = np.asarray(p, dtype=np.float64)
     top = np.argsort(-p, kind="stable")[:n]
     top = top[p[top] > 0]
     names, values = [objects[i] for i in top], p[top].tolist()
-    n_others = int((p > 0).sum()) - len(top)
-    if n_others:
+    if n_others := int((p > 0).sum()) - len(top):
         names, values = [*names, f"{n_others:,} others"], [*values, float(p.sum() - p[top].sum())]
     places = list(range(len(names)))
     chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”",
-                   x="agent's probability q", height=max(200, _BAR * len(names) + 110))
-    chart.add_bar(y=places, x=values, orientation="h", marker_color=AGENT,
-                  customdata=hover_texts(names),
+                   x="agent's probability q", height=max(200, 26 * len(names) + 110))
+    chart.add_bar(y=places, x=values, orientation="h", marker_color=ROLES["agent"],
+                  customdata=[wrapped(name) for name in names],
                   hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>")
     chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names],
                        autorange="reversed", showgrid=False)
@@ -134,25 +110,24 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
     """The agent's belief on one (subject, relation) after each sentence.
 
     Args:
-        frame: step (sentences read), object, p, sentence (the one read at that step).
-        true_object: drawn as the agent's line; others thin, the likeliest at the end named.
+        frame: from `analysis.corpus.belief_steps`.
+        true_object: drawn as the agent's line; others thin.
         about: the fact's subject and relation, for the title.
-        n: objects shown.
+        n: objects shown: the true one, and the likeliest at the end.
     """
     last = frame.filter(pl.col("step") == pl.col("step").max()).sort(
         "p", "object", descending=[True, False])
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
     chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in",
                    x="sentences about it that were read", y="agent's probability")
-    dashes = DASHES[1:]
     for index, name in enumerate(shown):
         line, is_true = frame.filter(object=name).sort("step"), name == true_object
-        style = {"color": AGENT, "width": 2.5} if is_true else {
-            "color": NEUTRAL, "width": 1.4, "dash": dashes[(index - 1) % len(dashes)]}
+        style = {"color": ROLES["agent"], "width": 2.5} if is_true else {
+            "color": NEUTRAL, "width": 1.4, "dash": DASHES[1 + (index - 1) % (len(DASHES) - 1)]}
         chart.add_scatter(
             x=line["step"], y=line["p"], mode="lines+markers" if is_true else "lines",
             line={**style, "shape": "hv"}, name=short(name, 16),
-            customdata=hover_texts(line["sentence"]),
+            customdata=[wrapped(text) for text in line["sentence"]],
             hovertemplate="%{customdata}<br>p(%{fullData.name}) = %{y:.3f}<extra></extra>")
     return chart.update_yaxes(range=[0, 1.03])
 
@@ -160,33 +135,27 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
 def truth_histogram(frame: pl.DataFrame) -> go.Figure:
     """How certain the world is, and how often the corpus says what is true.
 
-    Args:
-        frame: kind, p_true, drawn (null: not stated), from `analysis.corpus.truth_drawn`.
+    ``frame`` comes from `analysis.corpus.truth_drawn`.
     """
     chart = panels("How often a fact's true object is drawn",
                    ["probability in the world", "share in the corpus"], panel_height=290)
     edges, highest = np.linspace(0, 1, 41), 0
     for column, name in enumerate(("p_true", "drawn"), start=1):
-        below = np.zeros(len(edges) - 1, dtype=int)
+        highest = max(highest, np.histogram(frame[name].drop_nulls(), edges)[0].max())
         for index, kind in enumerate(("independent", "dependent")):
-            values = frame.filter(kind=kind)[name].drop_nulls().to_numpy()
-            counts = np.histogram(values, edges)[0]
-            below += counts
-            highest = max(highest, int(below.max()))
-            pattern = {"shape": "/" if index else ""}
+            counts = np.histogram(frame.filter(kind=kind)[name].drop_nulls(), edges)[0]
             chart.add_bar(
                 x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
                 legendgroup=kind, showlegend=column == 1,
                 customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                marker={"color": FORMS[index], "pattern": pattern},
+                marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
                 hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
                               f"<extra>{kind}</extra>", row=1, col=column)
     shares = pl.concat([frame["p_true"], frame["drawn"]]).drop_nulls()
     lowest = shares.min() if len(shares) else 0
     chart.update_xaxes(range=[max(0, lowest - 0.05), 1.01], title_text="share of true draws")
     chart.update_xaxes(title_text="probability of the true object", col=1)
-    chart.update_yaxes(title_text="facts", col=1)
-    chart.update_yaxes(range=[0, 1.05 * highest or 1])
+    chart.update_yaxes(range=[0, 1.05 * highest or 1]).update_yaxes(title_text="facts", col=1)
     return chart.update_layout(barmode="stack", bargap=0)
 
 
@@ -197,16 +166,14 @@ def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
     Args:
         frame: subject, relation, object, p_before, p_after, change, path (why it moved).
         role: whose beliefs these are: "agent" or "after" (the LM).
-        n: facts shown, the largest change first.
         told: what was told, for the title.
     """
-    largest = frame.sort(pl.col("change").abs(), descending=True, maintain_order=True).head(n)
-    rows = largest.to_dicts()
+    change = pl.col("change").abs()
+    rows = frame.sort(change, descending=True, maintain_order=True).head(n).to_dicts()
     places = list(range(len(rows)))
-    sentences = [f"{row['subject']} {row['relation']} {row['object']}" for row in rows]
-    hover = [f"{wrapped(text)}<br>{number(row['p_before'], 3)} → {number(row['p_after'], 3)} "
-             f"({number(row['change'], 3, signed=True)})<br>{wrapped(row['path'])}"
-             for text, row in zip(sentences, rows, strict=True)]
+    hover = [f"{wrapped('{subject} {relation} {object}'.format(**row))}<br>"
+             f"{number(row['p_before'], 3)} → {number(row['p_after'], 3)} "
+             f"({number(row['change'], 3, signed=True)})<br>{wrapped(row['path'])}" for row in rows]
     common = {"y": places, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>",
               "showlegend": False}
     chart = figure(("Facts that moved most" if len(frame) > n else "Facts that moved")

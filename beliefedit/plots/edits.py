@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,9 +12,7 @@ from beliefedit.analysis.measures import (
     ERROR_GROUPS,
     MEASURES,
     PROBE_LABELS,
-    PROBES,
     SAME,
-    Measure,
     in_groups,
     last_step,
 )
@@ -27,18 +25,14 @@ from beliefedit.plots.style import (
     AGENT,
     DASHES,
     FORMS,
-    INTERVAL,
     NAMES,
     NEUTRAL,
     REQUEST,
     ROLES,
-    add_histogram,
-    error_bars,
     figure,
-    interval_cells,
+    intervals,
     panels,
     place,
-    share_axes,
     short,
     wrapped,
 )
@@ -63,60 +57,59 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
         ReportError: no scores of this case, or of several editors or seeds.
     """
     lines = _lines(scores, case, before)
-    asked = {(row["probe"], row["kind"]): row
-             for row in queries.filter(pl.col("case") == case).iter_rows(named=True)}
-    request = asked[SAME, "requested"]
-    sentence = wrapped(f"told: {request['prompt']} {request['target']}", 50)
-    names = [*(PROBE_LABELS[probe].replace(", ", ",<br>") for probe in PROBES),
+    asked = {f"{row['probe']}.{row['kind']}": row | {"sentence": f"{row['prompt']} {row['target']}"}
+             for row in queries.filter(case=case).iter_rows(named=True)}
+    request = wrapped(f"told: {asked[f'{SAME}.requested']['sentence']}", 50)
+    names = [*(label.replace(", ", ",<br>") for label in PROBE_LABELS.values()),
              *(MEASURES[name].short for name in _COHERENT)]
-    chart = panels("One edit, step by step", names, top=66 + 16 * sentence.count("<br>"))
+    chart = panels("One edit, step by step", names, top=66 + 16 * request.count("<br>"))
     chart.add_annotation(
-        text=sentence, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
+        text=request, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
         yshift=38, showarrow=False, align="left", font_color=REQUEST)
-    for index, probe in enumerate(PROBES):
-        _probe_panel(chart, index, probe, lines, asked)
-    for index, name in enumerate(_COHERENT, start=len(PROBES)):
-        _logic_panel(chart, index, name, lines)
-    shown = set()
-    for trace in chart.data:
-        trace.showlegend = trace.name not in shown
-        shown.add(trace.name)
-    chart.update_yaxes(range=[-0.03, 1.03])
-    chart.update_xaxes(title_text="step", row=4)
+    drawn = *_probe_lines(lines, asked), *_logic_lines(lines)
+    for panel, name, meaning, style, steps, p in drawn:
+        chart.add_scatter(
+            x=steps, y=p, mode="lines", name=name, legendgroup=name, line={"width": 2, **style},
+            showlegend=all(trace.name != name for trace in chart.data),
+            customdata=[wrapped(meaning)] * len(steps),
+            hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
+            **place(panel))
+    chart.update_xaxes(title_text="step", row=4).update_yaxes(range=[-0.03, 1.03])
     return chart.update_yaxes(title_text="probability", col=1)
 
 
 def _lines(scores: pl.DataFrame, case: int,
-           before: pl.DataFrame | None) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """(probe, kind) -> step and p of a case, from step 0 where the unedited model's are given."""
-    rows = scores.filter(pl.col("case") == case).select("editor", "seed", "step", "probe", "kind",
-                                                        "log_p")
+           before: pl.DataFrame | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """"probe.kind" -> steps and p of a case, from step 0 where the unedited model's are given."""
+    rows = scores.filter(case=case)
     if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
         raise ReportError(
             f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
             remedy="filter the scores by editor and seed; cases past n_trajectories have one step")
+    columns = ["step", "probe", "kind", "log_p"]
     if before is not None:
-        start = before.filter(pl.col("case") == case).select(
-            pl.lit(0).cast(rows["step"].dtype).alias("step"), "probe", "kind", "log_p")
-        rows = pl.concat([start, rows.select(start.columns)])
-    return {key: {"step": frame["step"].to_numpy(), "p": np.exp(frame["log_p"].to_numpy())}
-            for key, frame in rows.sort("step").group_by("probe", "kind")}
+        start = before.filter(case=case).with_columns(step=pl.lit(0, rows["step"].dtype))
+        rows = pl.concat([start.select(columns), rows.select(columns)])
+    return {f"{probe}.{kind}": (frame["step"].to_numpy(), np.exp(frame["log_p"].to_numpy()))
+            for (probe, kind), frame in rows.sort("step").group_by("probe", "kind")}
 
 
-def _probe_panel(chart: go.Figure, index: int, probe: str, lines: Mapping, asked: Mapping) -> None:
-    tracked, view = ("requested", "direct") if probe == SAME else ("modal", "predictive")
-    for kind, name, colour in (("original", "LM: original object", FORMS[0]),
-                               (tracked, "LM: new object", AFTER)):
-        if (probe, kind) in lines:
-            query = asked[probe, kind]
-            _line(chart, index, lines[probe, kind], name, f"{query['prompt']} {query['target']}",
-                  color=colour)
-    if (probe, tracked) in lines:
-        steps, query = lines[probe, tracked]["step"][[0, -1]], asked[probe, tracked]
-        for state, dash in (("before", "dot"), ("after", "dash")):
-            belief = {"step": steps, "p": [query[f"p_{state}_{view}"]] * 2}
-            _line(chart, index, belief, f"agent {state}", f"{query['prompt']} {query['target']}",
-                  color=AGENT, dash=dash)
+_Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
+"""Panel, name, meaning, style, steps, p."""
+
+
+def _probe_lines(lines: Mapping, asked: Mapping[str, Mapping]) -> Iterator[_Line]:
+    for panel, probe in enumerate(PROBE_LABELS):
+        new, view = ("requested", "direct") if probe == SAME else ("modal", "predictive")
+        for kind, name, colour in (("original", "LM: original object", FORMS[0]),
+                                   (new, "LM: new object", AFTER)):
+            if (key := f"{probe}.{kind}") in lines:
+                yield panel, name, asked[key]["sentence"], {"color": colour}, *lines[key]
+        if (key := f"{probe}.{new}") in lines:
+            for state, dash in (("before", "dot"), ("after", "dash")):
+                yield (panel, f"agent {state}", asked[key]["sentence"],
+                       {"color": AGENT, "dash": dash}, lines[key][0][[0, -1]],
+                       [asked[key][f"p_{state}_{view}"]] * 2)
 
 
 _COHERENT = {
@@ -133,49 +126,57 @@ _COHERENT = {
 """Logical measure -> meaning, the prompt and those it depends on, the coherent p given those."""
 
 
-def _logic_panel(chart: go.Figure, index: int, name: str, lines: Mapping) -> None:
-    meaning, prompts, coherent = _COHERENT[name]
-    of = {f"{probe}.{kind}": values for (probe, kind), values in lines.items()}
-    if prompts[0] in of:
-        _line(chart, index, of[prompts[0]], "LM: judged true", meaning, color=AFTER)
-    if set(prompts) <= set(of):
-        p = coherent(*(of[prompt]["p"] for prompt in prompts[1:]))
-        _line(chart, index, {"step": of[prompts[0]]["step"], "p": p}, "coherent", meaning,
-              color=NEUTRAL, dash="dash")
-
-
-def _line(chart: go.Figure, index: int, values: Mapping, name: str, hover: str,
-          **line: str) -> None:
-    chart.add_scatter(
-        x=values["step"], y=values["p"], mode="lines", name=name, legendgroup=name,
-        line={"width": 2, **line},
-        customdata=[wrapped(hover)] * len(values["step"]),
-        hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
-        **place(index))
+def _logic_lines(lines: Mapping) -> Iterator[_Line]:
+    for panel, (meaning, (judged, *given), p) in enumerate(_COHERENT.values(), len(PROBE_LABELS)):
+        if judged in lines:
+            yield panel, "LM: judged true", meaning, {"color": AFTER}, *lines[judged]
+        if {judged, *given} <= set(lines):
+            yield (panel, "coherent", meaning, {"color": NEUTRAL, "dash": "dash"},
+                   lines[judged][0], p(*(lines[key][1] for key in given)))
 
 
 def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
-    """How each error (`ERROR_GROUPS`) is spread over the edits, before and after.
+    """How each error (`ERROR_GROUPS`) is spread over an editor's edits, before and after.
 
-    Args:
-        measured: from `compute_measures`.
-        editor: whose edits; all seeds.
-        n_bins: bins over 0 to 1.
+    ``measured`` comes from `compute_measures`; ``n_bins`` divide 0 to 1.
     """
-    rows, errors = measured.filter(editor=editor), in_groups(*ERROR_GROUPS)
-    chart = panels(f"Spread of the errors over all edits: {short(editor)}",
-                   [_label(measure) for measure in errors], columns=3, panel_height=180)
+    rows, errors = measured.filter(editor=editor), _errors()
+    chart = panels(f"Spread of the errors over all edits: {short(editor)}", list(errors.values()),
+                   columns=3, panel_height=180)
     edges = np.linspace(0, 1, n_bins + 1)
-    for index, measure in enumerate(errors):
+    for index, name in enumerate(errors):
         for state in ("before", "after"):
-            add_histogram(chart, rows[f"{measure.name}_{state}"], edges, state, index, columns=3)
+            _histogram(chart, rows[f"{name}_{state}"], edges, state, index, columns=3)
     chart.update_xaxes(range=[0, 1])
     chart.update_xaxes(title_text="error", row=-(-len(errors) // 3))
-    return share_axes(chart)
+    return _share_axes(chart)
 
 
-def _label(measure: Measure) -> str:
-    return short(measure.group, 30) + ":<br>" + short(measure.short, 30)
+def _errors() -> dict[str, str]:
+    """Labels of the measures in `ERROR_GROUPS`."""
+    return {measure.name: f"{short(measure.group, 30)}:<br>{short(measure.short, 30)}"
+            for measure in in_groups(*ERROR_GROUPS)}
+
+
+def _histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, role: str, index: int,
+               *, columns: int = 2) -> None:
+    """Add the share of the values between each two edges as bars to panel number ``index``."""
+    values, name = values.drop_nulls().to_numpy(), NAMES[role]
+    chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, width=edges[1] - edges[0], name=name,
+                  y=np.histogram(values, edges)[0] / max(len(values), 1), legendgroup=name,
+                  showlegend=all(trace.name != name for trace in chart.data),
+                  marker={"color": ROLES[role], "opacity": 0.6},
+                  customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+                  hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f}<br>%{y:.1%} of the "
+                                f"edits<extra>{name}</extra>", **place(index, columns))
+
+
+def _share_axes(chart: go.Figure) -> go.Figure:
+    """Make the y axes of histograms fit their highest bar, in percent."""
+    highest = max((float(max(trace.y)) for trace in chart.data), default=0.0)
+    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
+    chart.update_yaxes(title_text="share of edits", col=1)
+    return chart.update_layout(barmode="overlay", bargap=0)
 
 
 _PUBLISHED = {
@@ -200,80 +201,62 @@ def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *
         queries: the cases' long frame.
         scores: of edited models; the last step of each edit counts.
         editor: whose edits; all seeds.
-        n_bins: bins of each panel.
     """
-    keys, wanted = ["case", "probe", "kind"], {"probe": SAME, "kind": "requested"}
-    case = pl.col("case").cast(pl.UInt32)
-    p = last_step(scores.filter(**wanted, editor=editor)).select(
-        case, "probe", "kind", p=pl.col("log_p").exp())
-    rows = queries.filter(**wanted).with_columns(case).join(p, on=keys, maintain_order="left")
+    wanted, case = {"probe": SAME, "kind": "requested"}, pl.col("case").cast(pl.UInt32)
+    p = last_step(scores.filter(**wanted, editor=editor)).select(case, p=pl.col("log_p").exp())
+    rows = queries.filter(**wanted).with_columns(case).join(p, on="case", maintain_order="left")
     names = [*_PUBLISHED.values(), "the agent's change"]
     chart = panels(f"Errors as published, on the requested object: {short(editor)}", names,
                    panel_height=170)
     edges = np.linspace(0, 1, n_bins + 1)
     for index, column in enumerate(_PUBLISHED):
         errors = rows.select(metrics.probability_error(pl.col("p"), pl.col(column)))["p"]
-        add_histogram(chart, errors, edges, "after", index)
-    add_histogram(chart, rows["p_after_direct"] - rows["p_before_direct"], 2 * edges - 1, "agent",
-                  len(_PUBLISHED))
+        _histogram(chart, errors, edges, "after", index)
+    _histogram(chart, rows["p_after_direct"] - rows["p_before_direct"], 2 * edges - 1, "agent",
+               len(_PUBLISHED))
     chart.update_xaxes(matches=None, range=[0, 1], showticklabels=True)
     chart.update_xaxes(range=[-1, 1], title_text="p after − p before", row=4, col=2)
     chart.update_xaxes(title_text="|p(LM) − target|", row=4, col=1)
-    return share_axes(chart)
+    return _share_axes(chart)
 
 
 def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
     """Every error (`ERROR_GROUPS`) with its interval before and after the edit, a panel per editor.
 
-    Args:
-        tables: from `build_tables`.
-        table: which one; of two groups the last is drawn.
+    ``tables`` comes from `build_tables`; of a ``table`` of two groups the last is drawn.
     """
-    rows = tables.filter(pl.col("table") == table)
-    group = rows["group"][-1] if len(rows) else ""
-    lines = [(_label(measure), table, group, measure.name) for measure in in_groups(*ERROR_GROUPS)]
-    title = "Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent"
-    return _dots(title, tables, lines, "mean error").update_xaxes(rangemode="tozero")
+    group = ["", *tables.filter(table=table)["group"]][-1]
+    lines = [(label, table, group, name) for name, label in _errors().items()]
+    return _dots("Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent",
+                 tables, lines, "mean error").update_xaxes(rangemode="tozero")
 
 
-_GENERALISATION = "accuracy_same_subject_other_relation"
-_OUTCOMES = (
-    ("the edited fact:<br>the request", "updating", "updating", f"accuracy_{SAME}"),
+_OUTCOMES = [(label, table, group, f"accuracy_{probe}") for label, table, group, probe in (
+    ("the edited fact:<br>the request", "updating", "updating", SAME),
     ("downstream fact that<br>should change", "generalisation", "downstream answer changes",
-     _GENERALISATION),
+     "same_subject_other_relation"),
     ("same subject, fact<br>that should stay", "generalisation", "downstream answer stays",
-     _GENERALISATION),
-    ("other subject,<br>same relation", "updating", "updating",
-     "accuracy_other_subject_same_relation"),
-    ("other subject,<br>other relation", "updating", "updating",
-     "accuracy_other_subject_other_relation"),
-)
+     "same_subject_other_relation"),
+    ("other subject,<br>same relation", "updating", "updating", "other_subject_same_relation"),
+    ("other subject,<br>other relation", "updating", "updating", "other_subject_other_relation"))]
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
     """Accuracy on what was requested, what should follow and what should stay, a panel per editor.
 
-    Before the edit the old object is right, after it the requested one, or what the agent then
-    believes.
-
-    Args:
-        tables: from `build_tables`.
+    ``tables`` comes from `build_tables`. Before the edit the old object is right, after it the
+    requested one, or what the agent then believes.
     """
-    title = "Exact accuracy, mean and interval: who says the request, what follows, and what stays"
-    return _dots(title, tables, _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
+    return _dots("Exact accuracy, mean and interval: who says the request, what follows, and what "
+                 "stays", tables, _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
 
 
 def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str, str]],
           unit: str) -> go.Figure:
-    """Means before and after with intervals, a panel per editor.
-
-    Args:
-        lines: (label, table, group, measure).
-    """
-    pooled = tables.filter(pl.col("seed").is_null())
-    keys = ["table", "group", "measure"]
-    order = pl.DataFrame([line[1:] for line in lines], schema=keys, orient="row")
-    order = order.with_row_index("y")
+    """Means before and after with intervals, a panel per editor; lines: (label, *keys)."""
+    pooled, keys = tables.filter(pl.col("seed").is_null()), ["table", "group", "measure"]
+    order = pl.DataFrame([(y, *line[1:]) for y, line in enumerate(lines)], orient="row",
+                         schema={"y": pl.UInt32} | dict.fromkeys(keys, pl.String))
     editors = pooled["editor"].unique(maintain_order=True).to_list()
     chart = panels(title, [short(editor) for editor in editors] or [""], columns=1,
                    panel_height=len(lines) * 34 + 62)
@@ -283,26 +266,23 @@ def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str,
                 order, on=keys, maintain_order="right")
             chart.add_scatter(
                 x=points["mean"], y=points["y"] + shift, mode="markers",
-                marker={"color": ROLES[state], "size": 9, "symbol": symbol},
-                error_x=error_bars(points, ROLES[state]), name=NAMES[state], legendgroup=state,
-                showlegend=index == 0, customdata=interval_cells(points), hovertemplate=INTERVAL,
-                row=index + 1, col=1)
-    _rows_axis(chart, [label for label, *_ in lines])
-    chart.update_xaxes(showticklabels=True)
+                marker={"color": ROLES[state], "size": 9, "symbol": symbol}, name=NAMES[state],
+                legendgroup=state, showlegend=index == 0, row=index + 1, col=1,
+                **intervals(points, "x", ROLES[state]))
+    _rows_axis(chart, [label for label, *_ in lines]).update_xaxes(showticklabels=True)
     return chart.update_xaxes(title_text=unit, row=max(len(editors), 1))
 
 
-def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> None:
+def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> go.Figure:
     """Labels of rows 0, 1, … from top to bottom."""
-    chart.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels), tickfont_size=11,
-                       range=[len(labels) - 0.5, -0.5])
+    return chart.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels),
+                              tickfont_size=11, range=[len(labels) - 0.5, -0.5])
 
 
 def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     """Runs and editors side by side: means after the edit, a panel per measure, seeds as dots.
 
-    Args:
-        frames: the tables updating and downstream of `compare` or `compare_editors`.
+    ``frames`` are the tables updating and downstream of `compare` or `compare_editors`.
     """
     key = ["run", "params", "editor"]
     rows = pl.concat([frame.select(*key, "seed") for frame in frames.values()])
@@ -317,28 +297,19 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     for index, (_, table, measure) in enumerate(COMPARED):
         points = frames[table].filter(state="after", measure=measure).join(
             contenders, on=key, maintain_order="left")
-        pooled, single = points.filter(pl.col("seed").is_null()), points.drop_nulls("seed").select(
-            pl.exclude("label"), pl.format("{}<br>seed {}", "label", "seed").alias("label"))
-        _contrast_dots(chart, index, pooled, size=9, symbol="diamond",
-                       error_x=error_bars(pooled, AFTER))
-        _contrast_dots(chart, index, single, size=5, symbol="circle-open")
-    _rows_axis(chart, labels)
-    return chart.update_xaxes(range=[-0.03, 1.03])
-
-
-def _contrast_dots(chart: go.Figure, index: int, points: pl.DataFrame, *, size: int, symbol: str,
-                   error_x: dict | None = None) -> None:
-    cells = zip(interval_cells(points), points["label"], strict=True)
-    chart.add_scatter(
-        x=points["mean"], y=points["y"], mode="markers", name=NAMES["after"], showlegend=False,
-        marker={"color": AFTER, "size": size, "symbol": symbol}, error_x=error_x,
-        customdata=[[*cell, label] for cell, label in cells],
-        hovertemplate="%{customdata[2]}<br>" + INTERVAL, row=index + 1, col=1)
+        pooled, single = points.filter(pl.col("seed").is_null()), points.drop_nulls("seed")
+        single = single.with_columns(label=pl.format("{}<br>seed {}", "label", "seed"))
+        for dots, size, symbol in (pooled, 9, "diamond"), (single, 5, "circle-open"):
+            hover = intervals(dots, "x", AFTER) | ({"error_x": None} if dots is single else {})
+            chart.add_scatter(
+                x=dots["mean"], y=dots["y"], mode="markers", name=NAMES["after"], showlegend=False,
+                marker={"color": AFTER, "size": size, "symbol": symbol}, row=index + 1, col=1,
+                **hover)
+    return _rows_axis(chart, labels).update_xaxes(range=[-0.03, 1.03])
 
 
 GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far",
-                "untouched": "facts nobody touched",
-                "corpus": "loss on the corpus, nats per token"}
+                "untouched": "facts nobody touched", "corpus": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
                "repetition": "repetition: twice,<br>or once, twice as sure",
                "retraction": "retraction: told,<br>and told back",
@@ -350,26 +321,20 @@ TEST_LABELS = {"order": "order: a then b,<br>or b then a",
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
     """Belief in what was requested and in what was not, and the corpus's loss, by number of edits.
 
-    Args:
-        means: `Run.sequential`: editor, n_edits, group, measure, n, mean, low, high.
-
-    Returns:
-        A panel per group: the mean probability of the requested or true object with its interval,
-        an editor per line; the agent, which was told the same, dashed in its colour.
+    A panel per group of `Run.sequential` shows the mean probability of the requested or true object
+    with its interval, an editor per line; the agent, which was told the same, dashed in its colour.
     """
     chart = panels("Edits in a row", list(GROUP_LABELS.values()), panel_height=230)
-    editors = means["editor"].unique(maintain_order=True).to_list()
     for index, group in enumerate(GROUP_LABELS):
         rows = means.filter(pl.col("group") == group).sort("n_edits", maintain_order=True)
         of_lm = rows.filter(measure="loss" if group == "corpus" else "p_lm")
-        for number, editor in enumerate(editors):
+        for number, editor in enumerate(means["editor"].unique(maintain_order=True)):
             points = of_lm.filter(editor=editor)
             name, dash = short(editor), DASHES[(number + number // len(FORMS)) % len(DASHES)]
             chart.add_scatter(
                 x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
                 showlegend=not index, line={"color": FORMS[number % len(FORMS)], "dash": dash},
-                mode="lines+markers", error_y=error_bars(points), customdata=interval_cells(points),
-                hovertemplate=INTERVAL, **place(index))
+                mode="lines+markers", **intervals(points, "y"), **place(index))
         agent = rows.filter(measure="p_agent").unique("n_edits", keep="first", maintain_order=True)
         if len(agent):
             chart.add_scatter(
@@ -378,21 +343,14 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
                 hovertemplate="%{y:.3f}, edits: %{x}<extra>agent</extra>", **place(index))
     ticks = sorted(set(means["n_edits"]))
     chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks],
-                       showticklabels=True)
-    chart.update_xaxes(title_text="edits", row=2)
-    chart.update_yaxes(matches=None, showticklabels=True)
-    for index in range(3):
-        chart.update_yaxes(range=[0, 1.05], **place(index))
+                       showticklabels=True).update_xaxes(title_text="edits", row=2)
+    chart.update_yaxes(matches=None, showticklabels=True, range=[0, 1.05])
     chart.update_yaxes(title_text="probability", row=1, col=1)
-    return chart.update_yaxes(rangemode="tozero", row=2, col=2)
+    return chart.update_yaxes(rangemode="tozero", range=None, row=2, col=2)
 
 
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
-    """Each test's number for every editor and for the exact agent, with intervals.
-
-    Args:
-        means: `Run.rationality`: editor, test, who, n, mean, low, high.
-    """
+    """Each test of `Run.rationality`: a bar with its interval per editor and one of the agent."""
     chart = figure("Tests of rationality", y="distance", height=460)
     agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
     bars = [(short(editor), FORMS[number % len(FORMS)], means.filter(editor=editor, who="lm"))
@@ -400,23 +358,21 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
     for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
         points = rows.filter(pl.col("test").is_in(list(TEST_LABELS)))
         chart.add_bar(x=[list(TEST_LABELS).index(test) for test in points["test"]],
-                      y=points["mean"], name=name, marker_color=colour, error_y=error_bars(points),
-                      customdata=interval_cells(points), hovertemplate=INTERVAL)
+                      y=points["mean"], name=name, marker_color=colour, **intervals(points, "y"))
     chart.update_xaxes(tickvals=list(range(len(TEST_LABELS))), ticktext=list(TEST_LABELS.values()),
                        tickfont_size=10, tickangle=0, showgrid=False)
     return chart.update_layout(barmode="group")
 
 
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
-    """A row per editor and number of edits: each group's figures with their intervals, as text."""
+    """`Run.sequential` as text: a row per editor and number of edits, a column per figure."""
     shown = {("last", "accuracy"): "adopted: last", ("so_far", "accuracy"): "adopted: so far",
              ("so_far", "coherence"): "distance from agent: so far",
              ("untouched", "accuracy"): "right: untouched",
              ("untouched", "coherence"): "distance from agent: untouched",
              ("corpus", "loss"): "corpus loss"}
-    index = ["editor", pl.col("n_edits").alias("edits")]
-    return _with_text(means).group_by(index, maintain_order=True).agg(
-        pl.col("text").filter((pl.col("group") == group) & (pl.col("measure") == measure)).first()
+    return _with_text(means).group_by("editor", edits="n_edits", maintain_order=True).agg(
+        pl.col("text").filter(pl.col("group") == group, pl.col("measure") == measure).first()
         .alias(name) for (group, measure), name in shown.items())
 
 

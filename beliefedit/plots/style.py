@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import importlib.util
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
@@ -63,46 +63,35 @@ def short(text: object, width: int = 26) -> str:
 
 
 def wrapped(text: object, width: int = 48) -> str:
-    """Escaped text in lines of a width in characters, for hover labels."""
+    """Escaped text in lines of a width in characters, for hover labels.
+
+    It belongs in customdata: a hovertemplate would read the text's own %{…}.
+    """
     return "<br>".join(escape(line) for line in textwrap.wrap(str(text), width)) or " "
 
 
-def hover_texts(texts: Iterable[object]) -> list[str]:
-    """`wrapped` of each text, for customdata: a template would read the text's own %{…}."""
-    return [wrapped(text) for text in texts]
-
-
 def figure(title: str, *, x: str = "", y: str = "", height: int = 380) -> go.Figure:
-    """An empty figure with title and axis titles (trusted text), legend in rows below.
-
-    Args:
-        height: pixels.
-    """
-    empty = go.Figure(layout={"template": TEMPLATE, "title": {"text": title}, "height": height})
-    empty.update_xaxes(title_text=x)
-    empty.update_yaxes(title_text=y)
-    return empty
+    """An empty figure with title and axis titles (trusted text); height in pixels."""
+    return go.Figure(layout={"template": TEMPLATE, "title": {"text": title}, "height": height,
+                             "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}})
 
 
 def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: int = 190,
            top: int = _TOP, gap: int = 66) -> go.Figure:
     """A grid of small panels with names (escaped text) above them.
 
-    Args:
-        panel_height: pixels of one panel with its share of the gaps.
-        top: pixels above the panels' names, for the title.
-        gap: pixels between two rows of panels, for ticks and names.
+    In pixels: the height of a panel with its share of the gaps, the space for the title on top,
+    the gap between two rows of panels.
     """
     n_rows = -(-len(names) // columns)
-    height = n_rows * panel_height + top + 50
-    inside = height - top - 50
+    inside = n_rows * panel_height
     grid = make_subplots(
         rows=n_rows, cols=columns, subplot_titles=list(names), shared_xaxes="all",
         shared_yaxes="all", horizontal_spacing=0.1 / columns,
         vertical_spacing=min(gap / inside, 1 / n_rows) if n_rows > 1 else 0)
-    grid.update_layout(template=TEMPLATE, title_text=title, height=height, margin_t=top + 30)
-    grid.update_annotations(font_size=12)
-    return grid
+    return grid.update_layout(
+        template=TEMPLATE, title_text=title, height=inside + top + 50, margin_t=top + 30
+    ).update_annotations(font_size=12)
 
 
 def place(index: int, columns: int = 2) -> dict[str, int]:
@@ -110,73 +99,48 @@ def place(index: int, columns: int = 2) -> dict[str, int]:
     return {"row": index // columns + 1, "col": index % columns + 1}
 
 
-INTERVAL = "%{customdata[0]}<br>n = %{customdata[1]:,}<extra>%{fullData.name}</extra>"
-"""Hover template of points whose customdata are `interval_cells`."""
+def intervals(points: pl.DataFrame, axis: str, colour: str | None = None) -> dict[str, Any]:
+    """Error bars along an axis and hover texts, as arguments of a trace.
 
-
-def interval_cells(points: pl.DataFrame) -> list[list]:
-    """Mean with interval as text, and n, of each point of a frame with mean, low, high and n."""
-    return [[interval(mean, low, high, 3), n]
-            for mean, low, high, n in points.select("mean", "low", "high", "n").iter_rows()]
-
-
-def error_bars(points: pl.DataFrame, colour: str | None = None) -> dict:
-    """Error bars from low to high; none where there is no interval."""
-    return {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4, "color": colour,
+    Args:
+        points: mean, low, high (null: no bar), n, and label where hover texts begin with one.
+    """
+    labels = ["label"] if "label" in points.columns else []
+    rows = points.select("mean", "low", "high", "n", *labels).iter_rows()
+    bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4, "color": colour,
             "array": (points["high"] - points["mean"]).fill_null(0).clip(0),
             "arrayminus": (points["mean"] - points["low"]).fill_null(0).clip(0)}
-
-
-def add_histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, role: str, index: int,
-                  *, columns: int = 2) -> None:
-    """Add the share of the values between each two edges as bars to panel number ``index``."""
-    values = values.drop_nulls().to_numpy()
-    name, new = NAMES[role], all(trace.name != NAMES[role] for trace in chart.data)
-    chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, width=edges[1] - edges[0], name=name,
-                  y=np.histogram(values, edges)[0] / max(len(values), 1), legendgroup=name,
-                  showlegend=new, marker={"color": ROLES[role], "opacity": 0.6},
-                  customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                  hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f}<br>%{y:.1%} of the "
-                                f"edits<extra>{name}</extra>", **place(index, columns))
-
-
-def share_axes(chart: go.Figure) -> go.Figure:
-    """Make the y axes of histograms fit their highest bar, in percent."""
-    highest = max((float(max(trace.y)) for trace in chart.data), default=0.0)
-    chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
-    chart.update_yaxes(title_text="share of edits", col=1)
-    return chart.update_layout(barmode="overlay", bargap=0)
+    return {f"error_{axis}": bars,
+            "customdata": [[interval(*row[:3], 3), *row[3:]] for row in rows],
+            "hovertemplate": ("%{customdata[2]}<br>" if labels else "") + "%{customdata[0]}<br>"
+                             "n = %{customdata[1]:,}<extra>%{fullData.name}</extra>"}
 
 
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
                 height: int | None = None) -> Path:
     """Write a figure as PNG, SVG or PDF for a paper, by the path's ending: dark text on white.
 
-    Args:
-        width, height: pixels; height defaults to the figure's own. PNG has twice as many in each
-            direction.
+    Width and height are in pixels, of which PNG has twice as many; the height is by default the
+    figure's own.
 
     Raises:
         ReportError: kaleido (or its browser) is missing, or the ending is not a picture format.
     """
-    path = Path(path)
-    if path.suffix.lower() not in _PICTURES:
+    path, pictures = Path(path), (".jpg", ".pdf", ".png", ".svg", ".webp")
+    if path.suffix.lower() not in pictures:
         raise ReportError(f"cannot write a figure as '{path.suffix}'", where=str(path),
-                          remedy=f"end the path in {', '.join(sorted(_PICTURES))}")
+                          remedy=f"end the path in {', '.join(pictures)}")
     if importlib.util.find_spec("kaleido") is None:
         raise ReportError("writing a figure as a picture needs kaleido, which is not installed",
                           where=str(path), remedy="pip install kaleido")
     path.parent.mkdir(parents=True, exist_ok=True)
     height = height or figure.layout.height or 500
-    printed = go.Figure(figure).update_layout(font_color="#222222", paper_bgcolor="white",
-                                              plot_bgcolor="white")
     try:
-        printed.write_image(path, width=width, height=height, scale=2)
+        go.Figure(figure).update_layout(
+            font_color="#222222", paper_bgcolor="white", plot_bgcolor="white"
+        ).write_image(path, width=width, height=height, scale=2)
     except (RuntimeError, ValueError, OSError) as error:
-        message = f"kaleido could not draw the figure: {' '.join(str(error).split())}"
-        raise ReportError(message, where=str(path), remedy="kaleido needs Chrome or Chromium: "
-                          "install one, or run plotly_get_chrome") from error
+        raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}",
+                          where=str(path), remedy="kaleido needs Chrome or Chromium: install one, "
+                                                  "or run plotly_get_chrome") from error
     return path
-
-
-_PICTURES = {".png", ".svg", ".pdf", ".jpg", ".webp"}

@@ -7,16 +7,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from beliefedit.evaluation.metrics import calibration_bins
-from beliefedit.plots.style import (
-    BEFORE,
-    DASHES,
-    FORMS,
-    NAMES,
-    NEUTRAL,
-    ROLES,
-    figure,
-    hover_texts,
-)
+from beliefedit.plots.style import BEFORE, DASHES, FORMS, NAMES, NEUTRAL, ROLES, figure, wrapped
 
 _FORMS = {"atomic": "atomic", "true_false": "T/F", "not": "not", "and": "and", "or": "or"}
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
@@ -25,8 +16,7 @@ _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 def training_curves(metrics: pl.DataFrame) -> go.Figure:
     """Training and evaluation loss against tokens seen.
 
-    Args:
-        metrics: a row per evaluation: tokens, step, train_loss, eval_loss (nats per token).
+    ``metrics`` has a row per evaluation: tokens, step, train_loss, eval_loss (nats per token).
     """
     chart = figure("Loss while the model learns the corpus", x="tokens", y="loss (nats per token)")
     for column, name, line in (("train_loss", "training", {"color": NEUTRAL, "dash": "dot"}),
@@ -42,9 +32,8 @@ def training_curves(metrics: pl.DataFrame) -> go.Figure:
 def accuracy_curves(metrics: pl.DataFrame) -> go.Figure:
     """Accuracy against tokens seen on each form of sentence the corpus holds.
 
-    Args:
-        metrics: a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or
-            (0 to 1; null where the form is not in the corpus).
+    ``metrics`` has a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or
+    (0 to 1; null where the form is not in the corpus).
     """
     chart = figure("Accuracy while the model learns the corpus", x="tokens", y="accuracy")
     for index, (column, name) in enumerate(_FORMS.items()):
@@ -65,7 +54,7 @@ def calibration(frame: pl.DataFrame, *, state: str = "before", n_bins: int = 10,
     Args:
         frame: p_lm, p_agent, sentence, from `beliefedit.analysis.measures.tracked_beliefs`.
         state: "before" or "after", for the colour.
-        n_bins: bins of the agent's probability for the line of means.
+        n_bins: bins of the agent's probability.
         n_points: at most so many points are drawn, evenly spread over the rows; the line uses all.
     """
     frame = frame.drop_nulls(["p_lm", "p_agent"])
@@ -77,7 +66,7 @@ def calibration(frame: pl.DataFrame, *, state: str = "before", n_bins: int = 10,
     drawn = frame[np.unique(rows)]
     chart.add_scatter(x=drawn["p_agent"], y=drawn["p_lm"], mode="markers", name="statement",
                       marker={"color": ROLES[state], "size": 6, "opacity": 0.3},
-                      customdata=hover_texts(drawn["sentence"]),
+                      customdata=[wrapped(text) for text in drawn["sentence"]],
                       hovertemplate="%{customdata}<br>LM %{y:.3f}, agent %{x:.3f}<extra></extra>")
     bins = calibration_bins(frame["p_agent"], frame["p_lm"], n_bins)
     chart.add_scatter(x=bins["mean_predicted"], y=bins["mean_observed"], mode="lines+markers",

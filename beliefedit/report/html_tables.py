@@ -1,7 +1,4 @@
-"""The tables as people read them: HTML, and CSV in a link.
-
-The HTML needs nothing outside itself, and all text in it is escaped.
-"""
+"""The tables as people read them: HTML with all text escaped, and CSV in a link."""
 
 from __future__ import annotations
 
@@ -38,22 +35,18 @@ def styled(frame: pl.DataFrame) -> str:
     Means have three decimals, with the interval beside or below them, and the mark "told" where the
     editor had been taught the very fact that is asked for: that is recall, not inference. Single
     seeds, where there are several, are folded under the pooled table. Each table can be saved as
-    CSV from the page.
-
-    Args:
-        frame: rows of `analysis.build_tables`, of one table or more.
+    CSV from the page. ``frame`` holds rows of `analysis.build_tables`, of one table or more.
     """
     parts = []
     for (table,), of_table in frame.group_by("table", maintain_order=True):
         inner = ""
         for (editor,), block in of_table.group_by("editor", maintain_order=True):
-            pooled, single = block.filter(pl.col("seed").is_null()), block.drop_nulls("seed")
-            n_seeds = single["seed"].n_unique()
-            inner += _block(pooled, editor + (f", {n_seeds} seeds pooled" if n_seeds else ""))
-            if n_seeds:
-                seeds = "".join(_block(rows, f"{editor}, seed {seed}")
-                                for (seed,), rows in single.group_by("seed", maintain_order=True))
-                inner += _folded(f"{editor}: each seed", seeds)
+            single = block.drop_nulls("seed").group_by("seed", maintain_order=True)
+            seeds = [_block(rows, f"{editor}, seed {seed}") for (seed,), rows in single]
+            inner += _block(block.filter(pl.col("seed").is_null()),
+                            editor + (f", {len(seeds)} seeds pooled" if seeds else ""))
+            if seeds:
+                inner += _folded(f"{editor}: each seed", "".join(seeds))
         inner += csv_link(of_table, f"{table}.csv")
         parts.append(_folded(TABLE_NAMES.get(table, table), inner))
     return "".join(parts)
@@ -62,24 +55,23 @@ def styled(frame: pl.DataFrame) -> str:
 def styled_comparison(frame: pl.DataFrame, table: str) -> str:
     """HTML of runs and editors, a row each: means after the edit, then paired differences.
 
-    Args:
-        frame: from `analysis.compare` or `analysis.compare_editors`.
-        table: which edits it counts, for the title.
+    ``frame`` comes from `analysis.compare` or `analysis.compare_editors` with this ``table``.
     """
     heads = [name for name in _KEY if name == "editor" or frame[name].n_unique() > 1]
-    blocks: dict[tuple, dict[str, dict]] = {}
+    blocks: dict[tuple[str, ...], dict[str, dict]] = {}
     for row in frame.filter(state="after").iter_rows(named=True):
-        blocks.setdefault(tuple(row[name] for name in _KEY), {})[row["measure"]] = row
-    parts = [f"<h4>{html.escape(TABLE_NAMES.get(table, table))}</h4>"]
-    parts += _side_by_side("after the edit", blocks, [*heads, "edits"],
-                           lambda row: _cell(row, decimals=2), lambda row: row["n"])
-    others = {key: block for key, block in list(blocks.items())[1:] if key[-1] is None}
+        seed = "all" if row["seed"] is None else str(row["seed"])
+        key = (*(row[name] for name in _KEY[:-1]), seed)
+        blocks.setdefault(key, {})[row["measure"]] = row
+    parts = [f"<h4>{html.escape(TABLE_NAMES.get(table, table))}</h4>", *_side_by_side(
+        "after the edit", blocks, [*heads, "edits"], lambda row: _cell(row, decimals=2), "n")]
+    others = {key: block for key, block in list(blocks.items())[1:] if key[-1] == "all"}
     if others:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
         reference = ", ".join(first[name] for name in heads if name != "seed" and first[name])
         parts += _side_by_side(
             f"compared with {reference} on the same requests, bold where the interval leaves out 0",
-            others, [*heads, "pairs"], _paired, lambda row: row["n_paired"])
+            others, [*heads, "pairs"], _paired, "n_paired")
     return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
 
 
@@ -87,7 +79,7 @@ _KEY = ("run", "params", "editor", "seed")
 
 
 def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: Sequence[str],
-                  cell: Callable[[dict], str], count: Callable[[dict], int | None]) -> list[str]:
+                  cell: Callable[[dict], str], count: str) -> list[str]:
     """Tables of the measures of one or more groups, a row per block."""
     sections: dict[str, list[Measure]] = {}
     for name in dict.fromkeys(name for block in blocks.values() for name in block):
@@ -98,9 +90,8 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
     for caption, measures in sections.items():
         body = []
         for key, block in blocks.items():
-            texts = {name: str(value) for name, value in zip(_KEY, key, strict=True)} | {
-                "seed": "all" if key[-1] is None else str(key[-1])}
-            n = max(count(row) or 0 for row in block.values())
+            texts = dict(zip(_KEY, key, strict=True))
+            n = max(row[count] or 0 for row in block.values())
             body.append([*(html.escape(texts[name]) for name in heads[:-1]), f"{n:,}",
                          *(cell(block[measure.name]) for measure in measures)])
         groups = ["" if m.group == "request" else ", ".join(filter(None, (m.group, m.unit)))
@@ -116,20 +107,22 @@ def _measure(name: str) -> Measure:
 
 
 def styled_claims(findings: pl.DataFrame) -> str:
-    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and the mean.
-
-    Args:
-        findings: from `beliefedit.analysis.verdict.findings_frame`.
-    """
+    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and mean."""
     if findings.is_empty():
         return ""
     editors = findings["editor"].unique(maintain_order=True).to_list()
     rows: dict[str, dict[str, dict]] = {}
     for row in findings.iter_rows(named=True):
         rows.setdefault(row["text"], {})[row["editor"]] = row
-    body = [[html.escape(text), *(_judged(row[editor]) for editor in editors),
-             _span([cell["n"] for cell in row.values()])] for text, row in rows.items()]
+    body = []
+    for text, row in rows.items():
+        counts = [cell["n"] for cell in row.values()]
+        span = "–".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+        body.append([html.escape(text), *(_judged(row[editor]) for editor in editors), span])
     return html_table([["the edited model …", *editors, "edits"]], body, left=len(editors) + 1)
+
+
+_MARKS = {True: ("✓ yes", "#1f8a55"), False: ("✗ no", "#d0453a"), None: ("? open", "inherit")}
 
 
 def _judged(row: dict) -> str:
@@ -137,16 +130,7 @@ def _judged(row: dict) -> str:
         return '<span style="opacity:.75">not tested</span>'
     mark, colour = _MARKS[row["holds"]]
     value, _, interval = finding_value(row).partition(" ")
-    return (f'<b style="color:{colour}">{mark}</b> {value} '
-            f'<small style="opacity:.75">{interval}</small>')
-
-
-_MARKS = {True: ("✓ yes", "#1f8a55"), False: ("✗ no", "#d0453a"), None: ("? open", "inherit")}
-
-
-def _span(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+    return f'<b style="color:{colour}">{mark}</b> {value} {_small(interval)}'
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
@@ -161,57 +145,46 @@ def _block(frame: pl.DataFrame, caption: str) -> str:
     cells = {(row["measure"], row["group"], row["state"]): row
              for row in frame.iter_rows(named=True)}
     groups = frame["group"].unique(maintain_order=True).to_list()
-    line: Callable[[dict | None], str] = _cell if len(groups) > 1 else _inline
-    body = [[html.escape(_measure(name).label), *(text for group in groups for text in (
-        *(line(cells.get((name, group, state))) for state in STATES), _n(cells, name, group)))]
-        for name in frame["measure"].unique(maintain_order=True)]
+    between, body = "<br>" if len(groups) > 1 else " ", []
+    for name in frame["measure"].unique(maintain_order=True):
+        body.append([html.escape(_measure(name).label)])
+        for group in groups:
+            rows = [cells.get((name, group, state)) for state in STATES]
+            n = f"{rows[-1]['n']:,}" if rows[-1] else "–"
+            body[-1] += [*(_cell(row, between=between) for row in rows), n]
     heads = [["measure", *[*STATES, "n"] * len(groups)]]
     if len(groups) > 1:
         heads.insert(0, ["", *(group for group in groups for _ in range(len(STATES) + 1))])
     return html_table(heads, body, caption)
 
 
-def _n(cells: dict, measure: str, group: str) -> str:
-    row = cells.get((measure, group, "difference"))
-    return f"{row['n']:,}" if row else "–"
-
-
-def _cell(row: dict | None, *, decimals: int = 3) -> str:
-    """Mean, and its interval in small type below; a dash where there is no value."""
+def _cell(row: dict | None, *, decimals: int = 3, between: str = "<br>") -> str:
+    """Mean, interval, and the mark "told", which the request itself, always told, does not need."""
     if row is None or row["mean"] is None:
         return "–"
-    return _with_interval(*(row[name] for name in ("mean", "low", "high")), "<br>", decimals,
-                          _told_mark(row))
-
-
-def _inline(row: dict | None) -> str:
-    return _cell(row).replace("<br>", " ")
+    mark = ""
+    if row["told"] and row["state"] != "before" and _measure(row["measure"]).probe != SAME:
+        share = "" if row["told"] == 1 else f" in {100 * row['told']:.0f}%"
+        mark = " " + _small(f"told{share}")
+    return _with_interval(row["mean"], row["low"], row["high"], decimals, between, mark)
 
 
 def _paired(row: dict) -> str:
     """The difference to the reference, bold where its interval leaves out zero."""
-    if row["paired"] is None:
-        return "–"
-    text = _with_interval(row["paired"], row["paired_low"], row["paired_high"], "<br>", 2)
-    differs = row["paired_low"] is not None and (row["paired_low"] > 0 or row["paired_high"] < 0)
-    return f"<b>{text}</b>" if differs else text
+    low, high = row["paired_low"], row["paired_high"]
+    text = _with_interval(row["paired"], low, high, 2)
+    return f"<b>{text}</b>" if low is not None and (low > 0 or high < 0) else text
 
 
-def _told_mark(row: dict) -> str:
-    """Says that a belief was taught, or in how many of the edits; the request always is."""
-    if row["state"] == "before" or _measure(row["measure"]).probe == SAME or not row["told"]:
-        return ""
-    share = "" if row["told"] == 1 else f" in {100 * row['told']:.0f}%"
-    return f' <small style="opacity:.75">told{share}</small>'
-
-
-def _with_interval(mean: float, low: float | None, high: float | None, between: str, decimals: int,
-                   mark: str = "") -> str:
+def _with_interval(mean: float | None, low: float | None, high: float | None, decimals: int,
+                   between: str = "<br>", mark: str = "") -> str:
     text = number(mean, decimals) + mark
-    if low is None or high is None:
-        return text
     ends = f"[{number(low, decimals)}, {number(high, decimals)}]"
-    return f'{text}{between}<small style="opacity:.75">{ends}</small>'
+    return text if low is None else text + between + _small(ends)
+
+
+def _small(text: str) -> str:
+    return f'<small style="opacity:.75">{text}</small>'
 
 
 def _folded(summary: str, inner: str) -> str:

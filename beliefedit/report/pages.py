@@ -7,6 +7,7 @@ forbids outside addresses and scripts other than its own, so text from data stay
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ import polars as pl
 from markupsafe import Markup
 
 from beliefedit.analysis.pretraining import learned_corpus
+from beliefedit.analysis.tables import compare
+from beliefedit.config import AnalysisConfig
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.formatting import duration, flatten, number, percent
 from beliefedit.report.cells import PLOTLY, Heading, Page, figure, render
-from beliefedit.report.html_tables import styled_claims
+from beliefedit.report.html_tables import styled_claims, styled_comparison
 from beliefedit.run import SUMMARY, Run
 from beliefedit.store import read_json, write_text
 
@@ -156,7 +159,7 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
 
     Args:
         folder: of a sweep.
-        sections: about the edits of the runs: title, html (escaped) and figure (plotly JSON).
+        sections: title, html (escaped) and figure (plotly JSON), as from `edit_sections`.
 
     Raises:
         ReportError: no sub-folder holds a run.
@@ -181,6 +184,22 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     write_text(target, _html("comparison.html.j2", page=page, head={}, keys=keys, rows=rows,
                              columns=columns, parts=parts, plotly=_plotly() if parts else ""))
     return target
+
+
+def edit_sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str, Any]]:
+    """What `write_comparison` shows of the runs' edits; empty if no run has any."""
+    from beliefedit.plots.edits import contrasts  # plotly is slow to load
+
+    edited = [run for run in runs
+              if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
+    if not edited:
+        return []
+    frames = {table: compare(edited, config, table=table)
+              for table in ("updating", "downstream", "fixing")}
+    return [{"title": "Editors and runs side by side",
+             "figure": json.loads(contrasts(frames).to_json()),
+             "html": "".join(styled_comparison(frame, table) for table, frame in frames.items()
+                             if frame["n"].max())}]
 
 
 def _status(record: Mapping[str, Any]) -> str:
