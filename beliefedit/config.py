@@ -490,7 +490,6 @@ class EditConfig(Config):
     editors: Editors = Editors({"lora": {}})
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all")
     batch_size: Positive = Field(64, description="edits carried out at once")
-    processes: Positive = Field(1, description="processes that share the edits")
     n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too")
     n_distributions: NonNegative | None = Field(
         50, description="first edits whose whole distributions are compared too; null: all")

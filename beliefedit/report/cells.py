@@ -25,6 +25,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 PICTURES = ("image/png", "image/jpeg", "image/gif")
 HIDDEN_TAGS = {"papermill-error-cell-tag", "remove-cell"}
+FOLDED = "fold"  # tag of cells whose output is folded in a report
 IN_HEAD = "remove-output"  # tag of cells whose output repeats the head of a run's report
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(/\d+)?\s?\w* \[\d+:\d+(:\d+)?(<|,|&lt;)")
 OUTSIDE = re.compile(
@@ -84,6 +85,7 @@ def render(notebook: Mapping[str, Any], *, has_head: bool = False) -> Page:
                 page.cells.append({"kind": "code", "code": []})
             # A cell that shows nothing shares a fold with the next one.
             page.cells[-1]["code"].append(code)
+            page.cells[-1]["folded"] = FOLDED in tags
             skipped = has_head and IN_HEAD in tags
             page.cells[-1]["outputs"] = _outputs(
                 (output for output in cell["outputs"]

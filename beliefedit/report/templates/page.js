@@ -84,6 +84,8 @@
 
   figures.forEach(draw);
   for (const change of [dark, narrow]) change.addEventListener("change", () => figures.forEach(draw));
+  for (const fold of all("details.fold"))  /* what is folded has no width to be drawn in */
+    fold.addEventListener("toggle", () => figures.filter((one) => fold.contains(one.drawing)).forEach(draw));
 
   /* Tables: numbers to the right, long text wrapped, a click on a column's name sorts by it. */
   const NUMBER = /^[+−-]?(\d[\d,]*\.?\d*|\.\d+)(e[+−-]?\d+)?\s*(%|s|ms|\[.*\]|\(.*\)|±.*)?$/i;
