@@ -126,7 +126,7 @@ class Beliefs:
         counts, at = self.counts, self.counts.row_of[s, r]
         if (s, r) in self.rows or at < 0:
             return self.rows.get((s, r), EMPTY)
-        cells = slice(*counts.excess.indptr[at:at + 2])
+        cells = slice(counts.excess.indptr[at], counts.excess.indptr[at + 1])
         return Row(float(counts.background[at]), float(counts.total[at]),
                    counts.keys[cells] % self.n_objects, counts.excess.data[cells],
                    counts.rows.data[cells])

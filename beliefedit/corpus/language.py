@@ -115,5 +115,8 @@ class Lexicon:
 
 def _splits(text: str, separator: str) -> list[tuple[str, str]]:
     """Every way to cut a text in two at a separator."""
-    return [(text[:at], text[at + len(separator):]) for at in range(len(text))
-            if text.startswith(separator, at)]
+    splits, at = [], text.find(separator)
+    while at >= 0:
+        splits.append((text[:at], text[at + len(separator):]))
+        at = text.find(separator, at + 1)
+    return splits
