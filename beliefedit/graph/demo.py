@@ -14,6 +14,8 @@ from beliefedit.errors import GraphError
 from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS, TRIPLES
 from beliefedit.store import write_text
 
+VERSION = 1
+"""Raise it when the same size and seed give another graph."""
 P_BOTH, P_ONE = 0.34, 0.12
 """A person has both relations of a pair, or just the one, or just the other."""
 P_TYPICAL = 0.85

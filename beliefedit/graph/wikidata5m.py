@@ -16,14 +16,22 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
 from beliefedit.errors import GraphError
-from beliefedit.graph.graph import KEYS, Graph, by_appearance, files_digest, log, unreadable
+from beliefedit.graph.graph import (
+    KEYS,
+    Graph,
+    by_appearance,
+    files_digest,
+    log,
+    truncate_labels,
+    unreadable,
+)
 
 ENTITIES, RELATIONS = "wikidata5m_entity.txt", "wikidata5m_relation.txt"
 TRIPLES = "wikidata5m_transductive_train.txt"
@@ -33,22 +41,28 @@ HOME = {ENTITIES: ALIAS_ARCHIVE, RELATIONS: ALIAS_ARCHIVE, TRIPLES: TRIPLE_ARCHI
 
 
 def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations: int = 2,
-                    min_cooccurrence: int = 1000, read_n_facts: int | None = None,
+                    min_cooccurrence: int = 1000, max_object_tokens: int = 0,
+                    tokenizer: Any = None, read_n_facts: int | None = None,
                     exclude_relations: Sequence[str] = ("P735", "P131"),
                     exclude_entities: Sequence[str] = ("Q16521", "Q5")) -> Graph:
-    """Read a graph in Wikidata5m's layout and keep its best connected relations; labels are whole.
+    """Read a graph in Wikidata5m's layout and keep its best connected relations; labelled.
 
     Args:
         folder: holds the three text files, or Wikidata5m's alias and transductive archives.
         n_relations: how many relations to choose.
         min_relations: a kept subject has at least this many of them.
         min_cooccurrence: two relations are chosen together only if this many subjects have both.
+        max_object_tokens: longer object labels are truncated; 0 leaves them whole.
+        tokenizer: of `transformers`, counts those tokens.
         read_n_facts: read only this many lines of the triple file.
         exclude_relations, exclude_entities: ids whose triples are dropped.
 
     Raises:
         GraphError: missing, damaged or malformed files, or too few relations or facts.
     """
+    if max_object_tokens and tokenizer is None:
+        raise GraphError(f"max_object_tokens={max_object_tokens} needs a tokenizer to count with",
+                         remedy="give tokenizer=, or max_object_tokens=0")
     with opened(folder) as files:
         entities = read_aliases(files[ENTITIES])
         relations = read_aliases(files[RELATIONS])
@@ -61,7 +75,7 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
     graph = _label(facts, entities["label"], relation_labels, counts)
     log.info("read %s: %d facts, %d subjects, %d objects; %s", folder, graph.ids.height,
              len(graph.subjects), len(graph.objects), counts)
-    return graph
+    return truncate_labels(graph, tokenizer, max_object_tokens) if max_object_tokens else graph
 
 
 # --- files and archives --------------------------------------------------------------------------

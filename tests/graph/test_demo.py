@@ -14,7 +14,7 @@ import pytest
 from beliefedit.corpus.language import Fact, Lexicon, Proposition
 from beliefedit.errors import GraphError
 from beliefedit.graph import wikidata5m as kg
-from beliefedit.graph.demo import PAIRS, write_demo_graph
+from beliefedit.graph.demo import PAIRS, VERSION, write_demo_graph
 from tests.oracles import verbalise
 
 
@@ -99,6 +99,8 @@ def test_seed_decides_every_byte(tmp_path):
 
     first = digest("a", seed=4)
     assert digest("c", seed=5) != first
+    # Another graph from the same seed is another version: stored runs are keyed by it.
+    assert (VERSION, first[:16]) == (1, "eeb68a8c522af9f9")
     command = [sys.executable, "-m", "beliefedit.graph", "demo", str(tmp_path / "b"), "--subjects", "60", "--seed", "4"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "123"}, cwd=Path(__file__).parents[2])
     for path in (tmp_path / "a").iterdir():
