@@ -21,24 +21,17 @@ from beliefedit.playground.search import Suggestions
 
 Role = Literal["edited", "downstream", "upstream", "same subject", "other subject"]
 
-CAP = 30
-"""Facts drawn in the ripple; the page says how many more there are."""
-
+CAP = 30  # facts drawn in the ripple; the page says how many more there are
 _N_STILL = 8  # places in the ripple that are kept for facts that the agent does not move
 _N_TRIED = 8  # facts per relation that the example is chosen from
 
 
 @dataclass(frozen=True)
 class EvidenceStrength:
-    """How strong the evidence for a request is.
+    """How strong the evidence for a request is."""
 
-    Attributes:
-        probability: as strong as brings the agent's belief to this; None: ``weight`` counts.
-        weight: a number of observations.
-    """
-
-    probability: float | None = 0.95
-    weight: float = 1.0
+    probability: float | None = 0.95  # what it brings the agent's belief to; None: weight counts
+    weight: float = 1.0  # a number of observations
 
     def observations(self, agent: BayesAgent, requested: Fact) -> float:
         """The number of observations it counts for, for an agent that has not seen them yet.
@@ -59,12 +52,7 @@ class EvidenceStrength:
 
 @dataclass(frozen=True)
 class Question:
-    """One fact whose beliefs are shown.
-
-    Attributes:
-        role: how it is related to the edited fact.
-        fact: its object is the true one; "" where the corpus states none.
-    """
+    """One fact whose beliefs are shown; its object is the true one, "" if the corpus has none."""
 
     role: Role
     fact: Fact
@@ -72,18 +60,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Moved:
-    """One fact of the ripple, with its probabilities for the agent and the model.
-
-    Attributes:
-        path: how the edit reaches it, as `BayesAgent.ripple` says; "still": it does not.
-        p_before, p_after: the model's; NaN before it is asked.
-    """
+    """One fact of the ripple, with its probabilities for the agent and the model."""
 
     fact: Fact
-    path: str
+    path: str  # how the edit reaches it, as `BayesAgent.ripple` says; "still": it does not
     p_agent_before: float
     p_agent: float
-    p_before: float = math.nan
+    p_before: float = math.nan  # the model's, from here on; NaN before it is asked
     p_after: float = math.nan
 
     @property
@@ -116,13 +99,15 @@ class Outlook:
     ripple: tuple[Moved, ...]
     n_more: int
 
+    @property
+    def other(self) -> Fact | None:
+        """What the corpus states about another subject."""
+        last = self.questions[-1]
+        return last.fact if last.role == "other subject" and last.fact.object else None
+
 
 class Known:
-    """The facts of a corpus by name, ready to be searched.
-
-    Args:
-        agent: fitted to ``corpus.evidence``.
-    """
+    """The facts of a corpus by name, ready to be searched, and the agent that has read it."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent) -> None:
         self.agent = agent
@@ -141,10 +126,8 @@ class Known:
 
     def suggest(self, kind: str, text: str, subject: str = "", relation: str = "",
                 n: int = 12) -> list[str]:
-        """Names of a kind ("subject", "relation", "object") for what has been typed of one.
-
-        The subject's own relations, and the usual objects of the relation, come before others.
-        """
+        """Names of a kind for what has been typed of one; the subject's own relations, and the
+        usual objects of the relation, come before others."""
         first = {"relation": self.relations_of.get(subject, ()),
                  "object": self.usual.get(relation, ())}
         return self.names[kind].find(text, n, first.get(kind, ()))
@@ -192,34 +175,30 @@ class Known:
             subjects = [s for s in members if (s, upstream) in self.object_of]
             for place, subject in enumerate(subjects[:_N_TRIED]):
                 now = self.agent.expected(subject, relation)
-                others = [x for x, answer in answers.items() if answer != now]
-                if others:
+                if others := [x for x, answer in answers.items() if answer != now]:
                     request = self.request(Fact(subject, upstream, others[place % len(others)]))
-                    answer = (subject, relation, answers[request.target])
-                    found.append((self.agent.after(request).probability(*answer)
-                                  - self.agent.probability(*answer), request))
+                    old, new = (agent.probability(subject, relation, answers[request.target])
+                                for agent in (self.agent, self.agent.after(request)))
+                    found.append((new - old, request))
         if found:
             return max(found, key=lambda pair: pair[0])[1]
         (subject, relation), now = next(iter(self.object_of.items()))
-        return self.request(Fact(subject, relation, next(o for o in self.agent.objects
-                                                         if o != now)))
+        new_object = next(o for o in self.agent.objects if o != now)
+        return self.request(Fact(subject, relation, new_object))
 
     def questions(self, subject: str, relation: str) -> tuple[Question, ...]:
         """The edited fact; a downstream, upstream or other fact; another subject's fact."""
         own = [r for r in self.relations_of.get(subject, ()) if r != relation]
-        upstream, downstream = self.agent.pairs.get(relation), self.downstream.get(relation)
-        asked: list[tuple[Role, str, str]] = [("edited", subject, relation)]
-        if downstream in own:
-            asked.append(("downstream", subject, downstream))
-        elif upstream in own:
-            asked.append(("upstream", subject, upstream))
-        elif own:
-            asked.append(("same subject", subject, own[0]))
-        asked += [("other subject", other, relation) for other in self.others(subject, relation, 1)]
+        near: list[tuple[Role, str | None]] = [
+            ("downstream", self.downstream.get(relation)),
+            ("upstream", self.agent.pairs.get(relation)), *(("same subject", r) for r in own)]
+        asked = [("edited", subject, relation),
+                 *[(role, subject, r) for role, r in near if r in own][:1],
+                 *(("other subject", s, relation) for s in self.others(subject, relation, 1))]
         return tuple(Question(role, self.fact(s, r)) for role, s, r in asked)
 
     def others(self, subject: str, relation: str, n: int) -> list[str]:
-        """The n subjects with a relation that come after this one, and then the first ones."""
+        """The n subjects with a relation that come after this one, then the first ones."""
         members = self.subjects_of.get(relation, ())
         start = members.index(subject) + 1 if (subject, relation) in self.object_of else 0
         around = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
@@ -229,10 +208,10 @@ class Known:
         """What an agent makes of a request; EvidenceError for one that is no evidence."""
         updated = agent.after(request)
         questions = self.questions(request.subject, request.fact.relation)
-        views = ["direct", *["predictive"] * (len(questions) - 1)]
-        before, after = (tuple(one.distribution(q.fact.subject, q.fact.relation, view)
-                               for q, view in zip(questions, views, strict=True))
-                         for one in (agent, updated))
+        before, after = (tuple(
+            one.distribution(question.fact.subject, question.fact.relation,
+                             "direct" if question.role == "edited" else "predictive")
+            for question in questions) for one in (agent, updated))
         o = agent.objects.index(request.target)
         edited = Moved(request.requested, "request", float(before[0][o]), float(after[0][o]))
         ripple, n_more = self._ripple(request, agent, updated)
@@ -244,9 +223,9 @@ class Known:
         subject, relation = request.subject, request.fact.relation
         moved = agent.ripple(self.facts, subject, relation, request.target, request.weight)
         moved = moved.filter(pl.col("path") != "request")
-        shown = [Moved(Fact(row["subject"], row["relation"], row["object"]), row["path"],
-                       row["p_before"], row["p_after"])
-                 for row in moved.head(CAP - 1 - _N_STILL).iter_rows(named=True)]
+        columns = moved.select("subject", "relation", "object", "path", "p_before", "p_after")
+        shown = [Moved(Fact(s, r, o), path, *p)
+                 for s, r, o, path, *p in columns.head(CAP - 1 - _N_STILL).iter_rows()]
         names = {(one.fact.subject, one.fact.relation) for one in shown} | {(subject, relation)}
         own = [(subject, r) for r in self.relations_of.get(subject, ())]
         others = [(s, relation) for s in self.others(subject, relation, 2 * _N_STILL)]

@@ -17,17 +17,14 @@ from beliefedit.editors.registry import editor_class
 from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
 from beliefedit.playground.background import Progress, Worker, words
-from beliefedit.playground.controls import LABEL, Pickers, columns, row
+from beliefedit.playground.controls import LABEL, Pickers, Settling, columns, row
 from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
 from beliefedit.playground.session import Choice, Entry, Session
 from beliefedit.playground.snapshot import Picture, draw
 from beliefedit.run import Run
 
-N_SETTINGS = 4
-"""Hyper-parameters with a field of their own; the others keep the run's or their default values."""
-
+N_SETTINGS = 4  # hyper-parameters with a field of their own; the others stay as they are
 _USUAL = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come first
-
 _FIELDS = {bool: ipw.Checkbox, int: ipw.IntText, float: ipw.FloatText}
 
 
@@ -46,7 +43,7 @@ class Working(ipw.VBox):
         super().__init__()
         self.worker, self.message = Worker(), ipw.HTML()
         self.progress = ipw.IntProgress(description="Progress", style=LABEL)
-        self.cancel = button("Cancel", "Stop what is running", lambda _: self.worker.cancel())
+        self.cancel = button("Cancel", "Stop what is running", self.worker.cancel)
         self.idle_only: list[ipw.Widget] = []  # controls that are disabled while work runs
 
     def start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
@@ -57,10 +54,7 @@ class Working(ipw.VBox):
 
         def done(result: Any, problem: str | None) -> None:
             self.set_busy(False)
-            if problem is None:
-                self.say(finished(result), "good")
-            else:
-                self.say(problem, "problem")
+            self.say(problem or finished(result), "problem" if problem else "good")
 
         return self.worker.run(work, done, self._show_progress)
 
@@ -80,21 +74,16 @@ class Working(ipw.VBox):
         self.say(text)
 
 
-def button(name: str, tooltip: str, pressed: Callable[[Any], Any], kind: str = "") -> ipw.Button:
+def button(name: str, tooltip: str, pressed: Callable[[], Any], kind: str = "") -> ipw.Button:
     """A button as wide as its name."""
     made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
                       layout={"width": "auto"})
-    made.on_click(pressed)
+    made.on_click(lambda _: pressed())
     return made
 
 
 class Page(Working):
-    """The playground of one session.
-
-    Args:
-        experiment: gives the editors' hyper-parameters to start from.
-        folder: gets what is saved.
-    """
+    """The playground of one session; what is saved goes to the folder."""
 
     def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
         super().__init__()
@@ -140,12 +129,11 @@ class Page(Working):
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
         save = button("Save edit", "Write the last edit to the run folder", self._press_save)
-        save_all = button("Save session", "Write requests and numbers to the file",
-                          self._press_save_session)
-        replay_all = button("Replay session", "Carry the file's requests out again",
-                            self._press_replay)
-        self.idle_only += [save, save_all, replay_all]
-        return row(self.kind, save, self.file, save_all, replay_all)
+        of_session = [
+            button("Save session", "Write requests and numbers to the file", self._press_save_all),
+            button("Replay session", "Carry the file's requests out again", self._press_replay)]
+        self.idle_only += [save, *of_session]
+        return row(self.kind, save, self.file, *of_session)
 
     def set_busy(self, busy: bool) -> None:
         """As `Working.set_busy`; shows the history as it is now."""
@@ -176,10 +164,10 @@ class Page(Working):
             self.pickers.hint.value = show.message(words(error))
             return
         self.pickers.say(request)
-        last = self.session.history[-1] if self.session.history else None
-        if last is not None and last.request == request and last.stacked == self.session.stacked:
-            self._draw(last.picture)
-            return
+        for last in self.session.history[-1:]:
+            if last.request == request and last.stacked == self.session.stacked:
+                self._draw(last.picture)
+                return
         preview = draw(outlook, self.session.known.agent.objects)
         self._draw(preview)
 
@@ -205,7 +193,7 @@ class Page(Working):
             return None
         return request, Choice(choice.name, {**choice.settings, **fields})
 
-    def _press_edit(self, _: object = None) -> Future | None:
+    def _press_edit(self) -> Future | None:
         if (asked := self._asked()) is None:
             return None
 
@@ -224,14 +212,14 @@ class Page(Working):
             self._draw(self.session.history[-1].picture)
             self.set_busy(False)
 
-    def _press_undo(self, _: object) -> None:
+    def _press_undo(self) -> None:
         def finished(entry: Entry) -> str:
             self._fill(entry.request)
             return "The last edit is undone; the model is what it was before it."
 
         self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
-    def _press_compare(self, _: object) -> None:
+    def _press_compare(self) -> None:
         if (asked := self._asked()) is None:
             return
         request, chosen = asked
@@ -249,7 +237,7 @@ class Page(Working):
         self.session.stacked = self.mode.value
         self._refresh()
 
-    def _press_save(self, _: object) -> None:
+    def _press_save(self) -> None:
         kind = self.kind.value
         target = self.folder / f"edit-{len(self.session.history):03d}-{kind}"
         self.start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
@@ -259,12 +247,12 @@ class Page(Working):
         """The session's file, in the folder whatever has been typed."""
         return self.folder / (Path(self.file.value).name or "session.json")
 
-    def _press_save_session(self, _: object) -> None:
+    def _press_save_all(self) -> None:
         path = self._file()
         self.start(lambda progress: save_session(self.session, path), lambda _: f"Saved: {path}",
                    "Saving …")
 
-    def _press_replay(self, _: object) -> None:
+    def _press_replay(self) -> None:
         path = self._file()
 
         def finished(difference: float) -> str:
@@ -284,7 +272,7 @@ class Page(Working):
         self.close()
 
 
-class Playground(ipw.VBox):
+class Playground(Settling, ipw.VBox):
     """The playground of a run, and of those beside it.
 
     Args:
@@ -298,7 +286,6 @@ class Playground(ipw.VBox):
         self.runs = ipw.Dropdown(description="Run", tooltip="Which run's model to edit",
                                  style=LABEL, layout={"width": "390px"})
         super().__init__([self.runs])
-        self._listing = False
         self.runs.observe(self._chosen, "value")
         self.show_run(run)
 
@@ -316,20 +303,18 @@ class Playground(ipw.VBox):
             self.children = [self.runs, self.page]
         folder = run.folder.resolve()
         found = sorted({folder, *runs_beside(folder)})
-        self._listing = True
-        self.runs.options = [(path.name, str(path)) for path in found]
-        self.runs.value = str(folder)
+        with self.quietly():
+            self.runs.options = [(path.name, str(path)) for path in found]
+            self.runs.value = str(folder)
         self.runs.layout.display = None if len(found) > 1 else "none"
-        self._listing = False
 
     def rehearse(self) -> None:
         """Carry out the example edit, so that a notebook's report shows it; not on Voilà's page."""
-        is_page = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
-        if self.page is not None and not is_page:
+        if self.page and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
             self.page.rehearse()
 
     def _chosen(self, change: dict) -> None:
-        if not self._listing and change["new"] is not None:
+        if self.settled and change["new"] is not None:
             self.show_run(Run.open(change["new"], read_only=True))
 
 
@@ -344,10 +329,10 @@ class Offer(Working):
         self.idle_only = [
             button("Make the smoke run (about a minute)",
                    "A tiny model that has learned little of its corpus",
-                   lambda _: self.make(smoke, folder.parent / "smoke"), "primary"),
+                   lambda: self.make(smoke, folder.parent / "smoke"), "primary"),
             button(f"Make the run of {params.name}",
                    "The demo takes about four minutes on two cores",
-                   lambda _: self.make(params, folder))]
+                   lambda: self.make(params, folder))]
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Make one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")

@@ -41,10 +41,8 @@ class Worker:
         """Start work; returns at once.
 
         Args:
-            work: is given a progress to call between its steps; that call ends it when it is to
-                stop.
+            work: calls the progress it is given between its steps; that call stops it if need be.
             finished: called in the background with (result, None), or (None, what went wrong).
-            progress: what the work's calls are passed on to.
         """
         stop = threading.Event()
         self._stops.add(stop)

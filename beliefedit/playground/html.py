@@ -31,7 +31,6 @@ _ROLES = {
     "upstream": ("Upstream fact", "Hardly moves: the agent infers from it, not back to it"),
     "same subject": ("Another fact about the same subject", "Does not depend on the edited fact"),
     "other subject": ("The same relation of another subject", "Should stay as it is")}
-"""Role of a question to the heading of its panel and what should happen to the fact."""
 
 
 def text(value: object) -> str:
@@ -70,10 +69,11 @@ def beliefs(picture: Picture) -> str:
     names = {"before": "LM before", "after": "LM after", "agent": "Bayesian agent"}
     key = "".join(f'<span><i style="background:var(--{role})"></i>{name}</span>'
                   for role, name in names.items())
-    key += ('<span><i style="background:currentColor;width:2px;opacity:.75"></i>the agent before'
-            '</span><span style="color:var(--request);font-weight:650">▸ request</span>')
     panels = "".join(map(_panel, picture.panels))
-    return block(f'<p class="soft key">{key}</p><div class="be-panels">{panels}</div>')
+    return block(
+        f'<p class="soft key">{key}<span><i style="background:currentColor;width:2px;opacity:.75">'
+        '</i>the agent before</span><span style="color:var(--request);font-weight:650">▸ request'
+        f'</span></p><div class="be-panels">{panels}</div>')
 
 
 def _panel(panel: Panel) -> str:
@@ -87,27 +87,21 @@ def _panel(panel: Panel) -> str:
 
 def _row(bar: Bar, panel: Panel) -> str:
     """One object: its name and the bars of the model before, after, and the agent."""
-    plain = "all others" if bar.object is None else bar.object
-    name = '<span class="soft">all others</span>' if bar.object is None else text(bar.object)
-    values = {"LM before": ("before", bar.p_before), "LM after": ("after", bar.p_after),
-              "agent": ("agent", bar.p_agent)}
-    spoken = ", ".join(f"{who} {number(p, 3)}" for who, (_, p) in values.items()
-                       if not math.isnan(p))
-    bars = ""
-    for role, p in values.values():
-        width = 0 if math.isnan(p) else 80 * p  # the number needs the rest
-        bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{width:.2f}%;'
-                 f'background:var(--{role})"></b><em>{number(p, 3)}</em>')
-        bars += f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
-        bars += "</div>"
+    spoken, bars = [], ""
+    for who, role, p in (("LM before", "before", bar.p_before), ("LM after", "after", bar.p_after),
+                         ("agent", "agent", bar.p_agent)):
+        spoken += [] if math.isnan(p) else [f"{who} {number(p, 3)}"]
+        before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
+        bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{80 * _or_zero(p):.2f}%;'
+                 f'background:var(--{role})"></b><em>{number(p, 3)}</em>{before}</div>')
+    plain = html.escape(bar.object or "all others")
+    name = text(bar.object) if bar.object else f'<span class="soft">{plain}</span>'
     is_request = bar.object is not None and bar.object == panel.request
-    if is_request:
-        name = f"▸ {name}"
-    if bar.object == panel.question.fact.object:
-        name += ' <span class="true">true</span>'
-    return (f'<div class="be-row" role="img" aria-label="{html.escape(plain)}: {spoken}" '
-            f'title="{html.escape(plain)}"><div class="be-name{" request" if is_request else ""}">'
-            f"{name}</div><div>{bars}</div></div>")
+    mark = "▸ " if is_request else ""
+    true = ' <span class="true">true</span>' if bar.object == panel.question.fact.object else ""
+    return (f'<div class="be-row" role="img" aria-label="{plain}: {", ".join(spoken)}" '
+            f'title="{plain}"><div class="be-name{" request" if is_request else ""}">'
+            f"{mark}{name}{true}</div><div>{bars}</div></div>")
 
 
 def logic(judged: Logic) -> str:
@@ -136,17 +130,17 @@ def history(entries: Sequence[Entry]) -> str:
     """The edits of this session, the latest last."""
     items = ""
     for entry in entries:
-        request, bar = entry.request, entry.picture.panels[0].bar(entry.request.target)
+        request, picture = entry.request, entry.picture
         top = ", on top of earlier ones" if entry.stacked else ""
-        beliefs = f"p(request) {_arrow(bar)}"
-        if (panel := entry.picture.panel("downstream")) is not None:
+        beliefs = f"p(request) {_arrow(picture.panels[0].bar(request.target))}"
+        if panel := picture.panel("downstream"):
             beliefs += (f"; downstream: {text(panel.question.fact.relation)} "
                         f"{text(panel.expected.object)}: {_arrow(panel.expected)}")
         items += (f"<li>{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
                   f"({observations(request.weight)}) · {_editor(entry.choice.name)}{top}, "
                   f"{number(entry.seconds, 1)} s<br>{beliefs}</span></li>")
-    return block(f"<h3>History</h3><ol>{items}</ol>" if items else
-                 "<h3>History</h3><p class=soft>No edit yet.</p>", "be-history")
+    edits = f"<ol>{items}</ol>" if items else "<p class=soft>No edit yet.</p>"
+    return block(f"<h3>History</h3>{edits}", "be-history")
 
 
 def _arrow(bar: Bar) -> str:
@@ -156,13 +150,9 @@ def _arrow(bar: Bar) -> str:
 def comparison(table: pl.DataFrame) -> str:
     """Editors side by side, from `Session.compare`."""
     rows = []
-    for row in table.iter_rows(named=True):
-        name = _editor(row["editor"])
-        if row["refused"]:
-            name += f" <span class=soft>{html.escape(row['refused'])}</span>"
-        rows.append([name, *(number(row[column], 3) for column in (
-            "p_request", "downstream", "other", "true_false", "negation")),
-            number(row["seconds"], 1)])
+    for editor, *figures, seconds, refused in table.iter_rows():
+        why = f" <span class=soft>{html.escape(refused)}</span>" if refused else ""
+        rows.append([_editor(editor) + why, *(number(p, 3) for p in figures), number(seconds, 1)])
     errors = [MEASURES[name].label for name in ("true_false", "negation")]
     return block("<h3>The same request, several editors</h3><p class=soft>Probability of the "
                  "request, of what the agent now expects of the downstream fact, and of the true "
@@ -177,8 +167,7 @@ def _editor(name: str) -> str:
 
 _ROW, _WIDTH, _RADIUS = 36, 1060, 9
 _COLUMNS = ((6, 30, "the request"), (250, 34, "the same subject"), (510, 36, "other subjects"),
-            (790, 36, ""))
-"""Left edge, characters that fit a label, and heading of each column."""
+            (790, 36, ""))  # left edge, characters that fit a label, and heading
 
 
 def ripple(picture: Picture) -> str:
@@ -189,8 +178,7 @@ def ripple(picture: Picture) -> str:
     change, the right half the model's: the deeper the colour, the larger.
     """
     edited, *rest = picture.ripple
-    rest.sort(key=lambda moved: max(abs(moved.by_agent), abs(_or_zero(moved.by_model))),
-              reverse=True)
+    rest.sort(key=lambda one: max(abs(one.by_agent), abs(_or_zero(one.by_model))), reverse=True)
     own = [moved for moved in rest if moved.fact.subject == edited.fact.subject]
     others = [moved for moved in rest if moved.fact.subject != edited.fact.subject]
     half = -(-len(others) // 2)

@@ -11,11 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from beliefedit.editors.base import EditedModels
 from beliefedit.lm.scoring import encode_pairs, score
 
-_SLACK = 1e-3
-"""Nats by which the same probability may differ between batches of different shapes."""
-
-_MOST = 20_000
-"""Answers kept before all are dropped, so that a long session does not grow."""
+_SLACK = 1e-3  # nats by which a probability may differ between batches of different shapes
+_MOST = 20_000  # answers kept before all are dropped, so that a long session does not grow
 
 
 class Asked:
@@ -60,35 +57,31 @@ class Asked:
         done, size = 0, 4 * n
         while done < len(order):
             piece = order[done:done + size]
-            log_p[piece] = self._score([prompt] * len(piece),
-                                       [self.objects[place] for place in piece])
+            targets = [self.objects[place] for place in piece]
+            log_p[piece] = self._score([prompt] * len(piece), targets)
             done, size = done + len(piece), 2 * size
-            if (n <= done < len(order)
-                    and np.sort(log_p)[-n] > bounds[order[done]] + _SLACK):
+            if n <= done < len(order) and np.sort(log_p)[-n] > bounds[order[done]] + _SLACK:
                 break
         for place in np.flatnonzero(np.isfinite(log_p)):
             self._answers[prompt, self.objects[place]] = float(np.exp(log_p[place]))
-        best = [self.objects[place] for place in np.argsort(-log_p, kind="stable")[:n]]
-        self._strongest[prompt, n] = best
-        return best
+        best = np.argsort(-log_p, kind="stable")[:n]
+        return self._strongest.setdefault((prompt, n), [self.objects[place] for place in best])
 
     def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
         return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
 
     @torch.no_grad()
     def _first_token(self, prompt: str) -> np.ndarray:
-        """log-probability of every object's first token, float64 [n_objects].
-
-        0 for an object before which the prompt is tokenized differently.
-        """
+        """log-probability of every object's first token, float64 [n_objects]; 0 for an object
+        before which the prompt is tokenized differently."""
         text = (getattr(self.models, "prefixes", None) or [""])[0] + prompt
         pairs = encode_pairs(self.tokenizer, [text] * len(self.objects), self.objects)
         start = int(np.bincount(pairs.starts).argmax())
         usual = int((pairs.starts == start).argmax())
         same_prompt = (pairs.ids[:, :start] == pairs.ids[usual, :start]).all(axis=1)
         ids = torch.from_numpy(pairs.ids[usual:usual + 1, :start]).to(self.models.device)
-        output = self.models(input_ids=ids, versions=torch.zeros_like(ids[:, 0]), use_cache=False,
-                             logits_to_keep=1)
-        log_p = output.logits[0, -1].float().log_softmax(-1).double().cpu().numpy()
+        logits = self.models(input_ids=ids, versions=torch.zeros_like(ids[:, 0]), use_cache=False,
+                             logits_to_keep=1).logits
+        log_p = logits[0, -1].float().log_softmax(-1).double().cpu().numpy()
         first = log_p[pairs.ids[:, min(start, pairs.ids.shape[1] - 1)]]
         return np.where((pairs.starts == start) & same_prompt, first, 0.0)

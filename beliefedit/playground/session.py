@@ -41,19 +41,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Entry:
-    """One edit of the history.
-
-    Attributes:
-        stacked: it was made on top of the stacked edits before it.
-        folder: holds its weights, as far as it has any.
-    """
+    """One edit of the history."""
 
     request: EditRequest
     choice: Choice
-    stacked: bool
+    stacked: bool  # made on top of the stacked edits before it
     picture: Picture
     seconds: float
-    folder: Path
+    folder: Path  # of its weights, as far as it has any
 
 
 class Session:
@@ -67,15 +62,14 @@ class Session:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: Known,
-                 texts: Sequence[str] = (), soft_targets: SoftTargetBuilder | None = None) -> None:
+                 texts: Sequence[str], soft_targets: SoftTargetBuilder) -> None:
         self.base, self.tokenizer, self.known = model, tokenizer, known
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
         self._kept = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
         self._fresh = self._asked(Plain(model))
-        self._pile: PreTrainedModel | None = None
-        self._piled = self._fresh
+        self._piled = self._fresh  # the model with all stacked edits
 
     @property
     def agent(self) -> BayesAgent:
@@ -109,11 +103,10 @@ class Session:
         edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
         folder = Path(self._kept.name) / f"{len(self.history) + 1:04d}"
-        has_delta = _keep(edited, folder)
+        if not _keep(edited, folder) and self.stacked:
+            raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
+                            remedy="choose another editor, or make each edit alone")
         if self.stacked:
-            if not has_delta:
-                raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
-                                remedy="choose another editor, or make each edit alone")
             self._stack(folder)
         entry = Entry(request, choice, self.stacked, picture, seconds, folder)
         self.history = (*self.history, entry)
@@ -125,16 +118,16 @@ class Session:
         outlook = self.outlook(request)
         before = self._asked(self._before().models)  # anew: no number depends on earlier questions
         model, tokenizer = before.models.model, self.tokenizer
-        editor = registry.editor(choice.name, **choice.settings)
-        if editor.uses_soft_targets and self.soft_targets is not None:
+        name, editor = choice.name, registry.editor(choice.name, **choice.settings)
+        if editor.uses_soft_targets:
             request = replace(request, soft_targets=self._soft_targets(editor, outlook))
         if reason := editor.validation_error(tokenizer, request):
             raise EditError(reason, where=str(request.requested), remedy="change the request")
-        progress(0, None, f"{choice.name}: preparing")
+        progress(0, None, f"{name}: preparing")
         editor.prepare(model, tokenizer, self.texts)
         total = getattr(editor.config, "steps", None)
         edited = editor.apply(model, tokenizer, [request], watch=lambda step, _: progress(
-            step, total, f"{choice.name}: step {step} of {total}"))
+            step, total, f"{name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
         progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
@@ -166,9 +159,9 @@ class Session:
             agent = _figures(picture, "p_agent") | {"true_false": 0.0, "negation": 0.0}
             rows = [{"editor": "Bayesian agent", **agent},
                     {"editor": "LM before", **_figures(picture, "p_before")}, *rows]
-        return pl.DataFrame(rows, schema={"editor": pl.String, **dict.fromkeys(
-            ("p_request", "downstream", "other", "true_false", "negation", "seconds"), pl.Float64),
-            "refused": pl.String})
+        figures = ("p_request", "downstream", "other", "true_false", "negation", "seconds")
+        return pl.DataFrame(rows, schema={
+            "editor": pl.String, **dict.fromkeys(figures, pl.Float64), "refused": pl.String})
 
     def undo(self) -> Entry:
         """Take the last edit back; the model is, bit for bit, what it was before it.
@@ -176,14 +169,11 @@ class Session:
         Raises:
             EditError: there is none.
         """
-        if not self.history:
-            raise EditError("there is no edit to undo", remedy="press Edit first")
-        *rest, last = self.history
-        self.history = tuple(rest)
+        last = self._last("undo")
+        self.history = self.history[:-1]
         shutil.rmtree(last.folder, ignore_errors=True)
-        if last.stacked and self._pile is not None:  # the same sums in the same order, so same bits
+        if last.stacked:  # the same sums in the same order, so same bits
             self._piled = self._fresh
-            self._pile.load_state_dict(self.base.state_dict())
             for entry in self.history:
                 if entry.stacked:
                     self._stack(entry.folder)
@@ -197,20 +187,20 @@ class Session:
     def export(self, kind: ExportKind, target: Path) -> Path:
         """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        The path that was written is returned.
+        Returns:
+            The path that was written.
 
         Raises:
             EditError: no edit, or one that has no such form.
         """
-        if not self.history:
-            raise EditError("there is no edit to save", remedy="press Edit first")
-        entry = self.history[-1]
+        entry = self._last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
         if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
                             remedy="choose another editor")
         if kind == "model":
-            edited = self._pile if entry.stacked else export.load_delta(delta, self.base)
+            edited = (self._piled.models.model if entry.stacked
+                      else export.load_delta(delta, self.base))
             save_model(edited, self.tokenizer, target)
         elif kind == "delta":
             target = target.with_suffix(".safetensors")
@@ -226,6 +216,11 @@ class Session:
     def close(self) -> None:
         """Delete the weights that were kept."""
         self._kept.cleanup()
+
+    def _last(self, purpose: str) -> Entry:
+        if not self.history:
+            raise EditError(f"there is no edit to {purpose}", remedy="press Edit first")
+        return self.history[-1]
 
     def _asked(self, models: EditedModels) -> Asked:
         return Asked(models, self.tokenizer, self.known.agent.objects)
@@ -246,10 +241,10 @@ class Session:
 
     def _stack(self, folder: Path) -> None:
         """Add an edit to the model that all stacked edits are made on."""
-        if self._pile is None:
-            self._pile = copy.deepcopy(self.base)
-        add_delta(self._pile, load_file(folder / _DELTA))
-        self._piled = self._asked(Plain(self._pile))
+        model = self._piled.models.model
+        model = copy.deepcopy(model) if model is self.base else model
+        add_delta(model, load_file(folder / _DELTA))
+        self._piled = self._asked(Plain(model))
 
 
 def _keep(edited: EditedModels, folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,7 @@ from beliefedit.playground.agent_view import Moved, Outlook, Question, largest
 if TYPE_CHECKING:
     from beliefedit.playground.model_view import Asked
 
-TOP = 8
-"""Objects shown of a belief; all others are summed up."""
+TOP = 8  # objects shown of a belief; all others are summed up
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,15 @@ class Logic:
 
     Attributes:
         a, b: the statements; b None: no other subject has such a fact.
-        p: name of a statement ("A", "not A", "B", "A and B", "B and A", "A or B", and "stated": the
-            plain statement A) to its probability [LM before, LM after, agent before, agent].
+        p: name of a statement ("stated" is A unjudged) to its probability [LM before, LM after,
+            agent before, agent].
         errors: name of a logical error to [LM before, LM after].
     """
 
     a: str
     b: str | None
-    p: dict[str, tuple[float, float, float, float]]
-    errors: dict[str, tuple[float, float]]
+    p: dict[str, tuple[float, ...]]
+    errors: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -114,33 +113,32 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
     for model in models:
         model.ask([*pairs, *statements.values()])
 
-    def p(prompt: str, target: str) -> tuple[float, float]:
-        one, other = (math.nan if model is None else model.p(prompt, target)
-                      for model in (before, after))
-        return one, other
+    def p(prompt: str, target: str) -> tuple[float, ...]:
+        return tuple(math.nan if model is None else model.p(prompt, target)
+                     for model in (before, after))
 
     place_of = {name: place for place, name in enumerate(objects)}
-    panels = []
-    for question, names, old, new in zip(outlook.questions, candidates, outlook.before,
+    panels: list[Panel] = []
+    for question, names, *beliefs in zip(outlook.questions, candidates, outlook.before,
                                          outlook.after, strict=True):
-        bars = [Bar(name, *p(question.fact.prompt, name), float(old[place_of[name]]),
-                    float(new[place_of[name]])) for name in names]
+        bars = [Bar(name, *p(question.fact.prompt, name),
+                    *(float(belief[place_of[name]]) for belief in beliefs)) for name in names]
         panels.append(_panel(question, None if panels else outlook.request.target, bars))
     ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
     return Picture(outlook.request, tuple(panels), ripple, outlook.n_more, _logic(
-        outlook, objects, {name: p(*pair) for name, pair in statements.items()}))
+        outlook, place_of, {name: p(*pair) for name, pair in statements.items()}))
 
 
 def _candidates(outlook: Outlook, place: int, objects: Sequence[str],
                 models: Sequence[Asked]) -> list[str]:
     """The request, the true object, and what agent or model hold likeliest."""
-    question = outlook.questions[place]
-    named = ["" if place else outlook.request.target, question.fact.object]
+    fact = outlook.questions[place].fact
+    named = ["" if place else outlook.request.target, fact.object]
     for belief in (outlook.after[place], outlook.before[place]):
         named += largest(objects, belief, TOP)
     for model in models:
-        named += model.strongest(question.fact.prompt, TOP)
+        named += model.strongest(fact.prompt, TOP)
     return [name for name in dict.fromkeys(named) if name]
 
 
@@ -159,7 +157,7 @@ def _panel(question: Question, request: str | None, bars: Sequence[Bar]) -> Pane
 
 def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
     """Name of a statement to the (prompt, target) that asks whether it is true."""
-    a, b = outlook.request.requested, _other(outlook)
+    a, b = outlook.request.requested, outlook.other
     texts = {"A": clause("atomic", a), "not A": clause("not", a)}
     if b is not None:
         texts |= {"B": clause("atomic", b), "A and B": clause("and", a, b),
@@ -168,30 +166,26 @@ def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
         name: (judged_prompt(text), label_word(True)) for name, text in texts.items()}
 
 
-def _other(outlook: Outlook) -> Fact | None:
-    """What the corpus states about another subject."""
-    last = outlook.questions[-1]
-    return last.fact if last.role == "other subject" and last.fact.object else None
+def _logic(outlook: Outlook, place_of: dict[str, int],
+           judged: dict[str, tuple[float, ...]]) -> Logic:
+    def by_agent(place: int, fact: Fact) -> np.ndarray:
+        """Belief before and after the request."""
+        return np.array([belief[place][place_of[fact.object]]
+                         for belief in (outlook.before, outlook.after)])
 
-
-def _logic(outlook: Outlook, objects: Sequence[str],
-           judged: Mapping[str, tuple[float, float]]) -> Logic:
-    a, b = outlook.request.requested, _other(outlook)
-    agent = []
-    for beliefs in (outlook.before, outlook.after):
-        p_a = float(beliefs[0][objects.index(a.object)])
-        p_b = math.nan if b is None else float(beliefs[-1][objects.index(b.object)])
-        agent.append({"stated": p_a, "A": p_a, "not A": 1 - p_a, "B": p_b, "A and B": p_a * p_b,
-                      "B and A": p_a * p_b, "A or B": p_a + p_b - p_a * p_b})
-    p = {name: (*pair, agent[0][name], agent[1][name]) for name, pair in judged.items()}
+    a, b = outlook.request.requested, outlook.other
+    p_a = by_agent(0, a)
+    agent = {"stated": p_a, "A": p_a, "not A": 1 - p_a}
     measured = {"true_false": (metrics.true_false_error, "stated", "A"),
                 "negation": (metrics.negation_error, "A", "not A")}
     if b is not None:
+        p_b = by_agent(-1, b)
+        agent |= {"B": p_b, "A and B": p_a * p_b, "B and A": p_a * p_b,
+                  "A or B": p_a + p_b - p_a * p_b}
         measured |= {"conjunction": (metrics.conjunction_error, "A", "B", "A and B"),
                      "disjunction": (metrics.disjunction_error, "A", "B", "A or B"),
                      "commutation": (metrics.commutation_error, "A and B", "B and A")}
-    errors = {}
-    for name, (error, *parts) in measured.items():
-        before, after = (error(*(p[part][state] for part in parts)) for state in (0, 1))
-        errors[name] = before, after
+    p = {name: (*pair, *agent[name].tolist()) for name, pair in judged.items()}
+    errors = {name: tuple(map(error, *(judged[part] for part in parts)))
+              for name, (error, *parts) in measured.items()}
     return Logic(str(a), None if b is None else str(b), p, errors)
