@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.corpus.corpus import Corpus, known_facts
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
@@ -56,6 +56,8 @@ class Question:
 
     role: Role
     fact: Fact
+    before: np.ndarray  # the agent's belief [n_objects], direct about the edited fact, predictive
+    after: np.ndarray  # about the others (specification, section 8); after the request
 
 
 @dataclass(frozen=True)
@@ -82,28 +84,18 @@ class Moved:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What an agent believes before and after a request.
-
-    Attributes:
-        questions: the facts whose beliefs are shown, the edited one first.
-        before, after: the agent's beliefs about each question, [n_objects] each: direct ones about
-            the edited fact, predictive ones about the others (specification, section 8).
-        ripple: the edited fact, then the facts that move most, then some that do not move.
-        n_more: further facts that move, by less than all of these.
-    """
+    """What an agent believes before and after a request."""
 
     request: EditRequest
-    questions: tuple[Question, ...]
-    before: tuple[np.ndarray, ...]
-    after: tuple[np.ndarray, ...]
-    ripple: tuple[Moved, ...]
-    n_more: int
+    questions: tuple[Question, ...]  # about the edited fact first
+    ripple: tuple[Moved, ...]  # the edited fact, those that move most, some that do not move
+    n_more: int  # further facts that move, by less than all of these
 
     @property
-    def other(self) -> Fact | None:
-        """What the corpus states about another subject."""
+    def other(self) -> Question | None:
+        """The one about another subject, if the corpus states its object."""
         last = self.questions[-1]
-        return last.fact if last.role == "other subject" and last.fact.object else None
+        return last if last.role == "other subject" and last.fact.object else None
 
 
 class Known:
@@ -186,17 +178,6 @@ class Known:
         new_object = next(o for o in self.agent.objects if o != now)
         return self.request(Fact(subject, relation, new_object))
 
-    def questions(self, subject: str, relation: str) -> tuple[Question, ...]:
-        """The edited fact; a downstream, upstream or other fact; another subject's fact."""
-        own = [r for r in self.relations_of.get(subject, ()) if r != relation]
-        near: list[tuple[Role, str | None]] = [
-            ("downstream", self.downstream.get(relation)),
-            ("upstream", self.agent.pairs.get(relation)), *(("same subject", r) for r in own)]
-        asked = [("edited", subject, relation),
-                 *[(role, subject, r) for role, r in near if r in own][:1],
-                 *(("other subject", s, relation) for s in self.others(subject, relation, 1))]
-        return tuple(Question(role, self.fact(s, r)) for role, s, r in asked)
-
     def others(self, subject: str, relation: str, n: int) -> list[str]:
         """The n subjects with a relation that come after this one, then the first ones."""
         members = self.subjects_of.get(relation, ())
@@ -207,15 +188,27 @@ class Known:
     def outlook(self, request: EditRequest, agent: BayesAgent) -> Outlook:
         """What an agent makes of a request; EvidenceError for one that is no evidence."""
         updated = agent.after(request)
-        questions = self.questions(request.subject, request.fact.relation)
-        before, after = (tuple(
-            one.distribution(question.fact.subject, question.fact.relation,
-                             "direct" if question.role == "edited" else "predictive")
-            for question in questions) for one in (agent, updated))
+        questions = []
+        for role, fact in self._near(request.subject, request.fact.relation):
+            view: View = "direct" if role == "edited" else "predictive"
+            questions.append(Question(role, fact, *(
+                one.distribution(fact.subject, fact.relation, view) for one in (agent, updated))))
         o = agent.objects.index(request.target)
-        edited = Moved(request.requested, "request", float(before[0][o]), float(after[0][o]))
+        old, new = (float(belief[o]) for belief in (questions[0].before, questions[0].after))
         ripple, n_more = self._ripple(request, agent, updated)
-        return Outlook(request, questions, before, after, (edited, *ripple), n_more)
+        return Outlook(request, tuple(questions),
+                       (Moved(request.requested, "request", old, new), *ripple), n_more)
+
+    def _near(self, subject: str, relation: str) -> list[tuple[Role, Fact]]:
+        """The edited fact; a downstream, upstream or other fact; another subject's fact."""
+        own = [r for r in self.relations_of.get(subject, ()) if r != relation]
+        near: list[tuple[Role, str | None]] = [
+            ("downstream", self.downstream.get(relation)),
+            ("upstream", self.agent.pairs.get(relation)), *(("same subject", r) for r in own)]
+        return [("edited", self.fact(subject, relation)),
+                *[(role, self.fact(subject, r)) for role, r in near if r in own][:1],
+                *(("other subject", self.fact(other, relation))
+                  for other in self.others(subject, relation, 1))]
 
     def _ripple(self, request: EditRequest, agent: BayesAgent,
                 updated: BayesAgent) -> tuple[list[Moved], int]:

@@ -6,7 +6,6 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -15,11 +14,9 @@ from beliefedit.config import EDITOR_PARAMETERS
 from beliefedit.editors.registry import editor_class
 from beliefedit.formatting import html_table, number
 from beliefedit.playground.agent_view import EvidenceStrength, Moved
+from beliefedit.playground.session import Entry
 from beliefedit.playground.snapshot import Bar, Logic, Panel, Picture
 from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
-
-if TYPE_CHECKING:
-    from beliefedit.playground.session import Entry
 
 STYLE = ("<style>.be, .be-page { "
          f"--before:{BEFORE}; --after:{AFTER}; --agent:{AGENT}; --request:{REQUEST}; }}\n"
@@ -77,10 +74,10 @@ def beliefs(picture: Picture) -> str:
 
 
 def _panel(panel: Panel) -> str:
-    fact, (title, hint) = panel.question.fact, _ROLES[panel.question.role]
+    fact, (title, hint) = panel.fact, _ROLES[panel.role]
     stated = f"True in the corpus: {text(fact.object)}" if fact.object else "Not in the corpus"
     rows = "".join(_row(bar, panel) for bar in panel.bars)
-    return (f'<section class="be-panel" data-role="{panel.question.role}" aria-label="{title}">'
+    return (f'<section class="be-panel" data-role="{panel.role}" aria-label="{title}">'
             f'<h3>{title}</h3><p class="be-fact">{text(fact.prompt)} …'
             f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
 
@@ -98,7 +95,7 @@ def _row(bar: Bar, panel: Panel) -> str:
     name = text(bar.object) if bar.object else f'<span class="soft">{plain}</span>'
     is_request = bar.object is not None and bar.object == panel.request
     mark = "▸ " if is_request else ""
-    true = ' <span class="true">true</span>' if bar.object == panel.question.fact.object else ""
+    true = ' <span class="true">true</span>' if bar.object == panel.fact.object else ""
     return (f'<div class="be-row" role="img" aria-label="{plain}: {", ".join(spoken)}" '
             f'title="{plain}"><div class="be-name{" request" if is_request else ""}">'
             f"{mark}{name}{true}</div><div>{bars}</div></div>")
@@ -134,7 +131,7 @@ def history(entries: Sequence[Entry]) -> str:
         top = ", on top of earlier ones" if entry.stacked else ""
         beliefs = f"p(request) {_arrow(picture.panels[0].bar(request.target))}"
         if panel := picture.panel("downstream"):
-            beliefs += (f"; downstream: {text(panel.question.fact.relation)} "
+            beliefs += (f"; downstream: {text(panel.fact.relation)} "
                         f"{text(panel.expected.object)}: {_arrow(panel.expected)}")
         items += (f"<li>{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
                   f"({observations(request.weight)}) · {_editor(entry.choice.name)}{top}, "

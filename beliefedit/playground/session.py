@@ -266,6 +266,6 @@ def _figures(picture: Picture, column: str) -> dict[str, float | None]:
     if near is not None:
         figures["downstream"] = getattr(near.expected, column)
     if other is not None:
-        figures["other"] = getattr(other.bar(other.question.fact.object), column)
+        figures["other"] = getattr(other.bar(other.fact.object), column)
     errors, state = picture.logic.errors, int(column == "p_after")
     return figures | {name: errors[name][state] for name in ("true_false", "negation")}

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
 from beliefedit.editors.base import EditRequest
 from beliefedit.evaluation import metrics
-from beliefedit.playground.agent_view import Moved, Outlook, Question, largest
-
-if TYPE_CHECKING:
-    from beliefedit.playground.model_view import Asked
+from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, largest
+from beliefedit.playground.model_view import Asked
 
 TOP = 8  # objects shown of a belief; all others are summed up
 
@@ -38,7 +35,8 @@ _P = [one.name for one in fields(Bar)[1:]]
 class Panel:
     """Beliefs about one fact, the likeliest objects first; ``request``: the object asked for."""
 
-    question: Question
+    role: Role
+    fact: Fact
     request: str | None
     bars: tuple[Bar, ...]
 
@@ -81,12 +79,12 @@ class Picture:
 
     def panel(self, *roles: str) -> Panel | None:
         """The panel of the first question that has one of these roles."""
-        return next((panel for panel in self.panels if panel.question.role in roles), None)
+        return next((panel for panel in self.panels if panel.role in roles), None)
 
     def numbers(self) -> dict[str, float | None]:
         """Every number that is shown, by the name of what it is; None for NaN."""
         found = {"weight": self.request.weight}
-        shown = [(f"{panel.question.role}: {bar.object!r}", bar)
+        shown = [(f"{panel.role}: {bar.object!r}", bar)
                  for panel in self.panels for bar in panel.bars]
         for name, one in [*shown, *((f"ripple: {moved.fact}", moved) for moved in self.ripple)]:
             found |= {f"{name}: {column}": getattr(one, column) for column in _P}
@@ -103,12 +101,14 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
         objects: labels in the order of the outlook's beliefs.
         before, after: the model that is edited, and the edited one.
     """
+    request, questions = outlook.request, outlook.questions
     models = [model for model in (before, after) if model is not None]
-    candidates = [_candidates(outlook, place, objects, models)
-                  for place in range(len(outlook.questions))]
+    asked_for = [request.target, *[None] * (len(questions) - 1)]
+    candidates = [_candidates(question, target, objects, models)
+                  for question, target in zip(questions, asked_for, strict=True)]
     statements = _statements(outlook)
-    pairs = [(question.fact.prompt, name) for question, names in zip(
-        outlook.questions, candidates, strict=True) for name in names]
+    pairs = [(question.fact.prompt, name)
+             for question, names in zip(questions, candidates, strict=True) for name in names]
     pairs += [(moved.fact.prompt, moved.fact.object) for moved in outlook.ripple]
     for model in models:
         model.ask([*pairs, *statements.values()])
@@ -118,48 +118,48 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
                      for model in (before, after))
 
     place_of = {name: place for place, name in enumerate(objects)}
-    panels: list[Panel] = []
-    for question, names, *beliefs in zip(outlook.questions, candidates, outlook.before,
-                                         outlook.after, strict=True):
-        bars = [Bar(name, *p(question.fact.prompt, name),
-                    *(float(belief[place_of[name]]) for belief in beliefs)) for name in names]
-        panels.append(_panel(question, None if panels else outlook.request.target, bars))
+    panels = []
+    for question, target, names in zip(questions, asked_for, candidates, strict=True):
+        bars = [Bar(name, *p(question.fact.prompt, name), float(question.before[place_of[name]]),
+                    float(question.after[place_of[name]])) for name in names]
+        panels.append(Panel(question.role, question.fact, target,
+                            _shown(bars, (target, question.fact.object))))
     ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
-    return Picture(outlook.request, tuple(panels), ripple, outlook.n_more, _logic(
-        outlook, place_of, {name: p(*pair) for name, pair in statements.items()}))
+    judged = {name: p(*pair) for name, pair in statements.items()}
+    return Picture(request, tuple(panels), ripple, outlook.n_more,
+                   _logic(outlook, place_of, judged))
 
 
-def _candidates(outlook: Outlook, place: int, objects: Sequence[str],
+def _candidates(question: Question, target: str | None, objects: Sequence[str],
                 models: Sequence[Asked]) -> list[str]:
     """The request, the true object, and what agent or model hold likeliest."""
-    fact = outlook.questions[place].fact
-    named = ["" if place else outlook.request.target, fact.object]
-    for belief in (outlook.after[place], outlook.before[place]):
-        named += largest(objects, belief, TOP)
+    named = [target, question.fact.object, *largest(objects, question.after, TOP),
+             *largest(objects, question.before, TOP)]
     for model in models:
-        named += model.strongest(fact.prompt, TOP)
+        named += model.strongest(question.fact.prompt, TOP)
     return [name for name in dict.fromkeys(named) if name]
 
 
-def _panel(question: Question, request: str | None, bars: Sequence[Bar]) -> Panel:
-    """The request and the true object, then those anybody holds likeliest; the rest summed up."""
+def _shown(bars: Sequence[Bar], always: Collection[str | None]) -> tuple[Bar, ...]:
+    """Those of some objects, then those anybody holds likeliest; the rest summed up."""
     def rank(bar: Bar) -> float:
         return float(np.nanmax([bar.p_before, bar.p_after, bar.p_agent]))
 
-    named = [bar for bar in bars if bar.object in (request, question.fact.object)]
+    named = [bar for bar in bars if bar.object in always]
     others = sorted((bar for bar in bars if bar not in named), key=rank, reverse=True)
     shown = sorted([*named, *others[:TOP - len(named)]], key=rank, reverse=True)
     sums = [math.fsum(getattr(bar, name) for bar in shown) for name in _P]
     rest = (math.nan if math.isnan(p) else max(0.0, 1 - p) for p in sums)
-    return Panel(question, request, (*shown, Bar(None, *rest)))
+    return (*shown, Bar(None, *rest))
 
 
 def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
     """Name of a statement to the (prompt, target) that asks whether it is true."""
-    a, b = outlook.request.requested, outlook.other
+    a = outlook.request.requested
     texts = {"A": clause("atomic", a), "not A": clause("not", a)}
-    if b is not None:
+    if outlook.other is not None:
+        b = outlook.other.fact
         texts |= {"B": clause("atomic", b), "A and B": clause("and", a, b),
                   "B and A": clause("and", b, a), "A or B": clause("or", a, b)}
     return {"stated": (outlook.request.prompt, outlook.request.target)} | {
@@ -168,18 +168,17 @@ def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
 
 def _logic(outlook: Outlook, place_of: dict[str, int],
            judged: dict[str, tuple[float, ...]]) -> Logic:
-    def by_agent(place: int, fact: Fact) -> np.ndarray:
+    def by_agent(question: Question, name: str) -> np.ndarray:
         """Belief before and after the request."""
-        return np.array([belief[place][place_of[fact.object]]
-                         for belief in (outlook.before, outlook.after)])
+        return np.stack([question.before, question.after])[:, place_of[name]]
 
-    a, b = outlook.request.requested, outlook.other
-    p_a = by_agent(0, a)
+    other = outlook.other
+    p_a = by_agent(outlook.questions[0], outlook.request.target)
     agent = {"stated": p_a, "A": p_a, "not A": 1 - p_a}
     measured = {"true_false": (metrics.true_false_error, "stated", "A"),
                 "negation": (metrics.negation_error, "A", "not A")}
-    if b is not None:
-        p_b = by_agent(-1, b)
+    if other is not None:
+        p_b = by_agent(other, other.fact.object)
         agent |= {"B": p_b, "A and B": p_a * p_b, "B and A": p_a * p_b,
                   "A or B": p_a + p_b - p_a * p_b}
         measured |= {"conjunction": (metrics.conjunction_error, "A", "B", "A and B"),
@@ -188,4 +187,5 @@ def _logic(outlook: Outlook, place_of: dict[str, int],
     p = {name: (*pair, *agent[name].tolist()) for name, pair in judged.items()}
     errors = {name: tuple(map(error, *(judged[part] for part in parts)))
               for name, (error, *parts) in measured.items()}
-    return Logic(str(a), None if b is None else str(b), p, errors)
+    b = None if other is None else str(other.fact)
+    return Logic(str(outlook.request.requested), b, p, errors)

@@ -160,7 +160,7 @@ def test_a_relation_the_subject_lacks_can_be_asked_for(session):
     subject, relation = lacking(session)
     entry = session.edit(session.known.request(
         Fact(subject, relation, session.known.agent.objects[0])), LORA)
-    assert entry.picture.panels[0].question.fact.object == ""
+    assert entry.picture.panels[0].fact.object == ""
 
 
 @pytest.mark.parametrize("stacked", [False, True])
