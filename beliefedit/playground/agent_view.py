@@ -56,6 +56,7 @@ class Question:
 
     role: Role
     fact: Fact
+    request: str | None  # the object asked for, where it is the edited fact
     before: np.ndarray  # the agent's belief [n_objects], direct about the edited fact, predictive
     after: np.ndarray  # about the others (specification, section 8); after the request
 
@@ -191,7 +192,7 @@ class Known:
         questions = []
         for role, fact in self._near(request.subject, request.fact.relation):
             view: View = "direct" if role == "edited" else "predictive"
-            questions.append(Question(role, fact, *(
+            questions.append(Question(role, fact, request.target if role == "edited" else None, *(
                 one.distribution(fact.subject, fact.relation, view) for one in (agent, updated))))
         o = agent.objects.index(request.target)
         old, new = (float(belief[o]) for belief in (questions[0].before, questions[0].after))

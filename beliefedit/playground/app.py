@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,26 @@ class Working(ipw.VBox):
         super().__init__()
         self.worker, self.message = Worker(), ipw.HTML()
         self.progress = ipw.IntProgress(description="Progress", style=LABEL)
-        self.cancel = button("Cancel", "Stop what is running", self.worker.cancel)
         self.idle_only: list[ipw.Widget] = []  # controls that are disabled while work runs
+        self.cancel = self.button("Cancel", "Stop what is running", self.worker.cancel)
+
+    def button(self, name: str, tooltip: str, pressed: Callable[[], Any],
+               kind: str = "") -> ipw.Button:
+        """A button to press while nothing runs; it says what keeps it from doing its work."""
+        def press(_: ipw.Button) -> None:
+            try:
+                pressed()
+            except BeliefEditError as error:
+                self.say(words(error), "problem")
+
+        made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
+                          layout={"width": "auto"})
+        made.on_click(press)
+        self.idle_only.append(made)
+        return made
 
     def start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
-              text: str) -> Future:
+              text: str) -> None:
         """Run work in the background; ``finished`` shows its result and says what was done."""
         self.set_busy(True)
         self._show_progress(0, None, text)
@@ -56,7 +70,7 @@ class Working(ipw.VBox):
             self.set_busy(False)
             self.say(problem or finished(result), "problem" if problem else "good")
 
-        return self.worker.run(work, done, self._show_progress)
+        self.worker.run(work, done, self._show_progress)
 
     def say(self, text: str, kind: str = "") -> None:
         """Show a message."""
@@ -72,14 +86,6 @@ class Working(ipw.VBox):
     def _show_progress(self, done: int, total: int | None, text: str) -> None:
         self.progress.max, self.progress.value = total or 1, done
         self.say(text)
-
-
-def button(name: str, tooltip: str, pressed: Callable[[], Any], kind: str = "") -> ipw.Button:
-    """A button as wide as its name."""
-    made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
-                      layout={"width": "auto"})
-    made.on_click(lambda _: pressed())
-    return made
 
 
 class Page(Working):
@@ -107,10 +113,10 @@ class Page(Working):
             options=labels, description="Editor", tooltip="How the language model is changed",
             style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
-        edit = button("Edit", "Change the language model", self._press_edit, "primary")
-        self.undo = button("Undo", "Take the last edit back", self._press_undo)
-        compare = button("Compare editors", "The same request, several editors",
-                         self._press_compare)
+        self.edit = self.button("Edit", "Change the language model", self._press_edit, "primary")
+        self.undo = self.button("Undo", "Take the last edit back", self._press_undo)
+        compare = self.button("Compare editors", "The same request, several editors",
+                              self._press_compare)
         self.mode = ipw.ToggleButtons(
             options=[("each edit alone", False), ("sequential edits", True)],
             style={"button_width": "125px"}, layout={"width": "auto"},
@@ -118,9 +124,9 @@ class Page(Working):
                       "Every edit is made on top of the earlier ones"])
         self.editor.observe(self._choose_editor, "value")
         self.mode.observe(self._switch, "value")
-        self.idle_only += [edit, self.undo, compare, self.mode]
+        self.idle_only.append(self.mode)
         return (row(self.editor, self.settings),
-                row(edit, self.cancel, self.undo, compare, self.mode, self.progress))
+                row(self.edit, self.cancel, self.undo, compare, self.mode, self.progress))
 
     def _file_controls(self) -> ipw.Widget:
         self.kind = ipw.Dropdown(
@@ -128,12 +134,14 @@ class Page(Working):
             style={"description_width": "110px"}, layout={"width": "230px"})
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
-        save = button("Save edit", "Write the last edit to the run folder", self._press_save)
-        of_session = [
-            button("Save session", "Write requests and numbers to the file", self._press_save_all),
-            button("Replay session", "Carry the file's requests out again", self._press_replay)]
-        self.idle_only += [save, *of_session]
-        return row(self.kind, save, self.file, *of_session)
+        return row(
+            self.kind,
+            self.button("Save edit", "Write the last edit to the run folder", self._press_save),
+            self.file,
+            self.button("Save session", "Write requests and numbers to the file",
+                        self._press_save_session),
+            self.button("Replay session", "Carry the file's requests out again",
+                        self._press_replay))
 
     def set_busy(self, busy: bool) -> None:
         """As `Working.set_busy`; shows the history as it is now."""
@@ -164,10 +172,10 @@ class Page(Working):
             self.pickers.hint.value = show.message(words(error))
             return
         self.pickers.say(request)
-        for last in self.session.history[-1:]:
-            if last.request == request and last.stacked == self.session.stacked:
-                self._draw(last.picture)
-                return
+        last = self.session.history[-1] if self.session.history else None
+        if last and last.request == request and last.stacked == self.session.stacked:
+            self._draw(last.picture)
+            return
         preview = draw(outlook, self.session.known.agent.objects)
         self._draw(preview)
 
@@ -182,32 +190,26 @@ class Page(Working):
         self.beliefs.value, self.logic.value = show.beliefs(picture), show.logic(picture.logic)
         self.ripple.value = show.ripple(picture)
 
-    def _asked(self) -> tuple[EditRequest, Choice] | None:
-        """What the controls ask for; None, with the reason on the page, if it is impossible."""
+    def _asked(self) -> tuple[EditRequest, Choice]:
+        """What the controls ask for."""
         fields = {field.description: field.value for field in self.settings.children}
         choice = self.editors[self.editor.value]
-        try:
-            request = self.pickers.request(self.session.agent)
-        except BeliefEditError as error:
-            self.say(words(error), "problem")
-            return None
-        return request, Choice(choice.name, {**choice.settings, **fields})
+        return (self.pickers.request(self.session.agent),
+                Choice(choice.name, {**choice.settings, **fields}))
 
-    def _press_edit(self) -> Future | None:
-        if (asked := self._asked()) is None:
-            return None
+    def _press_edit(self) -> None:
+        asked = self._asked()
 
         def finished(entry: Entry) -> str:
             self._draw(entry.picture)
             return f"Edited in {entry.seconds:.1f} s."
 
-        return self.start(lambda progress: self.session.edit(*asked, progress), finished,
-                          "Editing …")
+        self.start(lambda progress: self.session.edit(*asked, progress), finished, "Editing …")
 
     def rehearse(self) -> None:
         """Carry out what the controls say, and wait for it."""
-        if (work := self._press_edit()) is not None:
-            work.result()
+        self.edit.click()
+        self.worker.run(lambda progress: None, lambda *_: None).result()
         if self.session.history:  # again from here: a report keeps what the cell's thread has drawn
             self._draw(self.session.history[-1].picture)
             self.set_busy(False)
@@ -220,9 +222,7 @@ class Page(Working):
         self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
     def _press_compare(self) -> None:
-        if (asked := self._asked()) is None:
-            return
-        request, chosen = asked
+        request, chosen = self._asked()
         names = dict.fromkeys([*list(self.editors)[:2], "bayes", "in_context"])
         choices = [chosen, *(self.editors[name] for name in names if name != chosen.name)]
 
@@ -247,7 +247,7 @@ class Page(Working):
         """The session's file, in the folder whatever has been typed."""
         return self.folder / (Path(self.file.value).name or "session.json")
 
-    def _press_save_all(self) -> None:
+    def _press_save_session(self) -> None:
         path = self._file()
         self.start(lambda progress: save_session(self.session, path), lambda _: f"Saved: {path}",
                    "Saving …")
@@ -326,26 +326,24 @@ class Offer(Working):
         self.playground = playground
         params, folder = playground.params, Path(playground.run.folder)
         smoke = params.parent / "smoke.yaml"
-        self.idle_only = [
-            button("Make the smoke run (about a minute)",
-                   "A tiny model that has learned little of its corpus",
-                   lambda: self.make(smoke, folder.parent / "smoke"), "primary"),
-            button(f"Make the run of {params.name}",
-                   "The demo takes about four minutes on two cores",
-                   lambda: self.make(params, folder))]
+        buttons = [
+            self.button("Make the smoke run (about a minute)",
+                        "A tiny model that has learned little of its corpus",
+                        lambda: self._make(smoke, folder.parent / "smoke"), "primary"),
+            self.button(f"Make the run of {params.name}",
+                        "The demo takes about four minutes on two cores",
+                        lambda: self._make(params, folder))]
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Make one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")
         self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                         ipw.HBox([*self.idle_only, self.cancel, self.progress])]
+                         ipw.HBox([*buttons, self.cancel, self.progress])]
         self.say(reason, "problem")
         self.set_busy(False)
 
-    def make(self, params: Path, folder: Path) -> Future:
-        """Make a run in the background, then show its page."""
+    def _make(self, params: Path, folder: Path) -> None:
         def finished(_: object) -> str:
             self.playground.show_run(Run(folder, params, read_only=True))
             return "The run is made."
 
-        return self.start(lambda progress: make_run(params, folder, progress), finished,
-                          "Starting …")
+        self.start(lambda progress: make_run(params, folder, progress), finished, "Starting …")

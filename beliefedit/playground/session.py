@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -81,9 +82,9 @@ class Session:
         return agent
 
     @property
-    def model(self) -> PreTrainedModel:
-        """What the next edit starts from; not to be changed."""
-        return self._before().models.model
+    def before(self) -> Asked:
+        """The model that the next edit starts from, not to be changed, and its answers so far."""
+        return self._piled if self.stacked else self._fresh
 
     def outlook(self, request: EditRequest) -> Outlook:
         """What the agent makes of a request; no model is asked."""
@@ -91,7 +92,7 @@ class Session:
 
     def look(self, request: EditRequest) -> Picture:
         """A request before its edit: the agent, and the model as it is."""
-        return draw(self.outlook(request), self.known.agent.objects, self._before())
+        return draw(self.outlook(request), self.known.agent.objects, self.before)
 
     def edit(self, request: EditRequest, choice: Choice, progress: Progress = silent) -> Entry:
         """Carry a request out and put it into the history; after an error nothing has changed.
@@ -102,11 +103,14 @@ class Session:
         started = time.perf_counter()
         edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
-        folder = Path(self._kept.name) / f"{len(self.history) + 1:04d}"
-        if not _keep(edited, folder) and self.stacked:
-            raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
-                            remedy="choose another editor, or make each edit alone")
+        folder = Path(tempfile.mkdtemp(dir=self._kept.name))
+        with suppress(EditError):  # no change of weights, or one that is not of low rank
+            export.save_delta(edited, 0, folder / _DELTA)
+            export.save_adapter(edited, 0, folder / _ADAPTER)
         if self.stacked:
+            if not (folder / _DELTA).exists():
+                raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
+                                remedy="choose another editor, or make each edit alone")
             self._stack(folder)
         entry = Entry(request, choice, self.stacked, picture, seconds, folder)
         self.history = (*self.history, entry)
@@ -116,7 +120,7 @@ class Session:
                   progress: Progress) -> tuple[EditedModels, Picture]:
         """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
         outlook = self.outlook(request)
-        before = self._asked(self._before().models)  # anew: no number depends on earlier questions
+        before = self._asked(self.before.models)  # anew: no number depends on earlier questions
         model, tokenizer = before.models.model, self.tokenizer
         name, editor = choice.name, registry.editor(choice.name, **choice.settings)
         if editor.uses_soft_targets:
@@ -138,9 +142,9 @@ class Session:
         """The same request carried out by several editors; the history stays as it is.
 
         Returns:
-            editor, p_request, downstream (probability of what the agent then expects there), other
-            (of another subject's true object), true_false, negation (logical errors), seconds,
-            refused (why it cannot be carried out; null). Agent and unedited model come first.
+            editor, p_request, downstream (p of what the agent then expects there), other (of
+            another subject's true object), true_false, negation (logical errors), seconds, refused
+            (why it cannot be carried out; null). Agent and unedited model come first.
         """
         rows: list[dict[str, Any]] = []
         picture: Picture | None = None
@@ -225,9 +229,6 @@ class Session:
     def _asked(self, models: EditedModels) -> Asked:
         return Asked(models, self.tokenizer, self.known.agent.objects)
 
-    def _before(self) -> Asked:
-        return self._piled if self.stacked else self._fresh
-
     def _soft_targets(self, editor: Editor, outlook: Outlook) -> tuple[SoftTarget, ...]:
         """What else is to be believed after a request, but for what is shown of another subject."""
         request = outlook.request
@@ -245,18 +246,6 @@ class Session:
         model = copy.deepcopy(model) if model is self.base else model
         add_delta(model, load_file(folder / _DELTA))
         self._piled = self._asked(Plain(model))
-
-
-def _keep(edited: EditedModels, folder: Path) -> bool:
-    """Write an edit's weights, as far as it has any; whether it has."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        export.save_delta(edited, 0, folder / _DELTA)
-        export.save_adapter(edited, 0, folder / _ADAPTER)
-    except EditError:  # no change of weights, or one that is not of low rank
-        pass
-    return (folder / _DELTA).exists()
 
 
 def _figures(picture: Picture, column: str) -> dict[str, float | None]:

@@ -101,14 +101,10 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
         objects: labels in the order of the outlook's beliefs.
         before, after: the model that is edited, and the edited one.
     """
-    request, questions = outlook.request, outlook.questions
     models = [model for model in (before, after) if model is not None]
-    asked_for = [request.target, *[None] * (len(questions) - 1)]
-    candidates = [_candidates(question, target, objects, models)
-                  for question, target in zip(questions, asked_for, strict=True)]
+    asked = [(question, _candidates(question, objects, models)) for question in outlook.questions]
     statements = _statements(outlook)
-    pairs = [(question.fact.prompt, name)
-             for question, names in zip(questions, candidates, strict=True) for name in names]
+    pairs = [(question.fact.prompt, name) for question, names in asked for name in names]
     pairs += [(moved.fact.prompt, moved.fact.object) for moved in outlook.ripple]
     for model in models:
         model.ask([*pairs, *statements.values()])
@@ -119,22 +115,21 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
 
     place_of = {name: place for place, name in enumerate(objects)}
     panels = []
-    for question, target, names in zip(questions, asked_for, candidates, strict=True):
+    for question, names in asked:
         bars = [Bar(name, *p(question.fact.prompt, name), float(question.before[place_of[name]]),
                     float(question.after[place_of[name]])) for name in names]
-        panels.append(Panel(question.role, question.fact, target,
-                            _shown(bars, (target, question.fact.object))))
+        panels.append(Panel(question.role, question.fact, question.request,
+                            _shown(bars, (question.request, question.fact.object))))
     ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
     judged = {name: p(*pair) for name, pair in statements.items()}
-    return Picture(request, tuple(panels), ripple, outlook.n_more,
+    return Picture(outlook.request, tuple(panels), ripple, outlook.n_more,
                    _logic(outlook, place_of, judged))
 
 
-def _candidates(question: Question, target: str | None, objects: Sequence[str],
-                models: Sequence[Asked]) -> list[str]:
+def _candidates(question: Question, objects: Sequence[str], models: Sequence[Asked]) -> list[str]:
     """The request, the true object, and what agent or model hold likeliest."""
-    named = [target, question.fact.object, *largest(objects, question.after, TOP),
+    named = [question.request, question.fact.object, *largest(objects, question.after, TOP),
              *largest(objects, question.before, TOP)]
     for model in models:
         named += model.strongest(question.fact.prompt, TOP)
@@ -169,8 +164,7 @@ def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
 def _logic(outlook: Outlook, place_of: dict[str, int],
            judged: dict[str, tuple[float, ...]]) -> Logic:
     def by_agent(question: Question, name: str) -> np.ndarray:
-        """Belief before and after the request."""
-        return np.stack([question.before, question.after])[:, place_of[name]]
+        return np.array([question.before[place_of[name]], question.after[place_of[name]]])
 
     other = outlook.other
     p_a = by_agent(outlook.questions[0], outlook.request.target)
