@@ -34,11 +34,8 @@ class EvidenceStrength:
     weight: float = 1.0  # a number of observations
 
     def observations(self, agent: BayesAgent, requested: Fact) -> float:
-        """The number of observations it counts for, for an agent that has not seen them yet.
-
-        Raises:
-            EditError: a probability outside 0 to 1, or a weight that is not positive and finite.
-        """
+        """What it counts for, for an agent that has not seen it yet; EditError for a probability
+        outside 0 to 1, or a weight that is not positive and finite."""
         if self.probability is None:
             if not (math.isfinite(self.weight) and self.weight > 0):
                 raise EditError(f"{self.weight:g} observations are no evidence", where="evidence",
@@ -132,11 +129,7 @@ class Known:
         return object if object in usual or not news else news[0]
 
     def named(self, subject: str, relation: str, object: str) -> Fact:
-        """The fact meant by three names, whatever their case.
-
-        Raises:
-            EditError: a name that is not known.
-        """
+        """The fact meant by three names, whatever their case; EditError for an unknown one."""
         names = []
         for (kind, known), text in zip(self.names.items(), (subject, relation, object),
                                        strict=True):

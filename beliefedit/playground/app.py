@@ -134,14 +134,11 @@ class Page(Working):
             style={"description_width": "110px"}, layout={"width": "230px"})
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
-        return row(
-            self.kind,
-            self.button("Save edit", "Write the last edit to the run folder", self._press_save),
-            self.file,
-            self.button("Save session", "Write requests and numbers to the file",
-                        self._press_save_session),
-            self.button("Replay session", "Carry the file's requests out again",
-                        self._press_replay))
+        edit, session, again = (self.button(*names) for names in (
+            ("Save edit", "Write the last edit to the run folder", self._press_save),
+            ("Save session", "Write requests and numbers to the file", self._press_save_session),
+            ("Replay session", "Carry the file's requests out again", self._press_replay)))
+        return row(self.kind, edit, self.file, session, again)
 
     def set_busy(self, busy: bool) -> None:
         """As `Working.set_busy`; shows the history as it is now."""
@@ -275,9 +272,8 @@ class Page(Working):
 class Playground(Settling, ipw.VBox):
     """The playground of a run, and of those beside it.
 
-    Args:
-        run: read-only, so that opening it does not start to train.
-        params_file: the run's parameters, to make it from; those of the smoke run are beside it.
+    The run is read-only, so that opening it does not start to train; it is made from its parameter
+    file, which has the smoke run's beside it.
     """
 
     def __init__(self, run: Run, params_file: str | Path) -> None:
@@ -323,21 +319,19 @@ class Offer(Working):
 
     def __init__(self, playground: Playground, reason: str) -> None:
         super().__init__()
-        self.playground = playground
-        params, folder = playground.params, Path(playground.run.folder)
-        smoke = params.parent / "smoke.yaml"
-        buttons = [
-            self.button("Make the smoke run (about a minute)",
-                        "A tiny model that has learned little of its corpus",
-                        lambda: self._make(smoke, folder.parent / "smoke"), "primary"),
-            self.button(f"Make the run of {params.name}",
-                        "The demo takes about four minutes on two cores",
-                        lambda: self._make(params, folder))]
+        self.playground, params, folder = playground, playground.params, playground.run.folder
+        smoke = self.button("Make the smoke run (about a minute)",
+                            "A tiny model that has learned little of its corpus",
+                            lambda: self._make(params.parent / "smoke.yaml",
+                                               folder.parent / "smoke"), "primary")
+        own = self.button(f"Make the run of {params.name}",
+                          "The demo takes about four minutes on two cores",
+                          lambda: self._make(params, folder))
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Make one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")
         self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                         ipw.HBox([*buttons, self.cancel, self.progress])]
+                         ipw.HBox([smoke, own, self.cancel, self.progress])]
         self.say(reason, "problem")
         self.set_busy(False)
 

@@ -32,13 +32,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
-    """A session on a run's model, and the run it belongs to.
-
-    If the folder holds no model of the run's configuration, the recorded configuration is taken.
-
-    Raises:
-        StoreError: the run is read-only and the folder holds no trained model.
-    """
+    """A session on a run's model, and the run it belongs to: one of the recorded configuration if
+    the folder holds no model of the run's own; StoreError if it holds no trained model at all."""
     try:
         return _session(run), run
     except StoreError as error:
@@ -65,12 +60,9 @@ def runs_beside(folder: Path) -> list[Path]:
 def make_run(params: Path, folder: Path, progress: Progress) -> None:
     """Make graph, corpus and model with run_all.py, in a process that ends with this one.
 
-    Args:
-        params: in the ``params`` folder of a checkout, which also holds run_all.py.
-        progress: called with (notebook cell, cells, what is being done); may raise to stop the run.
-
-    Raises:
-        TrainingError: run_all.py is not there, or fails.
+    The parameter file is in the ``params`` folder of a checkout. The progress, called with
+    (notebook cell, cells, what is being done), may raise to stop the run. TrainingError if
+    run_all.py is not there, or fails.
     """
     params, folder = params.resolve(), folder.resolve()
     script = params.parent.parent / "run_all.py"
@@ -106,15 +98,12 @@ def save_session(session: Session, path: Path) -> None:
 
 
 def replay(session: Session, path: Path, progress: Progress = silent) -> float:
-    """Take all edits back and carry out those of a file instead.
+    """Take all edits back and carry out those of a file instead; EditError for one that is no
+    session or does not fit the model, StoreError for none or a damaged one.
 
     Returns:
-        The largest difference between a number of the file and the one found now; 0 when all are
-        the same, infinite where other things are shown.
-
-    Raises:
-        EditError: the file is no session, or was saved with another model so that it does not fit.
-        StoreError: no such file, or a damaged one.
+        The largest difference between a number of the file and the one found now; infinite where
+        other things are shown.
     """
     values = read_json(path)
     try:

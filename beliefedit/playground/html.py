@@ -168,12 +168,8 @@ _COLUMNS = ((6, 30, "the request"), (250, 34, "the same subject"), (510, 36, "ot
 
 
 def ripple(picture: Picture) -> str:
-    """The facts that the edit reaches, as a graph.
-
-    The request stands on the left, other facts of its subject beside it, other subjects' facts on
-    the right; within a column the largest change is on top. The left half of a node is the agent's
-    change, the right half the model's: the deeper the colour, the larger.
-    """
+    """The facts that the edit reaches, as a graph: the request on the left, other facts of its
+    subject beside it, other subjects' on the right; in a column the largest change is on top."""
     edited, *rest = picture.ripple
     rest.sort(key=lambda one: max(abs(one.by_agent), abs(_or_zero(one.by_model))), reverse=True)
     own = [moved for moved in rest if moved.fact.subject == edited.fact.subject]

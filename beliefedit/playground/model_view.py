@@ -16,11 +16,7 @@ _MOST = 20_000  # answers kept before all are dropped, so that a long session do
 
 
 class Asked:
-    """The first version of some edited models, and what it has answered so far.
-
-    Args:
-        objects: labels that are possible answers.
-    """
+    """The first version of some edited models, and what it has answered so far."""
 
     def __init__(self, models: EditedModels, tokenizer: PreTrainedTokenizerFast,
                  objects: Sequence[str]) -> None:

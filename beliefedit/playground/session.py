@@ -28,7 +28,6 @@ from beliefedit.playground.background import Progress, part_of, silent
 from beliefedit.playground.model_view import Asked
 from beliefedit.playground.snapshot import Picture, draw
 
-ExportKind = Literal["adapter", "delta", "model"]
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
 
@@ -53,9 +52,7 @@ class Entry:
 
 
 class Session:
-    """Edits of one model, which itself is never changed.
-
-    Weights of edits are kept on disk, so that memory does not grow with the history.
+    """Edits of one model, which itself is never changed; their weights are kept on disk.
 
     Args:
         texts: documents of the corpus, for editors that look at how the model reads them.
@@ -95,11 +92,8 @@ class Session:
         return draw(self.outlook(request), self.known.agent.objects, self.before)
 
     def edit(self, request: EditRequest, choice: Choice, progress: Progress = silent) -> Entry:
-        """Carry a request out and put it into the history; after an error nothing has changed.
-
-        Raises:
-            EditError, EvidenceError, ConfigError: it cannot be carried out.
-        """
+        """Carry a request out and put it into the history; after an error (EditError,
+        EvidenceError, ConfigError: it cannot be carried out) nothing has changed."""
         started = time.perf_counter()
         edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
@@ -112,9 +106,8 @@ class Session:
                 raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
                                 remedy="choose another editor, or make each edit alone")
             self._stack(folder)
-        entry = Entry(request, choice, self.stacked, picture, seconds, folder)
-        self.history = (*self.history, entry)
-        return entry
+        self.history += (Entry(request, choice, self.stacked, picture, seconds, folder),)
+        return self.history[-1]
 
     def carry_out(self, request: EditRequest, choice: Choice,
                   progress: Progress) -> tuple[EditedModels, Picture]:
@@ -168,11 +161,7 @@ class Session:
             "editor": pl.String, **dict.fromkeys(figures, pl.Float64), "refused": pl.String})
 
     def undo(self) -> Entry:
-        """Take the last edit back; the model is, bit for bit, what it was before it.
-
-        Raises:
-            EditError: there is none.
-        """
+        """Take the last edit back, to the bit; EditError if there is none."""
         last = self._last("undo")
         self.history = self.history[:-1]
         shutil.rmtree(last.folder, ignore_errors=True)
@@ -188,14 +177,10 @@ class Session:
         while self.history:
             self.undo()
 
-    def export(self, kind: ExportKind, target: Path) -> Path:
+    def export(self, kind: Literal["adapter", "delta", "model"], target: Path) -> Path:
         """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        Returns:
-            The path that was written.
-
-        Raises:
-            EditError: no edit, or one that has no such form.
+        Returns the path that was written; EditError if there is no edit, or none of such a form.
         """
         entry = self._last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
@@ -203,9 +188,9 @@ class Session:
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
                             remedy="choose another editor")
         if kind == "model":
-            edited = (self._piled.models.model if entry.stacked
-                      else export.load_delta(delta, self.base))
-            save_model(edited, self.tokenizer, target)
+            pile = self._piled.models.model
+            save_model(pile if entry.stacked else export.load_delta(delta, self.base),
+                       self.tokenizer, target)
         elif kind == "delta":
             target = target.with_suffix(".safetensors")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -250,11 +235,11 @@ class Session:
 
 def _figures(picture: Picture, column: str) -> dict[str, float | None]:
     """p_request, downstream and other in one column of the bars, and the model's logical errors."""
-    near, other = picture.panel("downstream", "upstream"), picture.panel("other subject")
-    figures = {"p_request": getattr(picture.panels[0].bar(picture.request.target), column)}
-    if near is not None:
-        figures["downstream"] = getattr(near.expected, column)
-    if other is not None:
-        figures["other"] = getattr(other.bar(other.fact.object), column)
+    bars = {"p_request": picture.panels[0].bar(picture.request.target)}
+    if near := picture.panel("downstream", "upstream"):
+        bars["downstream"] = near.expected
+    if other := picture.panel("other subject"):
+        bars["other"] = other.bar(other.fact.object)
     errors, state = picture.logic.errors, int(column == "p_after")
-    return figures | {name: errors[name][state] for name in ("true_false", "negation")}
+    return {name: getattr(bar, column) for name, bar in bars.items()} | {
+        name: errors[name][state] for name in ("true_false", "negation")}

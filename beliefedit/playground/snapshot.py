@@ -52,19 +52,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Logic:
-    """How true the request A and another subject's fact B are called (specification, section 8).
-
-    Attributes:
-        a, b: the statements; b None: no other subject has such a fact.
-        p: name of a statement ("stated" is A unjudged) to its probability [LM before, LM after,
-            agent before, agent].
-        errors: name of a logical error to [LM before, LM after].
-    """
+    """How true the request A and another subject's fact B are called (specification, section 8)."""
 
     a: str
-    b: str | None
-    p: dict[str, tuple[float, ...]]
-    errors: dict[str, tuple[float, ...]]
+    b: str | None  # no other subject has such a fact
+    p: dict[str, tuple[float, ...]]  # of a statement: LM before, LM after, agent before, agent
+    errors: dict[str, tuple[float, ...]]  # logical errors: LM before, LM after
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,8 @@ class Picture:
 
 def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
          after: Asked | None = None) -> Picture:
-    """A request's picture; without models it shows the agent alone.
-
-    Args:
-        objects: labels in the order of the outlook's beliefs.
-        before, after: the model that is edited, and the edited one.
-    """
+    """A request's picture; without the model that is edited, and the edited one, it shows the
+    agent alone. Objects are labels in the order of the outlook's beliefs."""
     models = [model for model in (before, after) if model is not None]
     asked = [(question, _candidates(question, objects, models)) for question in outlook.questions]
     statements = _statements(outlook)
