@@ -15,7 +15,7 @@ from beliefedit.editors.registry import editor_class
 from beliefedit.formatting import html_table, number
 from beliefedit.playground.agent_view import EvidenceStrength, Moved
 from beliefedit.playground.session import Entry
-from beliefedit.playground.snapshot import Bar, Logic, Panel, Picture
+from beliefedit.playground.snapshot import ERRORS, Bar, Logic, Panel, Picture
 from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
 
 STYLE = ("<style>.be, .be-page { "
@@ -66,20 +66,18 @@ def beliefs(picture: Picture) -> str:
     names = {"before": "LM before", "after": "LM after", "agent": "Bayesian agent"}
     key = "".join(f'<span><i style="background:var(--{role})"></i>{name}</span>'
                   for role, name in names.items())
-    panels = "".join(map(_panel, picture.panels))
+    panels = ""
+    for panel in picture.panels:
+        fact, (title, hint) = panel.fact, _ROLES[panel.role]
+        stated = f"True in the corpus: {text(fact.object)}" if fact.object else "Not in the corpus"
+        rows = "".join(_row(bar, panel) for bar in panel.bars)
+        panels += (f'<section class="be-panel" data-role="{panel.role}" aria-label="{title}">'
+                   f'<h3>{title}</h3><p class="be-fact">{text(fact.prompt)} …'
+                   f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
     return block(
         f'<p class="soft key">{key}<span><i style="background:currentColor;width:2px;opacity:.75">'
         '</i>the agent before</span><span style="color:var(--request);font-weight:650">▸ request'
         f'</span></p><div class="be-panels">{panels}</div>')
-
-
-def _panel(panel: Panel) -> str:
-    fact, (title, hint) = panel.fact, _ROLES[panel.role]
-    stated = f"True in the corpus: {text(fact.object)}" if fact.object else "Not in the corpus"
-    rows = "".join(_row(bar, panel) for bar in panel.bars)
-    return (f'<section class="be-panel" data-role="{panel.role}" aria-label="{title}">'
-            f'<h3>{title}</h3><p class="be-fact">{text(fact.prompt)} …'
-            f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
 
 
 def _row(bar: Bar, panel: Panel) -> str:
@@ -103,8 +101,7 @@ def _row(bar: Bar, panel: Panel) -> str:
 
 def logic(judged: Logic) -> str:
     """How likely A, not A, A and B, A or B are called true, and how far that is from coherent."""
-    errors = {"A": "true_false", "not A": "negation", "A and B": "conjunction",
-              "B and A": "commutation", "A or B": "disjunction"}
+    errors = {parts[-1]: name for name, (_, *parts) in ERRORS.items()}
     rows = []
     for name, (before, after, _, agent) in judged.p.items():
         if name == "stated":

@@ -15,6 +15,12 @@ from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, lar
 from beliefedit.playground.model_view import Asked
 
 TOP = 8  # objects shown of a belief; all others are summed up
+ERRORS = {"true_false": (metrics.true_false_error, "stated", "A"),
+          "negation": (metrics.negation_error, "A", "not A"),
+          "conjunction": (metrics.conjunction_error, "A", "B", "A and B"),
+          "disjunction": (metrics.disjunction_error, "A", "B", "A or B"),
+          "commutation": (metrics.commutation_error, "A and B", "B and A")}
+"""Logical errors, each with the statements whose probabilities it compares."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +98,18 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
     agent alone. Objects are labels in the order of the outlook's beliefs."""
     models = [model for model in (before, after) if model is not None]
     asked = [(question, _candidates(question, objects, models)) for question in outlook.questions]
-    statements = _statements(outlook)
+    place_of = {name: place for place, name in enumerate(objects)}
+    statements = _statements(outlook, place_of)
     pairs = [(question.fact.prompt, name) for question, names in asked for name in names]
     pairs += [(moved.fact.prompt, moved.fact.object) for moved in outlook.ripple]
+    pairs += [(prompt, target) for prompt, target, _ in statements.values()]
     for model in models:
-        model.ask([*pairs, *statements.values()])
+        model.ask(pairs)
 
     def p(prompt: str, target: str) -> tuple[float, ...]:
         return tuple(math.nan if model is None else model.p(prompt, target)
                      for model in (before, after))
 
-    place_of = {name: place for place, name in enumerate(objects)}
     panels = []
     for question, names in asked:
         bars = [Bar(name, *p(question.fact.prompt, name), float(question.before[place_of[name]]),
@@ -111,9 +118,13 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
                             _shown(bars, (question.request, question.fact.object))))
     ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
-    judged = {name: p(*pair) for name, pair in statements.items()}
+    judged = {name: (*p(prompt, target), *map(float, agent))
+              for name, (prompt, target, agent) in statements.items()}
+    errors = {name: tuple(map(error, *(judged[part][:2] for part in parts)))
+              for name, (error, *parts) in ERRORS.items() if judged.keys() >= set(parts)}
+    other = None if outlook.other is None else str(outlook.other.fact)
     return Picture(outlook.request, tuple(panels), ripple, outlook.n_more,
-                   _logic(outlook, place_of, judged))
+                   Logic(str(outlook.request.requested), other, judged, errors))
 
 
 def _candidates(question: Question, objects: Sequence[str], models: Sequence[Asked]) -> list[str]:
@@ -138,37 +149,20 @@ def _shown(bars: Sequence[Bar], always: Collection[str | None]) -> tuple[Bar, ..
     return (*shown, Bar(None, *rest))
 
 
-def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
-    """Name of a statement to the (prompt, target) that asks whether it is true."""
-    a = outlook.request.requested
-    texts = {"A": clause("atomic", a), "not A": clause("not", a)}
+def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
+    """Name of a statement to its prompt and target, and the agent's belief before and after."""
+    def known(question: Question, fact: Fact) -> tuple[str, np.ndarray]:
+        o = place_of[fact.object]
+        return clause("atomic", fact), np.array([question.before[o], question.after[o]])
+
+    a, request = outlook.request.requested, outlook.request
+    text_a, p_a = known(outlook.questions[0], a)
+    said = {"A": (text_a, p_a), "not A": (clause("not", a), 1 - p_a)}
     if outlook.other is not None:
         b = outlook.other.fact
-        texts |= {"B": clause("atomic", b), "A and B": clause("and", a, b),
-                  "B and A": clause("and", b, a), "A or B": clause("or", a, b)}
-    return {"stated": (outlook.request.prompt, outlook.request.target)} | {
-        name: (judged_prompt(text), label_word(True)) for name, text in texts.items()}
-
-
-def _logic(outlook: Outlook, place_of: dict[str, int],
-           judged: dict[str, tuple[float, ...]]) -> Logic:
-    def by_agent(question: Question, name: str) -> np.ndarray:
-        return np.array([question.before[place_of[name]], question.after[place_of[name]]])
-
-    other = outlook.other
-    p_a = by_agent(outlook.questions[0], outlook.request.target)
-    agent = {"stated": p_a, "A": p_a, "not A": 1 - p_a}
-    measured = {"true_false": (metrics.true_false_error, "stated", "A"),
-                "negation": (metrics.negation_error, "A", "not A")}
-    if other is not None:
-        p_b = by_agent(other, other.fact.object)
-        agent |= {"B": p_b, "A and B": p_a * p_b, "B and A": p_a * p_b,
-                  "A or B": p_a + p_b - p_a * p_b}
-        measured |= {"conjunction": (metrics.conjunction_error, "A", "B", "A and B"),
-                     "disjunction": (metrics.disjunction_error, "A", "B", "A or B"),
-                     "commutation": (metrics.commutation_error, "A and B", "B and A")}
-    p = {name: (*pair, *agent[name].tolist()) for name, pair in judged.items()}
-    errors = {name: tuple(map(error, *(judged[part] for part in parts)))
-              for name, (error, *parts) in measured.items()}
-    b = None if other is None else str(other.fact)
-    return Logic(str(outlook.request.requested), b, p, errors)
+        text_b, p_b = known(outlook.other, b)
+        said |= {"B": (text_b, p_b), "A and B": (clause("and", a, b), p_a * p_b),
+                 "B and A": (clause("and", b, a), p_a * p_b),
+                 "A or B": (clause("or", a, b), p_a + p_b - p_a * p_b)}
+    return {"stated": (request.prompt, request.target, p_a)} | {
+        name: (judged_prompt(text), label_word(True), p) for name, (text, p) in said.items()}
