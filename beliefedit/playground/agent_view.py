@@ -169,8 +169,8 @@ class Known:
         if found:
             return max(found, key=lambda pair: pair[0])[1]
         (subject, relation), now = next(iter(self.object_of.items()))
-        new_object = next(o for o in self.agent.objects if o != now)
-        return self.request(Fact(subject, relation, new_object))
+        other = next(o for o in self.agent.objects if o != now)
+        return self.request(Fact(subject, relation, other))
 
     def others(self, subject: str, relation: str, n: int) -> list[str]:
         """The n subjects with a relation that come after this one, then the first ones."""

@@ -270,11 +270,8 @@ class Page(Working):
 
 
 class Playground(Settling, ipw.VBox):
-    """The playground of a run, and of those beside it.
-
-    The run is read-only, so that opening it does not start to train; it is made from its parameter
-    file, which has the smoke run's beside it.
-    """
+    """The playground of a run, which is read-only, and of those beside it; one that is not there is
+    made from its parameter file, or the smoke run from the one beside that."""
 
     def __init__(self, run: Run, params_file: str | Path) -> None:
         self.run, self.params = run, Path(params_file)
@@ -289,14 +286,13 @@ class Playground(Settling, ipw.VBox):
         """Show a run's page, or an offer to make the run."""
         if self.page is not None:
             self.page.leave()
-            self.page = None
         try:
             session, run = open_run(run)
         except BeliefEditError as error:
-            self.children = [self.runs, Offer(self, words(error))]
+            self.page, shown = None, Offer(self, words(error))
         else:
-            self.page = Page(session, run.config, run.folder / "playground")
-            self.children = [self.runs, self.page]
+            self.page = shown = Page(session, run.config, run.folder / "playground")
+        self.children = [self.runs, shown]
         folder = run.folder.resolve()
         found = sorted({folder, *runs_beside(folder)})
         with self.quietly():

@@ -48,15 +48,15 @@ class Finder(Settling, ipw.VBox):
                                layout={"width": "100%", "margin": "0"})
         self.text.observe(self._typed, "value")
         self.list.observe(self._chosen, "value")
-        super().__init__([self.text, self.list], layout={
-            "flex": "1 1 240px", "min_width": "0", "margin": "0 8px 0 0"})
+        layout = {"flex": "1 1 240px", "min_width": "0", "margin": "0 8px 0 0"}
+        super().__init__([self.text, self.list], layout=layout)
 
     def put(self, value: str) -> None:
         """Show a name and what else there is, without a call to ``changed``."""
         with self.quietly():
             self.text.value = value
             name, found = self.resolve(value), self.suggest(value)
-            if name is not None:  # nothing is being looked for
+            if name is not None:  # nothing is looked for: show what else there is
                 found = [*dict.fromkeys([name, *found, *self.suggest("")])][:N_SUGGESTED]
             self.list.options = found
             self.list.value = name if name in found else None
@@ -117,8 +117,8 @@ class Pickers(Settling, ipw.VBox):
 
     def say(self, request: EditRequest) -> None:
         """Show the evidence of a request beside its control."""
-        self.hint.value = show.message(
-            f"Evidence: {show.evidence(self._strength(), request.weight)}.")
+        words = show.evidence(request.weight, self._strength().probability)
+        self.hint.value = show.message(f"Evidence: {words}.")
 
     def _strength(self) -> EvidenceStrength:
         return STRENGTHS.get(self.strength.value) or EvidenceStrength(None, self.weight.value)

@@ -23,7 +23,6 @@ from beliefedit.run import Run
 from beliefedit.store import read_json, write_json
 
 FORMAT = 2
-
 # Runs a script that gets SIGTERM when the process that started it is gone, for whatever reason.
 _END_WITH_PARENT = """import ctypes, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -58,12 +57,9 @@ def runs_beside(folder: Path) -> list[Path]:
 
 
 def make_run(params: Path, folder: Path, progress: Progress) -> None:
-    """Make graph, corpus and model with run_all.py, in a process that ends with this one.
-
-    The parameter file is in the ``params`` folder of a checkout. The progress, called with
-    (notebook cell, cells, what is being done), may raise to stop the run. TrainingError if
-    run_all.py is not there, or fails.
-    """
+    """Make graph, corpus and model with run_all.py, beside the folder of the parameter file, in a
+    process that ends with this one or when the progress, called with (notebook cell, cells, what is
+    being done), raises; TrainingError if run_all.py is not there, or fails."""
     params, folder = params.resolve(), folder.resolve()
     script = params.parent.parent / "run_all.py"
     if not script.exists():
@@ -99,12 +95,8 @@ def save_session(session: Session, path: Path) -> None:
 
 def replay(session: Session, path: Path, progress: Progress = silent) -> float:
     """Take all edits back and carry out those of a file instead; EditError for one that is no
-    session or does not fit the model, StoreError for none or a damaged one.
-
-    Returns:
-        The largest difference between a number of the file and the one found now; infinite where
-        other things are shown.
-    """
+    session or does not fit the model, StoreError for none or a damaged one. Returns the largest
+    difference of a number in the file to the one found now; infinite where others are shown."""
     values = read_json(path)
     try:
         if values["format"] != FORMAT:

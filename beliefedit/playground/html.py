@@ -13,7 +13,7 @@ from beliefedit.analysis.measures import MEASURES
 from beliefedit.config import EDITOR_PARAMETERS
 from beliefedit.editors.registry import editor_class
 from beliefedit.formatting import html_table, number
-from beliefedit.playground.agent_view import EvidenceStrength, Moved
+from beliefedit.playground.agent_view import Moved
 from beliefedit.playground.session import Entry
 from beliefedit.playground.snapshot import ERRORS, Bar, Logic, Panel, Picture
 from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
@@ -46,19 +46,12 @@ def message(words: str, kind: str = "") -> str:
     return block(f'<div class="be-message {kind}" role="{role}">{html.escape(words)}</div>')
 
 
-def observations(weight: float) -> str:
-    """A number of observations in words."""
-    if weight < 1:
-        return f"{weight:g} of an observation"
-    return "1 observation" if round(weight, 2) == 1 else f"{weight:,.0f} observations"
-
-
-def evidence(strength: EvidenceStrength, weight: float) -> str:
-    """How strong the evidence is, in words."""
-    if strength.probability is None:
-        return observations(weight)
-    return (f"enough that the Bayesian agent believes it with P = {strength.probability:g}: "
-            f"{observations(weight)}")
+def evidence(weight: float, probability: float | None = None) -> str:
+    """Evidence in words: observations, and the agent's belief they were chosen for."""
+    n = (f"{weight:g} of an observation" if weight < 1 else "1 observation"
+         if round(weight, 2) == 1 else f"{weight:,.0f} observations")
+    return n if probability is None else (
+        f"enough that the Bayesian agent believes it with P = {probability:g}: {n}")
 
 
 def beliefs(picture: Picture) -> str:
@@ -131,7 +124,7 @@ def history(entries: Sequence[Entry]) -> str:
             beliefs += (f"; downstream: {text(panel.fact.relation)} "
                         f"{text(panel.expected.object)}: {_arrow(panel.expected)}")
         items += (f"<li>{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
-                  f"({observations(request.weight)}) · {_editor(entry.choice.name)}{top}, "
+                  f"({evidence(request.weight)}) · {_editor(entry.choice.name)}{top}, "
                   f"{number(entry.seconds, 1)} s<br>{beliefs}</span></li>")
     edits = f"<ol>{items}</ol>" if items else "<p class=soft>No edit yet.</p>"
     return block(f"<h3>History</h3>{edits}", "be-history")
@@ -173,8 +166,8 @@ def ripple(picture: Picture) -> str:
     others = [moved for moved in rest if moved.fact.subject != edited.fact.subject]
     half = -(-len(others) // 2)
     height = max(len(own), half, 1) * _ROW + 30
-    middle = height / 2
-    label = max(len(edited.fact.subject), len(f"{edited.fact.relation} {edited.fact.object}"))
+    middle, asked = height / 2, edited.fact
+    label = max(len(asked.subject), len(f"{asked.relation} {asked.object}"))
     start = _COLUMNS[0][0] + 31 + 6.4 * min(label, _COLUMNS[0][1])  # where the request's label ends
     drawn = _node(edited, 0, middle)
     for column, facts in enumerate((own, others[:half], others[half:]), start=1):

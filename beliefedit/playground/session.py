@@ -25,8 +25,7 @@ from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.playground.agent_view import Known, Outlook
 from beliefedit.playground.background import Progress, part_of, silent
-from beliefedit.playground.model_view import Asked
-from beliefedit.playground.snapshot import Picture, draw
+from beliefedit.playground.snapshot import Asked, Picture, draw
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
@@ -52,12 +51,8 @@ class Entry:
 
 
 class Session:
-    """Edits of one model, which itself is never changed; their weights are kept on disk.
-
-    Args:
-        texts: documents of the corpus, for editors that look at how the model reads them.
-        soft_targets: makes them, for editors that use them.
-    """
+    """Edits of one model, which itself is never changed; their weights are kept on disk. Texts are
+    documents of the corpus, for editors that look at how the model reads them."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: Known,
                  texts: Sequence[str], soft_targets: SoftTargetBuilder) -> None:
@@ -220,9 +215,9 @@ class Session:
         if not request.fact.object:
             raise EditError(f"the corpus does not state what {request.prompt!r}", remedy=(
                 "choose a relation the subject has, or an editor without soft targets"))
-        relations = [q.fact.relation for q in outlook.questions if q.role == "downstream"]
-        shown = {q.fact.prompt for q in outlook.questions if q.role == "other subject"}
-        case = EditCase(0, request, relations[0] if relations else None)
+        near = {question.role: question.fact for question in outlook.questions}
+        shown = {near["other subject"].prompt} if "other subject" in near else set()
+        case = EditCase(0, request, near["downstream"].relation if "downstream" in near else None)
         return self.soft_targets(case, editor.config, self.agent, held_out=shown)
 
     def _stack(self, folder: Path) -> None:

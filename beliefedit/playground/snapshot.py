@@ -1,4 +1,4 @@
-"""What the page shows of one request as plain values: beliefs, ripple, logic; agent and model."""
+"""What the page shows of one request as plain values, and the models that are asked for them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
 
 from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.base import EditedModels, EditRequest
 from beliefedit.evaluation import metrics
+from beliefedit.lm.scoring import encode_pairs, score
 from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, largest
-from beliefedit.playground.model_view import Asked
 
 TOP = 8  # objects shown of a belief; all others are summed up
 ERRORS = {"true_false": (metrics.true_false_error, "stated", "A"),
@@ -21,6 +23,73 @@ ERRORS = {"true_false": (metrics.true_false_error, "stated", "A"),
           "disjunction": (metrics.disjunction_error, "A", "B", "A or B"),
           "commutation": (metrics.commutation_error, "A and B", "B and A")}
 """Logical errors, each with the statements whose probabilities it compares."""
+_SLACK = 1e-3  # nats by which a probability may differ between batches of different shapes
+_MOST = 20_000  # answers kept before all are dropped, so that a long session does not grow
+
+
+class Asked:
+    """The first version of some edited models, and what it has answered so far."""
+
+    def __init__(self, models: EditedModels, tokenizer: PreTrainedTokenizerFast,
+                 objects: Sequence[str]) -> None:
+        self.models, self.tokenizer, self.objects = models, tokenizer, objects
+        self._answers: dict[tuple[str, str], float] = {}
+        self._strongest: dict[tuple[str, int], list[str]] = {}
+
+    def p(self, prompt: str, target: str) -> float:
+        """Probability of a target after a prompt."""
+        self.ask([(prompt, target)])
+        return self._answers[prompt, target]
+
+    def ask(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Ask for many (prompt, target) at once; `p` then has them."""
+        if len(self._answers) > _MOST:
+            self._answers.clear()
+            self._strongest.clear()
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._answers]
+        if new:
+            log_p = self._score(*zip(*new, strict=True))
+            self._answers.update(zip(new, np.exp(log_p).tolist(), strict=True))
+
+    def strongest(self, prompt: str, n: int) -> list[str]:
+        """The n objects with the largest probability, ties in order. None is likelier than its
+        first token, so they are scored by falling probability of that until the n are certain."""
+        if (prompt, n) in self._strongest:
+            return self._strongest[prompt, n]
+        bounds = self._first_token(prompt)
+        order = np.argsort(-bounds, kind="stable")
+        log_p = np.full(len(bounds), -np.inf)
+        done, size = 0, 4 * n
+        while done < len(order):
+            piece = order[done:done + size]
+            targets = [self.objects[place] for place in piece]
+            log_p[piece] = self._score([prompt] * len(piece), targets)
+            done, size = done + len(piece), 2 * size
+            if n <= done < len(order) and np.sort(log_p)[-n] > bounds[order[done]] + _SLACK:
+                break
+        for place in np.flatnonzero(np.isfinite(log_p)):
+            self._answers[prompt, self.objects[place]] = float(np.exp(log_p[place]))
+        best = np.argsort(-log_p, kind="stable")[:n]
+        return self._strongest.setdefault((prompt, n), [self.objects[place] for place in best])
+
+    def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+        return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
+
+    @torch.no_grad()
+    def _first_token(self, prompt: str) -> np.ndarray:
+        """log-probability of every object's first token, float64 [n_objects]; 0 for an object
+        before which the prompt is tokenized differently."""
+        text = (getattr(self.models, "prefixes", None) or [""])[0] + prompt
+        pairs = encode_pairs(self.tokenizer, [text] * len(self.objects), self.objects)
+        start = int(np.bincount(pairs.starts).argmax())
+        usual = int((pairs.starts == start).argmax())
+        same_prompt = (pairs.ids[:, :start] == pairs.ids[usual, :start]).all(axis=1)
+        ids = torch.from_numpy(pairs.ids[usual:usual + 1, :start]).to(self.models.device)
+        logits = self.models(input_ids=ids, versions=torch.zeros_like(ids[:, 0]), use_cache=False,
+                             logits_to_keep=1).logits
+        log_p = logits[0, -1].float().log_softmax(-1).double().cpu().numpy()
+        first = log_p[pairs.ids[:, min(start, pairs.ids.shape[1] - 1)]]
+        return np.where((pairs.starts == start) & same_prompt, first, 0.0)
 
 
 @dataclass(frozen=True)
@@ -151,17 +220,16 @@ def _shown(bars: Sequence[Bar], always: Collection[str | None]) -> tuple[Bar, ..
 
 def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
     """Name of a statement to its prompt and target, and the agent's belief before and after."""
-    def known(question: Question, fact: Fact) -> tuple[str, np.ndarray]:
-        o = place_of[fact.object]
-        return clause("atomic", fact), np.array([question.before[o], question.after[o]])
+    def by_agent(question: Question, fact: Fact) -> np.ndarray:
+        return np.array([one[place_of[fact.object]] for one in (question.before, question.after)])
 
     a, request = outlook.request.requested, outlook.request
-    text_a, p_a = known(outlook.questions[0], a)
-    said = {"A": (text_a, p_a), "not A": (clause("not", a), 1 - p_a)}
+    p_a = by_agent(outlook.questions[0], a)
+    said = {"A": (clause("atomic", a), p_a), "not A": (clause("not", a), 1 - p_a)}
     if outlook.other is not None:
         b = outlook.other.fact
-        text_b, p_b = known(outlook.other, b)
-        said |= {"B": (text_b, p_b), "A and B": (clause("and", a, b), p_a * p_b),
+        p_b = by_agent(outlook.other, b)
+        said |= {"B": (clause("atomic", b), p_b), "A and B": (clause("and", a, b), p_a * p_b),
                  "B and A": (clause("and", b, a), p_a * p_b),
                  "A or B": (clause("or", a, b), p_a + p_b - p_a * p_b)}
     return {"stated": (request.prompt, request.target, p_a)} | {

@@ -22,8 +22,8 @@ from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
 from beliefedit.playground.background import Cancelled
 from beliefedit.playground.files import open_run, replay, save_session
-from beliefedit.playground.model_view import Asked
 from beliefedit.playground.session import Choice
+from beliefedit.playground.snapshot import Asked
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 from tests.sample_playground import open_tiny
 
