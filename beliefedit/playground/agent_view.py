@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.corpus.corpus import Corpus, known_facts
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
@@ -21,31 +21,21 @@ from beliefedit.playground.search import Suggestions
 
 Role = Literal["edited", "downstream", "upstream", "same subject", "other subject"]
 
-CAP = 30
-"""Facts drawn in the ripple; the page says how many more there are."""
-
+CAP = 30  # facts drawn in the ripple; the page says how many more there are
 _N_STILL = 8  # places in the ripple that are kept for facts that the agent does not move
 _N_TRIED = 8  # facts per relation that the example is chosen from
 
 
 @dataclass(frozen=True)
 class EvidenceStrength:
-    """How strong the evidence for a request is.
+    """How strong the evidence for a request is."""
 
-    Attributes:
-        probability: as strong as brings the agent's belief to this; None: ``weight`` counts.
-        weight: a number of observations.
-    """
-
-    probability: float | None = 0.95
-    weight: float = 1.0
+    probability: float | None = 0.95  # what it brings the agent's belief to; None: weight counts
+    weight: float = 1.0  # a number of observations
 
     def observations(self, agent: BayesAgent, requested: Fact) -> float:
-        """The number of observations it counts for, for an agent that has not seen them yet.
-
-        Raises:
-            EditError: a probability outside 0 to 1, or a weight that is not positive and finite.
-        """
+        """What it counts for, for an agent that has not seen it yet; EditError for a probability
+        outside 0 to 1, or a weight that is not positive and finite."""
         if self.probability is None:
             if not (math.isfinite(self.weight) and self.weight > 0):
                 raise EditError(f"{self.weight:g} observations are no evidence", where="evidence",
@@ -59,31 +49,24 @@ class EvidenceStrength:
 
 @dataclass(frozen=True)
 class Question:
-    """One fact whose beliefs are shown.
-
-    Attributes:
-        role: how it is related to the edited fact.
-        fact: its object is the true one; "" where the corpus states none.
-    """
+    """One fact whose beliefs are shown; its object is the true one, "" if the corpus has none."""
 
     role: Role
     fact: Fact
+    request: str | None  # the object asked for, where it is the edited fact
+    before: np.ndarray  # the agent's belief [n_objects], direct about the edited fact, predictive
+    after: np.ndarray  # about the others (specification, section 8); after the request
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One fact of the ripple, with its probabilities for the agent and the model.
-
-    Attributes:
-        path: how the edit reaches it, as `BayesAgent.ripple` says; "still": it does not.
-        p_before, p_after: the model's; NaN before it is asked.
-    """
+    """One fact of the ripple, with its probabilities for the agent and the model."""
 
     fact: Fact
-    path: str
+    path: str  # how the edit reaches it, as `BayesAgent.ripple` says; "still": it does not
     p_agent_before: float
     p_agent: float
-    p_before: float = math.nan
+    p_before: float = math.nan  # the model's, from here on; NaN before it is asked
     p_after: float = math.nan
 
     @property
@@ -99,30 +82,22 @@ class Moved:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What an agent believes before and after a request.
-
-    Attributes:
-        questions: the facts whose beliefs are shown, the edited one first.
-        before, after: the agent's beliefs about each question, [n_objects] each: direct ones about
-            the edited fact, predictive ones about the others (specification, section 8).
-        ripple: the edited fact, then the facts that move most, then some that do not move.
-        n_more: further facts that move, by less than all of these.
-    """
+    """What an agent believes before and after a request."""
 
     request: EditRequest
-    questions: tuple[Question, ...]
-    before: tuple[np.ndarray, ...]
-    after: tuple[np.ndarray, ...]
-    ripple: tuple[Moved, ...]
-    n_more: int
+    questions: tuple[Question, ...]  # about the edited fact first
+    ripple: tuple[Moved, ...]  # the edited fact, those that move most, some that do not move
+    n_more: int  # further facts that move, by less than all of these
+
+    @property
+    def other(self) -> Question | None:
+        """The one about another subject, if the corpus states its object."""
+        last = self.questions[-1]
+        return last if last.role == "other subject" and last.fact.object else None
 
 
 class Known:
-    """The facts of a corpus by name, ready to be searched.
-
-    Args:
-        agent: fitted to ``corpus.evidence``.
-    """
+    """The facts of a corpus by name, ready to be searched, and the agent that has read it."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent) -> None:
         self.agent = agent
@@ -141,10 +116,8 @@ class Known:
 
     def suggest(self, kind: str, text: str, subject: str = "", relation: str = "",
                 n: int = 12) -> list[str]:
-        """Names of a kind ("subject", "relation", "object") for what has been typed of one.
-
-        The subject's own relations, and the usual objects of the relation, come before others.
-        """
+        """Names of a kind for what has been typed of one; the subject's own relations, and the
+        usual objects of the relation, come before others."""
         first = {"relation": self.relations_of.get(subject, ()),
                  "object": self.usual.get(relation, ())}
         return self.names[kind].find(text, n, first.get(kind, ()))
@@ -156,11 +129,7 @@ class Known:
         return object if object in usual or not news else news[0]
 
     def named(self, subject: str, relation: str, object: str) -> Fact:
-        """The fact meant by three names, whatever their case.
-
-        Raises:
-            EditError: a name that is not known.
-        """
+        """The fact meant by three names, whatever their case; EditError for an unknown one."""
         names = []
         for (kind, known), text in zip(self.names.items(), (subject, relation, object),
                                        strict=True):
@@ -192,34 +161,19 @@ class Known:
             subjects = [s for s in members if (s, upstream) in self.object_of]
             for place, subject in enumerate(subjects[:_N_TRIED]):
                 now = self.agent.expected(subject, relation)
-                others = [x for x, answer in answers.items() if answer != now]
-                if others:
+                if others := [x for x, answer in answers.items() if answer != now]:
                     request = self.request(Fact(subject, upstream, others[place % len(others)]))
-                    answer = (subject, relation, answers[request.target])
-                    found.append((self.agent.after(request).probability(*answer)
-                                  - self.agent.probability(*answer), request))
+                    old, new = (agent.probability(subject, relation, answers[request.target])
+                                for agent in (self.agent, self.agent.after(request)))
+                    found.append((new - old, request))
         if found:
             return max(found, key=lambda pair: pair[0])[1]
         (subject, relation), now = next(iter(self.object_of.items()))
-        return self.request(Fact(subject, relation, next(o for o in self.agent.objects
-                                                         if o != now)))
-
-    def questions(self, subject: str, relation: str) -> tuple[Question, ...]:
-        """The edited fact; a downstream, upstream or other fact; another subject's fact."""
-        own = [r for r in self.relations_of.get(subject, ()) if r != relation]
-        upstream, downstream = self.agent.pairs.get(relation), self.downstream.get(relation)
-        asked: list[tuple[Role, str, str]] = [("edited", subject, relation)]
-        if downstream in own:
-            asked.append(("downstream", subject, downstream))
-        elif upstream in own:
-            asked.append(("upstream", subject, upstream))
-        elif own:
-            asked.append(("same subject", subject, own[0]))
-        asked += [("other subject", other, relation) for other in self.others(subject, relation, 1)]
-        return tuple(Question(role, self.fact(s, r)) for role, s, r in asked)
+        other = next(o for o in self.agent.objects if o != now)
+        return self.request(Fact(subject, relation, other))
 
     def others(self, subject: str, relation: str, n: int) -> list[str]:
-        """The n subjects with a relation that come after this one, and then the first ones."""
+        """The n subjects with a relation that come after this one, then the first ones."""
         members = self.subjects_of.get(relation, ())
         start = members.index(subject) + 1 if (subject, relation) in self.object_of else 0
         around = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
@@ -228,15 +182,27 @@ class Known:
     def outlook(self, request: EditRequest, agent: BayesAgent) -> Outlook:
         """What an agent makes of a request; EvidenceError for one that is no evidence."""
         updated = agent.after(request)
-        questions = self.questions(request.subject, request.fact.relation)
-        views = ["direct", *["predictive"] * (len(questions) - 1)]
-        before, after = (tuple(one.distribution(q.fact.subject, q.fact.relation, view)
-                               for q, view in zip(questions, views, strict=True))
-                         for one in (agent, updated))
+        questions = []
+        for role, fact in self._near(request.subject, request.fact.relation):
+            view: View = "direct" if role == "edited" else "predictive"
+            questions.append(Question(role, fact, request.target if role == "edited" else None, *(
+                one.distribution(fact.subject, fact.relation, view) for one in (agent, updated))))
         o = agent.objects.index(request.target)
-        edited = Moved(request.requested, "request", float(before[0][o]), float(after[0][o]))
+        old, new = (float(belief[o]) for belief in (questions[0].before, questions[0].after))
         ripple, n_more = self._ripple(request, agent, updated)
-        return Outlook(request, questions, before, after, (edited, *ripple), n_more)
+        return Outlook(request, tuple(questions),
+                       (Moved(request.requested, "request", old, new), *ripple), n_more)
+
+    def _near(self, subject: str, relation: str) -> list[tuple[Role, Fact]]:
+        """The edited fact; a downstream, upstream or other fact; another subject's fact."""
+        own = [r for r in self.relations_of.get(subject, ()) if r != relation]
+        near: list[tuple[Role, str | None]] = [
+            ("downstream", self.downstream.get(relation)),
+            ("upstream", self.agent.pairs.get(relation)), *(("same subject", r) for r in own)]
+        return [("edited", self.fact(subject, relation)),
+                *[(role, self.fact(subject, r)) for role, r in near if r in own][:1],
+                *(("other subject", self.fact(other, relation))
+                  for other in self.others(subject, relation, 1))]
 
     def _ripple(self, request: EditRequest, agent: BayesAgent,
                 updated: BayesAgent) -> tuple[list[Moved], int]:
@@ -244,9 +210,9 @@ class Known:
         subject, relation = request.subject, request.fact.relation
         moved = agent.ripple(self.facts, subject, relation, request.target, request.weight)
         moved = moved.filter(pl.col("path") != "request")
-        shown = [Moved(Fact(row["subject"], row["relation"], row["object"]), row["path"],
-                       row["p_before"], row["p_after"])
-                 for row in moved.head(CAP - 1 - _N_STILL).iter_rows(named=True)]
+        columns = moved.select("subject", "relation", "object", "path", "p_before", "p_after")
+        shown = [Moved(Fact(s, r, o), path, *p)
+                 for s, r, o, path, *p in columns.head(CAP - 1 - _N_STILL).iter_rows()]
         names = {(one.fact.subject, one.fact.relation) for one in shown} | {(subject, relation)}
         own = [(subject, r) for r in self.relations_of.get(subject, ())]
         others = [(s, relation) for s in self.others(subject, relation, 2 * _N_STILL)]

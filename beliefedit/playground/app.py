@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,14 @@ from beliefedit.editors.registry import editor_class
 from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
 from beliefedit.playground.background import Progress, Worker, words
-from beliefedit.playground.controls import LABEL, Pickers, columns, row
+from beliefedit.playground.controls import LABEL, Pickers, Settling, columns, row
 from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
 from beliefedit.playground.session import Choice, Entry, Session
 from beliefedit.playground.snapshot import Picture, draw
 from beliefedit.run import Run
 
-N_SETTINGS = 4
-"""Hyper-parameters with a field of their own; the others keep the run's or their default values."""
-
+N_SETTINGS = 4  # hyper-parameters with a field of their own; the others stay as they are
 _USUAL = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come first
-
 _FIELDS = {bool: ipw.Checkbox, int: ipw.IntText, float: ipw.FloatText}
 
 
@@ -46,23 +42,35 @@ class Working(ipw.VBox):
         super().__init__()
         self.worker, self.message = Worker(), ipw.HTML()
         self.progress = ipw.IntProgress(description="Progress", style=LABEL)
-        self.cancel = button("Cancel", "Stop what is running", lambda _: self.worker.cancel())
         self.idle_only: list[ipw.Widget] = []  # controls that are disabled while work runs
+        self.cancel = self.button("Cancel", "Stop what is running", self.worker.cancel)
+
+    def button(self, name: str, tooltip: str, pressed: Callable[[], Any],
+               kind: str = "") -> ipw.Button:
+        """A button to press while nothing runs; it says what keeps it from doing its work."""
+        def press(_: ipw.Button) -> None:
+            try:
+                pressed()
+            except BeliefEditError as error:
+                self.say(words(error), "problem")
+
+        made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
+                          layout={"width": "auto"})
+        made.on_click(press)
+        self.idle_only.append(made)
+        return made
 
     def start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
-              text: str) -> Future:
+              text: str) -> None:
         """Run work in the background; ``finished`` shows its result and says what was done."""
         self.set_busy(True)
         self._show_progress(0, None, text)
 
         def done(result: Any, problem: str | None) -> None:
             self.set_busy(False)
-            if problem is None:
-                self.say(finished(result), "good")
-            else:
-                self.say(problem, "problem")
+            self.say(problem or finished(result), "problem" if problem else "good")
 
-        return self.worker.run(work, done, self._show_progress)
+        self.worker.run(work, done, self._show_progress)
 
     def say(self, text: str, kind: str = "") -> None:
         """Show a message."""
@@ -80,21 +88,8 @@ class Working(ipw.VBox):
         self.say(text)
 
 
-def button(name: str, tooltip: str, pressed: Callable[[Any], Any], kind: str = "") -> ipw.Button:
-    """A button as wide as its name."""
-    made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
-                      layout={"width": "auto"})
-    made.on_click(pressed)
-    return made
-
-
 class Page(Working):
-    """The playground of one session.
-
-    Args:
-        experiment: gives the editors' hyper-parameters to start from.
-        folder: gets what is saved.
-    """
+    """The playground of one session; what is saved goes to the folder."""
 
     def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
         super().__init__()
@@ -118,10 +113,10 @@ class Page(Working):
             options=labels, description="Editor", tooltip="How the language model is changed",
             style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
-        edit = button("Edit", "Change the language model", self._press_edit, "primary")
-        self.undo = button("Undo", "Take the last edit back", self._press_undo)
-        compare = button("Compare editors", "The same request, several editors",
-                         self._press_compare)
+        self.edit = self.button("Edit", "Change the language model", self._press_edit, "primary")
+        self.undo = self.button("Undo", "Take the last edit back", self._press_undo)
+        compare = self.button("Compare editors", "The same request, several editors",
+                              self._press_compare)
         self.mode = ipw.ToggleButtons(
             options=[("each edit alone", False), ("sequential edits", True)],
             style={"button_width": "125px"}, layout={"width": "auto"},
@@ -129,9 +124,9 @@ class Page(Working):
                       "Every edit is made on top of the earlier ones"])
         self.editor.observe(self._choose_editor, "value")
         self.mode.observe(self._switch, "value")
-        self.idle_only += [edit, self.undo, compare, self.mode]
+        self.idle_only.append(self.mode)
         return (row(self.editor, self.settings),
-                row(edit, self.cancel, self.undo, compare, self.mode, self.progress))
+                row(self.edit, self.cancel, self.undo, compare, self.mode, self.progress))
 
     def _file_controls(self) -> ipw.Widget:
         self.kind = ipw.Dropdown(
@@ -139,13 +134,11 @@ class Page(Working):
             style={"description_width": "110px"}, layout={"width": "230px"})
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
-        save = button("Save edit", "Write the last edit to the run folder", self._press_save)
-        save_all = button("Save session", "Write requests and numbers to the file",
-                          self._press_save_session)
-        replay_all = button("Replay session", "Carry the file's requests out again",
-                            self._press_replay)
-        self.idle_only += [save, save_all, replay_all]
-        return row(self.kind, save, self.file, save_all, replay_all)
+        edit, session, again = (self.button(*names) for names in (
+            ("Save edit", "Write the last edit to the run folder", self._press_save),
+            ("Save session", "Write requests and numbers to the file", self._press_save_session),
+            ("Replay session", "Carry the file's requests out again", self._press_replay)))
+        return row(self.kind, edit, self.file, session, again)
 
     def set_busy(self, busy: bool) -> None:
         """As `Working.set_busy`; shows the history as it is now."""
@@ -177,7 +170,7 @@ class Page(Working):
             return
         self.pickers.say(request)
         last = self.session.history[-1] if self.session.history else None
-        if last is not None and last.request == request and last.stacked == self.session.stacked:
+        if last and last.request == request and last.stacked == self.session.stacked:
             self._draw(last.picture)
             return
         preview = draw(outlook, self.session.known.agent.objects)
@@ -194,47 +187,39 @@ class Page(Working):
         self.beliefs.value, self.logic.value = show.beliefs(picture), show.logic(picture.logic)
         self.ripple.value = show.ripple(picture)
 
-    def _asked(self) -> tuple[EditRequest, Choice] | None:
-        """What the controls ask for; None, with the reason on the page, if it is impossible."""
+    def _asked(self) -> tuple[EditRequest, Choice]:
+        """What the controls ask for."""
         fields = {field.description: field.value for field in self.settings.children}
         choice = self.editors[self.editor.value]
-        try:
-            request = self.pickers.request(self.session.agent)
-        except BeliefEditError as error:
-            self.say(words(error), "problem")
-            return None
-        return request, Choice(choice.name, {**choice.settings, **fields})
+        return (self.pickers.request(self.session.agent),
+                Choice(choice.name, {**choice.settings, **fields}))
 
-    def _press_edit(self, _: object = None) -> Future | None:
-        if (asked := self._asked()) is None:
-            return None
+    def _press_edit(self) -> None:
+        asked = self._asked()
 
         def finished(entry: Entry) -> str:
             self._draw(entry.picture)
             return f"Edited in {entry.seconds:.1f} s."
 
-        return self.start(lambda progress: self.session.edit(*asked, progress), finished,
-                          "Editing …")
+        self.start(lambda progress: self.session.edit(*asked, progress), finished, "Editing …")
 
     def rehearse(self) -> None:
         """Carry out what the controls say, and wait for it."""
-        if (work := self._press_edit()) is not None:
-            work.result()
+        self.edit.click()
+        self.worker.run(lambda progress: None, lambda *_: None).result()
         if self.session.history:  # again from here: a report keeps what the cell's thread has drawn
             self._draw(self.session.history[-1].picture)
             self.set_busy(False)
 
-    def _press_undo(self, _: object) -> None:
+    def _press_undo(self) -> None:
         def finished(entry: Entry) -> str:
             self._fill(entry.request)
             return "The last edit is undone; the model is what it was before it."
 
         self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
-    def _press_compare(self, _: object) -> None:
-        if (asked := self._asked()) is None:
-            return
-        request, chosen = asked
+    def _press_compare(self) -> None:
+        request, chosen = self._asked()
         names = dict.fromkeys([*list(self.editors)[:2], "bayes", "in_context"])
         choices = [chosen, *(self.editors[name] for name in names if name != chosen.name)]
 
@@ -249,7 +234,7 @@ class Page(Working):
         self.session.stacked = self.mode.value
         self._refresh()
 
-    def _press_save(self, _: object) -> None:
+    def _press_save(self) -> None:
         kind = self.kind.value
         target = self.folder / f"edit-{len(self.session.history):03d}-{kind}"
         self.start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
@@ -259,12 +244,12 @@ class Page(Working):
         """The session's file, in the folder whatever has been typed."""
         return self.folder / (Path(self.file.value).name or "session.json")
 
-    def _press_save_session(self, _: object) -> None:
+    def _press_save_session(self) -> None:
         path = self._file()
         self.start(lambda progress: save_session(self.session, path), lambda _: f"Saved: {path}",
                    "Saving …")
 
-    def _press_replay(self, _: object) -> None:
+    def _press_replay(self) -> None:
         path = self._file()
 
         def finished(difference: float) -> str:
@@ -284,13 +269,9 @@ class Page(Working):
         self.close()
 
 
-class Playground(ipw.VBox):
-    """The playground of a run, and of those beside it.
-
-    Args:
-        run: read-only, so that opening it does not start to train.
-        params_file: the run's parameters, to make it from; those of the smoke run are beside it.
-    """
+class Playground(Settling, ipw.VBox):
+    """The playground of a run, which is read-only, and of those beside it; one that is not there is
+    made from its parameter file, or the smoke run from the one beside that."""
 
     def __init__(self, run: Run, params_file: str | Path) -> None:
         self.run, self.params = run, Path(params_file)
@@ -298,7 +279,6 @@ class Playground(ipw.VBox):
         self.runs = ipw.Dropdown(description="Run", tooltip="Which run's model to edit",
                                  style=LABEL, layout={"width": "390px"})
         super().__init__([self.runs])
-        self._listing = False
         self.runs.observe(self._chosen, "value")
         self.show_run(run)
 
@@ -306,30 +286,27 @@ class Playground(ipw.VBox):
         """Show a run's page, or an offer to make the run."""
         if self.page is not None:
             self.page.leave()
-            self.page = None
         try:
             session, run = open_run(run)
         except BeliefEditError as error:
-            self.children = [self.runs, Offer(self, words(error))]
+            self.page, shown = None, Offer(self, words(error))
         else:
-            self.page = Page(session, run.config, run.folder / "playground")
-            self.children = [self.runs, self.page]
+            self.page = shown = Page(session, run.config, run.folder / "playground")
+        self.children = [self.runs, shown]
         folder = run.folder.resolve()
         found = sorted({folder, *runs_beside(folder)})
-        self._listing = True
-        self.runs.options = [(path.name, str(path)) for path in found]
-        self.runs.value = str(folder)
+        with self.quietly():
+            self.runs.options = [(path.name, str(path)) for path in found]
+            self.runs.value = str(folder)
         self.runs.layout.display = None if len(found) > 1 else "none"
-        self._listing = False
 
     def rehearse(self) -> None:
         """Carry out the example edit, so that a notebook's report shows it; not on Voilà's page."""
-        is_page = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
-        if self.page is not None and not is_page:
+        if self.page and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
             self.page.rehearse()
 
     def _chosen(self, change: dict) -> None:
-        if not self._listing and change["new"] is not None:
+        if self.settled and change["new"] is not None:
             self.show_run(Run.open(change["new"], read_only=True))
 
 
@@ -338,29 +315,25 @@ class Offer(Working):
 
     def __init__(self, playground: Playground, reason: str) -> None:
         super().__init__()
-        self.playground = playground
-        params, folder = playground.params, Path(playground.run.folder)
-        smoke = params.parent / "smoke.yaml"
-        self.idle_only = [
-            button("Make the smoke run (about a minute)",
-                   "A tiny model that has learned little of its corpus",
-                   lambda _: self.make(smoke, folder.parent / "smoke"), "primary"),
-            button(f"Make the run of {params.name}",
-                   "The demo takes about four minutes on two cores",
-                   lambda _: self.make(params, folder))]
+        self.playground, params, folder = playground, playground.params, playground.run.folder
+        smoke = self.button("Make the smoke run (about a minute)",
+                            "A tiny model that has learned little of its corpus",
+                            lambda: self._make(params.parent / "smoke.yaml",
+                                               folder.parent / "smoke"), "primary")
+        own = self.button(f"Make the run of {params.name}",
+                          "The demo takes about four minutes on two cores",
+                          lambda: self._make(params, folder))
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Make one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")
         self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                         ipw.HBox([*self.idle_only, self.cancel, self.progress])]
+                         ipw.HBox([smoke, own, self.cancel, self.progress])]
         self.say(reason, "problem")
         self.set_busy(False)
 
-    def make(self, params: Path, folder: Path) -> Future:
-        """Make a run in the background, then show its page."""
+    def _make(self, params: Path, folder: Path) -> None:
         def finished(_: object) -> str:
             self.playground.show_run(Run(folder, params, read_only=True))
             return "The run is made."
 
-        return self.start(lambda progress: make_run(params, folder, progress), finished,
-                          "Starting …")
+        self.start(lambda progress: make_run(params, folder, progress), finished, "Starting …")

@@ -34,20 +34,15 @@ class Worker:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="playground")
-        self._stops: set[threading.Event] = set()
+        self._stop = threading.Event()  # of all jobs until it is set
 
     def run(self, work: Callable[[Progress], Any], finished: Callable[[Any, str | None], None],
             progress: Progress = silent) -> Future:
-        """Start work; returns at once.
+        """Start work, which calls the progress it is given between its steps; that call stops it.
 
-        Args:
-            work: is given a progress to call between its steps; that call ends it when it is to
-                stop.
-            finished: called in the background with (result, None), or (None, what went wrong).
-            progress: what the work's calls are passed on to.
+        ``finished`` is called in the background with (result, None), or (None, what went wrong).
         """
-        stop = threading.Event()
-        self._stops.add(stop)
+        stop = self._stop
 
         def report(done: int, total: int | None, text: str) -> None:
             if stop.is_set():
@@ -59,15 +54,14 @@ class Worker:
                 result, problem = work(report), None
             except Exception as error:  # noqa: BLE001 - the page shows the words
                 result, problem = None, words(error)
-            self._stops.discard(stop)
             finished(result, problem)
 
         return self._threads.submit(job)
 
     def cancel(self) -> None:
         """Stop the job that runs, at its next step, and those that wait."""
-        for stop in list(self._stops):
-            stop.set()
+        self._stop.set()
+        self._stop = threading.Event()
 
     def close(self) -> None:
         """Stop, and start nothing that still waits."""

@@ -23,21 +23,16 @@ from beliefedit.run import Run
 from beliefedit.store import read_json, write_json
 
 FORMAT = 2
+# Runs a script that gets SIGTERM when the process that started it is gone, for whatever reason.
 _END_WITH_PARENT = """import ctypes, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")"""
-"""Runs a script that gets SIGTERM when the process that started it is gone, for whatever reason."""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
-    """A session on a run's model, and the run it belongs to.
-
-    If the folder holds no model of the run's configuration, the recorded configuration is taken.
-
-    Raises:
-        StoreError: the run is read-only and the folder holds no trained model.
-    """
+    """A session on a run's model, and the run it belongs to: one of the recorded configuration if
+    the folder holds no model of the run's own; StoreError if it holds no trained model at all."""
     try:
         return _session(run), run
     except StoreError as error:
@@ -62,20 +57,15 @@ def runs_beside(folder: Path) -> list[Path]:
 
 
 def make_run(params: Path, folder: Path, progress: Progress) -> None:
-    """Make graph, corpus and model with run_all.py, in a process that ends with this one.
-
-    Args:
-        params: in the ``params`` folder of a checkout, which also holds run_all.py.
-        progress: called with (notebook cell, cells, what is being done); may raise to stop the run.
-
-    Raises:
-        TrainingError: run_all.py is not there, or fails.
-    """
-    script = params.resolve().parent.parent / "run_all.py"
+    """Make graph, corpus and model with run_all.py, beside the folder of the parameter file, in a
+    process that ends with this one or when the progress, called with (notebook cell, cells, what is
+    being done), raises; TrainingError if run_all.py is not there, or fails."""
+    params, folder = params.resolve(), folder.resolve()
+    script = params.parent.parent / "run_all.py"
     if not script.exists():
-        raise TrainingError(f"no run_all.py beside {params.resolve().parent}",
+        raise TrainingError(f"no run_all.py beside {params.parent}",
                             remedy="run it from a checkout")
-    command = [str(script), "--params", str(params.resolve()), "--out", str(folder.resolve()),
+    command = [str(script), "--params", str(params), "--out", str(folder),
                "--only", "01_corpus", "--only", "02_pretraining"]
     python = [sys.executable, *(["-c", _END_WITH_PARENT] if sys.platform == "linux" else [])]
     line = ""
@@ -97,24 +87,16 @@ def make_run(params: Path, folder: Path, progress: Progress) -> None:
 def save_session(session: Session, path: Path) -> None:
     """Write the history as JSON: every request, its editor, and every number that was shown."""
     write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
-        {"subject": entry.request.subject, "relation": entry.request.fact.relation,
-         "object": entry.request.target, "weight": entry.request.weight,
+        {**vars(entry.request.requested), "weight": entry.request.weight,
          "editor": entry.choice.name, "settings": dict(entry.choice.settings),
          "stacked": entry.stacked, "numbers": entry.picture.numbers()}
         for entry in session.history]})
 
 
 def replay(session: Session, path: Path, progress: Progress = silent) -> float:
-    """Take all edits back and carry out those of a file instead.
-
-    Returns:
-        The largest difference between a number of the file and the one found now; 0 when all are
-        the same, infinite where other things are shown.
-
-    Raises:
-        EditError: the file is no session, or was saved with another model so that it does not fit.
-        StoreError: no such file, or a damaged one.
-    """
+    """Take all edits back and carry out those of a file instead; EditError for one that is no
+    session or does not fit the model, StoreError for none or a damaged one. Returns the largest
+    difference of a number in the file to the one found now; infinite where others are shown."""
     values = read_json(path)
     try:
         if values["format"] != FORMAT:
@@ -125,27 +107,26 @@ def replay(session: Session, path: Path, progress: Progress = silent) -> float:
                         remedy="load a file that 'Save session' wrote") from None
     session.clear()
     worst = 0.0
-    for place, (requested, weight, choice, stacked, numbers) in enumerate(edits):
+    for place, (requested, strength, choice, stacked, numbers) in enumerate(edits):
         session.stacked = stacked
-        request = session.known.request(requested, EvidenceStrength(None, weight))
+        request = session.known.request(requested, strength)
         entry = session.edit(request, choice, part_of(progress, place, len(edits)))
         worst = max(worst, _difference(numbers, entry.picture.numbers()))
     session.stacked = bool(values.get("stacked"))
     return worst
 
 
-def _read_edit(edit: dict[str, Any]) -> tuple[Fact, float, Choice, bool, dict]:
-    names = edit["subject"], edit["relation"], edit["object"], edit["editor"]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{names} are no names")
-    return (Fact(*names[:3]), float(edit["weight"]), Choice(names[3], dict(edit["settings"])),
-            bool(edit["stacked"]), dict(edit["numbers"]))
+def _read_edit(edit: dict[str, Any]) -> tuple[Fact, EvidenceStrength, Choice, bool, dict]:
+    *names, editor = (edit[key] for key in ("subject", "relation", "object", "editor"))
+    if not all(isinstance(name, str) for name in (*names, editor)):
+        raise TypeError(f"{(*names, editor)} are no names")
+    return (Fact(*names), EvidenceStrength(None, float(edit["weight"])),
+            Choice(editor, dict(edit["settings"])), bool(edit["stacked"]), dict(edit["numbers"]))
 
 
 def _difference(old: dict[str, Any], new: dict[str, float | None]) -> float:
     """Largest difference of two sets of numbers; infinite where one lacks a number."""
     if old.keys() != new.keys():
         return math.inf
-    pairs = ((old[name], new[name]) for name in new)
-    return max(0.0 if one == other else math.inf if None in (one, other) else abs(one - other)
-               for one, other in pairs)
+    return max(0.0 if old[name] == p else math.inf if None in (old[name], p)
+               else abs(old[name] - p) for name, p in new.items())

@@ -6,7 +6,6 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -14,12 +13,10 @@ from beliefedit.analysis.measures import MEASURES
 from beliefedit.config import EDITOR_PARAMETERS
 from beliefedit.editors.registry import editor_class
 from beliefedit.formatting import html_table, number
-from beliefedit.playground.agent_view import EvidenceStrength, Moved
-from beliefedit.playground.snapshot import Bar, Logic, Panel, Picture
+from beliefedit.playground.agent_view import Moved
+from beliefedit.playground.session import Entry
+from beliefedit.playground.snapshot import ERRORS, Bar, Logic, Panel, Picture
 from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
-
-if TYPE_CHECKING:
-    from beliefedit.playground.session import Entry
 
 STYLE = ("<style>.be, .be-page { "
          f"--before:{BEFORE}; --after:{AFTER}; --agent:{AGENT}; --request:{REQUEST}; }}\n"
@@ -31,7 +28,6 @@ _ROLES = {
     "upstream": ("Upstream fact", "Hardly moves: the agent infers from it, not back to it"),
     "same subject": ("Another fact about the same subject", "Does not depend on the edited fact"),
     "other subject": ("The same relation of another subject", "Should stay as it is")}
-"""Role of a question to the heading of its panel and what should happen to the fact."""
 
 
 def text(value: object) -> str:
@@ -50,19 +46,12 @@ def message(words: str, kind: str = "") -> str:
     return block(f'<div class="be-message {kind}" role="{role}">{html.escape(words)}</div>')
 
 
-def observations(weight: float) -> str:
-    """A number of observations in words."""
-    if weight < 1:
-        return f"{weight:g} of an observation"
-    return "1 observation" if round(weight, 2) == 1 else f"{weight:,.0f} observations"
-
-
-def evidence(strength: EvidenceStrength, weight: float) -> str:
-    """How strong the evidence is, in words."""
-    if strength.probability is None:
-        return observations(weight)
-    return (f"enough that the Bayesian agent believes it with P = {strength.probability:g}: "
-            f"{observations(weight)}")
+def evidence(weight: float, probability: float | None = None) -> str:
+    """Evidence in words: observations, and the agent's belief they were chosen for."""
+    n = (f"{weight:g} of an observation" if weight < 1 else "1 observation"
+         if round(weight, 2) == 1 else f"{weight:,.0f} observations")
+    return n if probability is None else (
+        f"enough that the Bayesian agent believes it with P = {probability:g}: {n}")
 
 
 def beliefs(picture: Picture) -> str:
@@ -70,50 +59,42 @@ def beliefs(picture: Picture) -> str:
     names = {"before": "LM before", "after": "LM after", "agent": "Bayesian agent"}
     key = "".join(f'<span><i style="background:var(--{role})"></i>{name}</span>'
                   for role, name in names.items())
-    key += ('<span><i style="background:currentColor;width:2px;opacity:.75"></i>the agent before'
-            '</span><span style="color:var(--request);font-weight:650">▸ request</span>')
-    panels = "".join(map(_panel, picture.panels))
-    return block(f'<p class="soft key">{key}</p><div class="be-panels">{panels}</div>')
-
-
-def _panel(panel: Panel) -> str:
-    fact, (title, hint) = panel.question.fact, _ROLES[panel.question.role]
-    stated = f"True in the corpus: {text(fact.object)}" if fact.object else "Not in the corpus"
-    rows = "".join(_row(bar, panel) for bar in panel.bars)
-    return (f'<section class="be-panel" data-role="{panel.question.role}" aria-label="{title}">'
-            f'<h3>{title}</h3><p class="be-fact">{text(fact.prompt)} …'
-            f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
+    panels = ""
+    for panel in picture.panels:
+        fact, (title, hint) = panel.fact, _ROLES[panel.role]
+        stated = f"True in the corpus: {text(fact.object)}" if fact.object else "Not in the corpus"
+        rows = "".join(_row(bar, panel) for bar in panel.bars)
+        panels += (f'<section class="be-panel" data-role="{panel.role}" aria-label="{title}">'
+                   f'<h3>{title}</h3><p class="be-fact">{text(fact.prompt)} …'
+                   f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
+    return block(
+        f'<p class="soft key">{key}<span><i style="background:currentColor;width:2px;opacity:.75">'
+        '</i>the agent before</span><span style="color:var(--request);font-weight:650">▸ request'
+        f'</span></p><div class="be-panels">{panels}</div>')
 
 
 def _row(bar: Bar, panel: Panel) -> str:
     """One object: its name and the bars of the model before, after, and the agent."""
-    plain = "all others" if bar.object is None else bar.object
-    name = '<span class="soft">all others</span>' if bar.object is None else text(bar.object)
-    values = {"LM before": ("before", bar.p_before), "LM after": ("after", bar.p_after),
-              "agent": ("agent", bar.p_agent)}
-    spoken = ", ".join(f"{who} {number(p, 3)}" for who, (_, p) in values.items()
-                       if not math.isnan(p))
-    bars = ""
-    for role, p in values.values():
-        width = 0 if math.isnan(p) else 80 * p  # the number needs the rest
-        bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{width:.2f}%;'
-                 f'background:var(--{role})"></b><em>{number(p, 3)}</em>')
-        bars += f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
-        bars += "</div>"
+    spoken, bars = [], ""
+    for who, role, p in (("LM before", "before", bar.p_before), ("LM after", "after", bar.p_after),
+                         ("agent", "agent", bar.p_agent)):
+        spoken += [] if math.isnan(p) else [f"{who} {number(p, 3)}"]
+        before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
+        bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{80 * _or_zero(p):.2f}%;'
+                 f'background:var(--{role})"></b><em>{number(p, 3)}</em>{before}</div>')
+    plain = html.escape(bar.object or "all others")
+    name = text(bar.object) if bar.object else f'<span class="soft">{plain}</span>'
     is_request = bar.object is not None and bar.object == panel.request
-    if is_request:
-        name = f"▸ {name}"
-    if bar.object == panel.question.fact.object:
-        name += ' <span class="true">true</span>'
-    return (f'<div class="be-row" role="img" aria-label="{html.escape(plain)}: {spoken}" '
-            f'title="{html.escape(plain)}"><div class="be-name{" request" if is_request else ""}">'
-            f"{name}</div><div>{bars}</div></div>")
+    mark = "▸ " if is_request else ""
+    true = ' <span class="true">true</span>' if bar.object == panel.fact.object else ""
+    return (f'<div class="be-row" role="img" aria-label="{plain}: {", ".join(spoken)}" '
+            f'title="{plain}"><div class="be-name{" request" if is_request else ""}">'
+            f"{mark}{name}{true}</div><div>{bars}</div></div>")
 
 
 def logic(judged: Logic) -> str:
     """How likely A, not A, A and B, A or B are called true, and how far that is from coherent."""
-    errors = {"A": "true_false", "not A": "negation", "A and B": "conjunction",
-              "B and A": "commutation", "A or B": "disjunction"}
+    errors = {parts[-1]: name for name, (_, *parts) in ERRORS.items()}
     rows = []
     for name, (before, after, _, agent) in judged.p.items():
         if name == "stated":
@@ -136,17 +117,17 @@ def history(entries: Sequence[Entry]) -> str:
     """The edits of this session, the latest last."""
     items = ""
     for entry in entries:
-        request, bar = entry.request, entry.picture.panels[0].bar(entry.request.target)
+        request, picture = entry.request, entry.picture
         top = ", on top of earlier ones" if entry.stacked else ""
-        beliefs = f"p(request) {_arrow(bar)}"
-        if (panel := entry.picture.panel("downstream")) is not None:
-            beliefs += (f"; downstream: {text(panel.question.fact.relation)} "
+        beliefs = f"p(request) {_arrow(picture.panels[0].bar(request.target))}"
+        if panel := picture.panel("downstream"):
+            beliefs += (f"; downstream: {text(panel.fact.relation)} "
                         f"{text(panel.expected.object)}: {_arrow(panel.expected)}")
         items += (f"<li>{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
-                  f"({observations(request.weight)}) · {_editor(entry.choice.name)}{top}, "
+                  f"({evidence(request.weight)}) · {_editor(entry.choice.name)}{top}, "
                   f"{number(entry.seconds, 1)} s<br>{beliefs}</span></li>")
-    return block(f"<h3>History</h3><ol>{items}</ol>" if items else
-                 "<h3>History</h3><p class=soft>No edit yet.</p>", "be-history")
+    edits = f"<ol>{items}</ol>" if items else "<p class=soft>No edit yet.</p>"
+    return block(f"<h3>History</h3>{edits}", "be-history")
 
 
 def _arrow(bar: Bar) -> str:
@@ -156,13 +137,9 @@ def _arrow(bar: Bar) -> str:
 def comparison(table: pl.DataFrame) -> str:
     """Editors side by side, from `Session.compare`."""
     rows = []
-    for row in table.iter_rows(named=True):
-        name = _editor(row["editor"])
-        if row["refused"]:
-            name += f" <span class=soft>{html.escape(row['refused'])}</span>"
-        rows.append([name, *(number(row[column], 3) for column in (
-            "p_request", "downstream", "other", "true_false", "negation")),
-            number(row["seconds"], 1)])
+    for editor, *figures, seconds, refused in table.iter_rows():
+        why = f" <span class=soft>{html.escape(refused)}</span>" if refused else ""
+        rows.append([_editor(editor) + why, *(number(p, 3) for p in figures), number(seconds, 1)])
     errors = [MEASURES[name].label for name in ("true_false", "negation")]
     return block("<h3>The same request, several editors</h3><p class=soft>Probability of the "
                  "request, of what the agent now expects of the downstream fact, and of the true "
@@ -177,26 +154,20 @@ def _editor(name: str) -> str:
 
 _ROW, _WIDTH, _RADIUS = 36, 1060, 9
 _COLUMNS = ((6, 30, "the request"), (250, 34, "the same subject"), (510, 36, "other subjects"),
-            (790, 36, ""))
-"""Left edge, characters that fit a label, and heading of each column."""
+            (790, 36, ""))  # left edge, characters that fit a label, and heading
 
 
 def ripple(picture: Picture) -> str:
-    """The facts that the edit reaches, as a graph.
-
-    The request stands on the left, other facts of its subject beside it, other subjects' facts on
-    the right; within a column the largest change is on top. The left half of a node is the agent's
-    change, the right half the model's: the deeper the colour, the larger.
-    """
+    """The facts that the edit reaches, as a graph: the request on the left, other facts of its
+    subject beside it, other subjects' on the right; in a column the largest change is on top."""
     edited, *rest = picture.ripple
-    rest.sort(key=lambda moved: max(abs(moved.by_agent), abs(_or_zero(moved.by_model))),
-              reverse=True)
+    rest.sort(key=lambda one: max(abs(one.by_agent), abs(_or_zero(one.by_model))), reverse=True)
     own = [moved for moved in rest if moved.fact.subject == edited.fact.subject]
     others = [moved for moved in rest if moved.fact.subject != edited.fact.subject]
     half = -(-len(others) // 2)
     height = max(len(own), half, 1) * _ROW + 30
-    middle = height / 2
-    label = max(len(edited.fact.subject), len(f"{edited.fact.relation} {edited.fact.object}"))
+    middle, asked = height / 2, edited.fact
+    label = max(len(asked.subject), len(f"{asked.relation} {asked.object}"))
     start = _COLUMNS[0][0] + 31 + 6.4 * min(label, _COLUMNS[0][1])  # where the request's label ends
     drawn = _node(edited, 0, middle)
     for column, facts in enumerate((own, others[:half], others[half:]), start=1):

@@ -19,29 +19,19 @@ class Suggestions:
         self._place = {name: place for place, name in enumerate(self.names)}
         self._folded = [fold(name) for name in self.names]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._place
-
     def find(self, text: str, n: int = 12, first: Iterable[str] = ()) -> list[str]:
         """At most n names that hold a text: equal ones, those it begins, those with a word that it
-        begins, others.
-
-        Args:
-            text: what has been typed so far; nothing finds the first names.
-            n: most names.
-            first: names that come before others of the same kind of match.
-        """
+        begins, others; of the same kind of match those in ``first``, then the first names."""
         typed = fold(text.strip())
-        preferred = [self._place[name] for name in dict.fromkeys(first) if name in self._place]
-        if not typed:
-            places = chain(preferred, range(min(len(self.names), n + len(preferred))))
-            return [self.names[place] for place in list(dict.fromkeys(places))[:n]]
-        inside = (place for place, name in enumerate(self._folded) if typed in name)
+        preferred = (self._place[name] for name in first if name in self._place)
         found: tuple[dict[int, None], ...] = ({}, {}, {}, {})
-        for place in chain((place for place in preferred if typed in self._folded[place]), inside):
-            best = found[_kind(self._folded[place], typed)]
-            if len(best) < n:
-                best[place] = None
+        for place in chain(preferred, range(len(self.names))):
+            name = self._folded[place]
+            if typed in name:
+                kind = (0 if typed in ("", name) else 1 if name.startswith(typed)
+                        else 2 if f" {typed}" in name else 3)
+                if len(found[kind]) < n:
+                    found[kind][place] = None
         return [self.names[place] for place in [*chain.from_iterable(found)][:n]]
 
     def resolve(self, text: str) -> str | None:
@@ -59,10 +49,3 @@ def fold(text: str) -> str:
         return text.lower()
     return "".join(letter for letter in unicodedata.normalize("NFKD", text.casefold())
                    if not unicodedata.combining(letter))
-
-
-def _kind(name: str, typed: str) -> int:
-    """0 for the name itself, 1 for its beginning, 2 for that of a word, 3 for any other part."""
-    if name.startswith(typed):
-        return 0 if name == typed else 1
-    return 2 if f" {typed}" in name else 3

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,8 @@ from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.playground.agent_view import Known, Outlook
 from beliefedit.playground.background import Progress, part_of, silent
-from beliefedit.playground.model_view import Asked
-from beliefedit.playground.snapshot import Picture, draw
+from beliefedit.playground.snapshot import Asked, Picture, draw
 
-ExportKind = Literal["adapter", "delta", "model"]
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
 
@@ -41,41 +40,29 @@ class Choice:
 
 @dataclass(frozen=True)
 class Entry:
-    """One edit of the history.
-
-    Attributes:
-        stacked: it was made on top of the stacked edits before it.
-        folder: holds its weights, as far as it has any.
-    """
+    """One edit of the history."""
 
     request: EditRequest
     choice: Choice
-    stacked: bool
+    stacked: bool  # made on top of the stacked edits before it
     picture: Picture
     seconds: float
-    folder: Path
+    folder: Path  # of its weights, as far as it has any
 
 
 class Session:
-    """Edits of one model, which itself is never changed.
-
-    Weights of edits are kept on disk, so that memory does not grow with the history.
-
-    Args:
-        texts: documents of the corpus, for editors that look at how the model reads them.
-        soft_targets: makes them, for editors that use them.
-    """
+    """Edits of one model, which itself is never changed; their weights are kept on disk. Texts are
+    documents of the corpus, for editors that look at how the model reads them."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: Known,
-                 texts: Sequence[str] = (), soft_targets: SoftTargetBuilder | None = None) -> None:
+                 texts: Sequence[str], soft_targets: SoftTargetBuilder) -> None:
         self.base, self.tokenizer, self.known = model, tokenizer, known
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
         self._kept = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
         self._fresh = self._asked(Plain(model))
-        self._pile: PreTrainedModel | None = None
-        self._piled = self._fresh
+        self._piled = self._fresh  # the model with all stacked edits
 
     @property
     def agent(self) -> BayesAgent:
@@ -87,9 +74,9 @@ class Session:
         return agent
 
     @property
-    def model(self) -> PreTrainedModel:
-        """What the next edit starts from; not to be changed."""
-        return self._before().models.model
+    def before(self) -> Asked:
+        """The model that the next edit starts from, not to be changed, and its answers so far."""
+        return self._piled if self.stacked else self._fresh
 
     def outlook(self, request: EditRequest) -> Outlook:
         """What the agent makes of a request; no model is asked."""
@@ -97,44 +84,42 @@ class Session:
 
     def look(self, request: EditRequest) -> Picture:
         """A request before its edit: the agent, and the model as it is."""
-        return draw(self.outlook(request), self.known.agent.objects, self._before())
+        return draw(self.outlook(request), self.known.agent.objects, self.before)
 
     def edit(self, request: EditRequest, choice: Choice, progress: Progress = silent) -> Entry:
-        """Carry a request out and put it into the history; after an error nothing has changed.
-
-        Raises:
-            EditError, EvidenceError, ConfigError: it cannot be carried out.
-        """
+        """Carry a request out and put it into the history; after an error (EditError,
+        EvidenceError, ConfigError: it cannot be carried out) nothing has changed."""
         started = time.perf_counter()
         edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
-        folder = Path(self._kept.name) / f"{len(self.history) + 1:04d}"
-        has_delta = _keep(edited, folder)
+        folder = Path(tempfile.mkdtemp(dir=self._kept.name))
+        with suppress(EditError):  # no change of weights, or one that is not of low rank
+            export.save_delta(edited, 0, folder / _DELTA)
+            export.save_adapter(edited, 0, folder / _ADAPTER)
         if self.stacked:
-            if not has_delta:
+            if not (folder / _DELTA).exists():
                 raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
                                 remedy="choose another editor, or make each edit alone")
             self._stack(folder)
-        entry = Entry(request, choice, self.stacked, picture, seconds, folder)
-        self.history = (*self.history, entry)
-        return entry
+        self.history += (Entry(request, choice, self.stacked, picture, seconds, folder),)
+        return self.history[-1]
 
     def carry_out(self, request: EditRequest, choice: Choice,
                   progress: Progress) -> tuple[EditedModels, Picture]:
         """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
         outlook = self.outlook(request)
-        before = self._asked(self._before().models)  # anew: no number depends on earlier questions
+        before = self._asked(self.before.models)  # anew: no number depends on earlier questions
         model, tokenizer = before.models.model, self.tokenizer
-        editor = registry.editor(choice.name, **choice.settings)
-        if editor.uses_soft_targets and self.soft_targets is not None:
+        name, editor = choice.name, registry.editor(choice.name, **choice.settings)
+        if editor.uses_soft_targets:
             request = replace(request, soft_targets=self._soft_targets(editor, outlook))
         if reason := editor.validation_error(tokenizer, request):
             raise EditError(reason, where=str(request.requested), remedy="change the request")
-        progress(0, None, f"{choice.name}: preparing")
+        progress(0, None, f"{name}: preparing")
         editor.prepare(model, tokenizer, self.texts)
         total = getattr(editor.config, "steps", None)
         edited = editor.apply(model, tokenizer, [request], watch=lambda step, _: progress(
-            step, total, f"{choice.name}: step {step} of {total}"))
+            step, total, f"{name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
         progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
@@ -145,9 +130,9 @@ class Session:
         """The same request carried out by several editors; the history stays as it is.
 
         Returns:
-            editor, p_request, downstream (probability of what the agent then expects there), other
-            (of another subject's true object), true_false, negation (logical errors), seconds,
-            refused (why it cannot be carried out; null). Agent and unedited model come first.
+            editor, p_request, downstream (p of what the agent then expects there), other (of
+            another subject's true object), true_false, negation (logical errors), seconds, refused
+            (why it cannot be carried out; null). Agent and unedited model come first.
         """
         rows: list[dict[str, Any]] = []
         picture: Picture | None = None
@@ -166,24 +151,17 @@ class Session:
             agent = _figures(picture, "p_agent") | {"true_false": 0.0, "negation": 0.0}
             rows = [{"editor": "Bayesian agent", **agent},
                     {"editor": "LM before", **_figures(picture, "p_before")}, *rows]
-        return pl.DataFrame(rows, schema={"editor": pl.String, **dict.fromkeys(
-            ("p_request", "downstream", "other", "true_false", "negation", "seconds"), pl.Float64),
-            "refused": pl.String})
+        figures = ("p_request", "downstream", "other", "true_false", "negation", "seconds")
+        return pl.DataFrame(rows, schema={
+            "editor": pl.String, **dict.fromkeys(figures, pl.Float64), "refused": pl.String})
 
     def undo(self) -> Entry:
-        """Take the last edit back; the model is, bit for bit, what it was before it.
-
-        Raises:
-            EditError: there is none.
-        """
-        if not self.history:
-            raise EditError("there is no edit to undo", remedy="press Edit first")
-        *rest, last = self.history
-        self.history = tuple(rest)
+        """Take the last edit back, to the bit; EditError if there is none."""
+        last = self._last("undo")
+        self.history = self.history[:-1]
         shutil.rmtree(last.folder, ignore_errors=True)
-        if last.stacked and self._pile is not None:  # the same sums in the same order, so same bits
+        if last.stacked:  # the same sums in the same order, so same bits
             self._piled = self._fresh
-            self._pile.load_state_dict(self.base.state_dict())
             for entry in self.history:
                 if entry.stacked:
                     self._stack(entry.folder)
@@ -194,24 +172,20 @@ class Session:
         while self.history:
             self.undo()
 
-    def export(self, kind: ExportKind, target: Path) -> Path:
+    def export(self, kind: Literal["adapter", "delta", "model"], target: Path) -> Path:
         """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        The path that was written is returned.
-
-        Raises:
-            EditError: no edit, or one that has no such form.
+        Returns the path that was written; EditError if there is no edit, or none of such a form.
         """
-        if not self.history:
-            raise EditError("there is no edit to save", remedy="press Edit first")
-        entry = self.history[-1]
+        entry = self._last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
         if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
                             remedy="choose another editor")
         if kind == "model":
-            edited = self._pile if entry.stacked else export.load_delta(delta, self.base)
-            save_model(edited, self.tokenizer, target)
+            pile = self._piled.models.model
+            save_model(pile if entry.stacked else export.load_delta(delta, self.base),
+                       self.tokenizer, target)
         elif kind == "delta":
             target = target.with_suffix(".safetensors")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -227,11 +201,13 @@ class Session:
         """Delete the weights that were kept."""
         self._kept.cleanup()
 
+    def _last(self, purpose: str) -> Entry:
+        if not self.history:
+            raise EditError(f"there is no edit to {purpose}", remedy="press Edit first")
+        return self.history[-1]
+
     def _asked(self, models: EditedModels) -> Asked:
         return Asked(models, self.tokenizer, self.known.agent.objects)
-
-    def _before(self) -> Asked:
-        return self._piled if self.stacked else self._fresh
 
     def _soft_targets(self, editor: Editor, outlook: Outlook) -> tuple[SoftTarget, ...]:
         """What else is to be believed after a request, but for what is shown of another subject."""
@@ -239,38 +215,26 @@ class Session:
         if not request.fact.object:
             raise EditError(f"the corpus does not state what {request.prompt!r}", remedy=(
                 "choose a relation the subject has, or an editor without soft targets"))
-        relations = [q.fact.relation for q in outlook.questions if q.role == "downstream"]
-        shown = {q.fact.prompt for q in outlook.questions if q.role == "other subject"}
-        case = EditCase(0, request, relations[0] if relations else None)
+        near = {question.role: question.fact for question in outlook.questions}
+        shown = {near["other subject"].prompt} if "other subject" in near else set()
+        case = EditCase(0, request, near["downstream"].relation if "downstream" in near else None)
         return self.soft_targets(case, editor.config, self.agent, held_out=shown)
 
     def _stack(self, folder: Path) -> None:
         """Add an edit to the model that all stacked edits are made on."""
-        if self._pile is None:
-            self._pile = copy.deepcopy(self.base)
-        add_delta(self._pile, load_file(folder / _DELTA))
-        self._piled = self._asked(Plain(self._pile))
-
-
-def _keep(edited: EditedModels, folder: Path) -> bool:
-    """Write an edit's weights, as far as it has any; whether it has."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        export.save_delta(edited, 0, folder / _DELTA)
-        export.save_adapter(edited, 0, folder / _ADAPTER)
-    except EditError:  # no change of weights, or one that is not of low rank
-        pass
-    return (folder / _DELTA).exists()
+        model = self._piled.models.model
+        model = copy.deepcopy(model) if model is self.base else model
+        add_delta(model, load_file(folder / _DELTA))
+        self._piled = self._asked(Plain(model))
 
 
 def _figures(picture: Picture, column: str) -> dict[str, float | None]:
     """p_request, downstream and other in one column of the bars, and the model's logical errors."""
-    near, other = picture.panel("downstream", "upstream"), picture.panel("other subject")
-    figures = {"p_request": getattr(picture.panels[0].bar(picture.request.target), column)}
-    if near is not None:
-        figures["downstream"] = getattr(near.expected, column)
-    if other is not None:
-        figures["other"] = getattr(other.bar(other.question.fact.object), column)
+    bars = {"p_request": picture.panels[0].bar(picture.request.target)}
+    if near := picture.panel("downstream", "upstream"):
+        bars["downstream"] = near.expected
+    if other := picture.panel("other subject"):
+        bars["other"] = other.bar(other.fact.object)
     errors, state = picture.logic.errors, int(column == "p_after")
-    return figures | {name: errors[name][state] for name in ("true_false", "negation")}
+    return {name: getattr(bar, column) for name, bar in bars.items()} | {
+        name: errors[name][state] for name in ("true_false", "negation")}

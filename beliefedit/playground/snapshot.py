@@ -1,24 +1,95 @@
-"""What the page shows of one request as plain values: beliefs, ripple, logic; agent and model."""
+"""What the page shows of one request as plain values, and the models that are asked for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
 
 from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.base import EditedModels, EditRequest
 from beliefedit.evaluation import metrics
-from beliefedit.playground.agent_view import Moved, Outlook, Question, largest
+from beliefedit.lm.scoring import encode_pairs, score
+from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, largest
 
-if TYPE_CHECKING:
-    from beliefedit.playground.model_view import Asked
+TOP = 8  # objects shown of a belief; all others are summed up
+ERRORS = {"true_false": (metrics.true_false_error, "stated", "A"),
+          "negation": (metrics.negation_error, "A", "not A"),
+          "conjunction": (metrics.conjunction_error, "A", "B", "A and B"),
+          "disjunction": (metrics.disjunction_error, "A", "B", "A or B"),
+          "commutation": (metrics.commutation_error, "A and B", "B and A")}
+"""Logical errors, each with the statements whose probabilities it compares."""
+_SLACK = 1e-3  # nats by which a probability may differ between batches of different shapes
+_MOST = 20_000  # answers kept before all are dropped, so that a long session does not grow
 
-TOP = 8
-"""Objects shown of a belief; all others are summed up."""
+
+class Asked:
+    """The first version of some edited models, and what it has answered so far."""
+
+    def __init__(self, models: EditedModels, tokenizer: PreTrainedTokenizerFast,
+                 objects: Sequence[str]) -> None:
+        self.models, self.tokenizer, self.objects = models, tokenizer, objects
+        self._answers: dict[tuple[str, str], float] = {}
+        self._strongest: dict[tuple[str, int], list[str]] = {}
+
+    def p(self, prompt: str, target: str) -> float:
+        """Probability of a target after a prompt."""
+        self.ask([(prompt, target)])
+        return self._answers[prompt, target]
+
+    def ask(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Ask for many (prompt, target) at once; `p` then has them."""
+        if len(self._answers) > _MOST:
+            self._answers.clear()
+            self._strongest.clear()
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._answers]
+        if new:
+            log_p = self._score(*zip(*new, strict=True))
+            self._answers.update(zip(new, np.exp(log_p).tolist(), strict=True))
+
+    def strongest(self, prompt: str, n: int) -> list[str]:
+        """The n objects with the largest probability, ties in order. None is likelier than its
+        first token, so they are scored by falling probability of that until the n are certain."""
+        if (prompt, n) in self._strongest:
+            return self._strongest[prompt, n]
+        bounds = self._first_token(prompt)
+        order = np.argsort(-bounds, kind="stable")
+        log_p = np.full(len(bounds), -np.inf)
+        done, size = 0, 4 * n
+        while done < len(order):
+            piece = order[done:done + size]
+            targets = [self.objects[place] for place in piece]
+            log_p[piece] = self._score([prompt] * len(piece), targets)
+            done, size = done + len(piece), 2 * size
+            if n <= done < len(order) and np.sort(log_p)[-n] > bounds[order[done]] + _SLACK:
+                break
+        for place in np.flatnonzero(np.isfinite(log_p)):
+            self._answers[prompt, self.objects[place]] = float(np.exp(log_p[place]))
+        best = np.argsort(-log_p, kind="stable")[:n]
+        return self._strongest.setdefault((prompt, n), [self.objects[place] for place in best])
+
+    def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+        return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
+
+    @torch.no_grad()
+    def _first_token(self, prompt: str) -> np.ndarray:
+        """log-probability of every object's first token, float64 [n_objects]; 0 for an object
+        before which the prompt is tokenized differently."""
+        text = (getattr(self.models, "prefixes", None) or [""])[0] + prompt
+        pairs = encode_pairs(self.tokenizer, [text] * len(self.objects), self.objects)
+        start = int(np.bincount(pairs.starts).argmax())
+        usual = int((pairs.starts == start).argmax())
+        same_prompt = (pairs.ids[:, :start] == pairs.ids[usual, :start]).all(axis=1)
+        ids = torch.from_numpy(pairs.ids[usual:usual + 1, :start]).to(self.models.device)
+        logits = self.models(input_ids=ids, versions=torch.zeros_like(ids[:, 0]), use_cache=False,
+                             logits_to_keep=1).logits
+        log_p = logits[0, -1].float().log_softmax(-1).double().cpu().numpy()
+        first = log_p[pairs.ids[:, min(start, pairs.ids.shape[1] - 1)]]
+        return np.where((pairs.starts == start) & same_prompt, first, 0.0)
 
 
 @dataclass(frozen=True)
@@ -39,7 +110,8 @@ _P = [one.name for one in fields(Bar)[1:]]
 class Panel:
     """Beliefs about one fact, the likeliest objects first; ``request``: the object asked for."""
 
-    question: Question
+    role: Role
+    fact: Fact
     request: str | None
     bars: tuple[Bar, ...]
 
@@ -55,19 +127,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Logic:
-    """How true the request A and another subject's fact B are called (specification, section 8).
-
-    Attributes:
-        a, b: the statements; b None: no other subject has such a fact.
-        p: name of a statement ("A", "not A", "B", "A and B", "B and A", "A or B", and "stated": the
-            plain statement A) to its probability [LM before, LM after, agent before, agent].
-        errors: name of a logical error to [LM before, LM after].
-    """
+    """How true the request A and another subject's fact B are called (specification, section 8)."""
 
     a: str
-    b: str | None
-    p: dict[str, tuple[float, float, float, float]]
-    errors: dict[str, tuple[float, float]]
+    b: str | None  # no other subject has such a fact
+    p: dict[str, tuple[float, ...]]  # of a statement: LM before, LM after, agent before, agent
+    errors: dict[str, tuple[float, ...]]  # logical errors: LM before, LM after
 
 
 @dataclass(frozen=True)
@@ -82,12 +147,12 @@ class Picture:
 
     def panel(self, *roles: str) -> Panel | None:
         """The panel of the first question that has one of these roles."""
-        return next((panel for panel in self.panels if panel.question.role in roles), None)
+        return next((panel for panel in self.panels if panel.role in roles), None)
 
     def numbers(self) -> dict[str, float | None]:
         """Every number that is shown, by the name of what it is; None for NaN."""
         found = {"weight": self.request.weight}
-        shown = [(f"{panel.question.role}: {bar.object!r}", bar)
+        shown = [(f"{panel.role}: {bar.object!r}", bar)
                  for panel in self.panels for bar in panel.bars]
         for name, one in [*shown, *((f"ripple: {moved.fact}", moved) for moved in self.ripple)]:
             found |= {f"{name}: {column}": getattr(one, column) for column in _P}
@@ -98,100 +163,74 @@ class Picture:
 
 def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
          after: Asked | None = None) -> Picture:
-    """A request's picture; without models it shows the agent alone.
-
-    Args:
-        objects: labels in the order of the outlook's beliefs.
-        before, after: the model that is edited, and the edited one.
-    """
+    """A request's picture; without the model that is edited, and the edited one, it shows the
+    agent alone. Objects are labels in the order of the outlook's beliefs."""
     models = [model for model in (before, after) if model is not None]
-    candidates = [_candidates(outlook, place, objects, models)
-                  for place in range(len(outlook.questions))]
-    statements = _statements(outlook)
-    pairs = [(question.fact.prompt, name) for question, names in zip(
-        outlook.questions, candidates, strict=True) for name in names]
-    pairs += [(moved.fact.prompt, moved.fact.object) for moved in outlook.ripple]
-    for model in models:
-        model.ask([*pairs, *statements.values()])
-
-    def p(prompt: str, target: str) -> tuple[float, float]:
-        one, other = (math.nan if model is None else model.p(prompt, target)
-                      for model in (before, after))
-        return one, other
-
+    asked = [(question, _candidates(question, objects, models)) for question in outlook.questions]
     place_of = {name: place for place, name in enumerate(objects)}
+    statements = _statements(outlook, place_of)
+    pairs = [(question.fact.prompt, name) for question, names in asked for name in names]
+    pairs += [(moved.fact.prompt, moved.fact.object) for moved in outlook.ripple]
+    pairs += [(prompt, target) for prompt, target, _ in statements.values()]
+    for model in models:
+        model.ask(pairs)
+
+    def p(prompt: str, target: str) -> tuple[float, ...]:
+        return tuple(math.nan if model is None else model.p(prompt, target)
+                     for model in (before, after))
+
     panels = []
-    for question, names, old, new in zip(outlook.questions, candidates, outlook.before,
-                                         outlook.after, strict=True):
-        bars = [Bar(name, *p(question.fact.prompt, name), float(old[place_of[name]]),
-                    float(new[place_of[name]])) for name in names]
-        panels.append(_panel(question, None if panels else outlook.request.target, bars))
+    for question, names in asked:
+        bars = [Bar(name, *p(question.fact.prompt, name), float(question.before[place_of[name]]),
+                    float(question.after[place_of[name]])) for name in names]
+        panels.append(Panel(question.role, question.fact, question.request,
+                            _shown(bars, (question.request, question.fact.object))))
     ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
-    return Picture(outlook.request, tuple(panels), ripple, outlook.n_more, _logic(
-        outlook, objects, {name: p(*pair) for name, pair in statements.items()}))
+    judged = {name: (*p(prompt, target), *map(float, agent))
+              for name, (prompt, target, agent) in statements.items()}
+    errors = {name: tuple(map(error, *(judged[part][:2] for part in parts)))
+              for name, (error, *parts) in ERRORS.items() if judged.keys() >= set(parts)}
+    other = None if outlook.other is None else str(outlook.other.fact)
+    return Picture(outlook.request, tuple(panels), ripple, outlook.n_more,
+                   Logic(str(outlook.request.requested), other, judged, errors))
 
 
-def _candidates(outlook: Outlook, place: int, objects: Sequence[str],
-                models: Sequence[Asked]) -> list[str]:
+def _candidates(question: Question, objects: Sequence[str], models: Sequence[Asked]) -> list[str]:
     """The request, the true object, and what agent or model hold likeliest."""
-    question = outlook.questions[place]
-    named = ["" if place else outlook.request.target, question.fact.object]
-    for belief in (outlook.after[place], outlook.before[place]):
-        named += largest(objects, belief, TOP)
+    named = [question.request, question.fact.object, *largest(objects, question.after, TOP),
+             *largest(objects, question.before, TOP)]
     for model in models:
         named += model.strongest(question.fact.prompt, TOP)
     return [name for name in dict.fromkeys(named) if name]
 
 
-def _panel(question: Question, request: str | None, bars: Sequence[Bar]) -> Panel:
-    """The request and the true object, then those anybody holds likeliest; the rest summed up."""
+def _shown(bars: Sequence[Bar], always: Collection[str | None]) -> tuple[Bar, ...]:
+    """Those of some objects, then those anybody holds likeliest; the rest summed up."""
     def rank(bar: Bar) -> float:
         return float(np.nanmax([bar.p_before, bar.p_after, bar.p_agent]))
 
-    named = [bar for bar in bars if bar.object in (request, question.fact.object)]
+    named = [bar for bar in bars if bar.object in always]
     others = sorted((bar for bar in bars if bar not in named), key=rank, reverse=True)
     shown = sorted([*named, *others[:TOP - len(named)]], key=rank, reverse=True)
     sums = [math.fsum(getattr(bar, name) for bar in shown) for name in _P]
     rest = (math.nan if math.isnan(p) else max(0.0, 1 - p) for p in sums)
-    return Panel(question, request, (*shown, Bar(None, *rest)))
+    return (*shown, Bar(None, *rest))
 
 
-def _statements(outlook: Outlook) -> dict[str, tuple[str, str]]:
-    """Name of a statement to the (prompt, target) that asks whether it is true."""
-    a, b = outlook.request.requested, _other(outlook)
-    texts = {"A": clause("atomic", a), "not A": clause("not", a)}
-    if b is not None:
-        texts |= {"B": clause("atomic", b), "A and B": clause("and", a, b),
-                  "B and A": clause("and", b, a), "A or B": clause("or", a, b)}
-    return {"stated": (outlook.request.prompt, outlook.request.target)} | {
-        name: (judged_prompt(text), label_word(True)) for name, text in texts.items()}
+def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
+    """Name of a statement to its prompt and target, and the agent's belief before and after."""
+    def by_agent(question: Question, fact: Fact) -> np.ndarray:
+        return np.array([one[place_of[fact.object]] for one in (question.before, question.after)])
 
-
-def _other(outlook: Outlook) -> Fact | None:
-    """What the corpus states about another subject."""
-    last = outlook.questions[-1]
-    return last.fact if last.role == "other subject" and last.fact.object else None
-
-
-def _logic(outlook: Outlook, objects: Sequence[str],
-           judged: Mapping[str, tuple[float, float]]) -> Logic:
-    a, b = outlook.request.requested, _other(outlook)
-    agent = []
-    for beliefs in (outlook.before, outlook.after):
-        p_a = float(beliefs[0][objects.index(a.object)])
-        p_b = math.nan if b is None else float(beliefs[-1][objects.index(b.object)])
-        agent.append({"stated": p_a, "A": p_a, "not A": 1 - p_a, "B": p_b, "A and B": p_a * p_b,
-                      "B and A": p_a * p_b, "A or B": p_a + p_b - p_a * p_b})
-    p = {name: (*pair, agent[0][name], agent[1][name]) for name, pair in judged.items()}
-    measured = {"true_false": (metrics.true_false_error, "stated", "A"),
-                "negation": (metrics.negation_error, "A", "not A")}
-    if b is not None:
-        measured |= {"conjunction": (metrics.conjunction_error, "A", "B", "A and B"),
-                     "disjunction": (metrics.disjunction_error, "A", "B", "A or B"),
-                     "commutation": (metrics.commutation_error, "A and B", "B and A")}
-    errors = {}
-    for name, (error, *parts) in measured.items():
-        before, after = (error(*(p[part][state] for part in parts)) for state in (0, 1))
-        errors[name] = before, after
-    return Logic(str(a), None if b is None else str(b), p, errors)
+    a, request = outlook.request.requested, outlook.request
+    p_a = by_agent(outlook.questions[0], a)
+    said = {"A": (clause("atomic", a), p_a), "not A": (clause("not", a), 1 - p_a)}
+    if outlook.other is not None:
+        b = outlook.other.fact
+        p_b = by_agent(outlook.other, b)
+        said |= {"B": (clause("atomic", b), p_b), "A and B": (clause("and", a, b), p_a * p_b),
+                 "B and A": (clause("and", b, a), p_a * p_b),
+                 "A or B": (clause("or", a, b), p_a + p_b - p_a * p_b)}
+    return {"stated": (request.prompt, request.target, p_a)} | {
+        name: (judged_prompt(text), label_word(True), p) for name, (text, p) in said.items()}

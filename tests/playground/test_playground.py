@@ -107,11 +107,12 @@ def test_an_outlook_is_what_the_agent_believes(session):
     assert [q.role for q in outlook.questions] == ["edited", "downstream", "other subject"]
     for place, question in enumerate(outlook.questions):
         view = "predictive" if place else "direct"
-        for beliefs, agent in ((outlook.before, known.agent), (outlook.after, updated)):
-            np.testing.assert_array_equal(beliefs[place], agent.distribution(
+        for belief, agent in ((question.before, known.agent), (question.after, updated)):
+            np.testing.assert_array_equal(belief, agent.distribution(
                 question.fact.subject, question.fact.relation, view))
-    assert known.agent.objects[outlook.after[1].argmax()] != known.agent.objects[outlook.before[1].argmax()]
-    assert outlook.after[0][known.agent.objects.index(request.target)] == pytest.approx(0.95, abs=0.02)
+    edited, downstream, _ = outlook.questions
+    assert downstream.after.argmax() != downstream.before.argmax()
+    assert edited.after[known.agent.objects.index(request.target)] == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_ripple_is_capped_and_says_how_many_more(session):
@@ -171,9 +172,9 @@ def test_a_picture_shows_the_likeliest_of_anybody_and_the_rest(session):
     before, after = SlowAnswers(objects, 1), SlowAnswers(objects, 2)
     picture = draw(outlook, objects, before, after)
     for place, panel in enumerate(picture.panels):
-        prompt = panel.question.fact.prompt
-        best = {o: max(before.p(prompt, o), after.p(prompt, o), outlook.after[place][i]) for i, o in enumerate(objects)}
-        must = {panel.question.fact.object} | ({request.target} if place == 0 else set())
+        prompt = panel.fact.prompt
+        best = {o: max(before.p(prompt, o), after.p(prompt, o), outlook.questions[place].after[i]) for i, o in enumerate(objects)}
+        must = {panel.fact.object} | ({request.target} if place == 0 else set())
         ranked = sorted((o for o in objects if o not in must), key=lambda o: -best[o])[:TOP - len(must)]
         assert {bar.object for bar in panel.bars[:-1]} == must | set(ranked)
         assert panel.bars[-1].object is None and len(panel.bars) == TOP + 1

@@ -22,8 +22,8 @@ from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
 from beliefedit.playground.background import Cancelled
 from beliefedit.playground.files import open_run, replay, save_session
-from beliefedit.playground.model_view import Asked
 from beliefedit.playground.session import Choice
+from beliefedit.playground.snapshot import Asked
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 from tests.sample_playground import open_tiny
 
@@ -91,7 +91,7 @@ def test_edits_pile_up_and_come_off_again_to_the_bit(session):
     untouched, states = weights(session.base), []
     agents = [session.agent]
     for one in [request, *others(session, request, 2)]:
-        states.append((weights(session.model), session.look(request).numbers()))
+        states.append((weights(session.before.models.model), session.look(request).numbers()))
         session.edit(one, LORA if len(states) != 2 else Choice("finetune", {"lr": 3e-3, "steps": 5}))
         agents.append(session.agent)
     edited = request.requested
@@ -101,9 +101,9 @@ def test_edits_pile_up_and_come_off_again_to_the_bit(session):
     while session.history:
         session.undo()
         state, numbers = states.pop()
-        assert same(weights(session.model), state)
+        assert same(weights(session.before.models.model), state)
         assert session.look(request).numbers() == numbers
-    assert same(weights(session.base), untouched) and same(weights(session.model), untouched)
+    assert same(weights(session.base), untouched) and same(weights(session.before.models.model), untouched)
 
 
 def test_edits_made_alone_do_not_know_of_each_other(session):
@@ -112,14 +112,14 @@ def test_edits_made_alone_do_not_know_of_each_other(session):
     session.edit(others(session, request, 1)[0], LORA)
     assert session.edit(request, LORA).picture.numbers() == first
     session.stacked = True
-    assert same(weights(session.model), weights(session.base)), "nothing has been made on top of others"
+    assert same(weights(session.before.models.model), weights(session.base)), "nothing has been made on top of others"
 
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_an_edit_stopped_between_steps_leaves_nothing_behind(session, stacked):
     session.stacked = stacked
     request = session.known.example()
-    start, untouched = session.look(request).numbers(), weights(session.model)
+    start, untouched = session.look(request).numbers(), weights(session.before.models.model)
     for last in (1, 5, LORA.settings["steps"]):
         def progress(done: int, total: int | None, text: str, last: int = last) -> None:
             if done >= last:
@@ -127,8 +127,8 @@ def test_an_edit_stopped_between_steps_leaves_nothing_behind(session, stacked):
 
         with pytest.raises(Cancelled):
             session.edit(request, LORA, progress)
-        assert session.history == () and same(weights(session.model), untouched)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in session.model.modules())
+        assert session.history == () and same(weights(session.before.models.model), untouched)
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in session.before.models.model.modules())
     assert session.look(request).numbers() == start
 
 
@@ -160,7 +160,7 @@ def test_a_relation_the_subject_lacks_can_be_asked_for(session):
     subject, relation = lacking(session)
     entry = session.edit(session.known.request(
         Fact(subject, relation, session.known.agent.objects[0])), LORA)
-    assert entry.picture.panels[0].question.fact.object == ""
+    assert entry.picture.panels[0].fact.object == ""
 
 
 @pytest.mark.parametrize("stacked", [False, True])
