@@ -249,6 +249,9 @@ def test_labels_that_agree_once_cut_are_merged(tmp_path, tokenizer, caplog):
     assert graph.objects == ["New York"] and graph.ids["object"].to_list() == [0, 0, 0, 0]
     assert graph.counts["objects_merged_by_cut"] == 1
     assert "2 of 2 object labels (100.0 %)" in caplog.text
+    assert read(tmp_path, max_object_tokens=2, tokenizer=tokenizer).objects == ["New York"]
+    with pytest.raises(GraphError, match="needs a tokenizer"):
+        read(tmp_path, max_object_tokens=2)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
