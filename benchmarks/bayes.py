@@ -18,7 +18,6 @@ import numpy as np
 import polars as pl
 
 import beliefedit as be
-from beliefedit.analysis.measures import compute_measures, in_groups
 from beliefedit.config import EditConfig
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation import metrics
@@ -49,7 +48,7 @@ ROWS = {
     "other subject": pl.col(f"accuracy_{PROBES[2]}_after"),
     **{form[11:]: pl.col(f"{form}_after") for form in FORMS},
     "coherence error": pl.mean_horizontal(f"coherence_{probe}_after" for probe in PROBES),
-    "logical error": pl.mean_horizontal(f"{measure.name}_after" for measure in in_groups("logical error"))}
+    "logical error": pl.mean_horizontal(f"{measure.name}_after" for measure in be.analysis.measures.in_groups("logical error"))}
 
 
 def prepare(folder: Path, n: int, observed: bool) -> tuple[EditSetup, Cases, int]:
@@ -85,7 +84,7 @@ def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[s
             editing.run_editor(base, name, config.editors[name], asked, config, seed=0, max_new_tokens=answer,
                                folder=Path(folder))
             seconds = (time.perf_counter() - started) / len(asked.cases)
-            found = compute_measures(asked.cases, asked.queries, before, editing.gather(Path(folder))["scores"])
+            found = be.analysis.compute_measures(asked.cases, asked.queries, before, editing.gather(Path(folder))["scores"])
         values = found.select(value.cast(pl.Float64).alias(row) for row, value in ROWS.items()).fill_null(np.nan)
         spread = metrics.bootstrap_interval(values.to_numpy(), found["subject"].to_numpy(), np.random.default_rng(0),
                                             n_resamples=2000, level=0.95)

@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 from beliefedit.report import pages
-from beliefedit.run import SUMMARY
 from beliefedit.store import read_json
 
 
 def main() -> None:
     run = Path(sys.argv[1])
-    head = pages.page_head(read_json(run / SUMMARY))
+    head = pages.page_head(read_json(run / "summary.json"))
     total = 0.0
     print(f"{'report':<16} {'seconds':>8} {'MB':>6}")
     with tempfile.TemporaryDirectory() as folder:
