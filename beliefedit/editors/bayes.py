@@ -15,13 +15,7 @@ from beliefedit.config import BayesConfig
 from beliefedit.editors.base import Editor, EditRequest, SoftTarget, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import (
-    Sentences,
-    by_length,
-    encode_sentences,
-    row_nll,
-    with_ends,
-)
+from beliefedit.editors.optimization import Sentences, encode_sentences, row_nll, with_ends
 from beliefedit.editors.registry import register_editor
 
 _LEAST = 1e-6
@@ -30,23 +24,14 @@ _LEAST = 1e-6
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Soft targets of several edits, a row per soft target and object.
+    """Soft targets of several edits, a row per soft target and object."""
 
-    Attributes:
-        groups: the rows in groups of like length, each with its row numbers.
-        weights: [rows], the agent's probabilities.
-        soft_target: int64 [rows], the soft target each row belongs to.
-        rest: [soft targets], the agent's probability of anything else.
-        share: [soft targets], weight of each in its edit's loss.
-        versions: int64 [soft targets].
-    """
-
-    groups: list[tuple[Sentences, Tensor]]
-    weights: Tensor
-    soft_target: Tensor
-    rest: Tensor
-    share: Tensor
-    versions: Tensor
+    groups: list[tuple[Sentences, Tensor]]  # the rows by like length, each with its row numbers
+    weights: Tensor  # [rows], the agent's probabilities
+    soft_target: Tensor  # int64 [rows], the soft target each row belongs to
+    rest: Tensor  # [soft targets], the agent's probability of anything else
+    share: Tensor  # [soft targets], weight of each in its edit's loss
+    versions: Tensor  # int64 [soft targets]
 
 
 @register_editor("bayes", label="LoRA on the agent's beliefs")
@@ -86,7 +71,7 @@ class BayesEditor(Editor):
         if self.config.ends:
             sentences = with_ends(model, tokenizer, sentences)
         sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
-        return _Encoded(by_length(sentences), *(
+        return _Encoded(_by_length(sentences), *(
             torch.tensor(values, device=model.device)
             for values in (weights, soft_target_of, rest, share, versions)))
 
@@ -94,6 +79,19 @@ class BayesEditor(Editor):
 @register_editor("bayes_untold", label="LoRA on the agent's beliefs, downstream held out")
 class BayesUntoldEditor(BayesEditor):
     """The same without the downstream fact: what changes there is inferred, not trained."""
+
+
+def _by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
+    """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
+    # a target reaches to the end
+    lengths = sentences.ids.shape[1] - sentences.is_target.int().flip(1).argmax(1)
+    groups = []
+    for rows in lengths.argsort(stable=True).split(n_rows):
+        longest = int(lengths[rows].max())
+        groups.append((Sentences(
+            sentences.ids[rows, :longest], sentences.is_target[rows, :longest],
+            sentences.weights[rows], sentences.versions[rows], sentences.places), rows))
+    return groups
 
 
 def _divergence(encoded: _Encoded, adapters: Adapters) -> Tensor:

@@ -23,13 +23,9 @@ from beliefedit.editors.registry import register_editor
 
 @dataclass
 class WeightChanges(EditedModels):
-    """n edits of one model as whole changes of some projections.
+    """n edits of one model as whole changes of some projections."""
 
-    Attributes:
-        changes: per projection [n, outputs, inputs].
-    """
-
-    changes: dict[str, Tensor]
+    changes: dict[str, Tensor]  # per projection [n, outputs, inputs]
 
     def __len__(self) -> int:
         return len(next(iter(self.changes.values())))

@@ -51,18 +51,13 @@ def register_editor(name: str, *, parameters: type | None = None,
         cls.label = label or vars(cls).get("label") or name
         _CLASSES[name] = cls
         if not own:
-            EDITOR_PARAMETERS[name] = _strict(parameters or NoParameters)
+            EDITOR_PARAMETERS[name] = fields = parameters or NoParameters
+            if issubclass(fields, BaseModel) and "extra" not in fields.model_config:
+                fields.model_config["extra"] = "forbid"  # unless it says what to do with more keys
+                fields.model_rebuild(force=True)
         return cls
 
     return register
-
-
-def _strict(parameters: type) -> type:
-    """The class itself; a pydantic model that does not say so refuses unknown keys from now on."""
-    if issubclass(parameters, BaseModel) and "extra" not in parameters.model_config:
-        parameters.model_config["extra"] = "forbid"
-        parameters.model_rebuild(force=True)
-    return parameters
 
 
 def editor_class(name: str) -> type[Editor]:

@@ -21,11 +21,7 @@ from beliefedit.lm.scoring import CACHE
 
 @dataclass
 class WholeModels(EditedModels):
-    """n models in full, for worlds so small that they fit.
-
-    Attributes:
-        models: the edited ones.
-    """
+    """n models in full, for worlds so small that they fit."""
 
     models: tuple[PreTrainedModel, ...]
 
@@ -67,11 +63,7 @@ class RetrainEditor(Editor):
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Choose the documents that are read again.
-
-        Raises:
-            EditError: no texts.
-        """
+        """Choose the documents that are read again."""
         require_texts(texts)
         generator = torch.Generator().manual_seed(self.config.seed)
         order = torch.randperm(len(texts), generator=generator)
