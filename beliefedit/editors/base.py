@@ -83,11 +83,7 @@ class Plain(EditedModels):
 
 
 def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
-    """Add changes to a model's own weights.
-
-    Raises:
-        EditError: the model has no such weight.
-    """
+    """Add changes to a model's own weights; an EditError where it has no such weight."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, change in delta.items():
@@ -135,7 +131,6 @@ class Editor(ABC):
 
         Args:
             model: a Mistral- or Llama-like causal LM, left as it was.
-            tokenizer: the model's.
             requests: n requests, or (prompt, target) pairs.
             watch: called after every step with (step, the edits so far).
 

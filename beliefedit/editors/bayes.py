@@ -18,8 +18,7 @@ from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.optimization import Sentences, encode_sentences, row_nll, with_ends
 from beliefedit.editors.registry import register_editor
 
-_LEAST = 1e-6
-"""Keeps a logarithm finite where targets begin alike and seem to sum to more than 1."""
+_LEAST = 1e-6  # keeps a logarithm finite where targets begin alike and seem to sum to more than 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ class BayesEditor(Editor):
         if self.config.ends:
             sentences = with_ends(model, tokenizer, sentences)
         sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
-        return _Encoded(_by_length(sentences), *(
-            torch.tensor(values, device=model.device)
-            for values in (weights, soft_target_of, rest, share, versions)))
+        columns = (weights, soft_target_of, rest, share, versions)
+        return _Encoded(_by_length(sentences),
+                        *(torch.tensor(values, device=model.device) for values in columns))
 
 
 @register_editor("bayes_untold", label="LoRA on the agent's beliefs, downstream held out")
@@ -83,14 +82,13 @@ class BayesUntoldEditor(BayesEditor):
 
 def _by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
     """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
-    # a target reaches to the end
-    lengths = sentences.ids.shape[1] - sentences.is_target.int().flip(1).argmax(1)
-    groups = []
+    ids, is_target, groups = sentences.ids, sentences.is_target, []
+    lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target reaches to the end
     for rows in lengths.argsort(stable=True).split(n_rows):
         longest = int(lengths[rows].max())
-        groups.append((Sentences(
-            sentences.ids[rows, :longest], sentences.is_target[rows, :longest],
-            sentences.weights[rows], sentences.versions[rows], sentences.places), rows))
+        group = Sentences(ids[rows, :longest], is_target[rows, :longest], sentences.weights[rows],
+                          sentences.versions[rows], sentences.places)
+        groups.append((group, rows))
     return groups
 
 

@@ -105,9 +105,9 @@ class GraceEditor(Editor):
         for request in requests:
             new = self.apply(model, tokenizer, [request])
             book.add(new.keys[0, 0], new.values[0, 0], request.target, float(new.radii[0, 0]))
-            yield replace(new, keys=torch.stack(book.keys)[None],
-                          values=torch.stack(book.values)[None],
-                          radii=torch.tensor([book.radii], device=model.device))
+            keys, values = torch.stack(book.keys)[None], torch.stack(book.values)[None]
+            radii = torch.tensor([book.radii], device=model.device)
+            yield replace(new, keys=keys, values=values, radii=radii)
 
 
 @dataclass

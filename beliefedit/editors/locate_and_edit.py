@@ -214,13 +214,7 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what
     follows the bare subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes.
     Where the prompt's last token is written at there is no KL: what follows it should change.
-
-    Args:
-        config: a `ValueConfig` with ``largest``.
-        at: the projection's name, and each edit's size [n], which changes are measured by.
-
-    Returns:
-        (changes [n, outputs], last losses [n]).
+    ``at`` is (the projection's name, sizes [n]); returned are (changes [n, outputs], last losses).
     """
     name, size = at
     rows = [(beginning, request) for request in requests for beginning in beginnings]

@@ -162,13 +162,12 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
             losses = losses_of([value.requires_grad_() for value in values], live)
             last[live] = losses.detach()
             going = losses.detach() >= stop_loss
-            if not going.all():
-                _put(result, values, live)
             if not going.any():
-                return result, tuple(last.tolist())
+                break
             gradients = torch.autograd.grad(losses.sum(), values)
             values = [value.detach() for value in values]
             if not going.all():
+                _put(result, values, live)
                 values, gradients = [v[going] for v in values], [g[going] for g in gradients]
                 live = live[going]
                 adam.keep(going)

@@ -49,8 +49,7 @@ class Cases:
 
     Attributes:
         cases: one row per case: case, subject, relation, object (true), request, weight,
-            downstream_relation (null: the subject has none) and the flags of the specification,
-            section 6.
+            downstream_relation (null: none) and the flags of the specification, section 6.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, and the
             agent's targets p_*. Probes are `PROBES` (kinds original, requested, modal), the logic
             prompts judged_* (kind true) and atomic_a (kind stated), and `FORMS` (kinds old and new,
@@ -64,10 +63,9 @@ class Cases:
         """The rows of ``cases``."""
         columns = ("case", "subject", "relation", "object", "request", "weight",
                    "downstream_relation")
-        return [
-            EditCase(number, EditRequest(Fact(*fact), target, weight), downstream)
-            for number, *fact, target, weight, downstream in self.cases.select(columns).iter_rows()
-        ]
+        rows = self.cases.select(columns).iter_rows()
+        return [EditCase(number, EditRequest(Fact(*fact), target, weight), downstream)
+                for number, *fact, target, weight, downstream in rows]
 
 
 @dataclass(frozen=True)
@@ -127,20 +125,17 @@ def _queries(states: dict[str, BayesAgent], draft: _Draft,
     distinct = list(dict.fromkeys(objects.values()))
     place = [distinct.index(o) for o in objects.values()]
     follows = (fact.subject, fact.relation) == (edited.subject, draft.downstream_relation)
+    above = states["before"].pairs.get(fact.relation)
+    # an edit can change its own row and its relation's conditional
+    is_reached = ((fact.subject, fact.relation) == (edited.subject, edited.relation)
+                  or above is not None and edited.relation in (fact.relation, above))
     for state, agent in states.items():
-        if state == "before" or _is_reached(agent, edited, fact):
+        if state == "before" or is_reached:
             given = target if state != "before" and follows else upstream
             views = agent.views(fact.subject, fact.relation, distinct, given)
         for view, beliefs in views.items():
             columns[f"p_{state}_{view}"] = beliefs[place].tolist()
     return columns
-
-
-def _is_reached(agent: BayesAgent, edited: Fact, fact: Fact) -> bool:
-    """Whether an edit can change a fact's belief: its own row, or its relation's conditional."""
-    upstream = agent.pairs.get(fact.relation)
-    return ((fact.subject, fact.relation) == (edited.subject, edited.relation)
-            or upstream is not None and edited.relation in (fact.relation, upstream))
 
 
 def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig,
@@ -155,7 +150,11 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     cases = pl.DataFrame([{"case": number} | case for number, (case, _) in enumerate(targets)],
                          schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
     probes = _stacked([queries for _, queries in targets])
-    probes = probes.with_columns(p_generative=pl.Series(world.probabilities(_ids(probes, world))))
+    labels = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
+    ids = probes.select("subject", "relation", object="target").select(
+        pl.col(name).cast(pl.Enum(kind)).to_physical().cast(pl.UInt32)
+        for name, kind in labels.items())
+    probes = probes.with_columns(p_generative=pl.Series(world.probabilities(ids)))
     forms = known.forms(cases, probes, np.random.default_rng([seed, _FORMS_STREAM]))
     queries = pl.concat([probes, known.logic(chosen, rng), forms], how="diagonal")
     queries = queries.sort("case", maintain_order=True)
@@ -200,7 +199,7 @@ class _Known:
         self.subject_ids = {world.subjects[s]: at for s, at in subjects}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
         self.who_has: dict[tuple[int, ...], np.ndarray] = {}
-        self.expected: dict[int, tuple[list[str], np.ndarray]] = {}
+        self.expected: dict[int, dict[str, str]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
         """Facts of the cases: all of subjects drawn without replacement, until there are enough."""
@@ -245,34 +244,27 @@ class _Known:
         return int(candidates[drawn + (is_candidate and drawn >= at)])
 
     def _request(self, fact: int, d: int, rng: np.random.Generator) -> str:
+        """The object asked for: any false one, or an observed one that changes the downstream."""
         true = self.world.objects[self.sampler.object[fact]]
         false = self.world.objects[int(self.sampler.false_object(np.array([fact]), rng)[0])]
         if d < 0:
             return true if rng.random() < self.config.p_reinforce else false
         if rng.random() >= self.config.p_downstream:
             return false
-        upstream_objects, changing = self._changing(d, true)
-        return upstream_objects[changing[rng.integers(len(changing))]] if len(changing) else false
-
-    def _changing(self, d: int, true: str) -> tuple[list[str], np.ndarray]:
-        """Observed upstream objects, and which expect another downstream one than the true does."""
         if d not in self.expected:
-            expected = self.agent.expected_downstream(self.world.relations[d])
-            self.expected[d] = list(expected), np.array(list(expected.values()), dtype=object)
-        upstream_objects, answers = self.expected[d]
-        if self.config.as_published:
-            return upstream_objects, np.arange(len(upstream_objects))
+            self.expected[d] = self.agent.expected_downstream(self.world.relations[d])
+        expected = self.expected[d]
         # Nothing observed: every object is as likely, and the first one is expected.
-        now = (answers[upstream_objects.index(true)] if true in upstream_objects
-               else self.world.objects[0])
-        return upstream_objects, np.flatnonzero(answers != now)
+        now = None if self.config.as_published else expected.get(true, self.world.objects[0])
+        changing = [upstream for upstream, answer in expected.items() if answer != now]
+        return changing[rng.integers(len(changing))] if changing else false
 
     def fact(self, row: int, object: int | None = None) -> Fact:
         """The fact as labels, with its true object or another."""
-        world = self.world
-        o = self.sampler.object[row] if object is None else object
-        return Fact(world.subjects[self.sampler.subject[row]],
-                    world.relations[self.sampler.relation[row]], world.objects[o])
+        world, sampler = self.world, self.sampler
+        o = sampler.object[row] if object is None else object
+        return Fact(world.subjects[sampler.subject[row]], world.relations[sampler.relation[row]],
+                    world.objects[o])
 
     def logic(self, chosen: list[int], rng: np.random.Generator) -> pl.DataFrame:
         """The judged prompts of every case, and the plain prompt of A with A's object."""
@@ -289,9 +281,8 @@ class _Known:
             rows += [(probe, "true", judged_prompt(text), label_word(True), label_word(label),
                       number) for probe, (text, label) in judged.items()]
             rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(fact).object, number))
-        return pl.DataFrame(rows, orient="row", schema={
-            **dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String),
-            "case": pl.UInt32})
+        texts = dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String)
+        return pl.DataFrame(rows, texts | {"case": pl.UInt32}, orient="row")
 
     def forms(self, cases: pl.DataFrame, probes: pl.DataFrame,
               rng: np.random.Generator) -> pl.DataFrame:
@@ -341,14 +332,6 @@ def _stacked(probes: list[list[dict[str, list]]]) -> pl.DataFrame:
                          for name in names}, schema_overrides={"case": pl.UInt32})
 
 
-def _ids(probes: pl.DataFrame, world: World) -> pl.DataFrame:
-    """Ids of the (subject, relation, object) a probe's query is about."""
-    labels = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
-    return probes.select("subject", "relation", object="target").select(
-        pl.col(name).cast(pl.Enum(kind)).to_physical().cast(pl.UInt32)
-        for name, kind in labels.items())
-
-
 def save(cases: Cases, folder: Path) -> None:
     """Write both frames."""
     cases.cases.write_parquet(folder / "cases.parquet")
@@ -357,5 +340,4 @@ def save(cases: Cases, folder: Path) -> None:
 
 def load(folder: Path) -> Cases:
     """Read what `save` wrote."""
-    return Cases(pl.read_parquet(folder / "cases.parquet"),
-                 pl.read_parquet(folder / "queries.parquet"))
+    return Cases(*(pl.read_parquet(folder / f"{name}.parquet") for name in ("cases", "queries")))

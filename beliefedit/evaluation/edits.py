@@ -39,8 +39,9 @@ SCHEMAS = {
     "log": pl.Schema({**_EDIT, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String})}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
 
-_LEAST = 1e-30
-"""Keeps a divergence finite where a probability has no digits left."""
+_LEAST = 1e-30  # keeps a divergence finite where a probability has no digits left
+# in the texts of the plain errors that torch raises on CPUs
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Comparison:
@@ -86,10 +87,10 @@ class Comparison:
         log_p = log_probabilities(model, self.trie, asked["prompt"].to_list(), versions=versions)
         p_lm = self.trie.apart(log_p)
         direct = None if versions is None else PROBES[0]
+        rows = asked.select("probe", "subject", "relation").iter_rows()
         p_agent = np.stack([
             agent.distribution(subject, relation, "direct" if probe == direct else "predictive")
-            for agent, (probe, subject, relation) in zip(
-                agents, asked.select("probe", "subject", "relation").iter_rows(), strict=True)])
+            for agent, (probe, subject, relation) in zip(agents, rows, strict=True)])
         outside = (1 - p_lm.sum(1)).clip(0)
         return asked.select("case", "probe").with_columns(
             tv=pl.Series(total_variation(p_lm, p_agent) + outside / 2),
@@ -225,7 +226,8 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
     try:
         return _edit_batch(run, batch, traced=traced)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if (not isinstance(error, torch.OutOfMemoryError | MemoryError)
+                and not any(text in str(error).lower() for text in _OUT_OF_MEMORY)):
             raise
         if len(batch) == 1:
             raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
@@ -235,13 +237,6 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
     if run.setup.model.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch raises its own error on GPUs, and on CPUs plain ones that only their text tells."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
-            or any(text in str(error).lower() for text in texts))
 
 
 def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[pl.DataFrame, ...]:
@@ -275,15 +270,14 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     versions = pl.DataFrame({"case": list(requests), "version": range(len(requests))},
                             schema={"case": pl.UInt32, "version": pl.Int64})
     asked = versions.join(run.queries, on="case", maintain_order="left")
-    frames: dict[int, pl.DataFrame] = {}
+    numbers, frames = asked["version"].to_list(), {}
     questions: Questions | None = None  # the same at every step
 
     def watch(step: int, edited: EditedModels) -> None:
         nonlocal questions
         if step % run.config.trajectory_every == 0 or step == 1:
-            questions = questions or prepare(
-                edited, tokenizer, asked["prompt"].to_list(), asked["target"].to_list(),
-                versions=asked["version"].to_list())
+            questions = questions or prepare(edited, tokenizer, asked["prompt"].to_list(),
+                                             asked["target"].to_list(), versions=numbers)
             frames[step] = asked.select(  # an answer is decoded only in the end
                 "case", "probe", "kind", pl.Series("log_p", score_prepared(edited, questions)),
                 pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))
@@ -292,7 +286,7 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               watch=watch if traced else None)
     scores = query_model(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
-                         versions=asked["version"].to_list(), decode=PROBES)
+                         versions=numbers, decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     trained_on = {case: {request.prompt, *(soft.prompt for soft in request.soft_targets)}

@@ -85,10 +85,9 @@ def calibration_bins(p_predicted: ArrayLike, observed: ArrayLike, n_bins: int) -
     Args:
         p_predicted: [n], the probability that is binned, 0 to 1.
         observed: [n], what is averaged (0/1 outcomes or another probability).
-        n_bins: bins over 0 to 1; empty ones are left out.
 
     Returns:
-        One row per bin: low, high (its edges), n, mean_predicted, mean_observed.
+        One row per bin that is not empty: low, high, n, mean_predicted, mean_observed.
     """
     p_predicted = np.asarray(p_predicted, dtype=np.float64)
     place = np.clip((p_predicted * n_bins).astype(int), 0, n_bins - 1)
@@ -135,7 +134,7 @@ def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.ran
     np.add.at(sums, place, np.where(present, values, 0.0))
     np.add.at(counts, place, present.astype(np.float64))
     n = present.sum(axis=0)
-    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    low, high = np.full((2, values.shape[1]), np.nan)
     several = (counts > 0).sum(axis=0) >= 2
     if several.any():
         means = _resampled_means(sums[:, several], counts[:, several], generator, n_resamples)
@@ -178,9 +177,8 @@ def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Genera
     """
     rows = []
     for key, group in frame.group_by(by, maintain_order=True):
-        values, clusters = group["value"].to_numpy()[:, None], group["cluster"].to_numpy()
-        found = bootstrap_interval(values, clusters, generator, n_resamples=n_resamples,
-                                   level=level)
+        found = bootstrap_interval(group.select("value").to_numpy(), group["cluster"].to_numpy(),
+                                   generator, n_resamples=n_resamples, level=level)
         rows.append((*key, *(float(part[0]) for part in found)))
     schema: dict[str, pl.DataType] = {name: frame.schema[name] for name in by}
     schema |= dict.fromkeys(Intervals._fields, pl.Float64())

@@ -21,7 +21,7 @@ from beliefedit.config import EditConfig
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditedModels, Plain
 from beliefedit.editors.registry import editor_class
-from beliefedit.evaluation.cases import PROBES, Cases, EditCase, evidence_weight
+from beliefedit.evaluation.cases import Cases, EditCase, evidence_weight
 from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
 from beliefedit.store import atomic_path
@@ -44,11 +44,11 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                  is_valid: Callable[[EditCase], bool]) -> list[RationalityCase]:
     """One valid case each of the first subjects whose request contradicts the corpus."""
     valid = [case for case in cases.edit_cases() if is_valid(case)]
-    probes, facts = {}, []
-    for case, probe, *fact in cases.queries.filter(kind="original").select(
-            "case", "probe", "subject", "relation", "target").iter_rows():
-        probes.setdefault(case, []).append(Fact(*fact))
-        facts += [Fact(*fact)] if probe == PROBES[0] else []
+    probes: dict[int, list[Fact]] = {}
+    for number, *labels in cases.queries.filter(kind="original").select(
+            "case", "subject", "relation", "target").iter_rows():
+        probes.setdefault(number, []).append(Fact(*labels))
+    facts = [first for first, *_ in probes.values()]
     chosen: dict[str, RationalityCase] = {}
     for at, case in enumerate(valid):
         if len(chosen) >= config.rationality.n_cases:
@@ -127,10 +127,9 @@ class _Tests:
     def repetition(self) -> Results:
         """a twice, against the agent after a once with twice the weight."""
         for of in self.cases:
-            request = of.case.request
-            once = self.agent.after(of.case.asking(weight=2 * request.weight).request)
-            goal = beliefs(once, [request.requested], "direct")
-            both = self._after([of.case, of.case], [request.requested], "direct")
+            asked, weight = [of.case.request.requested], 2 * of.case.request.weight
+            goal = beliefs(self.agent.after(of.case.asking(weight=weight).request), asked, "direct")
+            both = self._after([of.case, of.case], asked, "direct")
             yield "repetition", of, _mean_distances(both, (goal, goal))
 
     def retraction(self) -> Results:
@@ -154,9 +153,8 @@ class _Tests:
                 fact.subject, fact.relation, fact.object, strength)))
                 for of, fact in zip(self.cases, requested, strict=True)]
             for first, edited in self._batches(weighed):
-                rows = slice(first, first + len(edited))
-                p_lm[rows, column] = probabilities(self.setup, edited, requested[rows],
-                                                   range(len(edited)))
+                n, rows = len(edited), slice(first, first + len(edited))
+                p_lm[rows, column] = probabilities(self.setup, edited, requested[rows], range(n))
             p_agent[:, column] = [beliefs(self.agent.after(case.request), [fact], "direct")[0]
                                   for case, fact in zip(weighed, requested, strict=True)]
         for of, ours, theirs in zip(self.cases, p_lm, p_agent, strict=True):
@@ -196,8 +194,7 @@ class _Tests:
             yield first, self.editor.apply(self.setup.model, self.setup.tokenizer, requests)
 
 
-def _mean_distances(one: tuple[np.ndarray, np.ndarray],
-                    other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+def _mean_distances(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[float, float]:
     """Mean |difference| of the model's beliefs, and of the agent's."""
     lm, agent = (float(np.abs(a - b).mean()) for a, b in zip(one, other, strict=True))
     return lm, agent

@@ -40,8 +40,8 @@ def sequential_requests(setup: EditSetup, agent: BayesAgent, editor: Editor,
 def probabilities(setup: EditSetup, model: EditedModels, facts: Sequence[Fact],
                   versions: Sequence[int] | None = None) -> np.ndarray:
     """A model's probability of each fact's object, float64 [n]; None: its first version's."""
-    return np.exp(score(model, setup.tokenizer, [fact.prompt for fact in facts],
-                        [fact.object for fact in facts],
+    prompts, targets = [fact.prompt for fact in facts], [fact.object for fact in facts]
+    return np.exp(score(model, setup.tokenizer, prompts, targets,
                         versions=[0] * len(facts) if versions is None else versions))
 
 

@@ -15,8 +15,7 @@ from beliefedit.corpus.world import World
 from beliefedit.editors.request import SoftTarget
 from beliefedit.evaluation.cases import Cases, EditCase
 
-_STREAM = 7
-"""Keeps this module's draws apart from those of other stages under the same seed."""
+_STREAM = 7  # keeps this module's draws apart from those of other stages under the same seed
 
 
 class SoftTargetBuilder:
