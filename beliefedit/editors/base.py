@@ -46,8 +46,7 @@ class EditedModels(ABC):
 
     def in_order(self, versions: Tensor) -> bool:
         """Whether each version answers one row, in order: what training asks for."""
-        n = len(self)
-        return len(versions) == n and torch.equal(versions, torch.arange(n, device=self.device))
+        return torch.equal(versions, torch.arange(len(self), device=self.device))
 
     @abstractmethod
     def __len__(self) -> int:
@@ -57,13 +56,14 @@ class EditedModels(ABC):
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """The edited models' outputs, row by row."""
 
-    @abstractmethod
     def delta(self, index: int) -> dict[str, Tensor]:
         """What one edit adds to each weight, by parameter name.
 
         Raises:
             EditError: this editor changes no weights.
         """
+        raise EditError(f"{type(self).__name__} changes no weights",
+                        remedy="ask the edited models themselves")
 
 
 @dataclass
@@ -83,11 +83,7 @@ class Plain(EditedModels):
 
 
 def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
-    """Add changes to a model's own weights.
-
-    Raises:
-        EditError: the model has no such weight.
-    """
+    """Add changes to a model's own weights; an EditError where it has no such weight."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, change in delta.items():
@@ -122,7 +118,11 @@ class Editor(ABC):
     def prepare(  # noqa: B027 - nothing to do is the usual case
             self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
             texts: Sequence[str]) -> None:
-        """Compute, once per model, what the editor needs to know of the corpus."""
+        """Compute, once per model, what the editor needs to know of the corpus.
+
+        Raises:
+            EditError: no texts, to an editor that needs some.
+        """
 
     def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest | tuple[str, str]], *,
@@ -131,7 +131,6 @@ class Editor(ABC):
 
         Args:
             model: a Mistral- or Llama-like causal LM, left as it was.
-            tokenizer: the model's.
             requests: n requests, or (prompt, target) pairs.
             watch: called after every step with (step, the edits so far).
 
@@ -193,31 +192,10 @@ class Editor(ABC):
 
 
 def require_texts(texts: Sequence[str]) -> None:
-    """For `Editor.prepare` of editors that look at the corpus.
-
-    Raises:
-        EditError: no texts.
-    """
+    """For `Editor.prepare` of editors that look at the corpus."""
     if not texts:
         raise EditError("this editor needs texts of the corpus",
                         remedy="call prepare(model, tokenizer, texts)")
-
-
-def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The output projection of every layer's MLP, by parameter prefix, found by structure.
-
-    Raises:
-        EditError: the model is not built like Mistral or Llama.
-    """
-    layers = getattr(model.get_decoder(), "layers", None)
-    projections = [
-        getattr(getattr(layer, "mlp", None), "down_proj", None) for layer in layers or ()
-    ]
-    if not projections or not all(isinstance(module, nn.Linear) for module in projections):
-        raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
-                        remedy="edit a model of the Mistral or Llama family")
-    names = {module: name for name, module in model.named_modules()}
-    return {names[projection]: projection for projection in projections}
 
 
 def chosen_projections(model: PreTrainedModel,
@@ -225,12 +203,17 @@ def chosen_projections(model: PreTrainedModel,
     """MLP output projections of some layers by name, ascending; negative: from the last; None: all.
 
     Raises:
-        EditError: the model has no such layer.
+        EditError: the model is not built like Mistral or Llama, or has no such layer.
     """
-    found = list(down_projections(model).items())
-    if layers is None:
-        return dict(found)
-    if wrong := [layer for layer in layers if not -len(found) <= layer < len(found)]:
+    found = [getattr(getattr(layer, "mlp", None), "down_proj", None)
+             for layer in getattr(model.get_decoder(), "layers", None) or ()]
+    if not found or not all(isinstance(module, nn.Linear) for module in found):
+        raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
+                        remedy="edit a model of the Mistral or Llama family")
+    n = len(found)
+    chosen = range(n) if layers is None else layers
+    if wrong := [layer for layer in chosen if not -n <= layer < n]:
         raise EditError(f"the model has no layer {wrong[0]}", where="layers of the editor",
-                        remedy=f"choose from 0 to {len(found) - 1}")
-    return dict(found[place] for place in sorted({layer % len(found) for layer in layers}))
+                        remedy=f"choose from 0 to {n - 1}")
+    names = {module: name for name, module in model.named_modules()}
+    return {names[found[place]]: found[place] for place in sorted({at % n for at in chosen})}

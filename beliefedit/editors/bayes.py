@@ -15,38 +15,22 @@ from beliefedit.config import BayesConfig
 from beliefedit.editors.base import Editor, EditRequest, SoftTarget, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import (
-    Sentences,
-    by_length,
-    encode_sentences,
-    row_nll,
-    with_ends,
-)
+from beliefedit.editors.optimization import Sentences, encode_sentences, row_nll, with_ends
 from beliefedit.editors.registry import register_editor
 
-_LEAST = 1e-6
-"""Keeps a logarithm finite where targets begin alike and seem to sum to more than 1."""
+_LEAST = 1e-6  # keeps a logarithm finite where targets begin alike and seem to sum to more than 1
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Soft targets of several edits, a row per soft target and object.
+    """Soft targets of several edits, a row per soft target and object."""
 
-    Attributes:
-        groups: the rows in groups of like length, each with its row numbers.
-        weights: [rows], the agent's probabilities.
-        soft_target: int64 [rows], the soft target each row belongs to.
-        rest: [soft targets], the agent's probability of anything else.
-        share: [soft targets], weight of each in its edit's loss.
-        versions: int64 [soft targets].
-    """
-
-    groups: list[tuple[Sentences, Tensor]]
-    weights: Tensor
-    soft_target: Tensor
-    rest: Tensor
-    share: Tensor
-    versions: Tensor
+    groups: list[tuple[Sentences, Tensor]]  # the rows by like length, each with its row numbers
+    weights: Tensor  # [rows], the agent's probabilities
+    soft_target: Tensor  # int64 [rows], the soft target each row belongs to
+    rest: Tensor  # [soft targets], the agent's probability of anything else
+    share: Tensor  # [soft targets], weight of each in its edit's loss
+    versions: Tensor  # int64 [soft targets]
 
 
 @register_editor("bayes", label="LoRA on the agent's beliefs")
@@ -86,14 +70,26 @@ class BayesEditor(Editor):
         if self.config.ends:
             sentences = with_ends(model, tokenizer, sentences)
         sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
-        return _Encoded(by_length(sentences), *(
-            torch.tensor(values, device=model.device)
-            for values in (weights, soft_target_of, rest, share, versions)))
+        columns = (weights, soft_target_of, rest, share, versions)
+        return _Encoded(_by_length(sentences),
+                        *(torch.tensor(values, device=model.device) for values in columns))
 
 
 @register_editor("bayes_untold", label="LoRA on the agent's beliefs, downstream held out")
 class BayesUntoldEditor(BayesEditor):
     """The same without the downstream fact: what changes there is inferred, not trained."""
+
+
+def _by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
+    """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
+    ids, is_target, groups = sentences.ids, sentences.is_target, []
+    lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target reaches to the end
+    for rows in lengths.argsort(stable=True).split(n_rows):
+        longest = int(lengths[rows].max())
+        group = Sentences(ids[rows, :longest], is_target[rows, :longest], sentences.weights[rows],
+                          sentences.versions[rows], sentences.places)
+        groups.append((group, rows))
+    return groups
 
 
 def _divergence(encoded: _Encoded, adapters: Adapters) -> Tensor:

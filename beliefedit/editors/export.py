@@ -14,8 +14,6 @@ from beliefedit.editors.base import EditedModels, add_delta
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.errors import EditError
 
-_ADAPTER = "adapter_model.safetensors"
-
 
 def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrainedModel:
     """A copy of the base model with one edit written into its weights; `save_pretrained` keeps it.
@@ -23,7 +21,9 @@ def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrain
     Raises:
         EditError: the editor changes no weights.
     """
-    return _with_delta(model, edited.delta(index))
+    result = copy.deepcopy(model)
+    add_delta(result, edited.delta(index))
+    return result
 
 
 def save_delta(edited: EditedModels, index: int, path: str | Path) -> None:
@@ -47,17 +47,13 @@ def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
     except (OSError, SafetensorError) as error:
         raise EditError(f"cannot read a weight delta: {error}", where=str(path),
                         remedy="give a file that save_delta wrote") from error
-    return _with_delta(model, delta)
+    result = copy.deepcopy(model)
+    add_delta(result, delta)
+    return result
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:
     return value.detach().cpu().contiguous()
-
-
-def _with_delta(model: PreTrainedModel, delta: dict[str, torch.Tensor]) -> PreTrainedModel:
-    result = copy.deepcopy(model)
-    add_delta(result, delta)
-    return result
 
 
 def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
@@ -82,4 +78,4 @@ def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    save_file(tensors, folder / _ADAPTER)
+    save_file(tensors, folder / "adapter_model.safetensors")

@@ -23,13 +23,9 @@ from beliefedit.editors.registry import register_editor
 
 @dataclass
 class WeightChanges(EditedModels):
-    """n edits of one model as whole changes of some projections.
+    """n edits of one model as whole changes of some projections."""
 
-    Attributes:
-        changes: per projection [n, outputs, inputs].
-    """
-
-    changes: dict[str, Tensor]
+    changes: dict[str, Tensor]  # per projection [n, outputs, inputs]
 
     def __len__(self) -> int:
         return len(next(iter(self.changes.values())))
@@ -92,10 +88,10 @@ class FinetuneEditor(Editor):
         def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
             return losses_per_edit(result(values), model, sentences.of(versions), len(versions))
 
+        n, device = len(requests), model.device
+        start = [torch.zeros(n, *p.weight.shape, device=device) for p in projections.values()]
         values, losses = descend(
-            model, [torch.zeros(len(requests), *p.weight.shape, device=model.device)
-                    for p in projections.values()],
-            losses_of, lr=config.lr, steps=config.steps, stop_loss=config.stop_loss,
+            model, start, losses_of, lr=config.lr, steps=config.steps, stop_loss=config.stop_loss,
             project=self._clamp, watch=watch and (lambda step, values: watch(step, result(values))))
         return replace(result(values), losses=losses)
 

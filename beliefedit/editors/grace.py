@@ -12,40 +12,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import GraceConfig
-from beliefedit.editors.base import (
-    EditedModels,
-    Editor,
-    EditRequest,
-    Watcher,
-    chosen_projections,
-    require_texts,
-)
+from beliefedit.editors.base import EditedModels, Editor, Watcher, chosen_projections, require_texts
 from beliefedit.editors.low_rank import hooked
-from beliefedit.editors.optimization import (
-    descend,
-    encode_documents,
-    encode_requests,
-    losses_per_edit,
-)
+from beliefedit.editors.optimization import descend, encode_requests, encode_texts, losses_per_edit
 from beliefedit.editors.registry import register_editor
+from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
 
 
 @dataclass
 class Codebooks(EditedModels):
-    """n versions of one model, each with a codebook at one projection: near a key, its value.
+    """n versions of one model, each with a codebook at one projection: near a key, its value."""
 
-    Attributes:
-        name: the projection.
-        keys: [n, entries, inputs].
-        values: [n, entries, outputs].
-        radii: [n, entries], how near is near.
-    """
-
-    name: str
-    keys: Tensor
-    values: Tensor
-    radii: Tensor
+    name: str  # of the projection
+    keys: Tensor  # [n, entries, inputs]
+    values: Tensor  # [n, entries, outputs]
+    radii: Tensor  # [n, entries], how near is near
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -63,10 +45,6 @@ class Codebooks(EditedModels):
         with hooked(self.model, {self.name: look_up}):
             return self.model(**inputs)
 
-    def delta(self, index: int) -> dict[str, Tensor]:
-        """Refused."""
-        raise EditError("a codebook changes no weights", remedy="keep its keys, values and radii")
-
 
 @register_editor("grace", label="GRACE")
 class GraceEditor(Editor):
@@ -82,14 +60,10 @@ class GraceEditor(Editor):
     @torch.no_grad()
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Calibrate the radius to distances between keys of the corpus.
-
-        Raises:
-            EditError: no texts.
-        """
+        """Calibrate the radius to distances between keys of the corpus."""
         require_texts(texts)
         chosen = texts[::max(1, len(texts) // self.config.n_texts)][:self.config.n_texts]
-        ids, mask = encode_documents(tokenizer, chosen, 64, model.device)
+        ids, mask = encode_texts(tokenizer, chosen, 64, model.device)
         keys = _inputs(model, self._name(model), ids)[mask]
         distance = torch.cdist(keys, keys)
         same = distance < 1e-2 * distance.median()  # the same words at the same place
@@ -131,25 +105,19 @@ class GraceEditor(Editor):
         for request in requests:
             new = self.apply(model, tokenizer, [request])
             book.add(new.keys[0, 0], new.values[0, 0], request.target, float(new.radii[0, 0]))
-            yield replace(new, keys=torch.stack(book.keys)[None],
-                          values=torch.stack(book.values)[None],
-                          radii=torch.tensor([book.radii], device=model.device))
+            keys, values = torch.stack(book.keys)[None], torch.stack(book.values)[None]
+            radii = torch.tensor([book.radii], device=model.device)
+            yield replace(new, keys=keys, values=values, radii=radii)
 
 
 @dataclass
 class Codebook:
-    """Entries of sequential edits; which of them answers must stay clear.
-
-    Attributes:
-        keys, values: tensors, one per entry.
-        labels: what each entry is there to say.
-        radii: how far each entry reaches.
-    """
+    """Entries of sequential edits; which of them answers must stay clear."""
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    radii: list[float] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # what each entry is there to say
+    radii: list[float] = field(default_factory=list)  # how far each reaches
 
     def add(self, key: Tensor, value: Tensor, label: str, radius: float) -> None:
         """A new entry, unless the nearest one says the same and can be widened.

@@ -14,18 +14,13 @@ from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
 from beliefedit.editors.registry import register_editor
-from beliefedit.errors import EditError
 
 
 @dataclass
 class Told(EditedModels):
-    """n versions of one model that differ in what stands in front of their prompts.
+    """n versions of one model that differ in what stands in front of their prompts."""
 
-    Attributes:
-        prefixes: a text per version; `beliefedit.lm.scoring` puts it there.
-    """
-
-    prefixes: tuple[str, ...]
+    prefixes: tuple[str, ...]  # a text per version; `beliefedit.lm.scoring` puts it there
 
     def __len__(self) -> int:
         return len(self.prefixes)
@@ -33,11 +28,6 @@ class Told(EditedModels):
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """See `EditedModels`."""
         return self.model(**inputs)
-
-    def delta(self, index: int) -> dict[str, Tensor]:
-        """Refused."""
-        raise EditError("an edit in context changes no weights",
-                        remedy="put its prefix in front of prompts")
 
 
 @register_editor("in_context", label="In context")

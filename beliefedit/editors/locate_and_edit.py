@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,45 +16,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
-from beliefedit.config import ValueConfig
+from beliefedit.config import MultiLayerConfig, RomeConfig, ValueConfig
 from beliefedit.corpus.language import SEPARATOR
-from beliefedit.editors.base import (
-    Editor,
-    EditRequest,
-    chosen_projections,
-    down_projections,
-    require_texts,
-)
+from beliefedit.editors.base import EditedModels, Editor, chosen_projections, require_texts
 from beliefedit.editors.low_rank import Hook, hooked
-from beliefedit.editors.optimization import (
-    Sentences,
-    descend,
-    encode_documents,
-    encode_sentences,
-    losses_per_edit,
-)
+from beliefedit.editors.optimization import descend, encode_sentences, encode_texts, losses_per_edit
+from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
-
-Call = Callable[..., ModelOutput]
-"""A model that takes ``versions``: the edits so far, or `unedited`."""
 
 _ROWS_AT_ONCE, _LONGEST = 64, 128
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one model's reading of one corpus looks like.
+    """What one model's reading of one corpus looks like: see the functions of the fields' names."""
 
-    Attributes:
-        moments: per projection, the mean of k kᵀ over corpus tokens, k being its input: float64
-            [inputs, inputs].
-        beginnings: what stands before a subject in sentences of the corpus; the first is "".
-        key: hash of the model's weights, but for those that an editor may change.
-    """
-
-    moments: dict[str, Tensor]
-    beginnings: tuple[str, ...]
-    key: str
+    moments: dict[str, Tensor]  # `second_moments` by projection
+    beginnings: tuple[str, ...]  # `sentence_beginnings`
+    key: str  # `weights_key`
 
 
 def weights_key(model: PreTrainedModel, changing: Collection[str]) -> str:
@@ -101,14 +79,14 @@ def second_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, t
                    names: Sequence[str], n_tokens: int) -> dict[str, Tensor]:
     """Mean of k kᵀ at the input of each named projection, float64 [inputs, inputs].
 
-    Over about ``n_tokens`` tokens of texts spread evenly over the corpus. The start token is left
-    out: it stands in every text, and its keys are like no others.
+    Over about ``n_tokens`` tokens of texts spread evenly over the corpus, k being the input. The
+    start token is left out: it stands in every text, and its keys are like no others.
     """
     sums = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in names}
     n_seen, chosen = 0, [texts[place] for place in _spread_over(len(texts))]
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
-        ids, mask = encode_documents(tokenizer, chosen[start:start + _ROWS_AT_ONCE], _LONGEST,
-                                     model.device)
+        some = chosen[start:start + _ROWS_AT_ONCE]
+        ids, mask = encode_texts(tokenizer, some, _LONGEST, model.device)
 
         def add(name: str, mask: Tensor = mask) -> Hook:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -140,7 +118,7 @@ def inverse_times(moment: Tensor, keys: Tensor) -> Tensor:
 class ValueEditor(Editor):
     """Base of ROME, MEMIT and AlphaEdit: keeps the corpus's statistics, one model's at a time."""
 
-    config: ValueConfig
+    config: RomeConfig | MultiLayerConfig
     statistics: Statistics | None = None
 
     def __init__(self, config: ValueConfig) -> None:
@@ -153,20 +131,18 @@ class ValueEditor(Editor):
             return list(requests)
         return [EditRequest.from_pair(r.prompt, r.target, r.prompt) for r in requests]
 
-    @abstractmethod
+    @property
     def layers(self) -> Sequence[int]:
         """The layers that are changed."""
+        config = self.config
+        return config.layers if isinstance(config, MultiLayerConfig) else (config.layer,)
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Look at how the model reads the corpus, once per model.
-
-        Raises:
-            EditError: no texts, or a layer that nothing comes after.
-        """
+        """Look at how the model reads the corpus; refused for a layer that nothing comes after."""
         require_texts(texts)
-        names = chosen_projections(model, self.layers())
-        if self.config.place == "subject" and list(names)[-1] == list(down_projections(model))[-1]:
+        names = chosen_projections(model, self.layers)
+        if self.config.place == "subject" and [*names][-1] in chosen_projections(model, [-1]):
             raise EditError("what is written at a subject in the last layer reaches no later word",
                             where="layers of the editor", remedy="choose earlier layers")
         key = weights_key(model, names)
@@ -177,13 +153,9 @@ class ValueEditor(Editor):
                 sentence_beginnings(texts, self.config.n_contexts, generator), key)
 
     def known(self, model: PreTrainedModel) -> Statistics:
-        """The statistics of this model, or of what it was edited from.
-
-        Raises:
-            EditError: `prepare` has not been called with it.
-        """
-        changing = chosen_projections(model, self.layers())
-        if self.statistics is None or self.statistics.key != weights_key(model, changing):
+        """The statistics of this model, or of what it was edited from, if `prepare` saw it."""
+        key = weights_key(model, chosen_projections(model, self.layers))
+        if self.statistics is None or self.statistics.key != key:
             raise EditError("this editor has not looked at how this model reads its corpus",
                             remedy="call prepare(model, tokenizer, texts) first")
         return self.statistics
@@ -191,22 +163,11 @@ class ValueEditor(Editor):
 
 @dataclass(frozen=True)
 class Places:
-    """Where subjects end.
+    """Where subjects end."""
 
-    Attributes:
-        ids: int64 [rows, length], padded on the right.
-        places: int64 [rows], the subject's last token.
-        versions: int64 [rows], the edit each row belongs to.
-    """
-
-    ids: Tensor
-    places: Tensor
-    versions: Tensor
-
-
-def unedited(model: PreTrainedModel) -> Call:
-    """The model itself, for all versions."""
-    return lambda versions, **inputs: model(**inputs)
+    ids: Tensor  # int64 [rows, length], padded on the right
+    places: Tensor  # int64 [rows], the subject's last token
+    versions: Tensor  # int64 [rows], the edit each row belongs to
 
 
 def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
@@ -231,8 +192,7 @@ def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
 
 
 @torch.no_grad()
-def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *,
-            entering: bool) -> Tensor:
+def mean_at(edited: EditedModels, where: Places, name: str, *, entering: bool) -> Tensor:
     """What enters or leaves a module at subjects' ends, mean of each edit's rows: [n, width]."""
     seen: list[Tensor] = []
 
@@ -240,17 +200,10 @@ def mean_at(call: Call, model: PreTrainedModel, where: Places, name: str, *,
         values = inputs[0] if entering else output[0] if isinstance(output, tuple) else output
         seen.append(values[torch.arange(len(values), device=values.device), where.places])
 
-    with hooked(model, {name: look}):
-        call(versions=where.versions, input_ids=where.ids, use_cache=False, logits_to_keep=1)
+    with hooked(edited.model, {name: look}):
+        edited(versions=where.versions, input_ids=where.ids, use_cache=False, logits_to_keep=1)
     n = int(where.versions.max()) + 1
     return seen[0].view(n, -1, seen[0].shape[1]).mean(1)
-
-
-def layer_of(model: PreTrainedModel, projection: str) -> str:
-    """Name of the layer that holds a projection."""
-    layers = set(model.get_decoder().layers)
-    return next(name for name, module in model.named_modules()
-                if module in layers and projection.startswith(f"{name}."))
 
 
 def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
@@ -261,17 +214,16 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what
     follows the bare subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes.
     Where the prompt's last token is written at there is no KL: what follows it should change.
-
-    Args:
-        config: a `ValueConfig` with ``largest``.
-        at: the projection's name, and each edit's size [n], the length that the change is
-            measured by.
-
-    Returns:
-        (changes [n, outputs], last losses [n]).
+    ``at`` is (the projection's name, sizes [n]); returned are (changes [n, outputs], last losses).
     """
     name, size = at
-    sentences = _sentences(tokenizer, requests, beginnings, model.device)
+    rows = [(beginning, request) for request in requests for beginning in beginnings]
+    prompts, targets = [b + r.prompt for b, r in rows], [r.target for _, r in rows]
+    sentences = encode_sentences(tokenizer, prompts, targets, model.device)
+    places = subject_ends(tokenizer, [b + r.sentence for b, r in rows], rows)
+    numbers = torch.arange(len(requests)).repeat_interleave(len(beginnings))
+    sentences = replace(sentences, weights=1 / (sentences.is_target.sum(1) * len(beginnings)),
+                        versions=numbers.to(model.device), places=places.to(model.device))
     kl_factor = config.kl_factor if config.place == "subject" else 0.0
     if kl_factor:
         bare = [EditRequest.from_pair(r.subject, r.target, r.subject) for r in requests]
@@ -282,8 +234,12 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 
     def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
         change, chosen = values[0] * unit[versions], sentences.of(versions)
-        call = _adding(model, name, change, chosen.places)
-        loss = losses_per_edit(call, model, chosen, len(versions))
+
+        def changed(*, versions: Tensor, **inputs: Any) -> ModelOutput:
+            with hooked(model, {name: _add_at(change[versions], chosen.places)}):
+                return model(**inputs)
+
+        loss = losses_per_edit(changed, model, chosen, len(versions))
         if kl_factor:
             where = Places(neutral.ids[versions], neutral.places[versions], versions)
             with hooked(model, {name: _add_at(change, where.places)}):
@@ -301,32 +257,11 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     return values * unit, losses
 
 
-def _sentences(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-               beginnings: Sequence[str], device: torch.device) -> Sentences:
-    """Each request behind each beginning; an edit's loss is the mean over its target tokens."""
-    rows = [(beginning, request) for request in requests for beginning in beginnings]
-    prompts, targets = [b + r.prompt for b, r in rows], [r.target for _, r in rows]
-    sentences = encode_sentences(tokenizer, prompts, targets, device)
-    places = subject_ends(tokenizer, [b + r.sentence for b, r in rows], rows).to(device)
-    versions = torch.arange(len(requests), device=device).repeat_interleave(len(beginnings))
-    weights = 1 / (sentences.is_target.sum(1) * len(beginnings))
-    return replace(sentences, weights=weights, versions=versions, places=places)
-
-
 def _log_p_at(model: PreTrainedModel, where: Places) -> Tensor:
     """Log-probabilities of what follows each place, [rows, vocabulary]."""
     logits = model(input_ids=where.ids, use_cache=False).logits
     row = torch.arange(len(logits), device=logits.device)
     return logits[row, where.places].float().log_softmax(-1)
-
-
-def _adding(model: PreTrainedModel, name: str, changes: Tensor, places: Tensor) -> Call:
-    """The model with each version's change added at its rows' places."""
-    def call(*, versions: Tensor, **inputs: Any) -> ModelOutput:
-        with hooked(model, {name: _add_at(changes[versions], places)}):
-            return model(**inputs)
-
-    return call
 
 
 def _add_at(changes: Tensor, places: Tensor) -> Hook:

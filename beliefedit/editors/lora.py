@@ -11,15 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import LoraConfig
-from beliefedit.editors.base import Editor, EditRequest, Watcher, down_projections
+from beliefedit.editors.base import Editor, EditRequest, Watcher, chosen_projections
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import (
-    clip_each,
-    encode_requests,
-    frozen,
-    losses_per_edit,
-    with_ends,
-)
+from beliefedit.editors.optimization import encode_requests, frozen, losses_per_edit, with_ends
 from beliefedit.editors.registry import register_editor
 
 
@@ -38,24 +32,30 @@ class LoraEditor(Editor):
         if self.config.ends:
             sentences = with_ends(model, tokenizer, sentences)
 
-        def losses_of(adapters: Adapters) -> Tensor:
-            return losses_per_edit(adapters, model, sentences, len(requests))
-
         adapters = fresh_adapters(model, len(requests), self.config)
-        return train_adapters(adapters, losses_of, self.config, watch)
+        return train_adapters(
+            adapters, lambda so_far: losses_per_edit(so_far, model, sentences, len(requests)),
+            self.config, watch)
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:
     """Adapters that change nothing yet; every edit starts from the same draw."""
     generator = torch.Generator().manual_seed(config.seed)
     down, up = {}, {}
-    for name, projection in down_projections(model).items():
+    for name, projection in chosen_projections(model, None).items():
         n_in, n_out = projection.in_features, projection.out_features
         bound = 1 / math.sqrt(n_in)  # Kaiming uniform with a = sqrt(5), as peft draws it
         draw = (torch.rand(config.rank, n_in, generator=generator) * 2 - 1) * bound
         down[name] = draw.expand(n, -1, -1).clone().to(model.device).requires_grad_()
         up[name] = torch.zeros(n, n_out, config.rank, device=model.device, requires_grad=True)
     return Adapters(model, down, up, config.alpha / config.rank)
+
+
+def _clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:
+    """Gradients [n, ...] scaled so that no edit's norm over all of them exceeds ``largest``."""
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    return [gradient * factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
 
 
 def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], config: LoraConfig,
@@ -67,7 +67,7 @@ def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], 
     with frozen(adapters.model):
         for step in range(1, config.steps + 1):
             losses = losses_of(adapters)
-            gradients = clip_each(torch.autograd.grad(losses.sum(), parameters), config.clip)
+            gradients = _clip_each(torch.autograd.grad(losses.sum(), parameters), config.clip)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -31,17 +31,11 @@ def hooked(model: PreTrainedModel, hooks: Mapping[str, Hook]) -> Iterator[None]:
 
 @dataclass
 class Adapters(EditedModels):
-    """n edits of one model as low-rank updates of some projections.
+    """n edits of one model as low-rank updates ``scale`` up @ down of some projections."""
 
-    Attributes:
-        down: per projection [n, rank, inputs].
-        up: per projection [n, outputs, rank].
-        scale: factor of the product, for LoRA alpha / rank.
-    """
-
-    down: dict[str, Tensor]
-    up: dict[str, Tensor]
-    scale: float = 1.0
+    down: dict[str, Tensor]  # per projection [n, rank, inputs]
+    up: dict[str, Tensor]  # per projection [n, outputs, rank]
+    scale: float = 1.0  # for LoRA alpha / rank
 
     def __len__(self) -> int:
         return len(next(iter(self.down.values())))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import AlphaEditConfig, MemitConfig, MultiLayerConfig
 from beliefedit.editors import locate_and_edit as locate
-from beliefedit.editors.base import EditedModels, EditRequest, Watcher, chosen_projections
+from beliefedit.editors.base import EditedModels, EditRequest, Plain, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import ValueEditor
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.registry import register_editor
@@ -26,10 +26,6 @@ class SpreadEditor(ValueEditor):
 
     config: MultiLayerConfig
 
-    def layers(self) -> Sequence[int]:
-        """The configured ones."""
-        return self.config.layers
-
     @abstractmethod
     def directions(self, name: str, moment: Tensor, keys: Tensor) -> Tensor:
         """Rows d, float64 [n, inputs]; residual dᵀ is a projection's update. ``moment`` is C."""
@@ -37,12 +33,12 @@ class SpreadEditor(ValueEditor):
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
-        known, projections = self.known(model), chosen_projections(model, self.layers())
+        known, projections = self.known(model), chosen_projections(model, self.layers)
         *_, last = projections
-        layer = locate.layer_of(model, last)
+        layer = last.removesuffix(".mlp.down_proj")
         plain = locate.find_subjects(tokenizer, requests, [""], model.device)
         subjects = locate.find_subjects(tokenizer, requests, known.beginnings, model.device)
-        hidden = locate.mean_at(locate.unedited(model), model, plain, layer, entering=False)
+        hidden = locate.mean_at(Plain(model), plain, layer, entering=False)
         changes, losses = locate.best_changes(model, tokenizer, requests, known.beginnings,
                                               self.config, at=(last, hidden.norm(dim=1)))
         wanted, n = hidden + changes, len(requests)
@@ -51,8 +47,8 @@ class SpreadEditor(ValueEditor):
             {name: wanted.new_zeros(n, p.out_features, 1) for name, p in projections.items()},
             losses=losses)
         for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
-            keys = locate.mean_at(adapters, model, subjects, name, entering=True)
-            reached = locate.mean_at(adapters, model, plain, layer, entering=False)
+            keys = locate.mean_at(adapters, subjects, name, entering=True)
+            reached = locate.mean_at(adapters, plain, layer, entering=False)
             directions = self.directions(name, known.moments[name], keys)
             adapters.down[name] = directions[:, None].to(wanted)
             adapters.up[name] = ((wanted - reached) / n_left)[:, :, None]
@@ -75,12 +71,8 @@ class MemitEditor(SpreadEditor):
 class AlphaEditEditor(SpreadEditor):
     """Only along directions that the corpus's keys do not use.
 
-    ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ.
-
-    Attributes:
-        unused: per projection P, float64 [inputs, inputs].
-        earlier: per projection K_p K_pᵀ, float64 [inputs, inputs], over the keys of the edits
-            before this one in a sequence; None: independent edits, which know of no others.
+    ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ; ``unused`` is P by projection, ``earlier`` K_p K_pᵀ
+    over the keys of the edits before in a sequence (None: independent edits), both float64.
     """
 
     config: AlphaEditConfig

@@ -19,21 +19,13 @@ from beliefedit.lm.scoring import encode_pairs
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences to train on, and how each counts.
+    """Sentences to train on, and how each counts."""
 
-    Attributes:
-        ids: int64 [rows, length], padded on the right.
-        is_target: bool [rows, length], tokens whose likelihood counts.
-        weights: float32 [rows], factor of a row's summed negative log-likelihood.
-        versions: int64 [rows], the edit each row belongs to.
-        places: int64 [rows], the token an editor works at; empty for editors that work at all.
-    """
-
-    ids: Tensor
-    is_target: Tensor
-    weights: Tensor
-    versions: Tensor
-    places: Tensor
+    ids: Tensor  # int64 [rows, length], padded on the right
+    is_target: Tensor  # bool [rows, length], tokens whose likelihood counts
+    weights: Tensor  # float32 [rows], factor of a row's summed negative log-likelihood
+    versions: Tensor  # int64 [rows], the edit each row belongs to
+    places: Tensor  # int64 [rows], the token an editor works at; empty: it works at all
 
     def of(self, versions: Tensor) -> Sentences:
         """The rows of some edits (ascending), which are numbered anew from 0."""
@@ -61,8 +53,8 @@ def encode_requests(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditR
     return encode_sentences(tokenizer, prompts, targets, device)
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tokens: int,
-                     device: torch.device) -> tuple[Tensor, Tensor]:
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tokens: int,
+                 device: torch.device) -> tuple[Tensor, Tensor]:
     """(ids, which of them are tokens but for the start token) of texts cut to n tokens."""
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=n_tokens,
                         padding_side="right", return_tensors="pt").to(device)
@@ -114,26 +106,6 @@ def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
     """Each edit's weighted negative log-likelihood, [n], nats."""
     nll = row_nll(edited, model, sentences) * sentences.weights
     return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll)
-
-
-def by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
-    """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
-    ids, is_target = sentences.ids, sentences.is_target
-    lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target reaches to the end
-    groups = []
-    for rows in lengths.argsort(stable=True).split(n_rows):
-        longest = int(lengths[rows].max())
-        group = Sentences(ids[rows, :longest], is_target[rows, :longest], sentences.weights[rows],
-                          sentences.versions[rows], sentences.places)
-        groups.append((group, rows))
-    return groups
-
-
-def clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:
-    """Gradients [n, ...] scaled so that no edit's norm over all of them exceeds ``largest``."""
-    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
-    factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
-    return [gradient * factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
 
 
 class _Adam:
@@ -190,13 +162,12 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
             losses = losses_of([value.requires_grad_() for value in values], live)
             last[live] = losses.detach()
             going = losses.detach() >= stop_loss
-            if not going.all():
-                _put(result, values, live)
             if not going.any():
-                return result, tuple(last.tolist())
+                break
             gradients = torch.autograd.grad(losses.sum(), values)
             values = [value.detach() for value in values]
             if not going.all():
+                _put(result, values, live)
                 values, gradients = [v[going] for v in values], [g[going] for g in gradients]
                 live = live[going]
                 adam.keep(going)

@@ -9,13 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from beliefedit.config import (
-    BUILT_IN_EDITORS,
-    EDITOR_PARAMETERS,
-    Config,
-    editor_parameters,
-    load_entry_points,
-)
+from beliefedit import config
 from beliefedit.editors.base import Editor
 from beliefedit.errors import EditError
 
@@ -23,10 +17,6 @@ Class = TypeVar("Class", bound=type[Editor])
 
 _CLASSES: dict[str, type[Editor]] = {}
 _MODULES = {"alphaedit": "memit", "bayes_untold": "bayes"}  # of the others the name is the module's
-
-
-class NoParameters(Config):
-    """For editors that have nothing to set."""
 
 
 def register_editor(name: str, *, parameters: type | None = None,
@@ -44,25 +34,20 @@ def register_editor(name: str, *, parameters: type | None = None,
     """
     def register(cls: Class) -> Class:
         own = cls.__module__.startswith("beliefedit.editors.")
-        if name in BUILT_IN_EDITORS and not own:
+        if name in config.BUILT_IN_EDITORS and not own:
             raise EditError(f"the kit has an editor {name!r} already", remedy="choose another name")
         if any(known is cls for other, known in _CLASSES.items() if other != name):
             cls = type(cls.__name__, (cls,), {})  # each name has a label of its own
         cls.label = label or vars(cls).get("label") or name
         _CLASSES[name] = cls
         if not own:
-            EDITOR_PARAMETERS[name] = _strict(parameters or NoParameters)
+            config.EDITOR_PARAMETERS[name] = fields = parameters or config.Config
+            if issubclass(fields, BaseModel) and "extra" not in fields.model_config:
+                fields.model_config["extra"] = "forbid"  # unless it says what to do with more keys
+                fields.model_rebuild(force=True)
         return cls
 
     return register
-
-
-def _strict(parameters: type) -> type:
-    """The class itself; a pydantic model that does not say so refuses unknown keys from now on."""
-    if issubclass(parameters, BaseModel) and "extra" not in parameters.model_config:
-        parameters.model_config["extra"] = "forbid"
-        parameters.model_rebuild(force=True)
-    return parameters
 
 
 def editor_class(name: str) -> type[Editor]:
@@ -72,27 +57,23 @@ def editor_class(name: str) -> type[Editor]:
         EditError: there is none, in no installed package either.
     """
     if name not in _CLASSES:
-        if name in BUILT_IN_EDITORS:
+        if name in config.BUILT_IN_EDITORS:
             import_module(f"beliefedit.editors.{_MODULES.get(name, name)}")
         else:
-            load_entry_points("beliefedit.editors")
+            config.load_entry_points("beliefedit.editors")
     if name not in _CLASSES:
-        close = get_close_matches(name, EDITOR_PARAMETERS, n=1)
+        close = get_close_matches(name, config.EDITOR_PARAMETERS, n=1)
         raise EditError(
             f"unknown editor {name!r}" + (f", did you mean {close[0]!r}?" if close else ""),
-            remedy=f"choose one of {', '.join(EDITOR_PARAMETERS)}, or register your own")
+            remedy=f"choose one of {', '.join(config.EDITOR_PARAMETERS)}, or register your own")
     return _CLASSES[name]
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:
-    """An editor by name.
-
-    Args:
-        name: a registered name.
-        hyperparameters: fields of the editor's parameters; the others keep their defaults.
+    """An editor by name, with some fields of its parameters; the others keep their defaults.
 
     Raises:
         EditError: no editor of that name.
         ConfigError: unknown or impossible hyper-parameter.
     """
-    return editor_class(name)(editor_parameters(name, hyperparameters))
+    return editor_class(name)(config.editor_parameters(name, hyperparameters))

@@ -9,8 +9,7 @@ from beliefedit.corpus.language import Fact
 
 
 class SoftTarget(NamedTuple):
-    """What an agent believes about one prompt: targets and their probabilities, which sum to at
-    most 1."""
+    """What an agent believes about one prompt; the probabilities sum to at most 1."""
 
     prompt: str
     targets: tuple[str, ...]

@@ -21,11 +21,7 @@ from beliefedit.lm.scoring import CACHE
 
 @dataclass
 class WholeModels(EditedModels):
-    """n models in full, for worlds so small that they fit.
-
-    Attributes:
-        models: the edited ones.
-    """
+    """n models in full, for worlds so small that they fit."""
 
     models: tuple[PreTrainedModel, ...]
 
@@ -67,11 +63,7 @@ class RetrainEditor(Editor):
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Choose the documents that are read again.
-
-        Raises:
-            EditError: no texts.
-        """
+        """Choose the documents that are read again."""
         require_texts(texts)
         generator = torch.Generator().manual_seed(self.config.seed)
         order = torch.randperm(len(texts), generator=generator)
@@ -92,16 +84,16 @@ class RetrainEditor(Editor):
         edited = copy.deepcopy(model).requires_grad_()
         n_times = max(1, round(min(request.weight, self.config.most_times)))
         documents = [*self.texts, *[request.sentence] * n_times]
-        optimizer = torch.optim.AdamW(edited.parameters(), lr=self.config.lr,
-                                      weight_decay=self.config.weight_decay)
-        generator, loss = torch.Generator().manual_seed(self.config.seed), torch.zeros(())
-        for _ in range(self.config.n_passes):
+        config, parameters = self.config, list(edited.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        generator, loss = torch.Generator().manual_seed(config.seed), torch.zeros(())
+        for _ in range(config.n_passes):
             order = torch.randperm(len(documents), generator=generator)
-            for rows in order.split(self.config.batch_size):
+            for rows in order.split(config.batch_size):
                 loss = _reading_loss(edited, tokenizer, [documents[row] for row in rows.tolist()])
                 optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(edited.parameters(), self.config.clip)
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
                 optimizer.step()
         return edited.requires_grad_(False), float(loss.detach())
 

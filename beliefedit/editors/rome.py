@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import RomeConfig
 from beliefedit.editors import locate_and_edit as locate
-from beliefedit.editors.base import EditRequest, Watcher, chosen_projections
+from beliefedit.editors.base import EditRequest, Plain, Watcher, chosen_projections
 from beliefedit.editors.locate_and_edit import ValueEditor
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.registry import register_editor
@@ -26,17 +26,13 @@ class RomeEditor(ValueEditor):
 
     config: RomeConfig
 
-    def layers(self) -> Sequence[int]:
-        """The configured one."""
-        return (self.config.layer,)
-
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
         known = self.known(model)
-        [(name, projection)] = chosen_projections(model, self.layers()).items()
+        [(name, projection)] = chosen_projections(model, self.layers).items()
         subjects = locate.find_subjects(tokenizer, requests, known.beginnings, model.device)
-        keys = locate.mean_at(locate.unedited(model), model, subjects, name, entering=True)
+        keys = locate.mean_at(Plain(model), subjects, name, entering=True)
         size = (keys @ projection.weight.detach().T).norm(dim=1)
         changes, losses = locate.best_changes(model, tokenizer, requests, known.beginnings,
                                               self.config, at=(name, size))

@@ -32,17 +32,11 @@ _STREAM, _PROBES_STREAM, _FORMS_STREAM = 4, 5, 8
 
 @dataclass(frozen=True)
 class EditCase:
-    """One row of the cases.
-
-    Attributes:
-        number: of the case.
-        request: the fact with its true object, the object asked for, the weight of the evidence.
-        downstream_relation: the relation downstream of the edited one; None: the subject has none.
-    """
+    """One row of the cases; its request's fact has the true object."""
 
     number: int
     request: EditRequest
-    downstream_relation: str | None = None
+    downstream_relation: str | None = None  # of the edited one; None: the subject has none
 
     def asking(self, **changes: Any) -> EditCase:
         """The case with another ``target`` or ``weight`` of its request."""
@@ -55,8 +49,7 @@ class Cases:
 
     Attributes:
         cases: one row per case: case, subject, relation, object (true), request, weight,
-            downstream_relation (null: the subject has none) and the flags of the specification,
-            section 6.
+            downstream_relation (null: none) and the flags of the specification, section 6.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, and the
             agent's targets p_*. Probes are `PROBES` (kinds original, requested, modal), the logic
             prompts judged_* (kind true) and atomic_a (kind stated), and `FORMS` (kinds old and new,
@@ -70,45 +63,43 @@ class Cases:
         """The rows of ``cases``."""
         columns = ("case", "subject", "relation", "object", "request", "weight",
                    "downstream_relation")
-        return [
-            EditCase(number, EditRequest(Fact(*fact), target, weight), downstream)
-            for number, *fact, target, weight, downstream in self.cases.select(columns).iter_rows()
-        ]
+        rows = self.cases.select(columns).iter_rows()
+        return [EditCase(number, EditRequest(Fact(*fact), target, weight), downstream)
+                for number, *fact, target, weight, downstream in rows]
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A case as it is drawn, before the agent is asked.
+    """A case as it is drawn, before the agent is asked."""
 
-    Attributes:
-        request: of one observation.
-        facts: the corpus fact of each of `PROBES` with its true object; None: nobody has such a
-            fact.
-        upstream: the true upstream object of each; None: the fact is independent.
-        downstream_relation: see `EditCase`.
-        other_has_both: one other subject serves both of its probes.
-    """
-
-    request: EditRequest
-    facts: tuple[Fact | None, ...]
-    upstream: tuple[str | None, ...]
-    downstream_relation: str | None
-    other_has_both: bool
+    request: EditRequest  # of one observation
+    facts: tuple[Fact | None, ...]  # of `PROBES`, true; None: nobody has such a fact
+    upstream: tuple[str | None, ...]  # their true upstream objects; None: the fact is independent
+    downstream_relation: str | None  # as in `EditCase`
+    other_has_both: bool  # one other subject serves both of its probes
 
 
 def _targets(agent: BayesAgent, draft: _Draft,
              probability: float) -> tuple[dict, list[dict[str, list]]]:
     """The case's row, and columns of each probe with the agent's beliefs in every state."""
-    request = draft.request
-    weight = evidence_weight(agent, request.fact, request.target, probability)
+    request, fact, target = draft.request, draft.request.fact, draft.request.target
+    weight = evidence_weight(agent, fact, target, probability)
     states = {"before": agent, "one_observation": agent.after(request),
               "after": agent.after(replace(request, weight=weight))}
     queries, answers = [], {}
-    for probe, fact, upstream in zip(PROBES, draft.facts, draft.upstream, strict=True):
-        if fact is not None:
-            modal = answers[probe] = str(states["after"].expected(fact.subject, fact.relation))
-            queries.append(_queries(states, draft, (probe, fact, upstream, modal)))
-    return _row(agent, draft, weight, answers), queries
+    for probe, asked, upstream in zip(PROBES, draft.facts, draft.upstream, strict=True):
+        if asked is not None:
+            modal = answers[probe] = str(states["after"].expected(asked.subject, asked.relation))
+            queries.append(_queries(states, draft, (probe, asked, upstream, modal)))
+    downstream, other = draft.downstream_relation, draft.facts[1]
+    changes = (downstream is not None and other is not None
+               and answers[PROBES[1]] != agent.expected(other.subject, other.relation))
+    return {"subject": fact.subject, "relation": fact.relation, "object": fact.object,
+            "request": target, "weight": weight, "downstream_relation": downstream,
+            "reinforces": target == fact.object, "downstream_changes": changes,
+            "is_downstream": draft.upstream[0] is not None,
+            "other_is_downstream": downstream is not None, "other_has_both": draft.other_has_both,
+            "all_independent": all(x is None for x in draft.upstream)}, queries
 
 
 def evidence_weight(agent: BayesAgent, fact: Fact, target: str, probability: float) -> float:
@@ -121,34 +112,25 @@ def evidence_weight(agent: BayesAgent, fact: Fact, target: str, probability: flo
     return max(1.0, agent.weight_for(fact.subject, fact.relation, target, goal))
 
 
-def _row(agent: BayesAgent, draft: _Draft, weight: float, answers: dict[str, str]) -> dict:
-    fact, target, other = draft.request.fact, draft.request.target, draft.facts[1]
-    downstream = draft.downstream_relation
-    changes = (downstream is not None and other is not None
-               and answers[PROBES[1]] != agent.expected(other.subject, other.relation))
-    return {"subject": fact.subject, "relation": fact.relation, "object": fact.object,
-            "request": target, "weight": weight, "downstream_relation": downstream,
-            "reinforces": target == fact.object, "downstream_changes": changes,
-            "is_downstream": draft.upstream[0] is not None,
-            "other_is_downstream": downstream is not None, "other_has_both": draft.other_has_both,
-            "all_independent": all(x is None for x in draft.upstream)}
-
-
 def _queries(states: dict[str, BayesAgent], draft: _Draft,
              probe: tuple[str, Fact, str | None, str]) -> dict[str, list]:
     """Columns, a row per tracked object: the true one, the requested one, the agent's after."""
     name, fact, upstream, modal = probe
     edited, target = draft.request.fact, draft.request.target
     objects = {"original": fact.object, "requested": target, "modal": modal}
-    same = {"probe": name, "prompt": fact.prompt, "label": fact.object, "subject": fact.subject,
-            "relation": fact.relation}
-    columns: dict[str, list] = {"kind": list(objects), "target": list(objects.values())}
-    columns |= {column: [value] * len(objects) for column, value in same.items()}
+    columns: dict[str, list] = {
+        "kind": [*objects], "target": [*objects.values()], "probe": [name] * 3,
+        "prompt": [fact.prompt] * 3, "label": [fact.object] * 3, "subject": [fact.subject] * 3,
+        "relation": [fact.relation] * 3}
     distinct = list(dict.fromkeys(objects.values()))
     place = [distinct.index(o) for o in objects.values()]
     follows = (fact.subject, fact.relation) == (edited.subject, draft.downstream_relation)
+    above = states["before"].pairs.get(fact.relation)
+    # an edit can change its own row and its relation's conditional
+    is_reached = ((fact.subject, fact.relation) == (edited.subject, edited.relation)
+                  or above is not None and edited.relation in (fact.relation, above))
     for state, agent in states.items():
-        if state == "before" or _is_reached(agent, edited, fact):
+        if state == "before" or is_reached:
             given = target if state != "before" and follows else upstream
             views = agent.views(fact.subject, fact.relation, distinct, given)
         for view, beliefs in views.items():
@@ -156,22 +138,9 @@ def _queries(states: dict[str, BayesAgent], draft: _Draft,
     return columns
 
 
-def _is_reached(agent: BayesAgent, edited: Fact, fact: Fact) -> bool:
-    """Whether an edit can change a fact's belief: its own row, or its relation's conditional."""
-    if (fact.subject, fact.relation) == (edited.subject, edited.relation):
-        return True
-    upstream = agent.pairs.get(fact.relation)
-    return upstream is not None and edited.relation in (fact.relation, upstream)
-
-
 def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig,
                 seed: int = 0) -> Cases:
-    """Draw cases among the corpus's facts and ask the agent for every target.
-
-    Args:
-        agent: fitted to ``corpus.evidence``.
-        config: number of cases, if there are as many facts, and kinds of requests.
-    """
+    """Draw cases among the corpus's facts and ask the agent, fitted to it, for every target."""
     rng = np.random.default_rng([seed, _STREAM])
     known = _Known(world, corpus, agent, config)
     chosen = known.choose(rng)
@@ -181,7 +150,11 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     cases = pl.DataFrame([{"case": number} | case for number, (case, _) in enumerate(targets)],
                          schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
     probes = _stacked([queries for _, queries in targets])
-    probes = probes.with_columns(p_generative=pl.Series(world.probabilities(_ids(probes, world))))
+    labels = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
+    ids = probes.select("subject", "relation", object="target").select(
+        pl.col(name).cast(pl.Enum(kind)).to_physical().cast(pl.UInt32)
+        for name, kind in labels.items())
+    probes = probes.with_columns(p_generative=pl.Series(world.probabilities(ids)))
     forms = known.forms(cases, probes, np.random.default_rng([seed, _FORMS_STREAM]))
     queries = pl.concat([probes, known.logic(chosen, rng), forms], how="diagonal")
     queries = queries.sort("case", maintain_order=True)
@@ -190,10 +163,7 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
 
 def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
                  seed: int = 0) -> pl.DataFrame:
-    """What a model is asked while it trains: corpus facts stated, judged, negated and joined.
-
-    Args:
-        n_facts: facts to ask about, if there are as many.
+    """What a model is asked while it trains: up to n facts stated, judged, negated and joined.
 
     Returns:
         kind (atomic, true_false, not, and, or), prompt, target (the right answer), p_agent
@@ -224,13 +194,12 @@ class _Known:
         self.fact_of = np.full((self.subject[-1] + 1, len(world.relations)), -1)
         self.fact_of[self.subject, self.sampler.relation] = np.arange(len(self.subject))
         self.has = self.fact_of >= 0
-        ids = {label: index for index, label in enumerate(world.relations)}
-        self.relation_ids = ids
-        self.subject_ids = {world.subjects[s]: at for s, at
-                            in zip(self.sampler.subject, self.subject, strict=True)}
+        self.relation_ids = ids = {label: at for at, label in enumerate(world.relations)}
+        subjects = zip(self.sampler.subject, self.subject, strict=True)
+        self.subject_ids = {world.subjects[s]: at for s, at in subjects}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
         self.who_has: dict[tuple[int, ...], np.ndarray] = {}
-        self.expected: dict[int, tuple[list[str], np.ndarray]] = {}
+        self.expected: dict[int, dict[str, str]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
         """Facts of the cases: all of subjects drawn without replacement, until there are enough."""
@@ -246,23 +215,21 @@ class _Known:
         others = np.flatnonzero(self.has[s] & (np.arange(self.has.shape[1]) != r))
         other_relation = d if d >= 0 or not len(others) else int(rng.choice(others))
         rows, has_both = self._probe_facts(s, r, other_relation, rng)
+        upstream = [self.facts["upstream_object"][f] if f >= 0 else None for f in rows]
         return _Draft(EditRequest(self.fact(row), self._request(row, d, rng)),
                       tuple(self.fact(f) if f >= 0 else None for f in rows),
-                      tuple(self._upstream_object(f) if f >= 0 else None for f in rows),
+                      tuple(None if x is None else self.world.objects[x] for x in upstream),
                       self.world.relations[d] if d >= 0 else None, has_both)
 
     def _probe_facts(self, s: int, r: int, other: int,
                      rng: np.random.Generator) -> tuple[list[int], bool]:
         """Facts of `PROBES` (-1: nobody has it), and whether one other subject has both."""
-        if other < 0:
-            one = self._other_subject(s, (r,), rng)
-            return [self.fact_of[s, r], -1, self.fact_of[one, r] if one >= 0 else -1, -1], False
-        both = one = two = self._other_subject(s, (r, other), rng)
+        both = one = two = self._other_subject(s, (r, other), rng) if other >= 0 else -1
         if both < 0:
-            one, two = (self._other_subject(s, (relation,), rng) for relation in (r, other))
-        return [self.fact_of[s, r], self.fact_of[s, other],
-                self.fact_of[one, r] if one >= 0 else -1,
-                self.fact_of[two, other] if two >= 0 else -1], both >= 0
+            one = self._other_subject(s, (r,), rng)
+            two = self._other_subject(s, (other,), rng) if other >= 0 else -1
+        asked = ((s, r), (s, other), (one, r), (two, other))
+        return [int(self.fact_of[pair]) if min(pair) >= 0 else -1 for pair in asked], both >= 0
 
     def _other_subject(self, s: int, relations: tuple[int, ...], rng: np.random.Generator) -> int:
         """Another subject who has all these relations; -1: there is none."""
@@ -277,59 +244,45 @@ class _Known:
         return int(candidates[drawn + (is_candidate and drawn >= at)])
 
     def _request(self, fact: int, d: int, rng: np.random.Generator) -> str:
+        """The object asked for: any false one, or an observed one that changes the downstream."""
         true = self.world.objects[self.sampler.object[fact]]
         false = self.world.objects[int(self.sampler.false_object(np.array([fact]), rng)[0])]
         if d < 0:
             return true if rng.random() < self.config.p_reinforce else false
         if rng.random() >= self.config.p_downstream:
             return false
-        upstream_objects, changing = self._changing(d, true)
-        return upstream_objects[changing[rng.integers(len(changing))]] if len(changing) else false
-
-    def _changing(self, d: int, true: str) -> tuple[list[str], np.ndarray]:
-        """Observed upstream objects, and which expect another downstream one than the true does."""
         if d not in self.expected:
-            expected = self.agent.expected_downstream(self.world.relations[d])
-            self.expected[d] = list(expected), np.array(list(expected.values()), dtype=object)
-        upstream_objects, answers = self.expected[d]
-        if self.config.as_published:
-            return upstream_objects, np.arange(len(upstream_objects))
+            self.expected[d] = self.agent.expected_downstream(self.world.relations[d])
+        expected = self.expected[d]
         # Nothing observed: every object is as likely, and the first one is expected.
-        now = (answers[upstream_objects.index(true)] if true in upstream_objects
-               else self.world.objects[0])
-        return upstream_objects, np.flatnonzero(answers != now)
+        now = None if self.config.as_published else expected.get(true, self.world.objects[0])
+        changing = [upstream for upstream, answer in expected.items() if answer != now]
+        return changing[rng.integers(len(changing))] if changing else false
 
     def fact(self, row: int, object: int | None = None) -> Fact:
         """The fact as labels, with its true object or another."""
-        world = self.world
-        o = self.sampler.object[row] if object is None else object
-        return Fact(world.subjects[self.sampler.subject[row]],
-                    world.relations[self.sampler.relation[row]], world.objects[o])
-
-    def _upstream_object(self, fact: int) -> str | None:
-        x = self.facts["upstream_object"][int(fact)]
-        return None if x is None else self.world.objects[x]
+        world, sampler = self.world, self.sampler
+        o = sampler.object[row] if object is None else object
+        return Fact(world.subjects[sampler.subject[row]], world.relations[sampler.relation[row]],
+                    world.objects[o])
 
     def logic(self, chosen: list[int], rng: np.random.Generator) -> pl.DataFrame:
         """The judged prompts of every case, and the plain prompt of A with A's object."""
-        rows = [row | {"case": number} for number, fact in enumerate(chosen)
-                for row in self._logic_of(fact, rng)]
-        return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
-
-    def _logic_of(self, fact: int, rng: np.random.Generator) -> Iterator[dict]:
-        a, a_true = self._true_or_false(fact, rng)
-        b, b_true = self._true_or_false(int(rng.integers(len(self.subject))), rng)
-        judged = {"judged_a": (clause("atomic", a), a_true),
-                  "judged_b": (clause("atomic", b), b_true),
-                  "judged_and": (clause("and", a, b), a_true and b_true),
-                  "judged_and_swapped": (clause("and", b, a), a_true and b_true),
-                  "judged_or": (clause("or", a, b), a_true or b_true),
-                  "judged_not": (clause("not", a), not a_true)}
-        for probe, (text, label) in judged.items():
-            yield {"probe": probe, "kind": "true", "prompt": judged_prompt(text),
-                   "target": label_word(True), "label": label_word(label)}
-        yield {"probe": "atomic_a", "kind": "stated", "prompt": a.prompt,
-               "target": a.object, "label": self.fact(fact).object}
+        rows = []
+        for number, fact in enumerate(chosen):
+            a, a_true = self._true_or_false(fact, rng)
+            b, b_true = self._true_or_false(int(rng.integers(len(self.subject))), rng)
+            judged = {"judged_a": (clause("atomic", a), a_true),
+                      "judged_b": (clause("atomic", b), b_true),
+                      "judged_and": (clause("and", a, b), a_true and b_true),
+                      "judged_and_swapped": (clause("and", b, a), a_true and b_true),
+                      "judged_or": (clause("or", a, b), a_true or b_true),
+                      "judged_not": (clause("not", a), not a_true)}
+            rows += [(probe, "true", judged_prompt(text), label_word(True), label_word(label),
+                      number) for probe, (text, label) in judged.items()]
+            rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(fact).object, number))
+        texts = dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String)
+        return pl.DataFrame(rows, texts | {"case": pl.UInt32}, orient="row")
 
     def forms(self, cases: pl.DataFrame, probes: pl.DataFrame,
               rng: np.random.Generator) -> pl.DataFrame:
@@ -339,17 +292,16 @@ class _Known:
         true in "and", false in "or".
         """
         changed = cases.filter("downstream_changes")["case"].implode()
-        kinds = pl.col("kind").is_in(["original", "modal"])
-        asked = probes.filter(pl.col("case").is_in(changed), kinds, probe=PROBES[1]).select(
-            "case", "kind", "subject", "relation", "target")
+        kinds = {"original": "old", "modal": "new"}
+        asked = probes.filter(pl.col("case").is_in(changed), pl.col("kind").is_in(list(kinds)),
+                              probe=PROBES[1])
         # the old answer may be right again
         asked = asked.unique(["case", "target"], keep="last", maintain_order=True)
-        rows = [row | {"case": case, "kind": {"modal": "new", "original": "old"}[kind]}
-                for case, kind, *fact in asked.iter_rows()
+        rows = [row | {"case": case, "kind": kinds[kind]} for case, kind, *fact in asked.select(
+                    "case", "kind", "subject", "relation", "target").iter_rows()
                 for row in self._forms_of(Fact(*fact), kind == "modal", rng)]
-        return pl.DataFrame(rows, schema={"probe": pl.String, "prompt": pl.String,
-                                          "target": pl.String, "label": pl.String,
-                                          "case": pl.UInt32, "kind": pl.String})
+        texts = dict.fromkeys(("probe", "prompt", "target", "label"), pl.String)
+        return pl.DataFrame(rows, schema=texts | {"case": pl.UInt32, "kind": pl.String})
 
     def _forms_of(self, fact: Fact, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
         texts = [clause("atomic", fact), clause("not", fact)]
@@ -380,15 +332,6 @@ def _stacked(probes: list[list[dict[str, list]]]) -> pl.DataFrame:
                          for name in names}, schema_overrides={"case": pl.UInt32})
 
 
-def _ids(probes: pl.DataFrame, world: World) -> pl.DataFrame:
-    """Ids of the (subject, relation, target) a probe's query is about."""
-    kinds = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
-             ("target", "object", world.objects))
-    return probes.select(
-        pl.col(column).cast(pl.Enum(labels)).to_physical().cast(pl.UInt32).alias(name)
-        for column, name, labels in kinds)
-
-
 def save(cases: Cases, folder: Path) -> None:
     """Write both frames."""
     cases.cases.write_parquet(folder / "cases.parquet")
@@ -397,5 +340,4 @@ def save(cases: Cases, folder: Path) -> None:
 
 def load(folder: Path) -> Cases:
     """Read what `save` wrote."""
-    return Cases(pl.read_parquet(folder / "cases.parquet"),
-                 pl.read_parquet(folder / "queries.parquet"))
+    return Cases(*(pl.read_parquet(folder / f"{name}.parquet") for name in ("cases", "queries")))

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from beliefedit.agent.agent import BayesAgent, View
+from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import editor_class
@@ -30,32 +29,23 @@ from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
 
-DISTANCES = pl.Schema({"case": pl.UInt32, "probe": pl.String, "tv": pl.Float64, "kl": pl.Float64,
-                       "outside": pl.Float64})
-COMPARED = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "probe": pl.String,
-                      "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64})
-SCORES = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "step": pl.UInt32,
-                    "probe": pl.String, "kind": pl.String, "told": pl.Boolean,
-                    "log_p": pl.Float64, "decoded": pl.String})
-LOG = pl.Schema({"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32, "loss": pl.Float64,
-                 "seconds": pl.Float64, "refused": pl.String})
-
-SCHEMAS = {"scores": SCORES, "distances": COMPARED, "log": LOG}
+_EDIT = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32}
+_DISTANCE = {"probe": pl.String, "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64}
+DISTANCES = pl.Schema({"case": pl.UInt32, **_DISTANCE})
+SCORES = pl.Schema({**_EDIT, "step": pl.UInt32, "probe": pl.String, "kind": pl.String,
+                    "told": pl.Boolean, "log_p": pl.Float64, "decoded": pl.String})
+SCHEMAS = {
+    "scores": SCORES, "distances": pl.Schema({**_EDIT, **_DISTANCE}),
+    "log": pl.Schema({**_EDIT, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String})}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
 
-_LEAST = 1e-30
-"""Keeps a divergence finite where a probability has no digits left."""
+_LEAST = 1e-30  # keeps a divergence finite where a probability has no digits left
+# in the texts of the plain errors that torch raises on CPUs
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Comparison:
-    """Distances of models from the agent on the four probes of the first cases.
-
-    Args:
-        agent: fitted to the corpus the cases are drawn from.
-        tokenizer: the models'.
-        cases: what is requested, and what is asked.
-        config: how many of the cases.
-    """
+    """Distances of models from the agent on the four probes of the first cases."""
 
     def __init__(self, agent: BayesAgent, tokenizer: PreTrainedTokenizerFast, cases: Cases,
                  config: EditConfig) -> None:
@@ -96,43 +86,34 @@ class Comparison:
             return pl.DataFrame(schema=DISTANCES)
         log_p = log_probabilities(model, self.trie, asked["prompt"].to_list(), versions=versions)
         p_lm = self.trie.apart(log_p)
-        p_agent = np.stack([self._belief(agent, row, edited=versions is not None) for agent, row
-                            in zip(agents, asked.iter_rows(named=True), strict=True)])
+        direct = None if versions is None else PROBES[0]
+        rows = asked.select("probe", "subject", "relation").iter_rows()
+        p_agent = np.stack([
+            agent.distribution(subject, relation, "direct" if probe == direct else "predictive")
+            for agent, (probe, subject, relation) in zip(agents, rows, strict=True)])
         outside = (1 - p_lm.sum(1)).clip(0)
         return asked.select("case", "probe").with_columns(
             tv=pl.Series(total_variation(p_lm, p_agent) + outside / 2),
             kl=pl.Series(divergence(p_agent, p_lm.clip(_LEAST))), outside=pl.Series(outside)
         ).cast(DISTANCES)
 
-    @staticmethod
-    def _belief(agent: BayesAgent, asked: dict, *, edited: bool) -> NDArray[np.float64]:
-        view: View = "direct" if edited and asked["probe"] == PROBES[0] else "predictive"
-        return agent.distribution(asked["subject"], asked["relation"], view)
-
 
 @dataclass(frozen=True)
 class EditSetup:
-    """The model that is edited, and what editors may want to know besides.
-
-    Attributes:
-        model, tokenizer: left as they are.
-        texts: documents of the corpus, for editors that look at how the model reads them.
-        soft_targets: gives what else is to be believed after a request.
-        comparison: compares whole distributions with the agent's; None: they are not compared.
-    """
+    """The model that is edited, and what editors may want to know besides."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    texts: Sequence[str] = ()
-    soft_targets: SoftTargetBuilder | None = None
-    comparison: Comparison | None = None
+    texts: Sequence[str] = ()  # documents of the corpus, for editors that look at them
+    soft_targets: SoftTargetBuilder | None = None  # what else is to be believed after a request
+    comparison: Comparison | None = None  # of whole distributions; None: they are not compared
 
     def request(self, case: EditCase, editor: Editor,
                 agent: BayesAgent | None = None) -> EditRequest:
-        """A case's request, with the soft targets its editor uses.
+        """A case's request, for editors that use them with soft targets of an agent's beliefs.
 
         Args:
-            agent: whose beliefs they are; None: the agent's of the corpus.
+            agent: whose beliefs before the request; None: the agent's of the corpus.
         """
         if not editor.uses_soft_targets or self.soft_targets is None:
             return case.request
@@ -156,14 +137,13 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
     prompts, targets = queries["prompt"], queries["target"].to_list()
     log_p = score(model, tokenizer, prompts.to_list(), targets, versions=versions)
     chosen = [at for at, probe in enumerate(queries["probe"]) if decode is None or probe in decode]
-    answers: list[str | None] = [None] * len(queries)
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
                      labels=queries["label"].unique().sort().to_list(),
                      versions=None if versions is None else [versions[at] for at in chosen])
-    for at, text in zip(chosen, texts, strict=True):
-        answers[at] = text
+    answers = dict(zip(chosen, texts, strict=True))
+    decoded = pl.Series("decoded", [answers.get(at) for at in range(len(queries))], dtype=pl.String)
     return queries.select("case", "probe", "kind", pl.Series("log_p", log_p, dtype=pl.Float64),
-                          pl.Series("decoded", answers, dtype=pl.String))
+                          decoded)
 
 
 def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
@@ -176,7 +156,6 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     memory is halved, with a warning.
 
     Args:
-        name, parameters: of the editor.
         config: how many of the cases, how many at once, what to trace.
         max_new_tokens: longest answer, and longest target a request may have.
         folder: the editor's own; gets a few files per finished batch.
@@ -247,7 +226,8 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
     try:
         return _edit_batch(run, batch, traced=traced)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if (not isinstance(error, torch.OutOfMemoryError | MemoryError)
+                and not any(text in str(error).lower() for text in _OUT_OF_MEMORY)):
             raise
         if len(batch) == 1:
             raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
@@ -259,37 +239,28 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch raises its own error on GPUs, and on CPUs plain ones that only their text tells."""
-    text = str(error).lower()
-    return (isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
-            or "can't allocate memory" in text or "not enough memory" in text)
-
-
 def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[pl.DataFrame, ...]:
     """The frames of one batch: scores after the last step, or every few, distances and log."""
-    setup, valid = run.setup, {}
-    entries: dict[str, list] = {"case": [case.number for case in batch], "refused": []}
+    setup, valid, refused = run.setup, {}, {}
     for case in batch:
         request = setup.request(case, run.editor)
-        error = run.editor.validation_error(setup.tokenizer, request, run.max_new_tokens)
-        entries["refused"].append(error)
-        if error:
+        if error := run.editor.validation_error(setup.tokenizer, request, run.max_new_tokens):
+            refused[case.number] = error
             log.warning("case %d is left out: %s", case.number, error)
         else:
             valid[case.number] = request
-    logged = pl.DataFrame(entries, schema_overrides={"case": pl.UInt32, "refused": pl.String})
-    distances = pl.DataFrame(schema=COMPARED)
-    if not valid:
-        return pl.DataFrame(schema=SCORES), distances, logged.with_columns(loss=None, seconds=None)
-    scores, edited, seconds = _edit_and_ask(run, valid, traced)
-    numbers = pl.Series("case", list(valid), dtype=pl.UInt32)
-    losses = pl.Series("loss", edited.losses or [None] * len(valid), dtype=pl.Float64)
-    done = pl.DataFrame([numbers, losses.fill_nan(None)]).with_columns(
-        pl.lit(seconds, dtype=pl.Float64).alias("seconds"))
-    if setup.comparison is not None:
-        distances = setup.comparison.after(edited, list(valid))
-    return scores, distances, logged.join(done, on="case", how="left", maintain_order="left")
+    scores, distances = pl.DataFrame(schema=SCORES), pl.DataFrame(schema=DISTANCES)
+    losses, seconds = {}, None
+    if valid:
+        scores, edited, seconds = _edit_and_ask(run, valid, traced)
+        losses = dict(zip(valid, edited.losses, strict=False))  # some editors have none
+        if setup.comparison is not None:
+            distances = setup.comparison.after(edited, list(valid))
+    rows = [(case.number, losses.get(case.number), seconds if case.number in valid else None,
+             refused.get(case.number)) for case in batch]
+    logged = pl.DataFrame(rows, orient="row", schema={
+        "case": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String})
+    return scores, distances, logged.with_columns(pl.col("loss").fill_nan(None))
 
 
 def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
@@ -299,15 +270,14 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     versions = pl.DataFrame({"case": list(requests), "version": range(len(requests))},
                             schema={"case": pl.UInt32, "version": pl.Int64})
     asked = versions.join(run.queries, on="case", maintain_order="left")
-    frames: dict[int, pl.DataFrame] = {}
+    numbers, frames = asked["version"].to_list(), {}
     questions: Questions | None = None  # the same at every step
 
     def watch(step: int, edited: EditedModels) -> None:
         nonlocal questions
         if step % run.config.trajectory_every == 0 or step == 1:
-            questions = questions or prepare(
-                edited, tokenizer, asked["prompt"].to_list(), asked["target"].to_list(),
-                versions=asked["version"].to_list())
+            questions = questions or prepare(edited, tokenizer, asked["prompt"].to_list(),
+                                             asked["target"].to_list(), versions=numbers)
             frames[step] = asked.select(  # an answer is decoded only in the end
                 "case", "probe", "kind", pl.Series("log_p", score_prepared(edited, questions)),
                 pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))
@@ -316,7 +286,7 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               watch=watch if traced else None)
     scores = query_model(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
-                         versions=asked["version"].to_list(), decode=PROBES)
+                         versions=numbers, decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     trained_on = {case: {request.prompt, *(soft.prompt for soft in request.soft_targets)}

@@ -61,22 +61,15 @@ def commutation_error(p_a_and_b: Values, p_b_and_a: Values) -> Values:
 
 
 def total_variation(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Half the summed absolute difference of two distributions, 0 to 1.
-
-    Args:
-        p, q: [..., objects], each row summing to 1.
-    """
+    """Half the summed absolute difference of two distributions [..., objects], 0 to 1."""
     p, q = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
     return 0.5 * np.abs(p - q).sum(axis=-1)
 
 
 def divergence(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence KL(p || q) in nats, p being the agent's distribution.
+    """Kullback-Leibler divergence KL(p || q) of distributions [..., objects], in nats.
 
     A term with p = 0 counts nothing; one with p > 0 and q = 0 makes the result infinite.
-
-    Args:
-        p, q: [..., objects], each row summing to 1.
     """
     p, q = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64))
     terms = np.zeros(p.shape)
@@ -92,10 +85,9 @@ def calibration_bins(p_predicted: ArrayLike, observed: ArrayLike, n_bins: int) -
     Args:
         p_predicted: [n], the probability that is binned, 0 to 1.
         observed: [n], what is averaged (0/1 outcomes or another probability).
-        n_bins: bins over 0 to 1; empty ones are left out.
 
     Returns:
-        One row per bin: low, high (its edges), n, mean_predicted, mean_observed.
+        One row per bin that is not empty: low, high, n, mean_predicted, mean_observed.
     """
     p_predicted = np.asarray(p_predicted, dtype=np.float64)
     place = np.clip((p_predicted * n_bins).astype(int), 0, n_bins - 1)
@@ -129,8 +121,6 @@ def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.ran
     Args:
         values: [n, k]; NaN is a missing value and is left out of its column.
         clusters: [n], any sortable ids.
-        generator: source of the resamples.
-        n_resamples: how many.
         level: 0.95 for a 95 % interval.
 
     Returns:
@@ -140,10 +130,11 @@ def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.ran
     values = np.asarray(values, dtype=np.float64)
     present = ~np.isnan(values)
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = _sum_by_cluster(np.where(present, values, 0.0), place, len(names))
-    counts = _sum_by_cluster(present.astype(np.float64), place, len(names))
+    sums, counts = np.zeros((2, len(names), values.shape[1]))
+    np.add.at(sums, place, np.where(present, values, 0.0))
+    np.add.at(counts, place, present.astype(np.float64))
     n = present.sum(axis=0)
-    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    low, high = np.full((2, values.shape[1]), np.nan)
     several = (counts > 0).sum(axis=0) >= 2
     if several.any():
         means = _resampled_means(sums[:, several], counts[:, several], generator, n_resamples)
@@ -165,10 +156,8 @@ def cluster_weights(generator: np.random.Generator, n_clusters: int,
 def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Generator,
                      n_resamples: int) -> NDArray:
     """[n_resamples, k], NaN where a resample holds no value of a column; in chunks, for memory."""
-    n_clusters = len(sums)
+    n_clusters, both, means = len(sums), np.hstack([sums, counts]), []
     chunk = max(1, _WEIGHTS_AT_ONCE // n_clusters)
-    both = np.hstack([sums, counts])
-    means = []
     for start in range(0, n_resamples, chunk):
         weighted = cluster_weights(generator, n_clusters, min(chunk, n_resamples - start)) @ both
         with np.errstate(invalid="ignore"):
@@ -176,29 +165,20 @@ def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Genera
     return np.concatenate(means)
 
 
-def _sum_by_cluster(values: NDArray, place: NDArray, n_clusters: int) -> NDArray[np.float64]:
-    """[clusters, k] sums of the rows [n, k] of each cluster."""
-    sums = np.zeros((n_clusters, values.shape[1]))
-    np.add.at(sums, place, values)
-    return sums
-
-
 def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Generator, *,
                  n_resamples: int, level: float) -> pl.DataFrame:
     """Means of groups of rows, each with the interval of `bootstrap_interval`.
 
     Args:
-        frame: value, cluster, and the columns of ``by``.
-        by: what makes a group; groups keep their order.
+        frame: value, cluster, and the columns of ``by``; groups keep their order.
 
     Returns:
         The columns of ``by``, n, mean, low, high (null: no value, or fewer than two clusters).
     """
     rows = []
     for key, group in frame.group_by(by, maintain_order=True):
-        values, clusters = group["value"].to_numpy()[:, None], group["cluster"].to_numpy()
-        found = bootstrap_interval(values, clusters, generator, n_resamples=n_resamples,
-                                   level=level)
+        found = bootstrap_interval(group.select("value").to_numpy(), group["cluster"].to_numpy(),
+                                   generator, n_resamples=n_resamples, level=level)
         rows.append((*key, *(float(part[0]) for part in found)))
     schema: dict[str, pl.DataType] = {name: frame.schema[name] for name in by}
     schema |= dict.fromkeys(Intervals._fields, pl.Float64())

@@ -1,27 +1,14 @@
 """Tests that no rational agent fails: order, repetition, retraction, strength, irrelevance.
 
 Each gives one number per case, for the edited language model and for the exact agent after the same
-requests:
-
-order: requests a then b, or b then a (b is about another fact, of the same subject where it has
-    one): mean over both requests of |p(a then b) - p(b then a)|. The agent: 0.
-repetition: a twice; |p - what the agent believes after a once with twice the weight|. Editors know
-    no weights, so the agent's belief is the common measure. The agent, after a twice: 0.
-retraction: o*, then o again until the agent believes it to the same degree; mean |p - p before any
-    edit| over the original objects of the four probes and o*. The agent's own is above 0: it has
-    seen more evidence than before.
-strength: evidence that brings the agent to several beliefs; mean |p - the agent's belief|. The
-    agent: 0.
-slope: of p over the agent's belief, in the same edits; 0 if evidence makes no difference. The
-    agent: 1.
-irrelevance: mean |change of p| of true facts about other subjects and relations that neither is nor
-    is paired with the edited one. The agent: 0.
+requests; the specification, section 8, has their definitions and the agent's numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +21,7 @@ from beliefedit.config import EditConfig
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditedModels, Plain
 from beliefedit.editors.registry import editor_class
-from beliefedit.evaluation.cases import PROBES, Cases, EditCase, evidence_weight
+from beliefedit.evaluation.cases import Cases, EditCase, evidence_weight
 from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
 from beliefedit.store import atomic_path
@@ -45,30 +32,23 @@ RATIONALITY = {"editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case"
 
 @dataclass(frozen=True)
 class RationalityCase:
-    """What is requested and asked in the tests of one case.
+    """What is requested and asked in the tests of one case."""
 
-    Attributes:
-        case, other: the requests a and b.
-        probes: the original facts of the case's probes.
-        unrelated: true facts that the request says nothing about.
-    """
-
-    case: EditCase
-    other: EditCase
-    probes: tuple[Fact, ...]
-    unrelated: tuple[Fact, ...]
+    case: EditCase  # request a
+    other: EditCase  # request b
+    probes: tuple[Fact, ...]  # the original facts of the case's probes
+    unrelated: tuple[Fact, ...]  # true facts that the request says nothing about
 
 
 def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                  is_valid: Callable[[EditCase], bool]) -> list[RationalityCase]:
     """One valid case each of the first subjects whose request contradicts the corpus."""
     valid = [case for case in cases.edit_cases() if is_valid(case)]
-    originals = cases.queries.filter(pl.col("kind") == "original")
-    facts = [Fact(*row) for row in originals.filter(pl.col("probe") == PROBES[0]).select(
-        "subject", "relation", "target").iter_rows()]
-    probes = {case: tuple(Fact(*row) for row in zip(*columns, strict=True))
-              for case, *columns in originals.group_by("case").agg(
-                  "subject", "relation", "target").iter_rows()}
+    probes: dict[int, list[Fact]] = {}
+    for number, *labels in cases.queries.filter(kind="original").select(
+            "case", "subject", "relation", "target").iter_rows():
+        probes.setdefault(number, []).append(Fact(*labels))
+    facts = [first for first, *_ in probes.values()]
     chosen: dict[str, RationalityCase] = {}
     for at, case in enumerate(valid):
         if len(chosen) >= config.rationality.n_cases:
@@ -82,7 +62,7 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                    *(d for d, u in agent.pairs.items() if u == fact.relation)}
         unrelated = [other for other in facts[at + 1:] + facts[:at]
                      if other.subject != fact.subject and other.relation not in related]
-        chosen[fact.subject] = RationalityCase(case, others[0], probes[case.number], tuple(
+        chosen[fact.subject] = RationalityCase(case, others[0], tuple(probes[case.number]), tuple(
             unrelated[:config.rationality.n_unrelated]))
     return list(chosen.values())
 
@@ -93,7 +73,6 @@ def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, c
 
     Args:
         agent: as it is before any edit.
-        name, parameters: of the editor.
         max_new_tokens: longest target a request may have.
         folder: the editor's own; gets a file per test.
 
@@ -139,7 +118,7 @@ class _Tests:
     cases: list[RationalityCase]
 
     def order(self) -> Results:
-        """a then b, and b then a."""
+        """a then b, against b then a; b is about another fact, of the same subject if possible."""
         for of in self.cases:
             asked = [of.case.request.requested, of.other.request.requested]
             yield "order", of, _mean_distances(self._after([of.case, of.other], asked, "direct"),
@@ -148,10 +127,9 @@ class _Tests:
     def repetition(self) -> Results:
         """a twice, against the agent after a once with twice the weight."""
         for of in self.cases:
-            request = of.case.request
-            once = self.agent.after(of.case.asking(weight=2 * request.weight).request)
-            goal = beliefs(once, [request.requested], "direct")
-            both = self._after([of.case, of.case], [request.requested], "direct")
+            asked, weight = [of.case.request.requested], 2 * of.case.request.weight
+            goal = beliefs(self.agent.after(of.case.asking(weight=weight).request), asked, "direct")
+            both = self._after([of.case, of.case], asked, "direct")
             yield "repetition", of, _mean_distances(both, (goal, goal))
 
     def retraction(self) -> Results:
@@ -175,9 +153,8 @@ class _Tests:
                 fact.subject, fact.relation, fact.object, strength)))
                 for of, fact in zip(self.cases, requested, strict=True)]
             for first, edited in self._batches(weighed):
-                rows = slice(first, first + len(edited))
-                p_lm[rows, column] = probabilities(self.setup, edited, requested[rows],
-                                                   range(len(edited)))
+                n, rows = len(edited), slice(first, first + len(edited))
+                p_lm[rows, column] = probabilities(self.setup, edited, requested[rows], range(n))
             p_agent[:, column] = [beliefs(self.agent.after(case.request), [fact], "direct")[0]
                                   for case, fact in zip(weighed, requested, strict=True)]
         for of, ours, theirs in zip(self.cases, p_lm, p_agent, strict=True):
@@ -202,11 +179,9 @@ class _Tests:
                view: View = "predictive") -> tuple[np.ndarray, np.ndarray]:
         """What the model and the agent believe after these requests, one after another."""
         requests = sequential_requests(self.setup, self.agent, self.editor, cases)
-        p_lm, agent = np.zeros(0), self.agent
-        for number, edited in enumerate(self.editor.apply_sequentially(
-                self.setup.model, self.setup.tokenizer, requests), start=1):
-            if number == len(cases):
-                p_lm = probabilities(self.setup, edited, asked)
+        versions = self.editor.apply_sequentially(self.setup.model, self.setup.tokenizer, requests)
+        p_lm = probabilities(self.setup, next(islice(versions, len(cases) - 1, None)), asked)
+        agent = self.agent
         for case in cases:
             agent = agent.after(case.request)
         return p_lm, beliefs(agent, asked, view)
@@ -219,8 +194,7 @@ class _Tests:
             yield first, self.editor.apply(self.setup.model, self.setup.tokenizer, requests)
 
 
-def _mean_distances(one: tuple[np.ndarray, np.ndarray],
-                    other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+def _mean_distances(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[float, float]:
     """Mean |difference| of the model's beliefs, and of the agent's."""
     lm, agent = (float(np.abs(a - b).mean()) for a, b in zip(one, other, strict=True))
     return lm, agent

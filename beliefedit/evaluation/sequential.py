@@ -40,8 +40,8 @@ def sequential_requests(setup: EditSetup, agent: BayesAgent, editor: Editor,
 def probabilities(setup: EditSetup, model: EditedModels, facts: Sequence[Fact],
                   versions: Sequence[int] | None = None) -> np.ndarray:
     """A model's probability of each fact's object, float64 [n]; None: its first version's."""
-    return np.exp(score(model, setup.tokenizer, [fact.prompt for fact in facts],
-                        [fact.object for fact in facts],
+    prompts, targets = [fact.prompt for fact in facts], [fact.object for fact in facts]
+    return np.exp(score(model, setup.tokenizer, prompts, targets,
                         versions=[0] * len(facts) if versions is None else versions))
 
 
@@ -59,7 +59,6 @@ def run_sequence(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any
 
     Args:
         agent: as it is before any edit.
-        name, parameters: of the editor.
         max_new_tokens: longest answer, and longest target a request may have.
 
     Returns:
@@ -96,11 +95,8 @@ def run_sequence(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any
             frames += [frame.with_columns(pl.lit(n).alias("n_edits"), pl.lit(group).alias("group"))
                        for group, frame in zip(GROUPS, groups, strict=True)]
             last = []
-    columns = pl.lit(name).alias("editor"), pl.lit(seed).alias("seed")
-    return pl.concat(frames).with_columns(*columns).select(list(SEQUENCE)).cast(SEQUENCE)
-
-
-_VALUES = {"cluster": pl.String, "measure": pl.String, "value": pl.Float64}
+    found = pl.concat(frames).with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
+    return found.select(list(SEQUENCE)).cast(SEQUENCE)
 
 
 class _Asking:
@@ -124,9 +120,7 @@ class _Asking:
         values = {"p_lm": p_lm, "p_agent": p_agent, "accuracy": np.array(right, dtype=np.float64),
                   "coherence": np.abs(p_lm - p_agent)}
         subjects = [fact.subject for fact in facts]
-        return pl.concat([pl.DataFrame({"cluster": subjects, "measure": [name] * len(facts),
-                                        "value": value}, schema=_VALUES)
-                          for name, value in values.items()])
+        return pl.concat(_frame(subjects, name, value) for name, value in values.items())
 
     def losses(self, model: EditedModels) -> pl.DataFrame:
         """Loss of each document, nats per token."""
@@ -134,5 +128,9 @@ class _Asking:
         pairs = encode_pairs(self.setup.tokenizer, first, rest)
         log_p = score(model, self.setup.tokenizer, first, rest, versions=[0] * len(first))
         losses = -log_p / (pairs.lengths - pairs.starts)
-        return pl.DataFrame({"cluster": list(map(str, range(len(first)))),
-                             "measure": ["loss"] * len(first), "value": losses}, schema=_VALUES)
+        return _frame(list(map(str, range(len(first)))), "loss", losses)
+
+
+def _frame(clusters: list[str], measure: str, values: np.ndarray) -> pl.DataFrame:
+    columns = {"cluster": clusters, "measure": [measure] * len(clusters), "value": values}
+    return pl.DataFrame(columns, {"cluster": pl.String, "measure": pl.String, "value": pl.Float64})

@@ -15,8 +15,7 @@ from beliefedit.corpus.world import World
 from beliefedit.editors.request import SoftTarget
 from beliefedit.evaluation.cases import Cases, EditCase
 
-_STREAM = 7
-"""Keeps this module's draws apart from those of other stages under the same seed."""
+_STREAM = 7  # keeps this module's draws apart from those of other stages under the same seed
 
 
 class SoftTargetBuilder:
@@ -53,29 +52,17 @@ class SoftTargetBuilder:
         subject, relation = case.request.fact.subject, case.request.fact.relation
         after = (agent or self.agent).after(case.request)
         chosen = [self._belief(after, subject, relation, config, "direct")]
-        chosen += [self._belief(after, subject, r, config) for r in self._relations(case, config)]
+        kind = {case.downstream_relation: "downstream", self.upstream.get(relation): "upstream"}
+        chosen += [self._belief(after, subject, r, config) for r in self.relations[subject]
+                   if r != relation and kind.get(r, "same_subject") in config.kinds]
         if "same_relation" in config.kinds:
             unseen = self.held_out.get(case.number, ()) if held_out is None else held_out
-            chosen += [self._belief(after, s, relation, config)
-                       for s in self._others(case, unseen, rng)[:config.n_others]]
+            members = self.subjects[relation]
+            drawn = [members[at] for at in rng.permutation(len(members))[:64]]
+            others = [s for s in drawn
+                      if s != subject and Fact(s, relation, "").prompt not in unseen]
+            chosen += [self._belief(after, s, relation, config) for s in others[:config.n_others]]
         return tuple({soft.prompt: soft for soft in chosen}.values())
-
-    def _relations(self, case: EditCase, config: BayesConfig) -> list[str]:
-        """Other relations of the subject that are among them."""
-        fact = case.request.fact
-        upstream = self.upstream.get(fact.relation)
-        kind = {case.downstream_relation: "downstream", upstream: "upstream"}
-        return [r for r in self.relations[fact.subject]
-                if r != fact.relation and kind.get(r, "same_subject") in config.kinds]
-
-    def _others(self, case: EditCase, held_out: Collection[str],
-                rng: np.random.Generator) -> list[str]:
-        """Other subjects with the edited relation that are not held out, in random order."""
-        fact = case.request.fact
-        members = self.subjects[fact.relation]
-        chosen = [members[at] for at in rng.permutation(len(members))[:64]]
-        return [s for s in chosen
-                if s != fact.subject and Fact(s, fact.relation, "").prompt not in held_out]
 
     @staticmethod
     def _belief(after: BayesAgent, subject: str, relation: str, config: BayesConfig,

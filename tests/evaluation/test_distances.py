@@ -87,7 +87,7 @@ def test_editing_writes_them_and_the_measures_hold_them(asked, tmp_path) -> None
     editing.run_editor(setup, "lora", config.editors["lora"], cases, config, seed=7, max_new_tokens=20, folder=tmp_path)
     frames = editing.gather(tmp_path)
     found, scores = frames["distances"], frames["scores"]
-    assert found.schema == editing.COMPARED and found["case"].unique().to_list() == [0, 1, 2, 3]
+    assert found.schema == editing.SCHEMAS["distances"] and found["case"].unique().to_list() == [0, 1, 2, 3]
     requests = [(f"{row['subject']} {row['relation']}", row["request"]) for row in cases.cases.iter_rows(named=True)]
     edited = be.editor("lora", lr=3e-2, steps=4).apply(model, tokenizer, requests)
     assert_frame_equal(found.select(list(DISTANCES)), comparison.after(edited, range(6)), rel_tol=1e-3)

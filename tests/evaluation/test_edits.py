@@ -49,7 +49,7 @@ def run(base: editing.EditSetup, folder: Path, cases=CASES, share=(0, 1),
 
 def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
     scores, log = run(base, tmp_path)
-    assert scores.schema == editing.SCORES and log.schema == editing.LOG
+    assert scores.schema == editing.SCORES and log.schema == editing.SCHEMAS["log"]
     assert log["case"].to_list() == list(range(7)) and log["refused"].null_count() == 7
     steps = scores.group_by("case", maintain_order=True).agg(pl.col("step").unique().sort())["step"].to_list()
     assert steps == [[1, 3, 6]] * 2 + [[6]] * 5
