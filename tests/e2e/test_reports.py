@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
+import beliefedit as be
 from beliefedit.report.cells import PLOTLY
 
 from ..conftest import ROOT, run_all
