@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import extract_tb
 from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
@@ -33,7 +34,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from beliefedit.errors import ConfigError
+from beliefedit.errors import BeliefEditError, ConfigError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -327,10 +328,16 @@ def import_plugin(plugin: str) -> None:
             spec.loader.exec_module(sys.modules[name])
         else:
             import_module(name)
+    except BeliefEditError:  # says itself what is wrong
+        sys.modules.pop(name, None)
+        raise
     except Exception as error:
         sys.modules.pop(name, None)
+        frame = extract_tb(error.__traceback__)[-1]
+        missing = isinstance(error, OSError | ImportError)
         raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where="plugins",
-                          remedy="name a module, or the path of a .py file") from error
+                          remedy="name a module, or the path of a .py file" if missing else
+                          f"correct line {frame.lineno} of {frame.filename}") from error
 
 
 Connective = Literal["or", "and", "not"]

@@ -70,12 +70,12 @@ class Measure:
             MeasureError: it uses a column that is not there, or gives another number of rows.
         """
         try:
-            values = self.compute(wide) if callable(self.compute) else wide.with_columns(
-                self.compute.alias(self.name))[self.name]
+            values = pl.Series(self.name, self.compute(wide)) if callable(
+                self.compute) else wide.with_columns(self.compute.alias(self.name))[self.name]
             if len(values) != len(wide):
                 raise ValueError(f"{len(values)} values for {len(wide)} edits")
             return values.cast(pl.Float64)
-        except (pl.exceptions.PolarsError, ValueError) as error:
+        except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError) as error:
             raise MeasureError(
                 f"cannot compute it: {error}", where=f"measure {self.name!r}",
                 remedy="beliefedit.analysis.measures.wide_frame lists the columns") from error

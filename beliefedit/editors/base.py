@@ -101,7 +101,7 @@ class Editor(ABC):
     """Carries out requests, each on its own copy of the beliefs the model came with.
 
     Attributes:
-        label: the name that figures and reports show.
+        label: the name that the playground shows.
         version: raise it when the same parameters give other edits: results are then made anew.
         needs_subject: requests must name the subject within their prompt.
         uses_soft_targets: requests must say what else is to be believed.

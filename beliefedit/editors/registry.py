@@ -27,13 +27,20 @@ def register_editor(name: str, *, parameters: type | None = None,
         name: the key below ``edit.editors``; registering it again replaces it.
         parameters: pydantic model or dataclass of its hyper-parameters, whose instance the editor
             gets as ``config``; None: it has none.
-        label: what figures call it; None: the class's own label, or the name.
+        label: what the playground calls it; None: the class's own label, or the name.
 
     Raises:
-        EditError: the name is that of one of the kit's editors.
+        EditError: the class is no `Editor`, the name is that of one of the kit's editors, or an
+            editor inside the kit has no parameters in config.py.
     """
     def register(cls: Class) -> Class:
+        if not (isinstance(cls, type) and issubclass(cls, Editor)):
+            raise EditError(f"{cls!r} is no editor", where=f"editor {name!r}",
+                            remedy="decorate a subclass of beliefedit.editors.Editor")
         own = cls.__module__.startswith("beliefedit.editors.")
+        if own and name not in config.BUILT_IN_EDITORS:
+            raise EditError(f"the kit's editor {name!r} has no parameters", where=cls.__module__,
+                            remedy="add their class to EDITOR_PARAMETERS in beliefedit/config.py")
         if name in config.BUILT_IN_EDITORS and not own:
             raise EditError(f"the kit has an editor {name!r} already", remedy="choose another name")
         if any(known is cls for other, known in _CLASSES.items() if other != name):

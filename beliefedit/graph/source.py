@@ -12,9 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from beliefedit.config import GraphConfig
-from beliefedit.errors import GraphError
+from beliefedit.errors import BeliefEditError, GraphError
 from beliefedit.graph import demo
-from beliefedit.graph.graph import Graph, files_digest
+from beliefedit.graph.graph import KEYS, Graph, files_digest
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 
 Reader = Callable[[GraphConfig], Graph]
@@ -45,9 +45,28 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
 
 
 def read_graph(config: GraphConfig) -> Graph:
-    """The part of the source that the configuration asks for; object labels are whole."""
+    """The part of the source that the configuration asks for; object labels are whole.
+
+    Raises:
+        GraphError: the source cannot be read, or its reader gives no graph.
+    """
     (read, _), rest = _find(config)
-    return read(rest)
+    try:
+        graph = read(rest)
+        sizes = [len(graph.subjects), len(graph.relations), len(graph.objects)]
+        whole = all(graph.ids[key].len() and not graph.ids[key].null_count()
+                    and graph.ids[key].max() < n for key, n in zip(KEYS, sizes, strict=True))
+        unique = not graph.ids.select("subject", "relation").is_duplicated().any()
+    except BeliefEditError:
+        raise
+    except Exception as error:
+        raise GraphError(f"the graph cannot be read: {error!r}", where=config.source,
+                         remedy="correct the file, or the reader of this format") from error
+    if not whole or not unique or None in graph.objects:
+        raise GraphError("the reader gives facts that are missing, doubled or without a label",
+                         where=config.source,
+                         remedy="give one object per (subject, relation), and no empty cells")
+    return graph
 
 
 def source_digest(config: GraphConfig) -> str:

@@ -152,7 +152,7 @@ def test_a_registered_measure_is_in_every_table(registered):
 
     @registered("answer_length", group="length", unit="letters")
     def answer_length(wide):
-        return wide[f"decoded.{PROBES[0]}"].str.len_chars()
+        return wide[f"decoded.{PROBES[0]}"].str.len_chars().to_numpy()
 
     frame = compute_measures(CASES, QUERIES, BEFORE, AFTER)
     assert frame["odds_before"].to_list() == pytest.approx([4.0] * 3)

@@ -163,3 +163,18 @@ def test_an_unknown_name_asks_installed_packages(monkeypatch) -> None:
     with pytest.raises(ConfigError, match="the plugin 'installed' cannot be loaded"):
         be.editor("other")
     config_module.load_entry_points.cache_clear()
+
+
+def test_what_is_no_editor_is_refused() -> None:
+    with pytest.raises(EditError, match="is no editor"):
+        be.register_editor("nothing")(dict)
+
+
+def test_a_plugin_that_fails_names_its_line_and_the_kit_s_errors_go_through(tmp_path) -> None:
+    (tmp_path / "zero.py").write_text("x = 1\n1 / 0\n")
+    with pytest.raises(ConfigError, match=r"correct line 2 of .*zero.py"):
+        be.config.with_overrides({}, {"plugins": [str(tmp_path / "zero.py")]})
+    (tmp_path / "taken.py").write_text(
+        "import beliefedit as be\n@be.register_editor('lora')\nclass Mine(be.Editor): ...\n")
+    with pytest.raises(EditError, match="the kit has an editor 'lora' already"):
+        be.config.with_overrides({}, {"plugins": [str(tmp_path / "taken.py")]})

@@ -119,3 +119,21 @@ def test_an_installed_package_brings_a_format(tmp_path):
     (info / "entry_points.txt").write_text("[beliefedit.graphs]\ninstalled = mine:read\n")
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{ASK}"],
                    check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("objects", "ids"), [
+    (["x", "y"], [[0, 0], [0, 0], [0, 1]]), ([None], [[0], [0], [0]]), (["x"], [[0], [0], [None]]),
+    (["x"], [[0], [0], [1]]), (["x"], [[], [], []])],
+    ids=["doubled", "no label", "no object", "unknown object", "empty"])
+def test_a_reader_must_give_a_whole_graph(objects, ids, tmp_path):
+    frame = pl.DataFrame(ids, schema=dict.fromkeys(("subject", "relation", "object"), pl.UInt32))
+    register_graph_format("odd")(lambda config: Graph(["a"], ["r"], objects, frame))
+    with pytest.raises(GraphError, match="missing, doubled or without a label"):
+        read_graph(GraphConfig(source=f"odd:{tmp_path}"))
+
+
+def test_a_reader_that_fails_is_named(tmp_path):
+    register_graph_format("broken")(lambda config: 1 / 0)
+    with pytest.raises(GraphError, match="cannot be read: ZeroDivisionError") as raised:
+        read_graph(GraphConfig(source=f"broken:{tmp_path}"))
+    assert str(tmp_path) in str(raised.value)
