@@ -11,6 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import polars as pl
+
 from beliefedit.config import GraphConfig
 from beliefedit.errors import BeliefEditError, GraphError
 from beliefedit.graph import demo
@@ -53,16 +55,17 @@ def read_graph(config: GraphConfig) -> Graph:
     (read, _), rest = _find(config)
     try:
         graph = read(rest)
-        sizes = [len(graph.subjects), len(graph.relations), len(graph.objects)]
-        whole = all(graph.ids[key].len() and not graph.ids[key].null_count()
-                    and graph.ids[key].max() < n for key, n in zip(KEYS, sizes, strict=True))
-        unique = not graph.ids.select("subject", "relation").is_duplicated().any()
+        sizes = zip(KEYS, map(len, (graph.subjects, graph.relations, graph.objects)), strict=True)
+        wrong = pl.any_horizontal(pl.col(key).is_null() | (pl.col(key) >= n) for key, n in sizes)
+        bad = (graph.ids.is_empty() or graph.ids.select(wrong.any()).item()
+               or graph.ids.select("subject", "relation").is_duplicated().any()
+               or None in graph.objects)
     except BeliefEditError:
         raise
     except Exception as error:
         raise GraphError(f"the graph cannot be read: {error!r}", where=config.source,
                          remedy="correct the file, or the reader of this format") from error
-    if not whole or not unique or None in graph.objects:
+    if bad:
         raise GraphError("the reader gives facts that are missing, doubled or without a label",
                          where=config.source,
                          remedy="give one object per (subject, relation), and no empty cells")
