@@ -59,7 +59,7 @@ def on_a_large_graph(folder: Path) -> None:
 
     def shown() -> None:
         picture = draw(known.outlook(request, agent), agent.objects)
-        show.beliefs(picture), show.logic(picture.logic), show.ripple(picture)
+        show.belief_bars(picture), show.logic(picture.logic), show.ripple(picture)
 
     row("… and drawn", milliseconds(shown), "150")
 
@@ -72,7 +72,7 @@ def on_a_run(session: Session, choices: dict[str, Choice]) -> None:
 
         def edit(choice: Choice = choice) -> None:
             picture = session.edit(request, choice).picture
-            show.beliefs(picture), show.logic(picture.logic), show.ripple(picture)
+            show.belief_bars(picture), show.logic(picture.logic), show.ripple(picture)
 
         row(f"{name}: edit and bars", milliseconds(edit, 5 if name == "lora" else 1),
             "2000" * (name == "lora"))

@@ -130,6 +130,7 @@ def test_clean_removes_what_no_recorded_configuration_uses(finished, tmp_path):
     with pytest.raises(StoreError, match="holds no run"):
         clean(folder)
     write_json(folder / "summary.json", {"config": experiment().model_dump(mode="json")})
+    clean(folder)  # of what other tests computed
     be.Run(folder, experiment(analysis__level=0.9)).tables  # noqa: B018 - computed beside
     (folder / ".working" / "model-abc").mkdir(parents=True)
     assert [path.parent.name for path in clean(folder)] == ["tables"] and not (folder / ".working").exists()

@@ -15,7 +15,7 @@ from beliefedit.config import BayesConfig
 from beliefedit.editors.base import Editor, EditRequest, SoftTarget, Watcher
 from beliefedit.editors.lora import fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import Sentences, encode_sentences, row_nll, with_ends
+from beliefedit.editors.optimization import EncodedSentences, encode_sentences, row_nll, with_ends
 from beliefedit.editors.registry import register_editor
 
 _LEAST = 1e-6  # keeps a logarithm finite where targets begin alike and seem to sum to more than 1
@@ -25,7 +25,7 @@ _LEAST = 1e-6  # keeps a logarithm finite where targets begin alike and seem to 
 class _Encoded:
     """Soft targets of several edits, a row per soft target and object."""
 
-    groups: list[tuple[Sentences, Tensor]]  # the rows by like length, each with its row numbers
+    groups: list[tuple[EncodedSentences, Tensor]]  # by like length, with their row numbers
     weights: Tensor  # [rows], the agent's probabilities
     soft_target: Tensor  # int64 [rows], the soft target each row belongs to
     rest: Tensor  # [soft targets], the agent's probability of anything else
@@ -80,14 +80,16 @@ class BayesUntoldEditor(BayesEditor):
     """The same without the downstream fact: what changes there is inferred, not trained."""
 
 
-def _by_length(sentences: Sentences, n_rows: int = 128) -> list[tuple[Sentences, Tensor]]:
+def _by_length(sentences: EncodedSentences,
+               n_rows: int = 128) -> list[tuple[EncodedSentences, Tensor]]:
     """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
     ids, is_target, groups = sentences.ids, sentences.is_target, []
     lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target reaches to the end
     for rows in lengths.argsort(stable=True).split(n_rows):
         longest = int(lengths[rows].max())
-        group = Sentences(ids[rows, :longest], is_target[rows, :longest], sentences.weights[rows],
-                          sentences.versions[rows], sentences.places)
+        group = EncodedSentences(ids[rows, :longest], is_target[rows, :longest],
+                                 sentences.weights[rows], sentences.versions[rows],
+                                 sentences.places)
         groups.append((group, rows))
     return groups
 

@@ -18,7 +18,7 @@ from beliefedit.lm.scoring import encode_pairs
 
 
 @dataclass(frozen=True)
-class Sentences:
+class EncodedSentences:
     """Sentences to train on, and how each counts."""
 
     ids: Tensor  # int64 [rows, length], padded on the right
@@ -27,27 +27,28 @@ class Sentences:
     versions: Tensor  # int64 [rows], the edit each row belongs to
     places: Tensor  # int64 [rows], the token an editor works at; empty: it works at all
 
-    def of(self, versions: Tensor) -> Sentences:
+    def of(self, versions: Tensor) -> EncodedSentences:
         """The rows of some edits (ascending), which are numbered anew from 0."""
         rows = torch.isin(self.versions, versions)
-        return Sentences(self.ids[rows], self.is_target[rows], self.weights[rows],
-                         torch.searchsorted(versions, self.versions[rows]),
-                         self.places[rows] if len(self.places) else self.places)
+        return EncodedSentences(self.ids[rows], self.is_target[rows], self.weights[rows],
+                                torch.searchsorted(versions, self.versions[rows]),
+                                self.places[rows] if len(self.places) else self.places)
 
 
 def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-                     targets: Sequence[str], device: torch.device) -> Sentences:
+                     targets: Sequence[str], device: torch.device) -> EncodedSentences:
     """One row per edit: the target's likelihood over the number of all non-special tokens."""
     pairs = encode_pairs(tokenizer, prompts, targets)
     texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
     n_tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     ids, is_target = (torch.from_numpy(v).to(device) for v in (pairs.ids, pairs.is_target))
-    return Sentences(ids, is_target, 1 / torch.tensor(n_tokens, dtype=torch.float32, device=device),
-                     torch.arange(len(texts), device=device), ids.new_zeros(0))
+    weights = 1 / torch.tensor(n_tokens, dtype=torch.float32, device=device)
+    return EncodedSentences(ids, is_target, weights, torch.arange(len(texts), device=device),
+                            ids.new_zeros(0))
 
 
 def encode_requests(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-                    device: torch.device) -> Sentences:
+                    device: torch.device) -> EncodedSentences:
     """`encode_sentences` of what requests say."""
     prompts, targets = [r.prompt for r in requests], [r.target for r in requests]
     return encode_sentences(tokenizer, prompts, targets, device)
@@ -64,7 +65,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tok
 
 
 def with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              sentences: Sentences) -> Sentences:
+              sentences: EncodedSentences) -> EncodedSentences:
     """The sentences with each target's end as part of it, so that a learned answer also stops.
 
     In a corpus a sentence is followed by the end token or by the separator of sentences: by
@@ -84,7 +85,7 @@ def with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 
 
 def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
-            sentences: Sentences) -> Tensor:
+            sentences: EncodedSentences) -> Tensor:
     """Each row's summed negative log-likelihood of its target, [rows], nats."""
     row, place = sentences.is_target.nonzero(as_tuple=True)
 
@@ -102,7 +103,7 @@ def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
 
 
 def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
-                    sentences: Sentences, n: int) -> Tensor:
+                    sentences: EncodedSentences, n: int) -> Tensor:
     """Each edit's weighted negative log-likelihood, [n], nats."""
     nll = row_nll(edited, model, sentences) * sentences.weights
     return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll)

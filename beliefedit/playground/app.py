@@ -15,7 +15,7 @@ from beliefedit.editors.base import EditRequest
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
-from beliefedit.playground.background import Progress, Worker, words
+from beliefedit.playground.background import StepCallback, Worker, words
 from beliefedit.playground.controls import LABEL, Pickers, Settling, columns, row
 from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
 from beliefedit.playground.session import Choice, Entry, Session
@@ -60,7 +60,7 @@ class Working(ipw.VBox):
         self.idle_only.append(made)
         return made
 
-    def start(self, work: Callable[[Progress], Any], finished: Callable[[Any], str],
+    def start(self, work: Callable[[StepCallback], Any], finished: Callable[[Any], str],
               text: str) -> None:
         """Run work in the background; ``finished`` shows its result and says what was done."""
         self.set_busy(True)
@@ -184,7 +184,7 @@ class Page(Working):
 
     def _draw(self, picture: Picture) -> None:
         self.picture = picture
-        self.beliefs.value, self.logic.value = show.beliefs(picture), show.logic(picture.logic)
+        self.beliefs.value, self.logic.value = show.belief_bars(picture), show.logic(picture.logic)
         self.ripple.value = show.ripple(picture)
 
     def _asked(self) -> tuple[EditRequest, Choice]:

@@ -12,7 +12,7 @@ from beliefedit.errors import BeliefEditError
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int | None, str], None]
+StepCallback = Callable[[int, int | None, str], None]
 """Called with (steps done, steps in all or None when that is not known, what is being done)."""
 
 
@@ -24,7 +24,7 @@ def silent(done: int, total: int | None, text: str) -> None:
     """Progress that is shown nowhere."""
 
 
-def part_of(progress: Progress, place: int, n: int) -> Progress:
+def part_of(progress: StepCallback, place: int, n: int) -> StepCallback:
     """Progress of one of n parts of some work."""
     return lambda done, total, text: progress(place, n, text)
 
@@ -36,8 +36,8 @@ class Worker:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="playground")
         self._stop = threading.Event()  # of all jobs until it is set
 
-    def run(self, work: Callable[[Progress], Any], finished: Callable[[Any, str | None], None],
-            progress: Progress = silent) -> Future:
+    def run(self, work: Callable[[StepCallback], Any], finished: Callable[[Any, str | None], None],
+            progress: StepCallback = silent) -> Future:
         """Start work, which calls the progress it is given between its steps; that call stops it.
 
         ``finished`` is called in the background with (result, None), or (None, what went wrong).

@@ -17,7 +17,7 @@ from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingEr
 from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.playground.agent_view import EvidenceStrength, Known
-from beliefedit.playground.background import Progress, part_of, silent
+from beliefedit.playground.background import StepCallback, part_of, silent
 from beliefedit.playground.session import Choice, Session
 from beliefedit.run import Run
 from beliefedit.store import read_json, write_json
@@ -56,7 +56,7 @@ def runs_beside(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.resolve().parent.glob("*/summary.json"))
 
 
-def make_run(params: Path, folder: Path, progress: Progress) -> None:
+def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
     """Make graph, corpus and model with run_all.py, beside the folder of the parameter file, in a
     process that ends with this one or when the progress, called with (notebook cell, cells, what is
     being done), raises; TrainingError if run_all.py is not there, or fails."""
@@ -93,7 +93,7 @@ def save_session(session: Session, path: Path) -> None:
         for entry in session.history]})
 
 
-def replay(session: Session, path: Path, progress: Progress = silent) -> float:
+def replay(session: Session, path: Path, progress: StepCallback = silent) -> float:
     """Take all edits back and carry out those of a file instead; EditError for one that is no
     session or does not fit the model, StoreError for none or a damaged one. Returns the largest
     difference of a number in the file to the one found now; infinite where others are shown."""

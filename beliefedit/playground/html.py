@@ -54,7 +54,7 @@ def evidence(weight: float, probability: float | None = None) -> str:
         f"enough that the Bayesian agent believes it with P = {probability:g}: {n}")
 
 
-def beliefs(picture: Picture) -> str:
+def belief_bars(picture: Picture) -> str:
     """The panels of grouped bars, with their key."""
     names = {"before": "LM before", "after": "LM after", "agent": "Bayesian agent"}
     key = "".join(f'<span><i style="background:var(--{role})"></i>{name}</span>'

@@ -24,7 +24,7 @@ from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.playground.agent_view import Known, Outlook
-from beliefedit.playground.background import Progress, part_of, silent
+from beliefedit.playground.background import StepCallback, part_of, silent
 from beliefedit.playground.snapshot import Asked, Picture, draw
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
@@ -86,7 +86,7 @@ class Session:
         """A request before its edit: the agent, and the model as it is."""
         return draw(self.outlook(request), self.known.agent.objects, self.before)
 
-    def edit(self, request: EditRequest, choice: Choice, progress: Progress = silent) -> Entry:
+    def edit(self, request: EditRequest, choice: Choice, progress: StepCallback = silent) -> Entry:
         """Carry a request out and put it into the history; after an error (EditError,
         EvidenceError, ConfigError: it cannot be carried out) nothing has changed."""
         started = time.perf_counter()
@@ -105,7 +105,7 @@ class Session:
         return self.history[-1]
 
     def carry_out(self, request: EditRequest, choice: Choice,
-                  progress: Progress) -> tuple[EditedModels, Picture]:
+                  progress: StepCallback) -> tuple[EditedModels, Picture]:
         """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
         outlook = self.outlook(request)
         before = self._asked(self.before.models)  # anew: no number depends on earlier questions
@@ -126,7 +126,7 @@ class Session:
         return edited, picture
 
     def compare(self, request: EditRequest, choices: Sequence[Choice],
-                progress: Progress = silent) -> pl.DataFrame:
+                progress: StepCallback = silent) -> pl.DataFrame:
         """The same request carried out by several editors; the history stays as it is.
 
         Returns:

@@ -10,7 +10,16 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from beliefedit.formatting import number
-from beliefedit.plots.style import DASHES, FORMS, NEUTRAL, ROLES, figure, panels, short, wrapped
+from beliefedit.plots.style import (
+    DASHES,
+    NEUTRAL,
+    ROLES,
+    SERIES,
+    figure,
+    panels,
+    short,
+    wrapped,
+)
 
 
 def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
@@ -57,14 +66,14 @@ def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike,
     for downstream, upstream in pairs.items():
         (x0, y0), (x1, y1) = places[upstream], places[downstream]
         chart.add_annotation(x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="",
-                             showarrow=True, arrowhead=2, arrowwidth=2.4, arrowcolor=FORMS[0],
+                             showarrow=True, arrowhead=2, arrowwidth=2.4, arrowcolor=SERIES[0],
                              standoff=9, startstandoff=9)
     sides = {0: "middle left", 1: "middle right", 0.5: "bottom center"}
     chart.add_scatter(
         x=[places[name][0] for name in relations], y=[places[name][1] for name in relations],
         mode="markers+text", text=[short(name, 16) for name in relations],
         textposition=[sides[places[name][0]] for name in relations], textfont_size=12,
-        marker={"size": 13, "color": FORMS[0]},
+        marker={"size": 13, "color": SERIES[0]},
         customdata=[f"{wrapped(name)}<br>shared {total:,.0f} times with another relation"
                     for name, total in zip(relations, counts.sum(axis=1), strict=True)],
         hovertemplate="%{customdata}<extra></extra>")
@@ -148,7 +157,7 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
                 x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1], name=f"{kind} facts",
                 legendgroup=kind, showlegend=column == 1,
                 customdata=np.stack([edges[:-1], edges[1:]], axis=1),
-                marker={"color": FORMS[index], "pattern": {"shape": "/" if index else ""}},
+                marker={"color": SERIES[index], "pattern": {"shape": "/" if index else ""}},
                 hovertemplate="%{y:,} facts: %{customdata[0]:.3f}–%{customdata[1]:.3f}"
                               f"<extra>{kind}</extra>", row=1, col=column)
     shares = pl.concat([frame["p_true"], frame["drawn"]]).drop_nulls()

@@ -24,11 +24,11 @@ from beliefedit.plots.style import (
     AFTER,
     AGENT,
     DASHES,
-    FORMS,
     NAMES,
     NEUTRAL,
     REQUEST,
     ROLES,
+    SERIES,
     figure,
     intervals,
     panels,
@@ -101,7 +101,7 @@ _Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
 def _probe_lines(lines: Mapping, asked: Mapping[str, Mapping]) -> Iterator[_Line]:
     for panel, probe in enumerate(PROBE_LABELS):
         new, view = ("requested", "direct") if probe == SAME else ("modal", "predictive")
-        for kind, name, colour in (("original", "LM: original object", FORMS[0]),
+        for kind, name, colour in (("original", "LM: original object", SERIES[0]),
                                    (new, "LM: new object", AFTER)):
             if (key := f"{probe}.{kind}") in lines:
                 yield panel, name, asked[key]["sentence"], {"color": colour}, *lines[key]
@@ -330,10 +330,10 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
         of_lm = rows.filter(measure="loss" if group == "corpus" else "p_lm")
         for number, editor in enumerate(means["editor"].unique(maintain_order=True)):
             points = of_lm.filter(editor=editor)
-            name, dash = short(editor), DASHES[(number + number // len(FORMS)) % len(DASHES)]
+            name, dash = short(editor), DASHES[(number + number // len(SERIES)) % len(DASHES)]
             chart.add_scatter(
                 x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
-                showlegend=not index, line={"color": FORMS[number % len(FORMS)], "dash": dash},
+                showlegend=not index, line={"color": SERIES[number % len(SERIES)], "dash": dash},
                 mode="lines+markers", **intervals(points, "y"), **place(index))
         agent = rows.filter(measure="p_agent").unique("n_edits", keep="first", maintain_order=True)
         if len(agent):
@@ -353,7 +353,7 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
     """Each test of `Run.rationality`: a bar with its interval per editor and one of the agent."""
     chart = figure("Tests of rationality", y="distance", height=460)
     agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
-    bars = [(short(editor), FORMS[number % len(FORMS)], means.filter(editor=editor, who="lm"))
+    bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
     for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
         points = rows.filter(pl.col("test").is_in(list(TEST_LABELS)))

@@ -20,7 +20,7 @@ BEFORE, AFTER, AGENT, REQUEST = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 """One colour per role (Okabe and Ito's, told apart by colour-blind readers, at least 3:1 on white
 and on near-black): language model before the edit, after it, rational agent, requested object."""
 
-FORMS = ("#8C6BB1", "#3E8EAD", "#A67C00", "#6B8E23", "#B5485D")
+SERIES = ("#8C6BB1", "#3E8EAD", "#A67C00", "#6B8E23", "#B5485D")
 """Five further colours, for series that are no role; always with a dash or marker of their own."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -40,7 +40,7 @@ TEMPLATE = go.layout.Template(layout={
     "title": {"x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top",
               "pad": {"t": 10}, "font": {"size": 15}},
     "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-    "colorway": [BEFORE, AFTER, AGENT, *FORMS],
+    "colorway": [BEFORE, AFTER, AGENT, *SERIES],
     "legend": {"orientation": "h", "xref": "container", "x": 0.01, "xanchor": "left", "y": 0,
                "yref": "container", "yanchor": "bottom",  # reserves the height its rows need
                "bgcolor": "rgba(0,0,0,0)"},

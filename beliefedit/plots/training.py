@@ -7,7 +7,16 @@ import plotly.graph_objects as go
 import polars as pl
 
 from beliefedit.evaluation.metrics import calibration_bins
-from beliefedit.plots.style import BEFORE, DASHES, FORMS, NAMES, NEUTRAL, ROLES, figure, wrapped
+from beliefedit.plots.style import (
+    BEFORE,
+    DASHES,
+    NAMES,
+    NEUTRAL,
+    ROLES,
+    SERIES,
+    figure,
+    wrapped,
+)
 
 _FORMS = {"atomic": "atomic", "true_false": "T/F", "not": "not", "and": "and", "or": "or"}
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
@@ -40,7 +49,7 @@ def accuracy_curves(metrics: pl.DataFrame) -> go.Figure:
         known = metrics.drop_nulls(column) if column in metrics.columns else metrics.clear()
         if len(known):
             chart.add_scatter(x=known["tokens"], y=known[column], mode="lines+markers", name=name,
-                              line={"color": FORMS[index], "dash": DASHES[index]},
+                              line={"color": SERIES[index], "dash": DASHES[index]},
                               marker={"symbol": _MARKERS[index], "size": 7},
                               hovertemplate=f"{name}: %{{y:.3f}}<br>%{{x:,}} tokens<extra></extra>")
     chart.update_yaxes(range=[0, 1.03])

@@ -49,7 +49,7 @@ class Heading:
 
 
 @dataclass
-class Page:
+class ReportPage:
     """The cells of one notebook; grows while they are rendered."""
 
     title: str = ""
@@ -60,14 +60,14 @@ class Page:
     widgets: Mapping[str, Any] = field(default_factory=dict)
 
 
-def render(notebook: Mapping[str, Any], *, has_head: bool = False) -> Page:
+def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> ReportPage:
     """All cells of a notebook (nbformat 4) as HTML, with its headings and its failure.
 
     Args:
         has_head: the page's head describes the run, so that cells tagged `IN_HEAD` need not.
     """
     widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
-    page = Page(widgets=widgets.get("state", {}))
+    page = ReportPage(widgets=widgets.get("state", {}))
     for cell in notebook["cells"]:
         tags = set(cell["metadata"].get("tags", ()))
         if HIDDEN_TAGS & tags or not cell["source"].strip():
@@ -96,7 +96,7 @@ def render(notebook: Mapping[str, Any], *, has_head: bool = False) -> Page:
 class _Renderer(IPythonRenderer):
     """nbconvert's renderer; maths is shown as written, pictures from other addresses are not."""
 
-    def __init__(self, page: Page, *, from_data: bool, attachments: Mapping | None) -> None:
+    def __init__(self, page: ReportPage, *, from_data: bool, attachments: Mapping | None) -> None:
         super().__init__(escape=from_data, allow_harmful_protocols=None, attachments=attachments)
         self.page, self.from_data = page, from_data
 
@@ -138,14 +138,14 @@ def _formula(latex: str) -> Markup:
     return Markup('<code class="formula">{}</code>').format(latex.strip("$\n "))
 
 
-def _markdown(source: str, page: Page, attachments: Mapping | None = None, *,
+def _markdown(source: str, page: ReportPage, attachments: Mapping | None = None, *,
               from_data: bool = False) -> Markup:
     """Markdown as HTML; raw HTML in it is kept in the author's cells and escaped in outputs."""
     renderer = _Renderer(page, from_data=from_data, attachments=attachments)
     return Markup(OUTSIDE.sub("", MarkdownWithMath(renderer=renderer).render(source)))
 
 
-def _outputs(outputs: Iterable[Mapping[str, Any]], page: Page) -> list[dict[str, Any]]:
+def _outputs(outputs: Iterable[Mapping[str, Any]], page: ReportPage) -> list[dict[str, Any]]:
     """Outputs as {kind, html}: figure, html, prose, picture, text, messages, widget or error."""
     merged: list[Mapping[str, Any]] = []
     for output in outputs:
@@ -157,7 +157,7 @@ def _outputs(outputs: Iterable[Mapping[str, Any]], page: Page) -> list[dict[str,
     return [shown for output in merged if (shown := _output(output, page)) and shown["html"]]
 
 
-def _output(output: Mapping[str, Any], page: Page) -> dict[str, Any]:
+def _output(output: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     if output["output_type"] == "stream":
         kind = "messages" if output["name"] == "stderr" else "text"
         return {"kind": kind, "html": Markup(ansi2html(_without_progress(output["text"])))}
@@ -169,11 +169,11 @@ def _output(output: Mapping[str, Any], page: Page) -> dict[str, Any]:
     if WIDGET_VIEW in data:
         return _widget(data, page)
     if PLOTLY in data:
-        return {"kind": "figure", **figure(data[PLOTLY], page)}
+        return {"kind": "figure", **figure_json(data[PLOTLY], page)}
     return _still(data, page)
 
 
-def _still(data: Mapping[str, Any], page: Page) -> dict[str, Any]:
+def _still(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     """The richest representation that needs no script."""
     if "text/html" in data:
         return {"kind": "html", "html": Markup(OUTSIDE.sub("", data["text/html"]))}
@@ -191,7 +191,7 @@ def _still(data: Mapping[str, Any], page: Page) -> dict[str, Any]:
     return {"kind": "text", "html": Markup(ansi2html(data.get("text/plain", "")))}
 
 
-def _widget(data: Mapping[str, Any], page: Page) -> dict[str, Any]:
+def _widget(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     """A widget as a note and what it showed; a progress bar as nothing."""
     if PROGRESS_BAR.search(data.get("text/plain", "")):
         return {}
@@ -242,7 +242,7 @@ def _without_progress(text: str) -> str:
     return "\n".join(line for line in lines if not PROGRESS_BAR.search(line)).strip("\n")
 
 
-def figure(plot: Mapping[str, Any], page: Page) -> dict[str, Any]:
+def figure_json(plot: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     """A plotly figure: title and subtitle as text, and JSON in which no text can end a script."""
     page.n_figures += 1
     layout = dict(plot.get("layout") or {})

@@ -24,7 +24,7 @@ from beliefedit.analysis.tables import compare
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.formatting import duration, flatten, number, percent
-from beliefedit.report.cells import PLOTLY, Heading, Page, figure, render
+from beliefedit.report.cells import PLOTLY, Heading, ReportPage, figure_json, render_cells
 from beliefedit.report.html_tables import styled_claims, styled_comparison
 from beliefedit.run import SUMMARY, Run
 from beliefedit.store import read_json, write_text
@@ -47,7 +47,7 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     Raises:
         ReportError: the notebook is missing or not a notebook.
     """
-    page = render(_read(notebook), has_head=bool(head))
+    page = render_cells(_read(notebook), has_head=bool(head))
     page.title = page.title or notebook.stem
     write_text(target, _html("report.html.j2", page=page, head=head or {}, name=notebook.stem,
                              plotly=_plotly() if page.n_figures else ""))
@@ -148,7 +148,7 @@ def write_index(run_folder: Path) -> Path:
     headings = [Heading(2, text, anchor) for text, anchor, there in (
         ("Verdict", "verdict", claims), ("Reports", "reports", True),
         ("Key figures", "figures", figures)) if there]
-    page, target = Page(f"Run {record['name']}", headings=headings), run_folder / "index.html"
+    page, target = ReportPage(f"Run {record['name']}", headings=headings), run_folder / "index.html"
     write_text(target, _html("index.html.j2", page=page, head=page_head(record), reports=reports,
                              figures=figures, claims=claims, verdict=record.get("verdict", [])))
     return target
@@ -174,9 +174,9 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
              "figures": dict(pair for _, group in key_figures(record) for pair in group)}
             for name, record in runs.items()]
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
-    page = Page(title=f"{len(runs)} runs compared")
+    page = ReportPage(title=f"{len(runs)} runs compared")
     parts = [{"title": section["title"], "anchor": f"part-{place}", "html": Markup(section["html"]),
-              "figure": {"kind": "figure", **figure(section["figure"], page)}}
+              "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
              for place, section in enumerate(sections)]
     page.headings = [Heading(2, "Runs", "runs"),
                      *(Heading(2, part["title"], part["anchor"]) for part in parts)]

@@ -216,7 +216,7 @@ def test_hostile_names_are_text(session, name):
     fact = known.fact(name, known.relations_of[name][0])
     request = EditRequest(fact, next(o for o in known.agent.objects if o != fact.object))
     picture = draw(session.outlook(request), known.agent.objects)
-    markup = (show.beliefs(picture) + show.logic(picture.logic) + show.ripple(picture)
+    markup = (show.belief_bars(picture) + show.logic(picture.logic) + show.ripple(picture)
               + show.message(name, "problem"))
     seen = Tags(markup)
     assert {tag for tag, _ in seen.tags} <= ALLOWED

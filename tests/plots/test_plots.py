@@ -227,7 +227,7 @@ def test_trajectory_lines_by_hand():
     asked = [[round(y, 6) for y in t.y] for t in traces(figure, "coherent")]
     assert asked == [[0.1, 0.5, 0.9], [0.4] * 3, [0.8] * 3, [0.3] * 3]  # stated; 1-p(A); p(A)+p(B)-p(A)p(B); p(A)p(B)
     assert sum(t.showlegend for t in figure.data) == len({t.name for t in figure.data})
-    assert [t.line.color for t in first] == [style.FORMS[0], style.AFTER, style.AGENT, style.AGENT]
+    assert [t.line.color for t in first] == [style.SERIES[0], style.AFTER, style.AGENT, style.AGENT]
 
 
 def test_trajectories_refuse_a_mixture_of_editors():
@@ -325,7 +325,7 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("colour", [style.BEFORE, style.AFTER, style.AGENT, style.REQUEST, style.NEUTRAL, *style.FORMS])
+@pytest.mark.parametrize("colour", [style.BEFORE, style.AFTER, style.AGENT, style.REQUEST, style.NEUTRAL, *style.SERIES])
 def test_colours_stand_out_on_white_and_on_black(colour):
     light = luminance(colour)
     assert 1.05 / (light + 0.05) >= 2.9 and (light + 0.05) / (luminance("#111111") + 0.05) >= 2.9

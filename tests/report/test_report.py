@@ -15,7 +15,7 @@ from beliefedit.config import Experiment
 from beliefedit.errors import ReportError
 from beliefedit.plots import style
 from beliefedit.report import pages as report
-from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, render
+from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, render_cells
 from tests.sample_notebooks import HOSTILE
 
 OUTSIDE = re.compile(r"""(?:src|href|action|poster)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""")
@@ -109,7 +109,7 @@ def test_text_from_data_stays_text(tmp_path):
 
 
 def test_figures_keep_their_data_and_give_their_title_to_the_page():
-    page = render(notebook(code("show", new_output("display_data", data={
+    page = render_cells(notebook(code("show", new_output("display_data", data={
         PLOTLY: plot(title="Accuracy<br><sub>of &lt;b&gt; and <b>more</b></sub>", height=321)}))))
     (output,) = page.cells[0]["outputs"]
     assert (output["title"], output["subtitle"], output["height"]) == ("Accuracy", "of <b> and more", 321)
@@ -144,7 +144,7 @@ def test_progress_bars_leave_no_trace_and_other_messages_stay():
     noise = "  5%|5    | 1/20 [00:00<00:10,  1.0it/s]\r100%|#####| 20/20 [00:10<00:00,  1.0it/s]\n3it [00:01, 2it/s]\n"
     widget = new_output("display_data", data={WIDGET_VIEW: {"model_id": "a"},
                                               "text/plain": "x:  0%|   | 0/9 [00:00<?]"})
-    page = render(notebook(code("run", widget, new_output("stream", name="stderr", text=noise)),
+    page = render_cells(notebook(code("run", widget, new_output("stream", name="stderr", text=noise)),
                            code("warn", new_output("stream", name="stderr", text=noise + "kept\n"))))
     outputs = [output for cell in page.cells for output in cell["outputs"]]
     assert [(output["kind"], str(output["html"])) for output in outputs] == [("messages", "kept")]
@@ -193,7 +193,7 @@ def test_a_model_that_has_not_learned_is_flagged(tmp_path, learned, warned):
 
 
 def test_code_is_folded_and_cells_that_show_nothing_share_a_fold():
-    page = render(notebook(code("import a"), code("b = 1"), code("b", new_output("execute_result", data={
+    page = render_cells(notebook(code("import a"), code("b = 1"), code("b", new_output("execute_result", data={
         "text/plain": "1"})), code("c")))
     assert [len(cell["code"]) for cell in page.cells] == [3, 1]
 
@@ -343,7 +343,7 @@ def test_controls_inside_widgets_become_their_settings():
              "picture": {"state": {"_model_name": "ImageModel", "format": "png"},
                          "buffers": [{"path": ["value"], "encoding": "base64", "data": "aGk="}]}}
     view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
-    page = render(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    page = render_cells(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
     (output,) = page.cells[0]["outputs"]
     assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
     assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\ntold: yes"
