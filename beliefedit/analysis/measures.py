@@ -49,7 +49,8 @@ class Measure:
         label, short: its name in tables, and under a heading that says the group.
         group: what stands together in tables and figures: "accuracy", `ERROR_GROUPS`, or another.
         unit: empty for shares and probabilities.
-        better: "higher", "lower", or None where neither is.
+        better: "higher", "lower", or None where neither is. For a measure from outside it makes
+            a finding; for one added here `verdict` has the questions.
         compute: an expression over `wide_frame`, or a function from that frame to a series.
         probe: whose fact it is about, to mark where the editor was trained on it; None: several.
     """
