@@ -81,3 +81,11 @@ def artifacts() -> Iterator[Path]:
     folder = ROOT / "test-artifacts"
     folder.mkdir(exist_ok=True)
     yield folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked in_order share a page that each leaves to the next: they keep their order."""
+    marked = [item for item in items if item.get_closest_marker("in_order")]
+    marked.sort(key=lambda item: (str(item.path), item.function.__code__.co_firstlineno))
+    in_order = iter(marked)
+    items[:] = [next(in_order) if item.get_closest_marker("in_order") else item for item in items]

@@ -25,6 +25,8 @@ from ..conftest import ROOT
 from ..sample_notebooks import HOSTILE
 from .test_reports import overflow
 
+pytestmark = pytest.mark.in_order
+
 NAME = "05_playground.ipynb"
 WAIT = 120_000  # milliseconds; kernels and edits take far longer on busy cores than on idle ones
 
