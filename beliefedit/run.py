@@ -61,7 +61,7 @@ class Run:
         folder: gets the artifacts, ``<stage>/<key>/`` each; a point of a sweep has them in the
             store that its summary.json names.
         params: parameter file or configuration; None: the configuration recorded in the folder.
-        overrides: dotted or nested parameters to change.
+        overrides: dotted parameters to change, e.g. ``{"edit.n_cases": 50}``.
         store: where artifacts live, if not in the folder.
         read_only: a missing artifact raises `StoreError` instead of being computed.
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import polars as pl
 
+from beliefedit.config import load_entry_points
 from beliefedit.corpus.language import label_word
 from beliefedit.errors import MeasureError, StoreError
 from beliefedit.evaluation import metrics
@@ -301,17 +301,6 @@ def _built_in() -> Iterable[Measure]:
         yield Measure(name, f"logical error: {short}", short, "logical error", "", "lower", error)
 
 
-def _load_entry_points() -> None:
-    """Import what other packages name in the group ``beliefedit.measures``."""
-    for entry_point in entry_points(group="beliefedit.measures"):
-        try:
-            entry_point.load()
-        except Exception as error:
-            raise MeasureError(f"cannot load an installed package's measures: {error}",
-                               where=f"entry point {entry_point.name} = {entry_point.value}",
-                               remedy="repair or uninstall that package") from error
-
-
 MEASURES.update((measure.name, measure) for measure in _built_in())
 BUILT_IN = frozenset(MEASURES)
-_load_entry_points()
+load_entry_points("beliefedit.measures")

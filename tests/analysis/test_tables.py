@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from beliefedit import config
 from beliefedit.analysis import measures, verdict
 from beliefedit.analysis import tables as analysis
 from beliefedit.analysis.measures import (
@@ -19,7 +20,7 @@ from beliefedit.analysis.measures import (
     wide_frame,
 )
 from beliefedit.config import AnalysisConfig
-from beliefedit.errors import MeasureError, StoreError
+from beliefedit.errors import ConfigError, MeasureError, StoreError
 from beliefedit.report import html_tables as tables
 
 CONFIG = AnalysisConfig(n_resamples=200)
@@ -189,9 +190,10 @@ def test_an_installed_package_registers_measures(registered, monkeypatch):
             registered("mine", pl.lit(1.0))
             raise ImportError("no module named else")
 
-    monkeypatch.setattr(measures, "entry_points", lambda group: [EntryPoint()])
-    with pytest.raises(MeasureError, match=r"(?s)no module named else.*mine = my_package\.measures"):
-        measures._load_entry_points()
+    monkeypatch.setattr(config, "entry_points", lambda group: [EntryPoint()])
+    config.load_entry_points.cache_clear()
+    with pytest.raises(ConfigError, match=r"(?s)no module named else.*my_package\.measures"):
+        config.load_entry_points("beliefedit.measures")
     assert "mine" in MEASURES
 
 
