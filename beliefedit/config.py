@@ -493,7 +493,9 @@ class EditConfig(Config):
         0.95, description="belief the evidence must bring")
     p_downstream: Probability = Field(0.8, description="share to change a downstream answer")
     p_reinforce: Probability = Field(0.6, description="where none exists, share of true requests")
-    as_published: bool = Field(False, description="draw and update as the published code does")
+    as_published: bool = Field(False, description="draw, update and judge as the published code")
+    published_batch_size: Positive = Field(
+        64, description="with as_published: cases that are judged by the first one's labels")
     editors: Editors = Editors({"lora": {}})
     n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all")
     batch_size: Positive = Field(64, description="edits carried out at once")
@@ -510,6 +512,8 @@ class AnalysisConfig(Config):
 
     n_resamples: Annotated[int, Field(ge=100)] = 2000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    smallest_effect: NonNegativeFloat = Field(
+        0.05, description="least change of a probability, accuracy or error that makes a claim")
 
 
 class Experiment(Config):

@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 4, "model": 2, "beliefs": 3,
-    "edits": 5, "sequential": 2, "rationality": 2, "tables": 5
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 2, "beliefs": 3,
+    "edits": 5, "sequential": 2, "rationality": 2, "tables": 6
 }
 """Raise a stage's number when the same configuration gives another artifact."""
 
@@ -472,7 +472,7 @@ class Run:
                                              distances=(self.distances_before,
                                                         self.distances_after))
         tables = analysis.build_tables(measured, settings, generator)
-        findings = verdict.findings_frame(tables)
+        findings = verdict.findings_frame(tables, settings)
         paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))
                   for table in ("updating", "downstream")]
         measured.write_parquet(folder / "measures.parquet")
@@ -485,7 +485,8 @@ class Run:
             summary.setdefault(editor, {})["edits_per_second"] = per_second
         write_json(folder / "summary.json", summary)
         findings.write_parquet(folder / "findings.parquet")
-        write_text(folder / "verdict.txt", "\n".join(verdict.sentences(findings, paired)) + "\n")
+        said = verdict.sentences(findings, paired, self.edit_log.with_columns(diverged=False))
+        write_text(folder / "verdict.txt", "\n".join(said) + "\n")
 
     # Several processes
 
@@ -528,7 +529,8 @@ class Run:
         context.barrier()
 
 
-_CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "p_reinforce", "as_published")
+_CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "p_reinforce", "as_published",
+              "published_batch_size")
 _EDITING_KEYS = {
     "edits": ("n_edited", "n_trajectories", "trajectory_every", "n_distributions"),
     "sequential": ("sequence",), "rationality": ("rationality", "target_probability")}

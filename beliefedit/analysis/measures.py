@@ -28,7 +28,7 @@ from beliefedit.evaluation.cases import FORMS, PROBES
 SAME = PROBES[0]
 STATES = ("before", "after", "difference")
 FLAGS = ("reinforces", "downstream_changes", "is_downstream", "other_is_downstream",
-         "all_independent", "other_has_both")
+         "all_independent", "other_has_both", "as_published")
 EDIT_KEYS = ["editor", "seed", "case"]
 PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"),
                        strict=True))
@@ -51,6 +51,8 @@ class Measure:
         unit: empty for shares and probabilities.
         better: "higher", "lower", or None where neither is. For a measure from outside it makes
             a finding; for one added here `verdict` has the questions.
+        smallest_effect: least change that a finding is made of, in the measure's unit; None: that
+            of the configuration (``analysis.smallest_effect``).
         compute: an expression over `wide_frame`, or a function from that frame to a series.
         probe: whose fact it is about, to mark where the editor was trained on it; None: several.
     """
@@ -63,6 +65,7 @@ class Measure:
     better: Direction | None
     compute: Compute
     probe: str | None = None
+    smallest_effect: float | None = None
 
     def values(self, wide: pl.DataFrame) -> pl.Series:
         """The measure of each row of `wide_frame`, as floats.
@@ -88,7 +91,7 @@ MEASURES: dict[str, Measure] = {}
 
 def register_measure(name: str, compute: Compute | None = None, *, label: str = "", short: str = "",
                      group: str = "other", unit: str = "", better: Direction | None = None,
-                     probe: str | None = None) -> Any:
+                     probe: str | None = None, smallest_effect: float | None = None) -> Any:
     """Add a measure to `MEASURES`; without ``compute`` it decorates the function that computes it.
 
     The arguments are those of `Measure`; label and short are by default the name with spaces.
@@ -107,7 +110,8 @@ def register_measure(name: str, compute: Compute | None = None, *, label: str = 
     label = label or name.replace("_", " ")
 
     def add(compute: Compute) -> Compute:
-        MEASURES[name] = Measure(name, label, short or label, group, unit, better, compute, probe)
+        MEASURES[name] = Measure(name, label, short or label, group, unit, better, compute, probe,
+                                 smallest_effect)
         return compute
 
     return add if compute is None else add(compute)
@@ -118,7 +122,8 @@ def in_groups(*groups: str) -> list[Measure]:
     return [measure for measure in MEASURES.values() if measure.group in groups]
 
 
-def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> pl.DataFrame:
+def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str, *,
+                    goal: bool = False) -> pl.DataFrame:
     """What model and agent believe of each probe's tracked object (specification, section 8).
 
     Before: the original object and the agent's predictive belief, on all four probes. After: on
@@ -129,15 +134,17 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str) -> 
         queries: the cases' long frame.
         scores: (case, probe, kind, log_p, decoded), with editor and seed if it is of edited models.
         state: "before" or "after".
+        goal: in both states the object that is right after the edit, and the views of that state.
 
     Returns:
         One row per (editor, seed, case, probe): prompt, target, sentence, decoded, p_lm, p_agent.
     """
     probe, kind, p_agent = pl.col("probe"), pl.col("kind"), pl.col(f"p_{state}_predictive")
-    tracked = probe.is_in(PROBES) & (kind == ("original" if state == "before" else "modal"))
-    if state == "after":
-        tracked = pl.when(probe == SAME).then(kind == "requested").otherwise(tracked)
-        p_agent = pl.when(probe == SAME).then("p_after_direct").otherwise(p_agent)
+    tracked = probe.is_in(PROBES) & (kind == "original")
+    if goal or state == "after":
+        tracked = pl.when(probe == SAME).then(kind == "requested").otherwise(
+            probe.is_in(PROBES) & (kind == "modal"))
+        p_agent = pl.when(probe == SAME).then(f"p_{state}_direct").otherwise(p_agent)
     scores = _with_ids(scores)
     return queries.filter(tracked).select(
         _CASE, "probe", "kind", "prompt", "target", p_agent=p_agent).join(
@@ -161,18 +168,27 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
         - ``target.<probe>``, ``p_lm.<probe>``, ``p_agent.<probe>``: the tracked object, which is
           the right answer in this state, and what model and agent believe of it
           (`tracked_beliefs`); ``decoded.<probe>``: the model's greedy answer.
-        - ``p.<form>.<kind>``, ``true.<form>.<kind>``: p("true") of a sentence about the old or the
-          new object of the downstream fact (kinds old, new), and whether it is true in this state.
-        - ``p.judged_a.true``, and so for judged_b, judged_not, judged_and, judged_and_swapped and
-          judged_or: p("true") of the logic prompts; ``p.atomic_a.stated``: p of A's object.
+        - ``p_lm_goal.<probe>``, ``p_agent_goal.<probe>``: what model and agent believe, in this
+          state, of the object that is right after the edit: the same statement in both states.
+        - ``credence.<form>.<kind>``, ``true.<form>.<kind>``: credence in a sentence about the old
+          or the new object of the downstream fact (kinds old, new), and whether it is true in this
+          state. Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
+        - ``p.judged_a.true``, ``p.judged_a.false``, ``credence.judged_a``, and so for judged_b,
+          judged_not, judged_and, judged_and_swapped and judged_or, the logic prompts;
+          ``published_true.judged_a`` …: whether the published code takes the label to be "true";
+          ``p.atomic_a.stated``: p of A's object.
         - ``tv.<probe>``, ``kl.<probe>``: distances of whole distributions.
         - of the case: subject, relation, object, request, the flags; and ``state``.
     """
     scores = _with_ids(scores)
     keys, query = _keys(scores), pl.format("{}.{}", "probe", "kind").alias("column")
     beliefs = tracked_beliefs(queries, scores, state).rename({"probe": "column"})
+    goals = tracked_beliefs(queries, scores, state, goal=True).select(
+        *keys, column="probe", p_lm_goal="p_lm", p_agent_goal="p_agent")
     truth = queries.filter(pl.col("probe").is_in(FORMS)).select(
         _CASE, query, true=(pl.col("label") == label_word(True)) == (state == "after"))
+    published = queries.filter(pl.col("published_label").is_not_null()).select(
+        _CASE, column="probe", published_true=pl.col("published_label") == label_word(True))
     if distances is None:
         distances = scores.clear().select(*keys, "probe", tv=pl.lit(0.0), kl=pl.lit(0.0))
     wide = scores.select(keys).unique(maintain_order=True).with_columns(state=pl.lit(state))
@@ -180,10 +196,16 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
             cases.select(_CASE, *_ABOUT),
             _spread(scores.select(*keys, query, p=pl.col("log_p").exp()), ["p"], _QUERIES),
             _spread(beliefs, ["target", "decoded", "p_lm", "p_agent"], PROBES),
-            _spread(truth, ["true"], [name for name in _QUERIES if name.startswith(FORMS)]),
+            _spread(goals, ["p_lm_goal", "p_agent_goal"], PROBES),
+            _spread(truth, ["true"], [f"{form}.{kind}" for form in FORMS for kind in _OBJECTS]),
+            _spread(published, ["published_true"], _JUDGED),
             _spread(distances.rename({"probe": "column"}), ["tv", "kl"], PROBES)):
         wide = wide.join(part, on=_keys(part), how="left", maintain_order="left")
-    return wide
+    return wide.with_columns(
+        *(metrics.credence(pl.col(f"p.{name}.true"), pl.col(f"p.{name}.false")).alias(
+            f"credence.{name}") for name in _JUDGED),
+        *(metrics.credence(pl.col(f"p.{form}.{kind}"), pl.col(f"p.{form}.{kind}_false")).alias(
+            f"credence.{form}.{kind}") for form in FORMS for kind in _OBJECTS))
 
 
 def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.DataFrame,
@@ -209,8 +231,8 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
         MeasureError: a measure cannot be computed.
     """
     score = ["case", "probe", "kind", "log_p", "decoded"]
-    asked = ["case", "probe", "kind", "prompt", "target", "label", "p_before_predictive",
-             "p_after_direct", "p_after_predictive"]
+    asked = ["case", "probe", "kind", "prompt", "target", "label", "published_label",
+             *(f"p_{state}_{view}" for state in STATES[:2] for view in ("direct", "predictive"))]
     for name, frame, columns in (
             ("cases", cases, ["case", *_ABOUT]), ("queries", queries, asked),
             ("the model's scores", before, score),
@@ -244,10 +266,13 @@ def last_step(scores: pl.DataFrame) -> pl.DataFrame:
 
 _CASE = pl.col("case").cast(pl.UInt32)
 _ABOUT = ["subject", "relation", "object", "request", *FLAGS]
-_LOGIC = ("atomic_a.stated", "judged_a.true", "judged_b.true", "judged_not.true", "judged_and.true",
-          "judged_and_swapped.true", "judged_or.true")
+_JUDGED = ("judged_a", "judged_b", "judged_not", "judged_and", "judged_and_swapped", "judged_or")
+_OBJECTS = ("old", "new")
 _QUERIES = [*(f"{probe}.{kind}" for probe in PROBES for kind in ("original", "requested", "modal")),
-            *(f"{form}.{kind}" for form in FORMS for kind in ("old", "new")), *_LOGIC]
+            *(f"{form}.{kind}{word}" for form in FORMS for kind in _OBJECTS
+              for word in ("", "_false")),
+            *(f"{name}.{word}" for name in _JUDGED for word in ("true", "false")),
+            "atomic_a.stated"]
 
 
 def _spread(frame: pl.DataFrame, values: Sequence[str], columns: Iterable[str]) -> pl.DataFrame:
@@ -268,7 +293,7 @@ def _with_ids(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def _built_in() -> Iterable[Measure]:
-    """The measures of the specification, section 8; p = P("true") in the logical errors."""
+    """The measures of the specification, section 8."""
     yield Measure("p_request", "p(request)", "p(request)", "request", "", "higher",
                   pl.col(f"p.{SAME}.requested"), SAME)
     for probe, label in PROBE_LABELS.items():
@@ -278,27 +303,58 @@ def _built_in() -> Iterable[Measure]:
         yield Measure(f"contains_{probe}", f"… as published (contains): {label}",
                       PROBE_NAMES[probe], "accuracy as published", "", "higher",
                       metrics.contains(answer, target), probe)
+    for probe, label in PROBE_LABELS.items():
+        for who, name in (("lm", "p"), ("agent", "the agent's p")):
+            group = f"{name} of what is right after the edit"
+            if (who, probe) != ("lm", SAME):  # that one is p(request)
+                yield Measure(f"p_{who}_goal_{probe}", f"{group}: {label}", PROBE_NAMES[probe],
+                              group, "", None, pl.col(f"p_{who}_goal.{probe}"),
+                              probe if who == "lm" else None)
     for form, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True):
-        right = [(pl.col(f"p.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")
-                 for kind in ("old", "new")]
+        right = [(pl.col(f"credence.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")
+                 for kind in _OBJECTS]
         yield Measure(form, f"accuracy: downstream fact, {short}", short, "downstream fact", "",
                       "higher", pl.mean_horizontal(*(one.cast(pl.Float64) for one in right)),
                       PROBES[1])
-    for name, group, unit in (("coherence", "coherence error", ""), ("tv", "total variation", ""),
-                              ("kl", "KL", "nats")):
+    for name, group, unit in (("coherence", "coherence error", ""),
+                              ("tv", "total variation, all objects", ""),
+                              ("kl", "KL(agent ‖ LM), all objects", "nats")):
         for probe, label in PROBE_LABELS.items():
             compute = pl.col(f"{name}.{probe}") if name != "coherence" else (
                 metrics.probability_error(pl.col(f"p_lm.{probe}"), pl.col(f"p_agent.{probe}")))
             yield Measure(f"{name}_{probe}", f"{', '.join(filter(None, (group, unit)))}: {label}",
                           PROBE_NAMES[probe], group, unit, "lower", compute, probe)
-    stated, a, b, not_a, a_and_b, b_and_a, a_or_b = (pl.col(f"p.{name}") for name in _LOGIC)
-    for name, error in {"true_false": metrics.true_false_error(stated, a),
-                        "negation": metrics.negation_error(a, not_a),
-                        "conjunction": metrics.conjunction_error(a, b, a_and_b),
-                        "disjunction": metrics.disjunction_error(a, b, a_or_b),
-                        "commutation": metrics.commutation_error(a_and_b, b_and_a)}.items():
+    yield from _logical_errors("", "logical error", lambda name: pl.col(f"credence.{name}"),
+                               pl.col("credence.judged_a"))
+    swapped = pl.col("credence.judged_and"), pl.col("credence.judged_and_swapped")
+    yield Measure("commutation", "logical error: commutation", "commutation", "logical error", "",
+                  "lower", metrics.commutation_error(*swapped))
+    label_a = pl.when(pl.col("published_true.judged_a")).then("p.judged_a.true").otherwise(
+        "p.judged_a.false")  # the published conjunction does not flip it where the label is false
+    yield from _logical_errors(
+        "_published", "logical error as published", _published,
+        pl.when("as_published").then(label_a).otherwise(_published("judged_a")))
+
+
+def _published(name: str) -> pl.Expr:
+    """The published code's p of a judged sentence: p("true") where that is its label, else
+    1 - p("false"), which also counts what the model gives to neither word."""
+    return pl.when(pl.col(f"published_true.{name}")).then(f"p.{name}.true").otherwise(
+        1 - pl.col(f"p.{name}.false"))
+
+
+def _logical_errors(ending: str, group: str, p: Callable[[str], pl.Expr],
+                    p_a_in_conjunction: pl.Expr) -> Iterable[Measure]:
+    """The four logical errors of the published code, ``p`` being the belief in a logic prompt."""
+    a, b, not_a, a_and_b, a_or_b = map(
+        p, ("judged_a", "judged_b", "judged_not", "judged_and", "judged_or"))
+    for name, error in {
+            "true_false": metrics.true_false_error(pl.col("p.atomic_a.stated"), a),
+            "negation": metrics.negation_error(a, not_a),
+            "conjunction": metrics.conjunction_error(p_a_in_conjunction, b, a_and_b),
+            "disjunction": metrics.disjunction_error(a, b, a_or_b)}.items():
         short = "T/F" if name == "true_false" else name
-        yield Measure(name, f"logical error: {short}", short, "logical error", "", "lower", error)
+        yield Measure(f"{name}{ending}", f"{group}: {short}", short, group, "", "lower", error)
 
 
 MEASURES.update((measure.name, measure) for measure in _built_in())

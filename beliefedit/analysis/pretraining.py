@@ -29,15 +29,13 @@ def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
     form = pl.coalesce(pl.when(condition).then(pl.lit(name)) for name, condition in _ASKED.items())
     agent = pl.when(pl.col("kind") == "original").then("p_before_predictive")
     case = pl.col("case").cast(pl.UInt32)
-    prompts = cases.queries.select(case, "probe", "kind", "prompt", "target", right="label",
-                                   p_agent=agent, form=form).drop_nulls("form")
+    prompts = cases.queries.filter(exact(pl.col("target"), pl.col("label"))).select(
+        case, "probe", "kind", "prompt", right="label", p_agent=agent, form=form).drop_nulls("form")
     answered = prompts.join(answers.with_columns(case), on=["case", "probe", "kind"],
                             maintain_order="left")
-    p = pl.col("log_p").exp()
-    p_right = pl.when(exact(pl.col("target"), pl.col("right"))).then(p).otherwise(1 - p)
     return answered.unique("prompt", keep="first", maintain_order=True).select(
-        "form", "prompt", "right", model_says="decoded", p_right=p_right, p_agent="p_agent",
-        wrong=~exact(pl.col("decoded"), pl.col("right")))
+        "form", "prompt", "right", model_says="decoded", p_right=pl.col("log_p").exp(),
+        p_agent="p_agent", wrong=~exact(pl.col("decoded"), pl.col("right")))
 
 
 def error_rates(asked: pl.DataFrame) -> pl.DataFrame:

@@ -9,33 +9,11 @@ import numpy as np
 import polars as pl
 
 from beliefedit.analysis.measures import EDIT_KEYS, MEASURES, STATES, last_step, tracked_beliefs
+from beliefedit.analysis.populations import TABLES, population
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
 from beliefedit.evaluation.cases import PROBES
-from beliefedit.evaluation.metrics import bootstrap_interval, exact, probability_error
-
-_CHANGED = ~exact(pl.col("says_before"), pl.col("request"))
-_WRONG = ~exact(pl.col("says_before"), pl.col("object"))
-_FIXING, _BREAKING = _WRONG & pl.col("reinforces"), ~_WRONG & ~pl.col("reinforces")
-_CHANGES, _HAS_DOWNSTREAM = pl.col("downstream_changes"), pl.col("other_is_downstream")
-
-TABLES: dict[str, dict[str, pl.Expr]] = {
-    "all": {"all": pl.lit(True)},
-    "updating": {"updating": _CHANGED},
-    "downstream": {"downstream": _CHANGES},
-    "fixing": {"fixing": _FIXING},
-    "downstream_or_not": {"no downstream fact": ~_HAS_DOWNSTREAM,
-                          "downstream fact": _HAS_DOWNSTREAM},
-    "breaking_or_fixing": {"breaking": _BREAKING, "fixing": _FIXING},
-    "generalisation": {"downstream answer stays": ~_CHANGES, "downstream answer changes": _CHANGES},
-}
-"""Table -> group -> which edits belong to it (specification, section 8).
-
-all: every edit. updating: the request differs from what the model says before the edit. downstream:
-the request changes the downstream answer. fixing: the model is wrong before, the request is true.
-breaking: the model is right before, the request is false. downstream fact: the probe's other
-relation is downstream of the edited one.
-"""
+from beliefedit.evaluation.metrics import bootstrap_interval, probability_error
 
 
 def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
@@ -46,17 +24,18 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
 
     Returns:
         Long: table, editor, seed (null: all pooled; single seeds follow when there are several),
-        group, measure, state (before, after, difference: paired), told (share of those edits whose
-        editor was trained on the fact the measure is about: 0 is inference, 1 recall; null: about
-        several facts), n (edits with a value), mean, low, high (null: no value, or fewer than two
-        subjects).
+        group (one of `POPULATIONS`), measure, state (before, after, difference: paired), told
+        (share of those edits whose editor was trained on the fact the measure is about: 0 is
+        inference, 1 recall; null: about several facts), n (edits with a value), mean, low, high
+        (null: no value, or fewer than two subjects).
     """
     parts = [pl.DataFrame(schema={"table": pl.String, "editor": pl.String, "seed": pl.UInt32,
                                   "group": pl.String, **_MEANS})]
     for table, groups in TABLES.items():
         for editor in measured["editor"].unique(maintain_order=True):
             for seed, edits in _seeds(measured.filter(editor=editor)):
-                for group, members in groups.items():
+                for group in groups:
+                    members = population(table, group).members
                     parts.append(_means(edits.filter(members), config, generator).with_columns(
                         table=pl.lit(table), editor=pl.lit(editor), seed=pl.lit(seed, pl.UInt32),
                         group=pl.lit(group)))
@@ -145,14 +124,15 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
         run (names), params (what differs between the runs, "key=value; …", parameters of other
         editors left out), editor, seed, measure, state, told, n, mean, low, high as in
         `build_tables`; on pooled rows also n_paired, paired, paired_low, paired_high: the mean
-        difference to the reference over the matching cases.
+        difference to the reference over the matching cases, and differs: whether it is at least
+        ``config.smallest_effect``, either way (null: open, see `exceeds`).
 
     Raises:
         StoreError: no run, or an unknown table or group.
     """
     if not runs:
         raise StoreError("no run to compare", remedy="give at least one run")
-    members, contenders = _members(table, group), list[Contender]()
+    members, contenders = population(table, group).members, list[Contender]()
     params = [{key: str(value) for key, value in run.flat_config.items()} for run in runs]
     for index, run in enumerate(runs):
         chosen = run.measures.filter(members)
@@ -168,22 +148,13 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
 def compare_editors(measured: pl.DataFrame, config: AnalysisConfig, generator: np.random.Generator,
                     *, table: str = "all", group: str | None = None) -> pl.DataFrame:
     """The editors of one run as `compare` sets runs side by side: the first is the reference."""
-    chosen = measured.filter(_members(table, group))
+    chosen = measured.filter(population(table, group).members)
     editors = chosen["editor"].unique(maintain_order=True)
     return _compared([({"run": "", "params": "", "editor": editor}, chosen.filter(editor=editor))
                       for editor in editors], config, generator)
 
 
 Contender = tuple[dict[str, str], pl.DataFrame]
-
-
-def _members(table: str, group: str | None) -> pl.Expr:
-    """Which edits belong to a table's group, by default its last."""
-    groups = TABLES.get(table, {})
-    if not groups or group is not None and group not in groups:
-        raise StoreError(f"no such {'group' if groups else 'table'}: {group if groups else table}",
-                         remedy=f"choose from {', '.join(groups or TABLES)}")
-    return groups[group or list(groups)[-1]]
 
 
 def _join(contenders: list[Contender], head: dict[str, str], chosen: pl.DataFrame) -> None:
@@ -203,7 +174,7 @@ def _compared(contenders: Sequence[Contender], config: AnalysisConfig,
     parts = [pl.DataFrame(schema={
         "run": pl.String, "params": pl.String, "editor": pl.String, "seed": pl.UInt32, **_MEANS,
         "n_paired": pl.UInt32, "paired": pl.Float64, "paired_low": pl.Float64,
-        "paired_high": pl.Float64})]
+        "paired_high": pl.Float64, "differs": pl.Boolean})]
     for index, (head, chosen) in enumerate(contenders):
         paired = _paired(chosen, contenders[0][1], config, generator) if index else None
         for seed, edits in _seeds(chosen):
@@ -217,14 +188,36 @@ def _compared(contenders: Sequence[Contender], config: AnalysisConfig,
 
 def _paired(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfig,
             generator: np.random.Generator) -> pl.DataFrame:
-    """measure, state, n_paired, paired, paired_low, paired_high: ``chosen`` minus ``reference``."""
+    """measure, state, n_paired, paired, paired_low, paired_high, differs: ``chosen`` minus
+    ``reference``."""
     key, columns = ["subject", "relation", "object", "request"], _columns()
     ours, theirs = (frame.group_by(key, maintain_order=True).agg(pl.col(columns).mean())
                     for frame in (chosen, reference))
     differences = ours.join(theirs, on=key, suffix="_reference", maintain_order="left").select(
         *key, *(pl.col(name) - pl.col(f"{name}_reference") for name in columns))
-    return _means(differences, config, generator).drop("told").rename(
+    found = _means(differences, config, generator).drop("told").rename(
         {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
+    least = config.smallest_effect
+    above, below = ([exceeds(low, high, bound, config) for low, high in
+                     found.select("paired_low", "paired_high").iter_rows()]
+                    for bound in (least, -least))
+    differs = [True if up or down is False else False if up is False and down else None
+               for up, down in zip(above, below, strict=True)]
+    return found.with_columns(differs=pl.Series(differs, dtype=pl.Boolean))
+
+
+def exceeds(low: float | None, high: float | None, bound: float,
+            config: AnalysisConfig) -> bool | None:
+    """Whether a mean with this interval lies above a bound; None where that is open.
+
+    It is open where the bound lies within the interval, or so close to an end that another seed of
+    the bootstrap could move the end past it: within three standard errors of a 2.5 % quantile of
+    ``config.n_resamples`` normal draws, which are 2 widths of the interval / sqrt(n_resamples).
+    """
+    if low is None or high is None:
+        return None
+    slack = 2 * (high - low) / config.n_resamples**0.5
+    return True if low - slack > bound else False if high + slack < bound else None
 
 
 def _differing(own: Mapping[str, str], runs: Sequence[Mapping[str, str]], editor: str) -> str:

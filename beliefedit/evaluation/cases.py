@@ -26,6 +26,7 @@ PROBES = ("same_subject_same_relation", "same_subject_other_relation",
 FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
 """Probes for the downstream fact in other forms than stated, where its answer should change."""
 
+_WORDS = (label_word(True), label_word(False))
 _STREAM, _PROBES_STREAM, _FORMS_STREAM = 4, 5, 8
 """Keep this module's draws apart from those of other stages under the same seed."""
 
@@ -49,11 +50,14 @@ class Cases:
 
     Attributes:
         cases: one row per case: case, subject, relation, object (true), request, weight,
-            downstream_relation (null: none) and the flags of the specification, section 6.
+            downstream_relation (null: none), the flags of the specification, section 6, and
+            as_published.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, and the
             agent's targets p_*. Probes are `PROBES` (kinds original, requested, modal), the logic
-            prompts judged_* (kind true) and atomic_a (kind stated), and `FORMS` (kinds old and new,
-            whose object is judged; the label is right after the edit).
+            prompts judged_* (kinds true and false, the word that is asked for) and atomic_a (kind
+            stated), and `FORMS` (kinds old and new, whose object is judged true, and old_false and
+            new_false; the label is right after the edit). published_label is the label that the
+            published code judges a logic prompt by (specification, section 9).
     """
 
     cases: pl.DataFrame
@@ -158,7 +162,8 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     forms = known.forms(cases, probes, np.random.default_rng([seed, _FORMS_STREAM]))
     queries = pl.concat([probes, known.logic(chosen, rng), forms], how="diagonal")
     queries = queries.sort("case", maintain_order=True)
-    return Cases(cases, queries.with_columns(pl.col(pl.Float64).fill_nan(None)))
+    return Cases(cases.with_columns(as_published=pl.lit(config.as_published)),
+                 queries.with_columns(pl.col(pl.Float64).fill_nan(None)))
 
 
 def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
@@ -178,7 +183,8 @@ def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
         "target": [fact.object for fact in facts],
         "p_agent": [agent.probability(f.subject, f.relation, f.object) for f in facts]})
     names = {"judged_a": "true_false", "judged_not": "not", "judged_and": "and", "judged_or": "or"}
-    judged = known.logic(chosen, rng).filter(pl.col("probe").is_in(list(names))).select(
+    judged = known.logic(chosen, rng).filter(
+        pl.col("probe").is_in(list(names)), kind=label_word(True)).select(
         pl.col("probe").replace_strict(names).alias("kind"), "prompt", target="label")
     return pl.concat([atomic, judged], how="diagonal")
 
@@ -278,11 +284,14 @@ class _Known:
                       "judged_and_swapped": (clause("and", b, a), a_true and b_true),
                       "judged_or": (clause("or", a, b), a_true or b_true),
                       "judged_not": (clause("not", a), not a_true)}
-            rows += [(probe, "true", judged_prompt(text), label_word(True), label_word(label),
-                      number) for probe, (text, label) in judged.items()]
+            rows += [(probe, word, judged_prompt(text), word, label_word(label), number)
+                     for probe, (text, label) in judged.items() for word in _WORDS]
             rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(fact).object, number))
         texts = dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String)
-        return pl.DataFrame(rows, texts | {"case": pl.UInt32}, orient="row")
+        frame = pl.DataFrame(rows, texts | {"case": pl.UInt32}, orient="row")
+        batch = self.config.published_batch_size if self.config.as_published else 1
+        return frame.with_columns(published_label=pl.when(pl.col("kind").is_in(_WORDS)).then(
+            pl.col("label").first().over("probe", "kind", pl.col("case") // batch)))
 
     def forms(self, cases: pl.DataFrame, probes: pl.DataFrame,
               rng: np.random.Generator) -> pl.DataFrame:
@@ -297,7 +306,8 @@ class _Known:
                               probe=PROBES[1])
         # the old answer may be right again
         asked = asked.unique(["case", "target"], keep="last", maintain_order=True)
-        rows = [row | {"case": case, "kind": kinds[kind]} for case, kind, *fact in asked.select(
+        rows = [row | {"case": case, "kind": kinds[kind] + row.pop("ending")}
+                for case, kind, *fact in asked.select(
                     "case", "kind", "subject", "relation", "target").iter_rows()
                 for row in self._forms_of(Fact(*fact), kind == "modal", rng)]
         texts = dict.fromkeys(("probe", "prompt", "target", "label"), pl.String)
@@ -313,8 +323,10 @@ class _Known:
             texts += [clause("and", fact, self.fact(row)),
                       clause("or", self.fact(row, false), fact)]
         for probe, text in zip(FORMS, texts, strict=False):
-            yield {"probe": probe, "prompt": judged_prompt(text), "target": label_word(True),
-                   "label": label_word(is_true != (probe == "downstream_not"))}
+            for word, ending in zip(_WORDS, ("", "_false"), strict=True):
+                yield {"probe": probe, "prompt": judged_prompt(text), "target": word,
+                       "label": label_word(is_true != (probe == "downstream_not")),
+                       "ending": ending}
 
     def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Fact, bool]:
         """The fact or, half the time, its false variant; and which of them."""

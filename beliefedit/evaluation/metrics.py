@@ -35,6 +35,11 @@ def probability_error(p_lm: Values, p_agent: Values) -> Values:
     return abs(p_lm - p_agent)
 
 
+def credence(p_true: Values, p_false: Values) -> Values:
+    """Belief in a judged statement: p("true") / (p("true") + p("false")) (arXiv 2406.03442)."""
+    return p_true / (p_true + p_false)
+
+
 def true_false_error(p_stated: Values, p_a: Values) -> Values:
     """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true."""
     return abs(p_stated - p_a)

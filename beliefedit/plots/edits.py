@@ -16,6 +16,7 @@ from beliefedit.analysis.measures import (
     in_groups,
     last_step,
 )
+from beliefedit.analysis.populations import population
 from beliefedit.analysis.verdict import COMPARED
 from beliefedit.errors import ReportError
 from beliefedit.evaluation import metrics
@@ -44,8 +45,8 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
 
     Probe panels: the LM's probability of the tracked object (requested on same subject & same
     relation, else the agent's modal one) and of the original object; the agent's belief in the
-    tracked object before and after as lines. Logical panels: the LM's p("true") and what coherence
-    asks of it.
+    tracked object before and after as lines. Logical panels: the LM's credence in the statement
+    and what coherence asks of it.
 
     Args:
         scores: rows of one editor and seed (case, step, probe, kind, log_p).
@@ -80,7 +81,8 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
 
 def _lines(scores: pl.DataFrame, case: int,
            before: pl.DataFrame | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """"probe.kind" -> steps and p of a case, from step 0 where the unedited model's are given."""
+    """"probe.kind" -> steps and p of a case, from step 0 where the unedited model's are given;
+    a judged prompt's probe alone -> steps and credence."""
     rows = scores.filter(case=case)
     if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
         raise ReportError(
@@ -90,8 +92,12 @@ def _lines(scores: pl.DataFrame, case: int,
     if before is not None:
         start = before.filter(case=case).with_columns(step=pl.lit(0, rows["step"].dtype))
         rows = pl.concat([start.select(columns), rows.select(columns)])
-    return {f"{probe}.{kind}": (frame["step"].to_numpy(), np.exp(frame["log_p"].to_numpy()))
-            for (probe, kind), frame in rows.sort("step").group_by("probe", "kind")}
+    lines = {f"{probe}.{kind}": (frame["step"].to_numpy(), np.exp(frame["log_p"].to_numpy()))
+             for (probe, kind), frame in rows.sort("step").group_by("probe", "kind")}
+    for name in [name.removesuffix(".false") for name in lines if name.endswith(".false")]:
+        steps, p_true = lines[f"{name}.true"]
+        lines[name] = steps, metrics.credence(p_true, lines[f"{name}.false"][1])
+    return lines
 
 
 _Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
@@ -113,15 +119,15 @@ def _probe_lines(lines: Mapping, asked: Mapping[str, Mapping]) -> Iterator[_Line
 
 
 _COHERENT = {
-    "true_false": ("p(A) as judged; stated: p(o | s r)", ["judged_a.true", "atomic_a.stated"],
+    "true_false": ("p(A) as judged; stated: p(o | s r)", ["judged_a", "atomic_a.stated"],
                    lambda stated: stated),
-    "negation": ("p(not A); asked: 1 − p(A)", ["judged_not.true", "judged_a.true"],
+    "negation": ("p(not A); asked: 1 − p(A)", ["judged_not", "judged_a"],
                  lambda a: 1 - a),
     "disjunction": ("p(A or B); asked: p(A) + p(B) − p(A) p(B)",
-                    ["judged_or.true", "judged_a.true", "judged_b.true"],
+                    ["judged_or", "judged_a", "judged_b"],
                     lambda a, b: a + b - a * b),
     "conjunction": ("p(A and B); asked: p(A) p(B)",
-                    ["judged_and.true", "judged_a.true", "judged_b.true"], lambda a, b: a * b),
+                    ["judged_and", "judged_a", "judged_b"], lambda a, b: a * b),
 }
 """Logical measure -> meaning, the prompt and those it depends on, the coherent p given those."""
 
@@ -129,7 +135,7 @@ _COHERENT = {
 def _logic_lines(lines: Mapping) -> Iterator[_Line]:
     for panel, (meaning, (judged, *given), p) in enumerate(_COHERENT.values(), len(PROBE_LABELS)):
         if judged in lines:
-            yield panel, "LM: judged true", meaning, {"color": AFTER}, *lines[judged]
+            yield panel, "LM: credence", meaning, {"color": AFTER}, *lines[judged]
         if {judged, *given} <= set(lines):
             yield (panel, "coherent", meaning, {"color": NEUTRAL, "dash": "dash"},
                    lines[judged][0], p(*(lines[key][1] for key in given)))
@@ -225,50 +231,66 @@ def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
 
     ``tables`` comes from `build_tables`; of a ``table`` of two groups the last is drawn.
     """
-    group = ["", *tables.filter(table=table)["group"]][-1]
-    lines = [(label, table, group, name) for name, label in _errors().items()]
-    return _dots("Coherence errors, mean and interval: nearer to 0 is nearer to the rational agent",
-                 tables, lines, "mean error").update_xaxes(rangemode="tozero")
+    counted = population(table)
+    lines = [(label, table, counted.name, name) for name, label in _errors().items()]
+    return _dots(f"Coherence errors (0 is best): {counted.text}", tables, lines,
+                 "mean error").update_xaxes(rangemode="tozero")
 
 
-_OUTCOMES = [(label, table, group, f"accuracy_{probe}") for label, table, group, probe in (
-    ("the edited fact:<br>the request", "updating", "updating", SAME),
-    ("downstream fact that<br>should change", "generalisation", "downstream answer changes",
+_OUTCOMES = [(label, table, group, probe) for label, table, group, probe in (
+    ("the request", "updating", "updating", SAME),
+    ("downstream fact that should change", "generalisation", "downstream answer changes",
      "same_subject_other_relation"),
-    ("same subject, fact<br>that should stay", "generalisation", "downstream answer stays",
+    ("same subject, fact that should stay", "generalisation", "downstream answer stays",
      "same_subject_other_relation"),
-    ("other subject,<br>same relation", "updating", "updating", "other_subject_same_relation"),
-    ("other subject,<br>other relation", "updating", "updating", "other_subject_other_relation"))]
+    ("another subject, same relation", "updating", "updating", "other_subject_same_relation"),
+    ("another subject, other relation", "updating", "updating", "other_subject_other_relation"))]
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
-    """Accuracy on what was requested, what should follow and what should stay, a panel per editor.
+    """Belief in what is right after the edit, before and after it, a panel per editor.
 
-    ``tables`` comes from `build_tables`. Before the edit the old object is right, after it the
-    requested one, or what the agent then believes.
+    A row asks one statement in both states: the request, or what the agent believes most after the
+    edit. ``tables`` comes from `build_tables`; below each row's name is what it counts.
     """
-    return _dots("Exact accuracy, mean and interval: who says the request, what follows, and what "
-                 "stays", tables, _OUTCOMES, "accuracy").update_xaxes(range=[-0.03, 1.03])
+    lines = [(f"{label}:<br>{wrapped(population(table, group).text, 46)}", table, group,
+              f"p_lm_goal_{probe}" if probe != SAME else "p_request", f"p_agent_goal_{probe}")
+             for label, table, group, probe in _OUTCOMES]
+    return _dots("Belief in what is right after the edit", tables, lines, "probability",
+                 row_height=54).update_xaxes(range=[-0.03, 1.03])
 
 
-def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, str, str, str]],
-          unit: str) -> go.Figure:
-    """Means before and after with intervals, a panel per editor; lines: (label, *keys)."""
+def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], unit: str, *,
+          row_height: int = 34) -> go.Figure:
+    """Means before and after with intervals, a panel per editor.
+
+    ``lines``: (label, table, group, measure and, where the agent is drawn, its measure).
+    """
     pooled, keys = tables.filter(pl.col("seed").is_null()), ["table", "group", "measure"]
-    order = pl.DataFrame([(y, *line[1:]) for y, line in enumerate(lines)], orient="row",
-                         schema={"y": pl.UInt32} | dict.fromkeys(keys, pl.String))
+    order = pl.DataFrame([(y, who, *line[1:3], measure) for y, line in enumerate(lines)
+                          for who, measure in zip(("lm", "agent"), line[3:], strict=False)],
+                         orient="row", schema={"y": pl.UInt32} | dict.fromkeys(
+                             ("who", *keys), pl.String))
     editors = pooled["editor"].unique(maintain_order=True).to_list()
     chart = panels(title, [short(editor) for editor in editors] or [""], columns=1,
-                   panel_height=len(lines) * 34 + 62)
+                   panel_height=len(lines) * row_height + 62)
+    drawn = [("before", "lm", "before", -0.15, "circle"), ("after", "lm", "after", 0.15, "diamond"),
+             ("agent", "agent", "after", 0.0, "line-ns-open")]
     for index, editor in enumerate(editors):
-        for state, shift, symbol in (("before", -0.15, "circle"), ("after", 0.15, "diamond")):
+        for role, who, state, shift, symbol in drawn:
             points = pooled.filter(editor=editor, state=state).join(
-                order, on=keys, maintain_order="right")
+                order.filter(who=who), on=keys, maintain_order="right")
+            if points.is_empty():
+                continue
+            marker = {"color": ROLES[role], "size": 9, "symbol": symbol}
+            if role == "agent":  # a line across both marks, with the interval in its hover text
+                marker |= {"size": 22, "line": {"width": 3, "color": AGENT}}
+            bars = intervals(points, "x", ROLES[role]) | (
+                {"error_x": None} if role == "agent" else {})
             chart.add_scatter(
-                x=points["mean"], y=points["y"] + shift, mode="markers",
-                marker={"color": ROLES[state], "size": 9, "symbol": symbol}, name=NAMES[state],
-                legendgroup=state, showlegend=index == 0, row=index + 1, col=1,
-                **intervals(points, "x", ROLES[state]))
+                x=points["mean"], y=points["y"] + shift, mode="markers", marker=marker,
+                name="agent after" if role == "agent" else NAMES[role], legendgroup=role,
+                showlegend=index == 0, row=index + 1, col=1, **bars)
     _rows_axis(chart, [label for label, *_ in lines]).update_xaxes(showticklabels=True)
     return chart.update_xaxes(title_text=unit, row=max(len(editors), 1))
 

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import polars as pl
 
 from beliefedit.analysis.measures import MEASURES, PROBE_NAMES, SAME, STATES, Measure
+from beliefedit.analysis.populations import POPULATIONS, TABLES
 from beliefedit.analysis.verdict import finding_value
 from beliefedit.formatting import html_table, number
 
 __all__ = ["PROBE_NAMES", "csv_link", "styled", "styled_claims", "styled_comparison"]
 
-TABLE_NAMES = {
-    "all": "All edits",
-    "updating": "Updating: requests that differ from what the model says",
-    "downstream": "Downstream: requests whose downstream answer changes",
-    "fixing": "Fixing: the model is wrong, the request is true",
-    "downstream_or_not": "Edits without and with a downstream fact",
-    "breaking_or_fixing": "Breaking a right belief and fixing a wrong one",
-    "generalisation": "Edits whose downstream answer stays or changes",
-}
-
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
              "downstream fact": "Downstream fact in other forms"}
 """Group of measures to the comparison's table that shows it; other groups have a table each."""
+
+
+def table_title(table: str) -> str:
+    """A table's name and the requests that it counts."""
+    texts = dict.fromkeys(POPULATIONS[group].text for group in TABLES.get(table, ()))
+    return ": ".join(filter(None, [table.replace("_", " ").capitalize(), "; ".join(texts)]))
 
 
 def styled(frame: pl.DataFrame) -> str:
@@ -48,7 +45,7 @@ def styled(frame: pl.DataFrame) -> str:
             if seeds:
                 inner += _folded(f"{editor}: each seed", "".join(seeds))
         inner += csv_link(of_table, f"{table}.csv")
-        parts.append(_folded(TABLE_NAMES.get(table, table), inner))
+        parts.append(_folded(table_title(table), inner))
     return "".join(parts)
 
 
@@ -63,15 +60,15 @@ def styled_comparison(frame: pl.DataFrame, table: str) -> str:
         seed = "all" if row["seed"] is None else str(row["seed"])
         key = (*(row[name] for name in _KEY[:-1]), seed)
         blocks.setdefault(key, {})[row["measure"]] = row
-    parts = [f"<h4>{html.escape(TABLE_NAMES.get(table, table))}</h4>", *_side_by_side(
+    parts = [f"<h4>{html.escape(table_title(table))}</h4>", *_side_by_side(
         "after the edit", blocks, [*heads, "edits"], lambda row: _cell(row, decimals=2), "n")]
     others = {key: block for key, block in list(blocks.items())[1:] if key[-1] == "all"}
     if others:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
         reference = ", ".join(first[name] for name in heads if name != "seed" and first[name])
         parts += _side_by_side(
-            f"compared with {reference} on the same requests, bold where the interval leaves out 0",
-            others, [*heads, "pairs"], _paired, "n_paired")
+            f"compared with {reference} on the same requests, bold where the difference is at "
+            "least the smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
     return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
 
 
@@ -91,8 +88,8 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
         body = []
         for key, block in blocks.items():
             texts = dict(zip(_KEY, key, strict=True))
-            n = max(row[count] or 0 for row in block.values())
-            body.append([*(html.escape(texts[name]) for name in heads[:-1]), f"{n:,}",
+            n = _counts(block[measure.name][count] or 0 for measure in measures)
+            body.append([*(html.escape(texts[name]) for name in heads[:-1]), n,
                          *(cell(block[measure.name]) for measure in measures)])
         groups = ["" if m.group == "request" else ", ".join(filter(None, (m.group, m.unit)))
                   for m in measures]
@@ -107,7 +104,10 @@ def _measure(name: str) -> Measure:
 
 
 def styled_claims(findings: pl.DataFrame) -> str:
-    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and mean."""
+    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and mean.
+
+    The last column says how many of which requests are counted.
+    """
     if findings.is_empty():
         return ""
     editors = findings["editor"].unique(maintain_order=True).to_list()
@@ -116,10 +116,17 @@ def styled_claims(findings: pl.DataFrame) -> str:
         rows.setdefault(row["text"], {})[row["editor"]] = row
     body = []
     for text, row in rows.items():
-        counts = [cell["n"] for cell in row.values()]
-        span = "–".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
-        body.append([html.escape(text), *(_judged(row[editor]) for editor in editors), span])
-    return html_table([["the edited model …", *editors, "edits"]], body, left=len(editors) + 1)
+        counted = (f"{_counts(cell['n'] for cell in row.values())} "
+                   + POPULATIONS[row[editors[0]].get("population", "all")].text)
+        body.append([html.escape(text), *(_judged(row[editor]) for editor in editors),
+                     _small(html.escape(counted))])
+    return html_table([["the edited model …", *editors, "counted"]], body, left=len(editors) + 2)
+
+
+def _counts(numbers: Iterable[int]) -> str:
+    """'215', or '112–215' where several numbers differ."""
+    found = set(numbers)
+    return "–".join(f"{n:,}" for n in sorted({min(found), max(found)}))
 
 
 _MARKS = {True: ("✓ yes", "#1f8a55"), False: ("✗ no", "#d0453a"), None: ("? open", "inherit")}
@@ -170,10 +177,9 @@ def _cell(row: dict | None, *, decimals: int = 3, between: str = "<br>") -> str:
 
 
 def _paired(row: dict) -> str:
-    """The difference to the reference, bold where its interval leaves out zero."""
-    low, high = row["paired_low"], row["paired_high"]
-    text = _with_interval(row["paired"], low, high, 2)
-    return f"<b>{text}</b>" if low is not None and (low > 0 or high < 0) else text
+    """The difference to the reference, bold where it is at least the smallest effect."""
+    text = _with_interval(row["paired"], row["paired_low"], row["paired_high"], 2)
+    return f"<b>{text}</b>" if row["differs"] else text
 
 
 def _with_interval(mean: float | None, low: float | None, high: float | None, decimals: int,

@@ -46,9 +46,10 @@ def scores(p_request, editor=None, seed=0, cases=range(4)):
 
 QUERIES = pl.DataFrame([
     {"case": case, "probe": SAME, "kind": kind, "prompt": "p", "target": CASES[column][case],
-     "label": CASES["object"][case], "p_before_predictive": 0.5, "p_after_direct": 0.95, "p_after_predictive": 0.6}
+     "label": CASES["object"][case], "published_label": None, "p_before_direct": 0.5, "p_before_predictive": 0.5,
+     "p_after_direct": 0.95, "p_after_predictive": 0.6}
     for case in range(4) for kind, column in (("original", "object"), ("requested", "request"))],
-    schema_overrides={"case": pl.UInt32})
+    schema_overrides={"case": pl.UInt32, "published_label": pl.String})
 BOTH = pl.concat([scores(P_AFTER, "first"), scores(P_OTHER, "second")])
 
 
@@ -76,7 +77,9 @@ def test_tables_of_the_fixed_run():
     assert cell("updating", "updating", "after") == near(3, 2.4 / 3, 0.8, 0.8)
     assert cell("updating", "updating", "difference") == near(3, 1.4 / 3, 0.2, 0.6)
     assert cell("breaking_or_fixing", "breaking", "difference") == near(2, 0.5, 0.2, 0.8)  # cases 0 and 2
-    assert cell("generalisation", "downstream answer stays", "difference") == near(3, 0.7 / 3, 0.1, 0.4)  # 1, 2, 3
+    # cases 1 and 2; case 3 repeats what the model says, which can do no damage and is not counted
+    assert cell("generalisation", "downstream answer stays", "difference") == near(2, 0.3, 0.2, 0.4)
+    assert cell("implications", "no downstream implications", "difference") == near(3, 0.7 / 3, 0.1, 0.4)
     # one subject: a mean without an interval
     assert cell("downstream", "downstream", "difference") == (1, pytest.approx(0.8), None, None)
     assert cell("breaking_or_fixing", "fixing", "difference") == (1, pytest.approx(0.4), None, None)
@@ -89,6 +92,14 @@ def test_editors_of_a_run_are_paired_case_by_case():
     assert first["paired"] is None and first["mean"] == pytest.approx(0.65)
     # differences by case -.1, 0, .1, .1; subject means -.05, .1, .1
     assert [second[name] for name in ("n_paired", "paired", "paired_low", "paired_high")] == near(4, 0.025, -0.05, 0.1)
+    assert [first["differs"], second["differs"]] == [None, None]
+    for effect, differs in ((0.02, None), (0.2, False)):  # at most 0.1 apart, but perhaps nothing
+        found = analysis.compare_editors(frame, CONFIG.model_copy(update={"smallest_effect": effect}),
+                                         np.random.default_rng(0))
+        assert row(found, editor="second", state="after")["differs"] is differs
+    apart = analysis.compare_editors(frame.with_columns(p_request_after=pl.when(editor="second").then(
+        0.2).otherwise(0.9)), CONFIG, np.random.default_rng(0))
+    assert row(apart, editor="second", state="after")["differs"] is True
     updating = analysis.compare_editors(frame, CONFIG, np.random.default_rng(0), table="updating")
     assert [row(updating, editor="second", state="after")[name] for name in ("n_paired", "paired")] == near(3, 0.0)
 

@@ -16,18 +16,20 @@ CASES = Cases(
         {"case": case, "probe": probe, "kind": kind, "prompt": f"{case} {probe}", "target": target, "label": label,
          "p_before_predictive": 0.5 if kind == "original" else None}
         for case in range(3) for probe, kind, target, label in (
-            (PROBES[0], "original", "Rome", "Rome"), ("judged_a", "true", "true", "false"))],
+            (PROBES[0], "original", "Rome", "Rome"), ("judged_a", "true", "true", "false"),
+            ("judged_a", "false", "false", "false"))],
         schema_overrides={"case": pl.UInt32}))
-P = {(0, "original"): 0.9, (1, "original"): 0.3, (2, "original"): 0.5, (0, "true"): 0.2, (1, "true"): 0.8, (2, "true"): 0.1}
+P = {(0, "original"): 0.9, (1, "original"): 0.3, (2, "original"): 0.5, (0, "true"): 0.2, (1, "true"): 0.8,
+     (2, "true"): 0.1, (0, "false"): 0.7, (1, "false"): 0.15, (2, "false"): 0.85}
 ANSWERS = pl.DataFrame([
     {"case": case, "probe": PROBES[0] if kind == "original" else "judged_a", "kind": kind, "log_p": math.log(p),
-     "decoded": ("Rome " if p > 0.4 else "Oslo") if kind == "original" else str(p > 0.5).lower()}
+     "decoded": ("Rome " if p > 0.4 else "Oslo") if kind == "original" else str(P[case, "true"] > 0.5).lower()}
     for (case, kind), p in P.items()], schema_overrides={"case": pl.UInt32})
 
 
 def test_answers_by_form():
     asked = pretraining.asked_and_answered(CASES, ANSWERS)
-    assert asked["p_right"].to_list() == pytest.approx([0.9, 0.8, 0.3, 0.2, 0.5, 0.9])
+    assert asked["p_right"].to_list() == pytest.approx([0.9, 0.7, 0.3, 0.15, 0.5, 0.85])
     assert pretraining.error_rates(asked).rows() == [
         ("atomic", 3, 1, pytest.approx(1 / 3), None), ("true/false", 3, 1, pytest.approx(1 / 3), pytest.approx(0))]
     assert pretraining.mistakes(asked)["model_says"].to_list() == ["Oslo", "true"]

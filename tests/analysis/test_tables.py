@@ -19,12 +19,14 @@ from beliefedit.analysis.measures import (
     compute_measures,
     wide_frame,
 )
+from beliefedit.analysis.populations import population
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import ConfigError, MeasureError, StoreError
 from beliefedit.report import html_tables as tables
 
 CONFIG = AnalysisConfig(n_resamples=200)
 JUDGED = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
+LABELS = dict.fromkeys(JUDGED, "true") | {"judged_not": "false"}
 
 # Three cases. 0: the model is right, the request is false and changes the downstream answer.
 # 1: the model is wrong, the request is true. 2: the model already says what is requested (which is false).
@@ -34,6 +36,7 @@ CASES = pl.DataFrame({
     "reinforces": [False, True, False], "downstream_changes": [True, False, False],
     "is_downstream": [False] * 3, "other_is_downstream": [True, False, True],
     "all_independent": [False] * 3, "other_has_both": [True] * 3, "relation_downstream": ["speech", None, "speech"],
+    "as_published": [False] * 3,
 }, schema_overrides={"case": pl.UInt32})
 SAYS_BEFORE, SAYS_AFTER = ["Rome", "maid", "Bern"], ["paris ", "cook", "Bernhard"]
 
@@ -48,24 +51,32 @@ def make_queries():
                        else "new"}
             for kind, target in objects.items():
                 rows.append({"case": case, "probe": probe, "kind": kind, "prompt": f"{case} {probe}",
-                             "target": target, "label": objects["original"], "p_before_predictive": 0.7,
-                             "p_after_direct": 0.95, "p_after_predictive": 0.6})
-        rows += [{"case": case, "probe": probe, "kind": "true", "prompt": f'"{probe}" is', "target": "true",
-                  "label": "true"} for probe in JUDGED]
+                             "target": target, "label": objects["original"], "p_before_direct": 0.02,
+                             "p_before_predictive": 0.7, "p_after_direct": 0.95, "p_after_predictive": 0.6})
+        rows += [{"case": case, "probe": probe, "kind": word, "prompt": f'"{probe}" is', "target": word,
+                  "label": LABELS[probe], "published_label": LABELS[probe]} for probe in JUDGED
+                 for word in ("true", "false")]
         rows.append({"case": case, "probe": "atomic_a", "kind": "stated", "prompt": "A", "target": "a", "label": "a"})
-    rows += [{"case": 0, "probe": form, "kind": kind, "prompt": f'"{form} {kind}" is', "target": "true",
+    rows += [{"case": 0, "probe": form, "kind": kind + ending, "prompt": f'"{form} {kind}" is', "target": word,
               "label": str((kind == "new") != (form == FORMS[1])).lower()}
-             for form in FORMS[:3] for kind in ("old", "new")]
-    return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
+             for form in FORMS[:3] for kind in ("old", "new") for word, ending in (("true", ""), ("false", "_false"))]
+    return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32}, infer_schema_length=None)
 
 
-def score(queries, answers, p, p_true):
-    """Scores with the same probabilities in every case: p by kind, p_true by judged probe."""
+def score(queries, answers, p, credence):
+    """Scores with the same probabilities in every case: p by kind, credence by judged probe.
+
+    A tenth of the probability is on neither "true" nor "false".
+    """
     rows = []
     for query in queries.iter_rows(named=True):
         probe, kind = query["probe"], query["kind"]
         decoded = answers[query["case"]] if probe == PROBES[0] else "NEW" if probe == PROBES[1] else "old thing"
-        value = p_true[probe] if kind in ("true", "stated") else p[{"old": "original", "new": "modal"}.get(kind, kind)]
+        if probe in PROBES or kind == "stated":
+            value = credence[probe] if kind == "stated" else p[kind]
+        else:
+            value = credence.get(probe) or p[{"old": "original", "new": "modal"}[kind.removesuffix("_false")]]
+            value = 0.9 * (value if query["target"] == "true" else 1 - value)
         rows.append({"case": query["case"], "probe": probe, "kind": kind, "log_p": math.log(value),
                      "decoded": decoded})
     return pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
@@ -121,6 +132,15 @@ def test_measures_by_hand(frame):
         "conjunction": ([0.05] * 3, [0.25] * 3),                           # 0.4-0.45; 0.5-0.25
         "disjunction": ([0.15] * 3, [0.25] * 3),                           # 0.8-0.95; 0.5-0.75
         "commutation": ([0.2] * 3, [0] * 3),
+        # published: 0.9 x credence where the label is true; 1 - 0.9 x (1 - credence) where it is false
+        "true_false_published": ([0.21] * 3, [0.05] * 3),                  # 0.6-0.81; 0.5-0.45
+        "negation_published": ([0.18] * 3, [0] * 3),                       # 0.81-(1-0.37); 0.45-(1-0.55)
+        "conjunction_published": ([0.0045] * 3, [0.2475] * 3),             # 0.36-0.81x0.45; 0.45-0.45x0.45
+        "disjunction_published": ([0.1755] * 3, [0.2475] * 3),             # 0.72-(0.81+0.45-0.3645); 0.45-0.6975
+        # one statement in both states: requested or modal
+        "p_lm_goal_same_subject_other_relation": ([0.05] * 3, [0.1] * 3),
+        "p_agent_goal_same_subject_same_relation": ([0.02] * 3, [0.95] * 3),
+        "p_agent_goal_same_subject_other_relation": ([0.7] * 3, [0.6] * 3),
     }
     for measure, (before, after) in expected.items():
         assert frame[f"{measure}_before"].to_list() == pytest.approx(before), measure
@@ -165,7 +185,7 @@ def test_a_registered_measure_is_in_every_table(registered):
     assert "odds of the &lt;b&gt;target&lt;/b&gt;" in page and "answer length" in page
     assert "length, letters" in tables.styled_comparison(
         analysis.compare_editors(frame, CONFIG, np.random.default_rng(0)), "all")
-    finding = verdict.findings_frame(result.with_columns(low="mean", high="mean")).filter(name="better odds")
+    finding = verdict.findings_frame(result.with_columns(low="mean", high="mean"), CONFIG).filter(name="better odds")
     assert finding.select("phrase", "holds").row(0) == ("improves odds of the <b>target</b>", True)
 
 
@@ -200,7 +220,10 @@ def test_an_installed_package_registers_measures(registered, monkeypatch):
 def test_the_wide_frame_has_what_measures_are_computed_from():
     wide = wide_frame(CASES, QUERIES, BEFORE, "before")
     assert wide[f"p.{PROBES[1]}.requested"].to_list() == pytest.approx([0.1] * 3)
-    assert wide[f"target.{PROBES[1]}"].to_list() == ["old"] * 3 and wide["p.judged_not.true"][0] == pytest.approx(0.3)
+    assert wide[f"target.{PROBES[1]}"].to_list() == ["old"] * 3
+    assert wide["p.judged_not.true"][0] == pytest.approx(0.27) and wide["p.judged_not.false"][0] == pytest.approx(0.63)
+    assert wide["credence.judged_not"][0] == pytest.approx(0.3)
+    assert wide["published_true.judged_not"].to_list() == [False] * 3
     assert wide["true.downstream_judged.old"].to_list() == [True, None, None]
     edited_wide = wide_frame(CASES, QUERIES, EDITED, "after")
     assert edited_wide[f"target.{PROBES[0]}"].to_list() == CASES["request"].to_list()
@@ -219,8 +242,7 @@ def test_what_was_told_is_marked_and_in_how_many_edits():
     assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_judged"] == 1
     assert share["bayes", f"coherence_{PROBES[2]}"] == 0 and share["bayes", "negation"] is None
     page = tables.styled(result.filter(table="all", editor="bayes", state="after"))
-    print(page.count("told in 67%"), page.count("told</small>"))
-    assert page.count("told in 67%") == 3 and page.count("told</small>") == 3  # three forms, of one edit
+    assert page.count("told in 67%") == 4 and page.count("told</small>") == 3  # three forms, of one edit
     assert "told</small>" not in tables.styled(result.filter(table="all", editor="bayes", state="before"))
 
 
@@ -231,13 +253,13 @@ def test_frames_of_another_shape_are_named_errors():
 
 @pytest.mark.parametrize(("table", "group", "members"), [
     ("all", "all", [0, 1, 2]), ("updating", "updating", [0, 1]), ("downstream", "downstream", [0]),
-    ("fixing", "fixing", [1]), ("downstream_or_not", "downstream fact", [0, 2]),
-    ("downstream_or_not", "no downstream fact", [1]), ("breaking_or_fixing", "breaking", [0]),
+    ("fixing", "fixing", [1]), ("breaking_or_fixing", "breaking", [0]),
     ("breaking_or_fixing", "fixing", [1]), ("generalisation", "downstream answer changes", [0]),
-    ("generalisation", "downstream answer stays", [1, 2]),
+    ("generalisation", "downstream answer stays", [1]),  # 2 repeats what the model says
+    ("implications", "downstream implications", [0]), ("implications", "no downstream implications", [1, 2]),
 ])
 def test_which_edits_each_table_counts(frame, result, table, group, members):
-    assert frame.filter(analysis.TABLES[table][group])["case"].to_list() == members
+    assert frame.filter(population(table, group).members)["case"].to_list() == members
     counts = result.filter(table=table, group=group, measure="p_request")["n"].to_list()
     assert counts == [len(members)] * 3
 
@@ -270,7 +292,7 @@ def test_no_edits_give_empty_tables_and_say_so():
     frame = compute_measures(CASES, QUERIES, BEFORE, AFTER.clear())
     result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     assert result.is_empty() and analysis.summary(result) == {} and tables.styled(result) == ""
-    findings = verdict.findings_frame(result)
+    findings = verdict.findings_frame(result, CONFIG)
     assert tables.styled_claims(findings) == "" and verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
 
 
@@ -311,7 +333,7 @@ def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     compared = analysis.compare_editors(frame.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">')), CONFIG,
                                         np.random.default_rng(0))
     for page in (tables.styled(hostile), tables.styled_comparison(compared, "all"),
-                 tables.styled_claims(verdict.findings_frame(hostile))):
+                 tables.styled_claims(verdict.findings_frame(hostile, CONFIG))):
         cells = Cells()
         cells.feed(page)
         assert cells.tags <= {"h4", "p", "a", "b", "span", "div", "table", "caption", "thead", "tbody", "tr", "th",
@@ -336,7 +358,7 @@ def test_a_table_can_be_saved_from_the_page(result):
 
 
 def test_without_an_interval_nothing_is_found(result):
-    findings = verdict.findings_frame(result)
+    findings = verdict.findings_frame(result, CONFIG)
     assert findings.filter(name="adopts").select("holds", "mean", "low", "n").row(0) == (
         None, pytest.approx(0.99), None, 2)
     assert tables.styled_claims(findings).count("not tested") == findings["low"].null_count()

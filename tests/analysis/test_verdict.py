@@ -1,17 +1,23 @@
 """Findings follow the intervals of the tables."""
 
+import numpy as np
 import polars as pl
 import pytest
 
 from beliefedit.analysis import verdict
+from beliefedit.analysis.populations import TABLES
+from beliefedit.analysis.tables import exceeds
+from beliefedit.config import AnalysisConfig
+from beliefedit.evaluation.metrics import bootstrap_interval
 
+CONFIG = AnalysisConfig()
 TABLE = {"table": pl.String, "editor": pl.String, "seed": pl.UInt32, "group": pl.String, "measure": pl.String,
          "state": pl.String, "n": pl.UInt32, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 
 
 def rows_for(table, measure, state, n, mean, low, high):
-    return {"table": table, "editor": "lora", "seed": None, "group": table, "measure": measure, "state": state,
-            "n": n, "mean": mean, "low": low, "high": high}
+    return {"table": table, "editor": "lora", "seed": None, "group": TABLES[table][0], "measure": measure,
+            "state": state, "n": n, "mean": mean, "low": low, "high": high}
 
 
 @pytest.mark.parametrize(("low", "high", "holds", "words"), [
@@ -21,7 +27,7 @@ def test_verdict_follows_the_interval(low, high, holds, words):
     mean = (low + high) / 2
     frame = pl.DataFrame([rows_for("updating", "p_request", "before", 412, 0.01, 0.0, 0.02),
                           rows_for("updating", "p_request", "after", 412, mean, low, high)])
-    findings = verdict.findings_frame(frame)
+    findings = verdict.findings_frame(frame, CONFIG)
     (finding,) = findings.filter(name="adopts").to_dicts()
     assert (finding["holds"], finding["n"], finding["mean"]) == (holds, 412, mean)
     assert f"{words} ({mean:.2f} [{low:.2f}, {high:.2f}])" in verdict.sentences(findings)[0]
@@ -32,13 +38,16 @@ def test_verdict_follows_the_interval(low, high, holds, words):
     ("accuracy_other_subject_same_relation", -0.3, -0.1, "others", False),
     ("accuracy_other_subject_same_relation", -0.1, 0.0, "others", None),
     ("coherence_same_subject_same_relation", -0.2, -0.1, "coherence the edited fact", True),
+    ("coherence_same_subject_same_relation", -0.03, 0.01, "coherence the edited fact", True),
+    ("coherence_same_subject_same_relation", 0.01, 0.03, "coherence the edited fact", True),
+    ("coherence_same_subject_same_relation", 0.03, 0.07, "coherence the edited fact", None),
     ("coherence_same_subject_same_relation", 0.1, 0.2, "coherence the edited fact", False),
-    ("negation", -0.2, 0.04, "logic negation", True), ("negation", 0.06, 0.2, "logic negation", False)])
+    ("negation", -0.2, 0.03, "logic negation", True), ("negation", 0.06, 0.2, "logic negation", False)])
 def test_verdict_on_changes(measure, low, high, name, holds):
     frame = pl.DataFrame([rows_for("updating", measure, "before", 9, 0.5, 0.4, 0.6),
                           rows_for("updating", measure, "difference", 9, (low + high) / 2, low, high)])
-    (finding,) = verdict.findings_frame(frame).filter(name=name).to_dicts()
-    assert finding["holds"] is holds
+    (finding,) = verdict.findings_frame(frame, CONFIG).filter(name=name).to_dicts()
+    assert (finding["holds"], finding["population"]) == (holds, "updating")
     assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−").replace("+0.00", "0.00") in verdict.finding_value(finding)
 
 
@@ -57,28 +66,57 @@ def test_a_paragraph_sorts_findings_by_what_holds():
         *change("accuracy_other_subject_same_relation", -0.06, -0.09, -0.04),
         *change("negation", 0.0, -0.01, 0.01), *change("conjunction", 0.01, 0.0, 0.02),
         *change("true_false", 0.5, 0.4, 0.6)])
-    assert verdict.sentences(verdict.findings_frame(frame)) == [
+    log = pl.DataFrame({"editor": ["lora"] * 44, "refused": ["too long"] + [None] * 43, "diverged": [False] * 41 + [True] * 3})
+    assert verdict.sentences(verdict.findings_frame(frame, CONFIG), log=log) == [
         "lora believes the request (0.90 [0.80, 1.00]), keeps negation coherence (0.00 [−0.01, +0.01]) and keeps "
         "conjunction coherence (+0.01 [0.00, +0.02]). It does not revise what follows (0.10 [0.00, 0.20]) and loses "
         "true/false coherence (+0.50 [+0.40, +0.60]). Open is whether it leaves other subjects alone (−0.06 [−0.09, "
         "−0.04]). Not tested: whether it answers with the request, repairs wrong beliefs, leaves the subject's other "
-        "facts alone, moves toward the rational agent on the edited fact, moves toward the rational agent on the "
-        "downstream fact, moves toward the rational agent on other subjects, keeps disjunction coherence and keeps "
-        "commutation coherence."]
+        "facts alone, stays as close to the rational agent on the edited fact, stays as close to the rational agent on "
+        "the downstream fact, stays as close to the rational agent on other subjects, keeps disjunction coherence and "
+        "keeps commutation coherence.",
+        "Of 44 edits by lora, 4 are left out of all numbers (3 diverged: the loss or a score is not finite; 1 could not "
+        "be carried out).",
+        "Claims count requests that contradict the model's answer (n = 40). Exceptions: “revises what follows”: requests "
+        "that change the agent's downstream answer (n = 40)."]
 
 
-def test_editors_are_told_apart_only_where_the_paired_interval_leaves_out_zero():
-    def paired(editor, measure, mean, low, high):
+def test_editors_are_told_apart_by_the_smallest_effect_of_interest():
+    def paired(editor, measure, mean, low, high, differs):
         return {"editor": editor, "seed": None, "measure": measure, "state": "after", "n_paired": 30, "paired": mean,
-                "paired_low": low, "paired_high": high}
+                "paired_low": low, "paired_high": high, "differs": differs}
 
     frame = pl.DataFrame([
-        paired("lora", "p_request", None, None, None), paired("rome", "p_request", 0.2, 0.1, 0.3),
-        paired("rome", "true_false", 0.01, -0.1, 0.1), paired("grace", "p_request", 0.0, -0.1, 0.1),
-        paired("none", "p_request", None, None, None)], infer_schema_length=None)
-    nothing = verdict.findings_frame(pl.DataFrame([], schema=TABLE))
+        paired("lora", "p_request", None, None, None, None), paired("rome", "p_request", 0.2, 0.1, 0.3, True),
+        paired("rome", "true_false", 0.01, -0.01, 0.02, False), paired("grace", "p_request", 0.0, -0.1, 0.1, None),
+        paired("none", "p_request", None, None, None, None)], infer_schema_length=None)
+    nothing = verdict.findings_frame(pl.DataFrame([], schema=TABLE), CONFIG)
     assert verdict.sentences(nothing, [("updating", frame)]) == [
         "On the same requests after the edit, rome differs from lora in p(request) (+0.20 [+0.10, +0.30], n = 30); it "
-        "shows none in true/false error.",
-        "On the same requests after the edit, grace shows no difference from lora in p(request).",
+        "differs by less than the smallest effect of interest in true/false error (+0.01 [−0.01, +0.02], n = 30).",
+        "On the same requests after the edit, grace differs by an amount that is open in p(request) (0.00 [−0.10, "
+        "+0.10], n = 30).",
         "none and lora have no requests in common that could be compared."]
+
+
+@pytest.mark.parametrize(("low", "high", "bound", "above"), [
+    (0.06, 0.10, 0.05, True), (0.01, 0.04, 0.05, False), (0.04, 0.06, 0.05, None), (0.0505, 0.10, 0.05, None),
+    (-0.12, -0.0513, -0.05, None), (0.05, 0.05, 0.05, None), (None, None, 0.05, None)])
+def test_a_bound_near_an_end_of_the_interval_leaves_a_claim_open(low, high, bound, above):
+    assert exceeds(low, high, bound, CONFIG) is above
+
+
+def test_a_claim_does_not_depend_on_the_seed_of_the_bootstrap():
+    """The lower end of these means lies so close to −0.05 that its side changes with the seed."""
+    rng = np.random.default_rng(5)
+    values, clusters = rng.normal(-0.0305, 0.06, 80), np.arange(80) // 2
+    ends = [bootstrap_interval(values[:, None], clusters, np.random.default_rng(seed), n_resamples=2000, level=0.95)
+            for seed in range(100)]
+    lows = np.array([float(found.low[0]) for found in ends])
+    highs = np.array([float(found.high[0]) for found in ends])
+    shift = -0.05 - np.median(lows)  # now half of the seeds have their end above the bound
+    sides = {bool(low + shift > -0.05) for low in lows}
+    claims = {exceeds(low + shift, high + shift, -0.05, CONFIG) for low, high in zip(lows, highs, strict=True)}
+    assert sides == {True, False} and claims == {None}
+    clear = 0.004  # a bit further away every seed agrees again
+    assert {exceeds(low + shift + clear * 5, high, -0.05, CONFIG) for low, high in zip(lows, highs, strict=True)} == {True}

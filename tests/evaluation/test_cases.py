@@ -118,22 +118,29 @@ def check_forms(setting, case, queries, downstream):
     others = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
     about = {"new": objects["modal"], "old": objects["original"]}
     kinds = ["new"] if about["old"] == about["new"] else ["new", "old"]
-    assert sorted(asked["kind"].unique()) == kinds and len(asked) == len(kinds) * (4 if others else 2)
+    assert sorted(asked["kind"].unique()) == sorted(kind + ending for kind in kinds for ending in ("", "_false"))
+    assert len(asked) == 2 * len(kinds) * (4 if others else 2)
     for row in asked.rows(named=True):
+        kind, word = row["kind"].removesuffix("_false"), "false" if row["kind"].endswith("_false") else "true"
         said = setting.lexicon.parse(f"{row['prompt']} true")
         mine = [atom for atom in said.atoms if (atom.subject, atom.relation) == downstream]
         rest = [setting.true[atom.subject, atom.relation] == atom.object for atom in said.atoms if atom not in mine]
-        assert [atom.object for atom in mine] == [about[row["kind"]]]
-        truth = [row["kind"] == "new", *rest]
+        assert [atom.object for atom in mine] == [about[kind]]
+        truth = [kind == "new", *rest]
         right = {"atomic": all, "not": lambda x: not all(x), "and": all, "or": any}[said.form](truth)
         assert FORMS[("atomic", "not", "and", "or").index(said.form)] == row["probe"]
-        assert row["label"] == str(right).lower() and row["target"] == "true"
+        assert row["label"] == str(right).lower() and row["target"] == word
         assert not rest or rest == [said.form == "and"]
 
 
 def check_logic(setting, case, queries):
     """Right labels, worked out anew from the sentences."""
-    asked = {row["probe"]: row for row in queries.filter(~pl.col("probe").is_in((*PROBES, *FORMS))).rows(named=True)}
+    rows = queries.filter(~pl.col("probe").is_in((*PROBES, *FORMS)))
+    asked = {row["probe"]: row for row in rows.filter(pl.col("kind") != "false").rows(named=True)}
+    judged = ["prompt", "label", "published_label"]  # asked for both words
+    assert rows.filter(kind="true").select("probe", *judged).rows() == rows.filter(kind="false").select(
+        "probe", *judged).rows()
+    assert rows.filter(kind="false")["target"].to_list() == ["false"] * len(LOGIC)
     assert set(asked) == {*LOGIC, "atomic_a"}
     said = {probe: setting.lexicon.parse(asked[probe]["prompt"] + " true") for probe in LOGIC}
     (a,), (b,) = said["judged_a"].atoms, said["judged_b"].atoms
@@ -144,6 +151,7 @@ def check_logic(setting, case, queries):
     right = [a_true, b_true, a_true and b_true, a_true and b_true, a_true or b_true, not a_true]
     assert [asked[p]["label"] for p in LOGIC] == ["true" if label else "false" for label in right]
     assert {(asked[p]["kind"], asked[p]["target"]) for p in LOGIC} == {("true", "true")}
+    assert case["as_published"] or all(asked[p]["published_label"] == asked[p]["label"] for p in LOGIC)
     stated = asked["atomic_a"]
     assert (stated["prompt"], stated["target"], stated["label"], stated["kind"]) == (
         atomic_prompt(a.subject, a.relation), a.object, case["object"], "stated")

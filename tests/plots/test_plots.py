@@ -59,9 +59,10 @@ TRUTH = pl.DataFrame({"kind": ["independent", "independent", "dependent"], "sent
 def edit_frames():
     """One case: scores at steps 20 and 40, at step 0, and its queries."""
     kinds = [(probe, kind) for probe in PROBES for kind in ("original", "requested", "modal")]
-    kinds += [(f"judged_{name}", "true") for name in ("a", "b", "and", "and_swapped", "or", "not")]
+    kinds += [(f"judged_{name}", word) for name in ("a", "b", "and", "and_swapped", "or", "not")
+              for word in ("true", "false")]
     kinds += [("atomic_a", "stated")]
-    p = {("judged_a", "true"): 0.6, ("judged_b", "true"): 0.5}
+    p = {("judged_a", "true"): 0.48, ("judged_a", "false"): 0.32, ("judged_b", "true"): 0.2, ("judged_b", "false"): 0.2}
 
     def scores(base):
         return pl.DataFrame([{"case": 3, "probe": probe, "kind": kind, "log_p": math.log(p.get((probe, kind), base)),
@@ -253,11 +254,21 @@ def test_forest_and_bars_hold_means_and_intervals():
     assert point.x[at] == row["mean"]
     assert point.x[at] + point.error_x.array[at] == pytest.approx(row["high"])
     assert point.x[at] - point.error_x.arrayminus[at] == pytest.approx(row["low"])
-    shown = outcomes(TABLES).data[1]
-    assert shown.name == "LM after" and shown.marker.color == style.AFTER
-    changes = TABLES.filter(table="generalisation", group="downstream answer changes", state="after",
-                            measure="accuracy_same_subject_other_relation", editor="lora")["mean"][0]
-    assert shown.x[1] == pytest.approx(changes) and shown.customdata[1][1] == 10
+
+
+def test_outcomes_ask_the_same_statement_before_and_after_and_draw_the_agent():
+    drawn = {trace.name: trace for trace in outcomes(TABLES).data[:3]}
+    assert {name: trace.marker.color for name, trace in drawn.items()} == {
+        "LM before": style.BEFORE, "LM after": style.AFTER, "agent after": style.AGENT}
+    lora = MEASURED.filter(editor="lora")
+    stays = lora.filter(~pl.col("downstream_changes"))  # all of them contradict the model: it says "a" before
+    for name, column in (("LM before", "p_lm_goal_{}_before"), ("LM after", "p_lm_goal_{}_after"),
+                         ("agent after", "p_agent_goal_{}_after")):
+        values = stays[column.format("same_subject_other_relation")]
+        assert drawn[name].x[2] == pytest.approx(np.mean(values.to_numpy()))
+        assert drawn[name].customdata[2][1] == len(stays) == 10
+    requests = [np.mean(lora[f"p_request_{state}"].to_numpy()) for state in ("before", "after")]
+    assert [drawn["LM before"].x[0], drawn["LM after"].x[0]] == pytest.approx(requests)
 
 
 def test_contrasts_show_every_contender_and_its_seeds():

@@ -1,0 +1,134 @@
+"""What reports print, recomputed from raw scores in plain Python and numpy.
+
+The cases are those of a small demo world; what the model says before and after the edits is drawn at random.
+"""
+
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+import beliefedit as be
+from beliefedit.analysis import tables, verdict
+from beliefedit.analysis.measures import compute_measures
+from beliefedit.config import AnalysisConfig, CorpusConfig, EditConfig
+from beliefedit.report import html_tables
+from tests.worlds import small_demo
+
+CONFIG = AnalysisConfig(n_resamples=500)
+EDITED, OTHER = "same_subject_same_relation", "same_subject_other_relation"
+BATCH = 5
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["corrected", "as published"])
+def run(request, tmp_path_factory):
+    """(cases, queries, scores before, scores after, measures)"""
+    world = be.build_world(small_demo(tmp_path_factory.mktemp("demo")), seed=1)
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=120), documents=False)
+    agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects, as_published=request.param)
+    found = be.build_cases(world, corpus, agent, EditConfig(
+        n_cases=90, as_published=request.param, published_batch_size=BATCH))
+    rng = np.random.default_rng(3)
+
+    def scores():
+        rows = found.queries.select("case", "probe", "kind", "target", "label")
+        share = rng.uniform(0.1, 0.9, len(rows))  # neither word of a pair has all that the other lacks
+        says = [target if rng.random() < 0.5 else label for target, label in rows.select("target", "label").iter_rows()]
+        by_prompt = {}
+        decoded = [by_prompt.setdefault(key, word) for key, word in
+                   zip(rows.select("case", "probe").iter_rows(), says, strict=True)]
+        return rows.select("case", "probe", "kind", log_p=pl.Series(np.log(share)), decoded=pl.Series(decoded))
+
+    before = scores()
+    after = scores().select(pl.lit("lora").alias("editor"), pl.lit(0, pl.UInt32).alias("seed"),
+                            pl.lit(1, pl.UInt32).alias("step"), pl.lit(False).alias("told"), pl.all())
+    return found.cases, found.queries, before, after, compute_measures(found.cases, found.queries, before, after)
+
+
+def p_of(scores):
+    return {(case, probe, kind): np.exp(p) for case, probe, kind, p in
+            scores.select("case", "probe", "kind", "log_p").iter_rows()}
+
+
+def answers(scores):
+    return {(case, probe): text for case, probe, text in scores.select("case", "probe", "decoded").iter_rows()}
+
+
+def targets(queries):
+    return {(case, probe, kind): text for case, probe, kind, text in
+            queries.select("case", "probe", "kind", "target").iter_rows()}
+
+
+def test_claims_about_facts_that_should_stay_count_requests_that_contradict_the_model(run):
+    cases, queries, before, after, measured = run
+    says, then, right = answers(before), answers(after), targets(queries)
+    changes, counted = [], 0
+    for row in cases.iter_rows(named=True):
+        case = row["case"]
+        repeats = says[case, EDITED].lower().strip() == row["request"].lower().strip()
+        if repeats or row["downstream_changes"]:
+            continue
+        counted += 1
+        if (case, OTHER, "original") in right:
+            changes.append((then[case, OTHER] == right[case, OTHER, "modal"])
+                           - (says[case, OTHER] == right[case, OTHER, "original"]))
+    assert 10 < counted < len(cases) - 10
+    built = tables.build_tables(measured, CONFIG, np.random.default_rng(0))
+    (claim,) = verdict.findings_frame(built, CONFIG).filter(name="subject").to_dicts()
+    assert (claim["n"], claim["population"]) == (len(changes), "downstream answer stays")
+    assert claim["mean"] == pytest.approx(np.mean(changes))
+    assert html_tables.styled_claims(verdict.findings_frame(built, CONFIG)).count(
+        f"{len(changes)} requests that contradict the model&#x27;s answer and leave") == 1
+
+
+def test_the_number_of_edits_is_that_of_the_measures_shown(run):
+    cases, queries, _, _, measured = run
+    frame = tables.compare_editors(measured, CONFIG, np.random.default_rng(0), table="updating")
+    forms = queries.filter(probe="downstream_judged")["case"].n_unique()
+    all_of_them = int((measured["says_before"].str.to_lowercase() != measured["request"].str.to_lowercase()).sum())
+    asked = {case for case, probe in queries.select("case", "probe").iter_rows() if probe == "downstream_judged"}
+    says = dict(measured.select("case", "says_before").iter_rows())
+    forms = sum(says[case] != dict(cases.select("case", "request").iter_rows())[case] for case in asked)
+    assert 0 < forms < all_of_them
+    page = html_tables.styled_comparison(frame, "updating")
+    shown = {caption: re.search(r"lora</td><td[^>]*>([\d–]+)<", body).group(1) for caption, body in
+             re.findall(r"<caption[^>]*>([^<]+)</caption>(.*?)</table>", page, flags=re.DOTALL)}
+    assert shown["Downstream fact in other forms after the edit"] == str(forms)
+    assert shown["Logical error after the edit"] == str(all_of_them)
+
+
+@pytest.mark.parametrize("state", ["before", "after"])
+def test_logical_errors_normalised_and_as_published(run, state):
+    cases, queries, before, after, measured = run
+    p = p_of(before if state == "before" else after)
+    as_published = cases["as_published"][0]
+    labels = {(case, probe): label for case, probe, kind, label in
+              queries.select("case", "probe", "kind", "label").iter_rows() if probe.startswith("judged")}
+    found = {name: dict(zip(measured["case"], measured[f"{name}_{state}"], strict=True)) for name in (
+        "true_false", "negation", "conjunction", "disjunction", "commutation", "true_false_published",
+        "negation_published", "conjunction_published", "disjunction_published")}
+    n_other_labels = 0
+    for case in cases["case"]:
+        stated = p[case, "atomic_a", "stated"]
+        c = {name: p[case, f"judged_{name}", "true"] / (
+            p[case, f"judged_{name}", "true"] + p[case, f"judged_{name}", "false"])
+            for name in ("a", "b", "not", "and", "and_swapped", "or")}
+        expected = {"true_false": stated - c["a"], "negation": c["a"] - (1 - c["not"]),
+                    "conjunction": c["and"] - c["a"] * c["b"],
+                    "disjunction": c["or"] - (c["a"] + c["b"] - c["a"] * c["b"]),
+                    "commutation": c["and"] - c["and_swapped"]}
+        judge = case // BATCH * BATCH if as_published else case  # whose labels count
+        q, plain = {}, {}
+        for name in ("a", "b", "not", "and", "or"):
+            label = labels[judge, f"judged_{name}"]
+            plain[name] = p[case, f"judged_{name}", label]
+            q[name] = plain[name] if label == "true" else 1 - plain[name]
+            n_other_labels += label != labels[case, f"judged_{name}"]
+        a = plain["a"] if as_published else q["a"]
+        expected |= {"true_false_published": stated - q["a"], "negation_published": q["a"] - (1 - q["not"]),
+                     "conjunction_published": q["and"] - a * q["b"],
+                     "disjunction_published": q["or"] - (q["a"] + q["b"] - q["a"] * q["b"])}
+        assert {name: values[case] for name, values in found.items()} == pytest.approx(
+            {name: abs(value) for name, value in expected.items()}), case
+    assert (n_other_labels > 20) == as_published
