@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
+import torch
 
 from beliefedit.corpus.language import Lexicon, Proposition, clause, judged_prompt, label_word
 
@@ -143,3 +146,94 @@ def evidence_in(sentences: Iterable[str], lexicon: Lexicon) -> Counter:
         weight = WEIGHTS[said.form, said.label]
         counted.update((atom.subject, atom.relation, atom.object, weight) for atom in said.atoms)
     return counted
+
+
+def exact_norms(model) -> None:
+    """Normalise without the step in float32 that models take there, whose rounding 40 steps of Adam amplify to 1e-6."""
+    def forward(norm, hidden):
+        return norm.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = partial(forward, module)
+
+
+class PublishedLoop:
+    """The published evaluation of edits, as sections 7 to 9 of the specification describe it.
+
+    One edit after the other on plain modules, one prompt after the other, and with the published code's slips: the labels of
+    the logic prompts are those of the first case of each batch, and the conjunction takes p(A's label) as it is.
+    """
+
+    def __init__(self, model, tokenizer, queries: list[dict], *, max_answer_tokens: int, batch_size: int) -> None:
+        self.model, self.tokenizer, self.max_answer_tokens = model, tokenizer, max_answer_tokens
+        self.batch_size, self.of_case = batch_size, {}
+        for row in queries:
+            self.of_case.setdefault(row["case"], {})[row["probe"], row["kind"]] = row
+
+    @torch.no_grad()
+    def p(self, prompt: str, target: str) -> float:
+        """Probability of a target after a prompt: the product over its tokens."""
+        start, ids = (self.tokenizer(text)["input_ids"] for text in (prompt, f"{prompt} {target}"))
+        assert ids[:len(start)] == start
+        p = self.model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1)
+        return math.prod(float(p[place - 1, ids[place]]) for place in range(len(start), len(ids)))
+
+    @torch.no_grad()
+    def answer(self, prompt: str) -> str:
+        """The greedy answer of a fixed number of tokens."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        n = len(ids)
+        for _ in range(self.max_answer_tokens):
+            ids = [*ids, int(self.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+            if ids[-1] == self.tokenizer.eos_token_id:
+                break
+        return self.tokenizer.decode(ids[n:], skip_special_tokens=True)
+
+    def metrics(self, case: int, state: str) -> dict[str, float]:
+        """p of the three tracked objects of each probe, substring accuracies, and logical errors."""
+        rows, found = self.of_case[case], {}
+        first = self.of_case[case // self.batch_size * self.batch_size]
+        for (probe, kind), row in rows.items():
+            if kind in ("original", "requested", "modal"):
+                found[f"p.{probe}.{kind}"] = self.p(row["prompt"], row["target"])
+        for probe in dict.fromkeys(probe for probe, kind in rows if kind == "modal"):
+            right = "original" if state == "before" else "requested" if probe == "same_subject_same_relation" else "modal"
+            row = rows[probe, right]
+            found[f"contains_{probe}"] = float(row["target"].lower().strip() in self.answer(row["prompt"]).lower().strip())
+        of_label, q = {}, {}
+        for name in ("a", "b", "not", "and", "or"):
+            label = first[f"judged_{name}", "true"]["label"]
+            of_label[name] = self.p(rows[f"judged_{name}", "true"]["prompt"], label)
+            q[name] = of_label[name] if label == "true" else 1 - of_label[name]
+        stated = rows["atomic_a", "stated"]
+        found["true_false"] = abs(self.p(stated["prompt"], stated["target"]) - q["a"])
+        found["negation"] = abs(q["a"] - (1 - q["not"]))
+        found["conjunction"] = abs(q["and"] - of_label["a"] * q["b"])
+        found["disjunction"] = abs(q["or"] - (q["a"] + q["b"] - q["a"] * q["b"]))
+        return found
+
+    def edited(self, prompt: str, target: str, start: list[torch.Tensor], *, alpha: float, lr: float, steps: int) -> PublishedLoop:
+        """The loop around a copy of the model with LoRA trained on one request; ``start``: first A of each projection."""
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        down = [torch.nn.Parameter(value.detach().clone()) for value in start]
+        up = [torch.nn.Parameter(torch.zeros(layer.mlp.down_proj.out_features, len(a), dtype=a.dtype))
+              for layer, a in zip(model.model.layers, down, strict=True)]
+
+        def hook(a, b):
+            return lambda _, inputs, output: output + alpha / len(a) * inputs[0] @ a.T @ b.T
+
+        for layer, a, b in zip(model.model.layers, down, up, strict=True):
+            layer.mlp.down_proj.register_forward_hook(hook(a, b))
+        optimizer = torch.optim.AdamW([*down, *up], lr=lr, weight_decay=1e-4)
+        first, ids = (self.tokenizer(text)["input_ids"] for text in (prompt, f"{prompt} {target}"))
+        for _ in range(steps):
+            log_p = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            loss = -sum(log_p[place - 1, ids[place]] for place in range(len(first), len(ids))) / (len(ids) - 1)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([*down, *up], 1.0)
+            optimizer.step()
+        after = copy.copy(self)
+        after.model = model.requires_grad_(False)
+        return after

@@ -44,6 +44,11 @@ class EditedModels(ABC):
         """The base's."""
         return self.model.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's."""
+        return self.model.dtype
+
     def in_order(self, versions: Tensor) -> bool:
         """Whether each version answers one row, in order: what training asks for."""
         return torch.equal(versions, torch.arange(len(self), device=self.device))

@@ -41,13 +41,14 @@ class LoraEditor(Editor):
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:
     """Adapters that change nothing yet; every edit starts from the same draw."""
     generator = torch.Generator().manual_seed(config.seed)
-    down, up = {}, {}
+    down, up, dtype = {}, {}, torch.promote_types(model.dtype, torch.float32)
     for name, projection in chosen_projections(model, None).items():
         n_in, n_out = projection.in_features, projection.out_features
         bound = 1 / math.sqrt(n_in)  # Kaiming uniform with a = sqrt(5), as peft draws it
         draw = (torch.rand(config.rank, n_in, generator=generator) * 2 - 1) * bound
-        down[name] = draw.expand(n, -1, -1).clone().to(model.device).requires_grad_()
-        up[name] = torch.zeros(n, n_out, config.rank, device=model.device, requires_grad=True)
+        down[name] = draw.expand(n, -1, -1).clone().to(model.device, dtype).requires_grad_()
+        up[name] = torch.zeros(n, n_out, config.rank, device=model.device, dtype=dtype,
+                               requires_grad=True)
     return Adapters(model, down, up, config.alpha / config.rank)
 
 

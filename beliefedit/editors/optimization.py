@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.request import EditRequest
+from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.scoring import encode_pairs
 
 
@@ -98,15 +99,16 @@ def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
                         use_cache=False)
     finally:
         handle.remove()
-    nll = cross_entropy(output.logits[0].float(), sentences.ids[row, place], reduction="none")
-    return torch.zeros(len(sentences.ids), device=nll.device).index_add(0, row, nll)
+    logits = at_least_float32(output.logits[0])
+    nll = cross_entropy(logits, sentences.ids[row, place], reduction="none")
+    return nll.new_zeros(len(sentences.ids)).index_add(0, row, nll)
 
 
 def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
                     sentences: EncodedSentences, n: int) -> Tensor:
     """Each edit's weighted negative log-likelihood, [n], nats."""
     nll = row_nll(edited, model, sentences) * sentences.weights
-    return torch.zeros(n, device=nll.device).index_add(0, sentences.versions, nll)
+    return nll.new_zeros(n).index_add(0, sentences.versions, nll)
 
 
 class _Adam:

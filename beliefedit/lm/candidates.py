@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from beliefedit.errors import LanguageError
+from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import additive, plant, tree_mask
-from beliefedit.lm.scoring import Model, batches, distinct, encode_pairs, pad_left
+from beliefedit.lm.scoring import Model, batches, distinct, dtype_of, encode_pairs, pad_left
 
 _NODES_AT_ONCE = 256  # attention within a pass costs their square
 _TOKENS_AT_ONCE = 8192  # of a batch, padding included
@@ -118,11 +119,11 @@ def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
         places, targets = part.places.to(model.device), part.targets.to(model.device)
         for rows in batches(lengths + len(part.tokens), _TOKENS_AT_ONCE):
             inputs = _inputs(part, [tokens[row] for row in rows], trie.tokenizer.pad_token_id,
-                             model.device)
+                             model.device, dtype_of(model))
             if versions is not None:
                 inputs["versions"] = version_of[rows]
-            logits = model(**inputs, use_cache=False,
-                           logits_to_keep=len(part.tokens) + 1).logits.float()
+            logits = at_least_float32(model(**inputs, use_cache=False,
+                                            logits_to_keep=len(part.tokens) + 1).logits)
             found = logits[:, places, targets] - logits.logsumexp(-1)[:, places]
             log_p[rows[:, None], part.predicted] = found.double().cpu().numpy()
     for depth in range(1, tree.depths.max() + 1):
@@ -132,7 +133,7 @@ def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
 
 
 def _inputs(part: _Pass, prompts: Sequence[Sequence[int]], pad: int,
-            device: torch.device) -> dict[str, Tensor]:
+            device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Prompts, padded on the left, each with the part's nodes behind it: a tree in every row."""
     ids, n_padding = pad_left(prompts, pad)
     n_rows, width = ids.shape
@@ -143,4 +144,4 @@ def _inputs(part: _Pass, prompts: Sequence[Sequence[int]], pad: int,
         (ids, part.tokens.expand(n_rows, -1)), (ends, width + part.ends.expand(n_rows, -1)),
         (position.clamp(min=0), position[:, -1:] + part.depths)))
     mask = tree_mask(torch.arange(length, device=device)[None], ends)
-    return {"input_ids": ids, "position_ids": positions, "attention_mask": additive(mask)}
+    return {"input_ids": ids, "position_ids": positions, "attention_mask": additive(mask, dtype)}

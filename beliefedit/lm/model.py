@@ -38,6 +38,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in the precision that probabilities are computed in: float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator,
                 max_length: int = 2048) -> PreTrainedModel:
     """A Mistral decoder with random weights, or the existing model that ``config.init`` names.

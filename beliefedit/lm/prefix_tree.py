@@ -48,9 +48,9 @@ class Forest:
         places[order] = self.starts[1:][tree] - 1 - np.arange(len(tree))
         return places
 
-    def rows(self, trees: Ints, places_from_the_end: Ints, pad: int,
-             device: torch.device) -> dict[str, Tensor]:
-        """Trees as rows, padded on the left: the arguments of a causal LM."""
+    def rows(self, trees: Ints, places_from_the_end: Ints, pad: int, device: torch.device,
+             dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Trees as rows, padded on the left: the arguments of a causal LM of this dtype."""
         width, nodes = int(self.sizes[trees].max()), self.nodes_of(trees)
         row = np.repeat(np.arange(len(trees)), self.sizes[trees])
         place = width - 1 - places_from_the_end[nodes]
@@ -61,7 +61,7 @@ class Forest:
         ids, positions, number, ends = (torch.from_numpy(values).to(device)
                                         for values in (ids, positions, number, ends))
         return {"input_ids": ids, "position_ids": positions,
-                "attention_mask": additive(tree_mask(number, ends))}
+                "attention_mask": additive(tree_mask(number, ends), dtype)}
 
 
 def tree_mask(order: Tensor, ends: Tensor) -> Tensor:
@@ -79,9 +79,13 @@ def tree_mask(order: Tensor, ends: Tensor) -> Tensor:
     return mask[:, None]
 
 
-def additive(mask: Tensor) -> Tensor:
-    """A mask as float32 to add to attention scores: 0 where True, else the least number."""
-    return torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+def additive(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A mask to add to attention scores: 0 where True, else the least number.
+
+    It has the dtype of the scores: torch reads a float32 mask wrong where the scores are float64.
+    """
+    least = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+    return torch.where(mask, torch.zeros_like(least), least)
 
 
 def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = None,

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.errors import LanguageError
+from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import Ints, plant
 
 Model = PreTrainedModel | Callable
@@ -114,7 +115,7 @@ def score_prepared(model: Model, questions: Questions) -> np.ndarray:
     """`score` for what was prepared for this model, or one of its size: float64 [n], nats."""
     log_p = np.zeros(questions.n_pairs)
     for inputs, pair, (row, place, token) in questions.batches:
-        logits = model(**inputs).logits[row, place].float()
+        logits = at_least_float32(model(**inputs).logits[row, place])
         found = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
         np.add.at(log_p, pair, found.double().cpu().numpy())
     return log_p
@@ -123,11 +124,12 @@ def score_prepared(model: Model, questions: Questions) -> np.ndarray:
 def _questions(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
                targets: Sequence[str], versions: Sequence[int] | None) -> Questions:
     pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
-    return Questions(len(pairs.ids), _ready(pairs, versions, tokenizer.pad_token_id, model.device))
+    return Questions(len(pairs.ids), _ready(pairs, versions, tokenizer.pad_token_id, model.device,
+                                            dtype_of(model)))
 
 
 def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int,
-           device: torch.device) -> Iterator[_Batch]:
+           device: torch.device, dtype: torch.dtype) -> Iterator[_Batch]:
     """The batches of `Questions`, one by one: a whole corpus's masks would not fit in memory.
 
     Each version's questions stand in trees: what begins alike is read once.
@@ -141,7 +143,7 @@ def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int,
     row_of, version = np.empty((2, len(forest.sizes)), dtype=np.int64)
     version[forest.tree] = kinds
     for batch in batches(forest.sizes, _BATCH_TOKENS[device.type]):
-        inputs: dict[str, Any] = forest.rows(batch, back, pad, device)
+        inputs: dict[str, Any] = forest.rows(batch, back, pad, device, dtype)
         if versions is not None:
             inputs["versions"] = torch.from_numpy(version[batch]).to(device)
         members = np.flatnonzero(np.isin(forest.tree[pair], batch))
@@ -150,6 +152,11 @@ def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int,
         where = row_of[forest.tree[pair[members]]], n_kept - 1 - back[node[members]], token[members]
         yield (inputs | {"use_cache": False, "logits_to_keep": n_kept}, pair[members],
                tuple(torch.from_numpy(values).to(device) for values in where))
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """A model's dtype; float32 for a callable that has none."""
+    return getattr(model, "dtype", torch.float32)
 
 
 def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """Scores and answers against one prompt at a time, without padding, cache or sharing."""
 
+import copy
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from beliefedit.config import ModelConfig
 from beliefedit.errors import ConfigError, LanguageError, StoreError
 from beliefedit.lm import scoring as lm
+from beliefedit.lm.candidates import Trie, log_probabilities
 from beliefedit.lm.model import build_model, load_model, resolve_device, save_model
 from beliefedit.lm.scoring import CACHE, encode_pairs, generate, prepare, score, score_prepared
 from beliefedit.lm.tokenizer import train_tokenizer
@@ -243,3 +245,16 @@ def test_devices(monkeypatch):
         resolve_device("gpu")
     with pytest.raises(ConfigError, match="'mps' is not supported(?s:.*)auto, cpu, cuda"):
         resolve_device("mps")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_precision_is_scored_by_its_own_forward_pass(model, tokenizer, dtype):
+    """torch reads a float32 mask wrong where attention is float64: p came out 300 times too small."""
+    model = copy.deepcopy(model).to(dtype)
+    expected = [slow_log_p(model, tokenizer, *pair) for pair in zip(PROMPTS, TARGETS, strict=True)]
+    atol = 1e-9 if dtype == torch.float64 else 0.3  # bfloat16 has three digits
+    np.testing.assert_allclose(score(model, tokenizer, PROMPTS, TARGETS), expected, atol=atol)
+    objects = ["london", "paris", "x"]
+    log_p = log_probabilities(model, Trie(tokenizer, objects, PROMPTS[0]), PROMPTS[:1] * 2)
+    ours = [slow_log_p(model, tokenizer, PROMPTS[0], target) for target in objects]
+    np.testing.assert_allclose(log_p, [ours] * 2, atol=atol)

@@ -1,0 +1,64 @@
+"""With ``as_published`` the kit gives the numbers of the published evaluation, one edit after the other on plain modules."""
+
+import polars as pl
+import pytest
+
+import beliefedit as be
+from beliefedit.analysis.measures import PROBES, wide_frame
+from beliefedit.config import LoraConfig
+from beliefedit.editors.lora import fresh_adapters
+from beliefedit.evaluation.edits import EditSetup, gather, query_model, run_editor
+from tests.oracles import PublishedLoop, exact_norms
+
+N_CASES, BATCH, LR = 32, 8, 3e-3
+PARAMS = {
+    "graph": {"demo_subjects": 60, "min_cooccurrence": 5}, "device": "cpu", "world": {"min_truth": 0.9},
+    "model": {"size": "tiny", "vocab_size": 400},
+    "corpus": {"n_facts": N_CASES, "n_samples": 20, "sentences_per_doc": 1, "n_orders": 1},
+    "pretraining": {"n_tokens": 60_000, "batch_tokens": 256, "n_evaluations": 1, "n_eval_facts": 4},
+    "edit": {"n_cases": N_CASES, "as_published": True, "published_batch_size": BATCH, "n_trajectories": 0,
+             "editors": {"lora": {"lr": LR}}}}
+LOGIC = ("true_false", "negation", "conjunction", "disjunction")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return be.Run(tmp_path_factory.mktemp("published"), be.config.with_overrides(PARAMS, {}))
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory):
+    """State -> case -> the kit's measures, edits made in batches; in float64, as is the loop."""
+    folder, model, cases = tmp_path_factory.mktemp("edits"), run.model.double(), run.cases
+    exact_norms(model)
+    config = run.config.edit
+    before = query_model(model, run.tokenizer, cases.queries, max_new_tokens=run.max_answer_tokens)
+    run_editor(EditSetup(model, run.tokenizer), "lora", config.editors["lora"], cases, config, seed=0,
+               max_new_tokens=run.max_answer_tokens, folder=folder)
+    after = gather(folder)["scores"]
+    frame = be.analysis.compute_measures(cases.cases, cases.queries, before, after)
+    found = {}
+    for state, scores in (("before", before), ("after", after)):
+        wide = wide_frame(cases.cases, cases.queries, scores, state).select("case", pl.col(r"^p\..*$"))
+        found[state] = {row["case"]: row for row in frame.join(wide, on="case").iter_rows(named=True)}
+    return found
+
+
+def test_probabilities_accuracies_and_logical_errors_are_the_published_ones(run, measured):
+    queries = run.cases.queries.to_dicts()
+    loop = PublishedLoop(run.model, run.tokenizer, queries, max_answer_tokens=run.max_answer_tokens, batch_size=BATCH)
+    start = [value[0] for value in fresh_adapters(run.model, 1, LoraConfig()).down.values()]
+    accuracies, moved = [], []
+    for case in run.cases.edit_cases():
+        edited = loop.edited(case.request.prompt, case.request.target, start, alpha=8, lr=LR, steps=40)
+        for state, of_state in (("before", loop), ("after", edited)):
+            ours, theirs = measured[state][case.number], of_state.metrics(case.number, state)
+            assert len(theirs) >= 3 + 1 + 4  # a fact that no other resembles still has its own probe
+            for name, value in theirs.items():
+                key = name if name.startswith("p.") else f"{name}_published_{state}" if name in LOGIC else f"{name}_{state}"
+                assert ours[key] == pytest.approx(value, abs=1e-6, rel=0), (case.number, state, name)
+            accuracies += [value for name, value in theirs.items() if name.startswith("contains")]
+        moved.append(measured["after"][case.number][f"p.{PROBES[0]}.requested"])
+    assert 0.2 < sum(accuracies) / len(accuracies) < 1 and max(moved) > 0.5  # the model knows something, edits do something
+    first = run.cases.queries.filter(kind="true").select(pl.col("label") != pl.col("published_label"))
+    assert first["label"].sum() > 10  # the labels of a batch's first item are others
