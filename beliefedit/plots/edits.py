@@ -147,7 +147,7 @@ def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 2
     ``measured`` comes from `compute_measures`; ``n_bins`` divide 0 to 1.
     """
     rows, errors = measured.filter(editor=editor), _errors()
-    chart = panels(f"Spread of the errors over all edits: {short(editor)}", list(errors.values()),
+    chart = panels(f"Spread of the errors, all requests: {short(editor)}", list(errors.values()),
                    columns=3, panel_height=180)
     edges = np.linspace(0, 1, n_bins + 1)
     for index, name in enumerate(errors):
@@ -212,8 +212,8 @@ def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *
     p = last_step(scores.filter(**wanted, editor=editor)).select(case, p=pl.col("log_p").exp())
     rows = queries.filter(**wanted).with_columns(case).join(p, on="case", maintain_order="left")
     names = [*_PUBLISHED.values(), "the agent's change"]
-    chart = panels(f"Errors as published, on the requested object: {short(editor)}", names,
-                   panel_height=170)
+    chart = panels(f"Errors as published, on the requested object, all requests: {short(editor)}",
+                   names, panel_height=170)
     edges = np.linspace(0, 1, n_bins + 1)
     for index, column in enumerate(_PUBLISHED):
         errors = rows.select(metrics.probability_error(pl.col("p"), pl.col(column)))["p"]
@@ -314,8 +314,9 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
               for row in contenders.iter_rows(named=True)]
     contenders = contenders.with_columns(label=pl.Series(labels, dtype=pl.String))
     seeds = " (small: single seeds)" if rows["seed"].n_unique() > 1 else ""
-    chart = panels(f"After the edit, mean and interval{seeds}", [label for label, *_ in COMPARED],
-                   columns=1, panel_height=max(len(labels), 1) * (32 if shown else 22) + 40, gap=34)
+    names = [f"{label}<br>{wrapped(population(table).text, 60)}" for label, table, _ in COMPARED]
+    chart = panels(f"After the edit, mean and interval{seeds}", names, columns=1, gap=50,
+                   panel_height=max(len(labels), 1) * (32 if shown else 22) + 56)
     for index, (_, table, measure) in enumerate(COMPARED):
         points = frames[table].filter(state="after", measure=measure).join(
             contenders, on=key, maintain_order="left")
