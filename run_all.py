@@ -54,8 +54,10 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
         if points and (out / SUMMARY).exists():
             raise StoreError(f"{out} holds a single run, no place for a sweep",
                              remedy="choose another --out")
-        plans = [runner.make_plan(params_file, fixed | point, out / sweep.folder_name(point), found,
-                                  only=only, force=force, point=point) for point in points or [{}]]
+        folders = [out / name for name in sweep.folder_names(points)] or [out]
+        plans = [runner.make_plan(params_file, fixed | point, folder, found, only=only, force=force,
+                                  point=point)
+                 for folder, point in zip(folders, points or [{}], strict=True)]
         records = [runner.open_record(plan) for plan in plans]
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _compute_together(plans):
             return
