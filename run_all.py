@@ -28,7 +28,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
               default=ROOT / "params" / "demo.yaml", help="parameter file  [params/demo.yaml]")
 @click.option("--out", help="run folder  [runs/NAME OF THE PARAMETER FILE]")
 @click.option("--only", multiple=True, metavar="NAME",
-              help="run only this notebook, e.g. 03_editing; may be repeated")
+              help="run only this notebook, e.g. 03_editing, whatever the parameter "
+                   "'notebooks' says; may be repeated")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] makes a run of each")
 @click.option("--force", is_flag=True,
