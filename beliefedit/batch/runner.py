@@ -263,7 +263,7 @@ def _write_pages(plan: Plan, record: dict[str, Any], names: Sequence[str]) -> No
     _summarise(plan, record)
     for name in names:
         entry, executed = record["notebooks"][name], plan.executed(name)
-        if entry.get("executed") == file_digest(executed):
+        if executed.exists() and entry.get("executed") == file_digest(executed):
             head = page_head(record)
             if not shared_stages([name]):
                 head["learned"] = None  # the corpus is what it is, whatever the model learned

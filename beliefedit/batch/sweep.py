@@ -32,7 +32,7 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
     for key, value in settings:
         found = values.setdefault(key, [])
         found.extend(_values(key, value))
-    values = {key: list({_text(item): item for item in found}.values())
+    values = {key: list({repr(item): item for item in found}.values())
               for key, found in values.items()}
     fixed = {key: found[0] for key, found in values.items() if len(found) == 1}
     swept = {key: found for key, found in values.items() if len(found) > 1}
@@ -80,8 +80,7 @@ def _text(value: Any) -> str:
             json.loads(value)
         except (ValueError, RecursionError):
             return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"),
-                      default=repr)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=repr)
 
 
 def _safe(text: str) -> str:
