@@ -26,9 +26,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.command()
 @click.option("--params", "params_file", type=click.Path(path_type=Path),
               default=ROOT / "params" / "demo.yaml", help="parameter file  [params/demo.yaml]")
-@click.option("--out", type=FOLDER, help="run folder  [runs/NAME OF THE PARAMETER FILE]")
+@click.option("--out", help="run folder  [runs/NAME OF THE PARAMETER FILE]")
 @click.option("--only", multiple=True, metavar="NAME",
-              help="run only this notebook, e.g. 03_editing; may be repeated")
+              help="run only this notebook, e.g. 03_editing, whatever the parameter "
+                   "'notebooks' says; may be repeated")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] makes a run of each")
 @click.option("--force", is_flag=True,
@@ -37,7 +38,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of the notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
-def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: Sequence[str],
+def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
          force: bool, clean: bool, notebooks: Path, more_settings: Sequence[str]) -> None:
     """Run the notebooks in order, write an HTML report of each, and an index of the run.
 
@@ -45,24 +46,30 @@ def main(*, params_file: Path, out: Path | None, only: Sequence[str], settings: 
     """
     try:
         fixed, points = sweep.grid(parse_override(text) for text in (*settings, *more_settings))
-        out = out or Path("runs") / (params_file.stem + ("-sweep" if points else ""))
+        if out == "":
+            raise StoreError("--out is empty", remedy="name a folder, or leave it out")
+        folder = Path(out or Path("runs") / (params_file.stem + ("-sweep" if points else "")))
         if clean:
-            removed = [f"removed {path}" for path in remove_unused(out)]
+            removed = [f"removed {path}" for path in remove_unused(folder)]
             click.echo("\n".join(removed) or "nothing to remove")
             return
         found = runner.find_notebooks(notebooks)
-        if points and (out / SUMMARY).exists():
-            raise StoreError(f"{out} holds a single run, no place for a sweep",
+        if points and (folder / SUMMARY).exists():
+            raise StoreError(f"{folder} holds a single run, no place for a sweep",
                              remedy="choose another --out")
-        plans = [runner.make_plan(params_file, fixed | point, out / sweep.folder_name(point), found,
-                                  only=only, force=force, point=point) for point in points or [{}]]
+        folders = [folder / name for name in sweep.folder_names(points)] or [folder]
+        for place in (folder, *folders):
+            runner.check_folder(place, found)
+        plans = [runner.make_plan(params_file, fixed | point, place, found, only=only, force=force,
+                                  point=point)
+                 for place, point in zip(folders, points or [{}], strict=True)]
         records = [runner.open_record(plan) for plan in plans]
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _compute_together(plans):
             return
         titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
                   for n, plan in enumerate(plans, start=1)]
         finished = list(map(_run, plans, records, titles))
-        index = _compare(out, plans, records) if points else out / "index.html"
+        index = _compare(folder, plans, records) if points else folder / "index.html"
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)
@@ -105,7 +112,8 @@ def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -
     """The page that compares a sweep's runs, and a table of them."""
     rows = [("run", "status", "time", "index")]
     for plan, record in zip(plans, records, strict=True):
-        states = {name: entry["status"] for name, entry in record["notebooks"].items()}
+        states = {path.stem: record["notebooks"].get(path.stem, {}).get("status")
+                  for path in plan.notebooks}
         failed = [f"failed at {name}" for name, state in states.items() if state == "failed"]
         done = f"{list(states.values()).count('done')} of {len(plan.notebooks)} notebooks done"
         index = str(plan.folder / "index.html")

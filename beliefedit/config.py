@@ -35,6 +35,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from beliefedit.errors import BeliefEditError, ConfigError
+from beliefedit.formatting import MISSING, flatten
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -53,6 +54,20 @@ def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value in canonical form, 64 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+NOT_COMPARED = {"plugins", "notebooks"}
+"""Parameters that do not tell configurations apart: where plugins lie, which notebooks are run."""
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """'seed 0 -> 1; corpus.n_facts 500 -> 1000' of two configurations as JSON; '' if they agree."""
+    old, new = flatten(before), flatten(after)
+    pairs = {key: (old.get(key, MISSING), new.get(key, MISSING))
+             for key in old | new if key not in NOT_COMPARED}
+    changed = [f"{key} {was} -> {is_now}" for key, (was, is_now) in pairs.items() if was != is_now]
+    more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
+    return "; ".join(changed[:5] + more)
 
 
 def explain(error: ValidationError, root: type) -> str:
@@ -524,7 +539,8 @@ class Experiment(Config):
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(None, description="only these are run; null: all")
     plugins: tuple[str, ...] = Field(
-        (), description="modules, by name or path of a .py file, that register editors or measures")
+        (), description="modules, by name or path of a .py file, that register editors or measures;"
+        " paths are relative to the parameter file, in overrides to the working directory")
     graph: GraphConfig = GraphConfig()
     world: WorldConfig = WorldConfig()
     corpus: CorpusConfig = CorpusConfig()
@@ -543,8 +559,8 @@ class Experiment(Config):
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that name this configuration, wherever its plugins lie."""
-        return digest(self.model_dump(mode="json", exclude={"plugins"}))[:12]
+        """Twelve hexadecimal digits that name this configuration; see `NOT_COMPARED`."""
+        return digest(self.model_dump(mode="json", exclude=NOT_COMPARED) | {"notebooks": None})[:12]
 
 
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -552,7 +568,8 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         path: YAML file with a section per stage; what it does not say keeps its default.
-        overrides: dotted key to value, e.g. ``{"edit.n_cases": 50}``.
+        overrides: dotted key to value, e.g. ``{"edit.n_cases": 50}``; paths in ``plugins`` are
+            relative to the working directory, those of the file to its folder.
 
     Raises:
         ConfigError: missing or malformed file, unknown key, wrong type, impossible value, or a
@@ -587,12 +604,14 @@ def with_overrides(params: Experiment | Mapping[str, Any],
 
 
 def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: Path) -> Experiment:
-    """The experiment; paths of plugins are relative to ``folder``."""
+    """The experiment; paths of plugins in ``values`` are relative to ``folder``."""
+    overrides = dict(overrides)
+    for settings, base in ((values, folder), (overrides, Path())):
+        if isinstance(settings.get("plugins"), list | tuple):
+            settings["plugins"] = [str((base / plugin).resolve()) if plugin.endswith(".py")
+                                   else plugin for plugin in map(str, settings["plugins"])]
     for key, value in overrides.items():
         _set_dotted(values, key, value)
-    if isinstance(values.get("plugins"), list | tuple):
-        values["plugins"] = [str((folder / plugin).resolve()) if plugin.endswith(".py")
-                             else plugin for plugin in map(str, values["plugins"])]
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

@@ -42,11 +42,11 @@ def duration(seconds: float) -> str:
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as one: {'a': {'b': 1}} becomes {'a.b': 1}."""
+    """Nested mappings as one: {'a': {'b': 1, 'c': {}}} becomes {'a.b': 1, 'a.c': {}}."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
-        inner = flatten(value) if isinstance(value, Mapping) else None
-        flat |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}
+        inner = flatten(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{key}.{k}": v for k, v in inner.items()} if inner else {key: value}
     return flat
 
 

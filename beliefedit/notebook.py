@@ -14,10 +14,13 @@ import polars as pl
 from IPython.display import HTML, display
 
 from beliefedit.analysis.pretraining import learned_corpus
+from beliefedit.config import differences
 from beliefedit.formatting import html_table, number
 
 if TYPE_CHECKING:
     from beliefedit.run import Run
+
+_WARNING = "border-left:4px solid #D55E00;padding:.5em 1em"
 
 
 def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:
@@ -45,20 +48,24 @@ def bullets(lines: Iterable[str]) -> HTML:
 
 
 def experiment_header(run: Run) -> HTML:
-    """What is run, in a line."""
+    """What is run, in a line, and where it differs from the run that the folder records."""
     config = run.config
     source = "the built-in demo graph" if config.graph.source == "demo" else config.graph.source
     text = (f"Experiment {config.name} ({config.hash}), seed {config.seed}: "
             f"{config.corpus.n_facts:,} facts of {source}")
-    return HTML(f"<p>{html.escape(text)}</p>")
+    changed = differences(run.recorded, config.model_dump(mode="json")) if run.recorded else ""
+    folder = "/".join(run.folder.resolve().parts[-2:])
+    warning = (f"This notebook shows another configuration than the reports of {folder}: "
+               f"{changed}; its artifacts lie beside the run's, nothing is replaced.")
+    return HTML(f"<p>{html.escape(text)}</p>" + (
+        f'<p style="{_WARNING}">{html.escape(warning)}</p>' if changed else ""))
 
 
 def pretraining_check(metrics: pl.DataFrame) -> HTML:
     """A line that says how well the model learned its corpus; a warning if it did not."""
     learned, judgement = learned_corpus(metrics)
     style, warning = ("", "") if learned is not False else (
-        "border-left:4px solid #D55E00;padding:.5em 1em",
-        "<b>Numbers about editing this model are not evidence.</b> ")
+        _WARNING, "<b>Numbers about editing this model are not evidence.</b> ")
     return HTML(f'<p style="{style}">{warning}{html.escape(judgement)}</p>')
 
 

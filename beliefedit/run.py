@@ -65,6 +65,10 @@ class Run:
         store: where artifacts live, if not in the folder.
         read_only: a missing artifact raises `StoreError` instead of being computed.
 
+    Attributes:
+        recorded: the configuration that summary.json of the folder records, by section; None: the
+            folder holds no recorded run.
+
     Raises:
         ConfigError: unknown or impossible parameters.
         StoreError: the folder cannot be used, or holds no configuration where none is given.
@@ -75,7 +79,8 @@ class Run:
                  read_only: bool = False) -> None:
         self.folder = Path(folder)
         record = read_json(self.folder / SUMMARY) if (self.folder / SUMMARY).exists() else {}
-        if params is None and "config" not in record:
+        self.recorded: Mapping[str, Any] | None = record.get("config")
+        if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
                              remedy="give the parameters, or make the run with run_all.py")
         if isinstance(params, str | Path):

@@ -8,6 +8,7 @@ key is computed beside it, and a crash leaves nothing that looks finished.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -202,6 +203,14 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         raise StoreError(f"damaged file: {error}", where=str(path),
                          remedy="delete it and run again") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits; '' if there is no such file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from beliefedit.config import Experiment, digest, editor_parameters, load_params, parse_override
+from beliefedit.config import (
+    Experiment,
+    differences,
+    digest,
+    editor_parameters,
+    load_params,
+    parse_override,
+    with_overrides,
+)
 from beliefedit.errors import ConfigError
 
 PARAMS = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
@@ -140,3 +148,32 @@ def test_one_editor_from_keywords():
     assert editor_parameters("lora", {"lr": 0.01}).lr == 0.01
     with pytest.raises(ConfigError, match="did you mean 'rank'"):
         editor_parameters("lora", {"rnk": 1})
+
+
+def test_plugins_are_looked_for_beside_the_parameter_file_and_in_overrides_beside_the_user(tmp_path, monkeypatch):
+    (tmp_path / "params").mkdir()
+    for path in (tmp_path / "params" / "a.py", tmp_path / "b.py"):
+        path.write_text("")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params" / "x.yaml").write_text("plugins: [a.py]")
+    assert load_params("params/x.yaml").plugins == (str(tmp_path / "params" / "a.py"),)
+    assert load_params("params/x.yaml", {"plugins": ["b.py"]}).plugins == (str(tmp_path / "b.py"),)
+    assert load_params("params/x.yaml", {"plugins": ["json"]}).plugins == ("json",)
+    with pytest.raises(ConfigError, match=r"a\.py"):
+        load_params("params/x.yaml", {"plugins": ["a.py"]})
+
+
+def test_differences_name_the_parameters_that_tell_configurations_apart():
+    def dumped(overrides):
+        return with_overrides({}, overrides).model_dump(mode="json")
+
+    assert differences(dumped({}), dumped({"notebooks": ["01_corpus"], "plugins": ["json"]})) == ""
+    assert differences(dumped({}), dumped({"seed": 1, "edit.n_cases": 7})) == (
+        f"seed 0 -> 1; edit.n_cases {dumped({})['edit']['n_cases']} -> 7")
+    assert differences({"a": {"x": {}}}, {"a": {}}) == "a.x {} -> –; a – -> {}"
+    changed = differences(dict.fromkeys("abcdefg", 0), dict.fromkeys("abcdefg", 1))
+    assert changed.endswith("e 0 -> 1; and 2 more")
+
+
+def test_the_choice_of_notebooks_makes_no_other_configuration():
+    assert with_overrides({}, {"notebooks": ["01_corpus"]}).hash == Experiment().hash

@@ -36,7 +36,7 @@ def test_durations(seconds, text):
 def test_nested_settings_get_dotted_keys_in_order():
     nested = {"seed": 1, "edit": {"editors": {"lora": {"lr": 0.1}}, "n": None}, "empty": {}, "list": [1]}
     assert list(flatten(nested).items()) == [
-        ("seed", 1), ("edit.editors.lora.lr", 0.1), ("edit.n", None), ("list", [1])]
+        ("seed", 1), ("edit.editors.lora.lr", 0.1), ("edit.n", None), ("empty", {}), ("list", [1])]
 
 
 def test_tables_join_equal_names_above_the_last_row_and_align_numbers_right():

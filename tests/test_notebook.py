@@ -1,12 +1,13 @@
 """How notebooks show frames, sentences, a run's header and its costs."""
 
+import html
 import re
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from beliefedit.config import Experiment
+from beliefedit.config import Experiment, with_overrides
 from beliefedit.notebook import (
     bullets,
     experiment_header,
@@ -16,6 +17,7 @@ from beliefedit.notebook import (
     show,
     stage_costs,
 )
+from beliefedit.run import Run
 from beliefedit.store import write_json
 from tests.sample_notebooks import HOSTILE
 
@@ -24,7 +26,7 @@ class FakeRun:
     """A run with a corpus and a model."""
 
     def __init__(self, folder: Path, atomic: float | None = 0.95) -> None:
-        self.folder = folder
+        self.folder, self.recorded = folder, None
         self.config = Experiment(name=HOSTILE[0], seed=7, corpus={"n_facts": 1500})
         self.training_metrics = pl.DataFrame({"atomic": [0.1, atomic], "true_false": [0.2, None]})
         for stage, seconds in (("corpus", 1.5), ("model", 60.0)):
@@ -68,6 +70,19 @@ def test_the_header_and_the_check_of_the_model(tmp_path, atomic, warned, text):
     assert f"({run.config.hash}), seed 7: 1,500 facts of the built-in demo graph" in header and "<script" not in header
     check = pretraining_check(run.training_metrics).data
     assert ("not evidence" in check) is warned and text in check
+
+
+def test_the_header_says_where_a_notebook_differs_from_the_run_of_its_folder(tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    assert "another configuration" not in experiment_header(Run(folder, Experiment())).data  # no recorded run
+    write_json(folder / "summary.json", {"config": Experiment().model_dump(mode="json")})
+    same = with_overrides({}, {"notebooks": ["01_corpus"], "edit.n_cases": Experiment().edit.n_cases})
+    assert "another configuration" not in experiment_header(Run(folder, same)).data
+    other = Run(folder, with_overrides({}, {"edit.n_cases": 100, "name": HOSTILE[0]}))
+    header = html.unescape(experiment_header(other).data)
+    assert f"another configuration than the reports of runs/demo: name experiment -> {HOSTILE[0]}; " in header
+    assert f"edit.n_cases {Experiment().edit.n_cases} -> 100; its artifacts lie beside the run's" in header
+    assert "<script" not in experiment_header(other).data and str(tmp_path) not in header
 
 
 def test_costs_are_those_of_the_stages_that_are_built(tmp_path):

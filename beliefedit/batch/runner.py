@@ -12,12 +12,11 @@ from typing import Any
 import nbformat
 
 from beliefedit.batch.notebooks import Progress, check_parameters, execute
-from beliefedit.config import Experiment, digest, load_params
+from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError
-from beliefedit.formatting import flatten
 from beliefedit.report.pages import export, page_head, summarise, write_index
-from beliefedit.run import SUMMARY, Run
-from beliefedit.store import package_versions, read_json, write_json
+from beliefedit.run import SUMMARY, VERSIONS, Run
+from beliefedit.store import file_digest, package_versions, read_json, write_json
 
 _STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
 
@@ -35,7 +34,8 @@ class Plan:
         experiment: the parameters.
         params_file, overrides: where they come from; the notebooks read them again.
         folder: of the run.
-        notebooks: in order.
+        notebooks: those of the run, in order.
+        names: of all notebooks there are; the record keeps what it has of them.
         only: names of those to run, up to date or not; empty: all that are not up to date.
         force: go on in a folder of another configuration, and run everything again.
         point: the swept parameters of this run; the runs of a sweep share the artifacts in the
@@ -47,6 +47,7 @@ class Plan:
     overrides: Mapping[str, Any]
     folder: Path
     notebooks: tuple[Path, ...]
+    names: frozenset[str]
     only: frozenset[str]
     force: bool
     point: Mapping[str, Any]
@@ -57,13 +58,13 @@ class Plan:
         store = self.folder.parent if self.point else self.folder
         return Run(self.folder, self.experiment, store=store)
 
-    def executed(self, notebook: Path) -> Path:
+    def executed(self, name: str) -> Path:
         """Where the executed copy of a notebook is, or will be."""
-        return self.folder / "notebooks" / notebook.name
+        return self.folder / "notebooks" / f"{name}.ipynb"
 
-    def report(self, notebook: Path) -> Path:
+    def report(self, name: str) -> Path:
         """Where the report of a notebook is, or will be."""
-        return self.folder / "reports" / f"{notebook.stem}.html"
+        return self.folder / "reports" / f"{name}.html"
 
 
 def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
@@ -71,15 +72,50 @@ def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
               point: Mapping[str, Any]) -> Plan:
     """The plan of a run, with the notebooks that its parameters and ``only`` name; by default all.
 
+    What ``only`` names is run alone, whatever the parameters say.
+
     Raises:
         ConfigError: wrong parameters, or a notebook that is not there.
     """
     experiment = load_params(params_file, overrides)
-    wanted, chosen = select(notebooks, only, "--only"), frozenset(path.stem for path in notebooks)
+    names = chosen = frozenset(path.stem for path in notebooks)
+    wanted = select(notebooks, only, "--only")
     if experiment.notebooks is not None:
         chosen = wanted | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
     return Plan(experiment, params_file, overrides, folder,
-                tuple(path for path in notebooks if path.stem in chosen), wanted, force, point)
+                tuple(path for path in notebooks if path.stem in chosen), names, wanted, force,
+                point)
+
+
+def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
+    """Make sure that what a run or sweep writes to a folder replaces nothing else.
+
+    Args:
+        folder: of a run, of a sweep or of one of its points.
+        notebooks: the sources.
+
+    Raises:
+        StoreError: the folder lies in a Python package, has notebooks that no run made, or files
+            where folders belong.
+    """
+    above, remedy = (folder.resolve(), *folder.resolve().parents), "choose another --out"
+    if any((path / "__init__.py").exists() for path in above):
+        raise StoreError("a run cannot be written into a Python package", where=str(folder),
+                         remedy=remedy)
+    is_run = (folder / SUMMARY).exists()
+    for notebook in notebooks:
+        target = folder / "notebooks" / notebook.name
+        if target.exists() and (not is_run or target.samefile(notebook)):
+            raise StoreError("a run in this folder would replace a notebook that no run made",
+                             where=str(target), remedy=remedy)
+    for path in (*above, *(folder / name for name in ("notebooks", "reports", *VERSIONS))):
+        if path.exists() and not path.is_dir():
+            raise StoreError("a file is where a folder of the run belongs", where=str(path),
+                             remedy=remedy)
+    for path in (folder / SUMMARY, folder / "index.html"):
+        if path.is_dir():
+            raise StoreError("a folder is where a file of the run belongs", where=str(path),
+                             remedy=remedy)
 
 
 def find_notebooks(folder: Path) -> tuple[Path, ...]:
@@ -119,19 +155,23 @@ def open_record(plan: Plan) -> dict[str, Any]:
     """
     folder, path, experiment = plan.folder, plan.folder / SUMMARY, plan.experiment
     before, config = read_json(path) if path.exists() else {}, experiment.model_dump(mode="json")
-    if before and before["config_hash"] != experiment.hash and not plan.force:
-        raise StoreError(f"{folder} holds a run of another configuration: "
-                         f"{_difference(before['config'], config)}", where=str(path),
+    changed = differences(before["config"], config) if before else ""
+    if changed and not plan.force:
+        raise StoreError(f"{folder} holds a run of another configuration: {changed}",
+                         where=str(path),
                          remedy="choose another --out, or --force to go on in this folder")
     if not before and any(folder.glob(f"*/{SUMMARY}")):
         raise StoreError(f"{folder} holds a sweep", remedy="choose another --out")
-    entries, stems = before.get("notebooks", {}), [notebook.stem for notebook in plan.notebooks]
-    state = {"status": "unfinished"} if plan.force else {}
+    entries = {name: entry for name, entry in before.get("notebooks", {}).items()
+               if name in plan.names}
+    if plan.force:  # nothing there belongs to this run until it is written again
+        entries = {name: {k: v for k, v in entry.items() if k != "executed"} |
+                   {"status": "unfinished"} for name, entry in entries.items()}
     return {"name": plan.params_file.stem, "params_file": plan.params_file.name,
             "config_hash": experiment.hash, "config": config, "seed": experiment.seed,
             "versions": package_versions(), "point": dict(plan.point),
             "store": ".." if plan.point else ".",
-            "notebooks": {stem: entries[stem] | state for stem in stems if stem in entries},
+            "notebooks": entries,
             "finished": before.get("finished", "")}
 
 
@@ -148,6 +188,7 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
         StoreError: the folder cannot be written.
     """
     code, finished, ran = _package_hash(), True, False
+    stale: list[str] = []
     chosen = [path for path in plan.notebooks if not plan.only or path.stem in plan.only]
     try:
         for n, notebook in enumerate(chosen):
@@ -158,17 +199,21 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
             entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
                      "status": "unfinished", "source_hash": digest([code, cells]),
                      "config_hash": plan.experiment.hash}
-            if not plan.only and not ran and _up_to_date(plan, record, notebook, entry):
-                progress.message(f"{head} is up to date")
+            if not plan.only and not ran and _up_to_date(plan, record, notebook.stem, entry):
+                report, more = plan.report(notebook.stem), ""
+                if file_digest(report) != record["notebooks"][notebook.stem]["report_digest"]:
+                    stale, more = [*stale, notebook.stem], "; its report is written again"
+                progress.message(f"{head} is up to date{more}")
                 continue
             ran = True
             before = [record["notebooks"].get(path.stem, {}).get("seconds") for path in chosen[n:]]
-            progress.notebook(head, plan.report(notebook), None if None in before else sum(before))
+            progress.notebook(head, plan.report(notebook.stem),
+                              None if None in before else sum(before))
             finished = _run_one(plan, record, notebook, entry, progress)
             if not finished:
                 break
         # The heads of the first reports do not know what the last notebooks found.
-        _write_pages(plan, record, plan.notebooks if ran else ())
+        _write_pages(plan, record, list(record["notebooks"]) if ran else stale)
     except OSError as error:
         raise StoreError(
             f"cannot read or write: {error.strerror or error}",
@@ -177,54 +222,63 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
     return finished
 
 
-def _up_to_date(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str, Any]) -> bool:
-    before = record["notebooks"].get(notebook.stem, {})
-    return (before.get("status") == "done"
-            and plan.executed(notebook).exists() and plan.report(notebook).exists()
-            and all(before[key] == entry[key] for key in ("source_hash", "config_hash")))
+def _up_to_date(plan: Plan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
+    """Whether a notebook ran as it is now, its executed copy is as it was left, and the artifacts
+    there were at its end are those of this run still."""
+    before, store, keys = record["notebooks"].get(name, {}), plan.run.store, plan.run.keys()
+    return (before.get("status") == "done" and "executed" in before
+            and all(before[key] == entry[key] for key in ("source_hash", "config_hash"))
+            and before["executed"] == file_digest(plan.executed(name))
+            and all(keys.get(stage) == key and store.has(stage, key)
+                    for stage, key in before["artifacts"].items()))
 
 
 def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str, Any],
              progress: Progress) -> bool:
-    before = record["notebooks"].get(notebook.stem, {})
-    record["notebooks"][notebook.stem] = entry | {k: v for k, v in before.items() if k == "seconds"}
-    _write_record(plan, record)
+    name, run = notebook.stem, plan.run
+    before = record["notebooks"].get(name, {})
+    record["notebooks"][name] = entry | {k: v for k, v in before.items() if k == "seconds"}
+    _summarise(plan, record)
+    write_json(plan.folder / SUMMARY, record)
     started = time.perf_counter()
     parameters = {"params_file": str(plan.params_file.resolve()),
                   "run_folder": str(plan.folder.resolve()), "overrides": dict(plan.overrides)}
-    problem = execute(notebook, plan.executed(notebook), parameters, progress)
+    problem = execute(notebook, plan.executed(name), parameters, progress)
     entry |= {"status": "done", "seconds": round(time.perf_counter() - started, 1),
-              "report": plan.report(notebook).relative_to(plan.folder).as_posix()}
+              "report": plan.report(name).relative_to(plan.folder).as_posix(),
+              "executed": file_digest(plan.executed(name)),
+              "artifacts": {stage: key for stage, key in run.keys().items() if run.has(stage)}}
     if problem:
         entry |= {"status": "failed", "error": problem}
-        progress.message(f"{notebook.stem} failed\n{problem}")
-    record["notebooks"][notebook.stem] = entry
-    _write_pages(plan, record, [notebook])
+        progress.message(f"{name} failed\n{problem}")
+    record["notebooks"][name] = entry
+    record["finished"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    _write_pages(plan, record, [name])
     return problem is None
 
 
-def _write_pages(plan: Plan, record: dict[str, Any], notebooks: Sequence[Path]) -> None:
-    """The record, the reports of these notebooks as far as they have been run, and the index."""
-    if notebooks:
-        record["finished"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    _write_record(plan, record)
-    for notebook in notebooks:
-        if plan.executed(notebook).exists() and notebook.stem in record["notebooks"]:
+def _write_pages(plan: Plan, record: dict[str, Any], names: Sequence[str]) -> None:
+    """The reports of these notebooks, those whose executed copy is as this run left it; then the
+    record and the index."""
+    _summarise(plan, record)
+    for name in names:
+        entry, executed = record["notebooks"][name], plan.executed(name)
+        if executed.exists() and entry.get("executed") == file_digest(executed):
             head = page_head(record)
-            if not shared_stages([notebook.stem]):
+            if not shared_stages([name]):
                 head["learned"] = None  # the corpus is what it is, whatever the model learned
-            export(plan.executed(notebook), plan.report(notebook), head=head)
+            entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))
+    write_json(plan.folder / SUMMARY, record)
     write_index(plan.folder)
 
 
-def _write_record(plan: Plan, record: dict[str, Any]) -> None:
-    """summary.json, with what the stages that are built have found."""
+def _summarise(plan: Plan, record: dict[str, Any]) -> None:
+    """Add to the record what the stages that are built have found."""
     record["notebooks"] = dict(sorted(record["notebooks"].items()))
     seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()
                if "seconds" in entry}
     record |= {"durations": seconds, "seconds": round(sum(seconds.values()), 1)}
     record |= summarise(record["config"], plan.run)
-    write_json(plan.folder / SUMMARY, record)
 
 
 def _package_hash() -> str:
@@ -232,11 +286,3 @@ def _package_hash() -> str:
     package = Path(__file__).parents[1]
     return digest([(path.relative_to(package).as_posix(), path.read_text(encoding="utf-8"))
                    for path in sorted(package.rglob("*.py"))])
-
-
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """'seed 0 -> 1; corpus.n_facts 500 -> 1000'."""
-    old, new = flatten(before), flatten(after)
-    changed = [key for key in old | new if old.get(key) != new.get(key)]
-    text = "; ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed[:5])
-    return text + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")

@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
+from urllib.parse import quote
 
 from beliefedit.config import Config, Experiment, digest
 from beliefedit.errors import ConfigError
 
-MAX_NAME = 120
+MAX_NAME = 120  # bytes; file systems allow 255
 
 
 def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -19,7 +20,7 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
 
     A list as the value of a scalar parameter is one point per element, and so is a parameter set
     several times. A parameter that is a list itself takes a list as one value; a list of lists is a
-    grid of it.
+    grid of it. A value given twice counts once; 1, 1.0, true and "1" are four values.
 
     Args:
         settings: (dotted key, value) in the order given.
@@ -30,20 +31,60 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
     values: dict[str, list[Any]] = {}
     for key, value in settings:
         found = values.setdefault(key, [])
-        found.extend(item for item in _values(key, value) if item not in found)
+        found.extend(_values(key, value))
+    values = {key: list({repr(item): item for item in found}.values())
+              for key, found in values.items()}
     fixed = {key: found[0] for key, found in values.items() if len(found) == 1}
     swept = {key: found for key, found in values.items() if len(found) > 1}
     points = [dict(zip(swept, point, strict=True)) for point in itertools.product(*swept.values())]
     return fixed, points if swept else []
 
 
+def folder_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sub-folder of each point.
+
+    Raises:
+        ConfigError: two points would share one.
+    """
+    names: dict[str, Mapping[str, Any]] = {}
+    for point in points:
+        name = folder_name(point)
+        other = names.setdefault(name.lower(), point)
+        if other is not point:
+            raise ConfigError(f"two points of the sweep would share the folder {name}: "
+                              f"{dict(other)} and {dict(point)}",
+                              remedy="run one of them with an --out of its own")
+    return [folder_name(point) for point in points]
+
+
 def folder_name(point: Mapping[str, Any]) -> str:
-    """'seed=0,corpus.n_facts=500': the sub-folder of a point, safe as a file name."""
-    texts = {key: value if isinstance(value, str) else
-             json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in point.items()}
-    safe = {key: re.sub(r"[^\w.+-]+", "-", text).strip("-") for key, text in texts.items()}
-    name = ",".join(f"{key}={text or 'empty'}" for key, text in safe.items())
-    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME - 9]}-{digest(dict(point))[:8]}"
+    """'seed=0,corpus.n_facts=500': the sub-folder of a point, a function of the point alone.
+
+    Texts stand as they are, or in quotes where they could be another value (the text "1"), other
+    values as JSON. Characters other than ASCII letters, digits and ``_.+-`` are percent-encoded.
+    Digits of a hash follow where a file system that ignores case could merge two names, and where
+    a name is cut.
+    """
+    name = ",".join(f"{_safe(key)}={_safe(_text(value))}" for key, value in point.items())
+    has_capitals = re.search("[A-Z]", re.sub("%..", "", name))
+    if not has_capitals and len(name) <= MAX_NAME:
+        return name
+    ending = f"~{digest(name)[:8]}"
+    return name[:MAX_NAME - len(ending)] + ending
+
+
+def _text(value: Any) -> str:
+    """A value as text; different values or types have different texts."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=repr)
+
+
+def _safe(text: str) -> str:
+    return quote(text, safe="+").replace("~", "%7E")
 
 
 def _values(key: str, value: Any) -> Sequence[Any]:

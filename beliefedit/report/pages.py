@@ -27,7 +27,7 @@ from beliefedit.formatting import duration, flatten, number, percent
 from beliefedit.report.cells import PLOTLY, Heading, ReportPage, figure_json, render_cells
 from beliefedit.report.html_tables import styled_claims, styled_comparison
 from beliefedit.run import SUMMARY, Run
-from beliefedit.store import read_json, write_text
+from beliefedit.store import file_digest, read_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,15 @@ def page_head(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": {label: str(value) for label, value in rows.items() if value != ""},
             "parameters": {k: v for k, v in flatten(record["config"]).items() if v is not None},
             **{key: record.get(key) for key in ("versions", "learned", "judgement")}}
+
+
+def _head_of(notebook: Path) -> dict[str, Any]:
+    """The head of a run's pages for a notebook as that run left it; empty for any other, which may
+    show another configuration."""
+    folder = notebook.resolve().parent
+    record = _record(folder.parent) if folder.name == "notebooks" else {}
+    entry = record.get("notebooks", {}).get(notebook.stem, {})
+    return page_head(record) if entry.get("executed") == file_digest(notebook) else {}
 
 
 def write_index(run_folder: Path) -> Path:
@@ -273,8 +282,7 @@ def main(notebook: Path, output: Path | None, figures: str | None) -> None:
             for path in save_figures(notebook, folder, figures):
                 click.echo(path)
         else:
-            folder = notebook.resolve().parent
-            head = page_head(_record(folder.parent)) if folder.name == "notebooks" else {}
-            click.echo(export(notebook, output or notebook.with_suffix(".html"), head=head))
+            click.echo(export(notebook, output or notebook.with_suffix(".html"),
+                              head=_head_of(notebook)))
     except BeliefEditError as error:
         raise click.ClickException(str(error)) from None

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from beliefedit.batch.notebooks import Progress
 from beliefedit.config import load_params
+from beliefedit.run import VERSIONS
 from run_all import main
 from tests.sample_notebooks import write
 
@@ -154,6 +156,80 @@ def test_the_parameter_notebooks_says_which_are_run_and_only_may_add_to_them(pla
     assert result.exit_code == 0 and "[1/2] 01_corpus ->" in result.stderr and "02_pretraining ->" not in result.stderr
 
 
+def test_a_run_of_some_notebooks_is_continued_by_one_of_all_and_loses_nothing_of_it(place):
+    assert run("--out", "out", "--set", "notebooks=[01_corpus]").exit_code == 0
+    assert list(json.loads(Path("out/summary.json").read_text())["notebooks"]) == ["01_corpus"]
+    assert "02_pretraining" not in Path("out/index.html").read_text()
+    result = run("--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert "01_corpus is up to date" in result.stderr and "[2/2] 02_pretraining ->" in result.stderr
+    result = run("--out", "out", "--set", "notebooks=[01_corpus]")
+    assert result.exit_code == 0 and "[1/1] 01_corpus is up to date" in result.stderr
+    assert "reports/02_pretraining.html" in Path("out/index.html").read_text()
+    assert run("--out", "out").stderr.count("is up to date") == 2
+
+
+def test_the_points_of_a_sweep_run_the_notebooks_that_are_named(place):
+    result = run("--out", "out", "--set", "seed=[0,1]", "--set", "notebooks=[01_corpus]")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("[1/1] 01_corpus ->") == 2 and "02_pretraining" not in result.stderr
+    assert result.stdout.count("1 of 1 notebooks done") == 2
+
+
+STAGE = """from pathlib import Path
+from beliefedit.run import Run
+stage = Run(run_folder, params_file, overrides).path("graph")"""
+
+
+def test_a_notebook_runs_again_when_an_artifact_of_it_is_gone_or_made_otherwise(place, monkeypatch):
+    write(place / "notebooks" / "03_graph.ipynb", "# The graph", STAGE)
+    assert run("--out", "out").exit_code == 0
+    assert run("--out", "out").stderr.count("is up to date") == 3
+    artifacts = json.loads(Path("out/summary.json").read_text())["notebooks"]["03_graph"]["artifacts"]
+    assert set(artifacts) == {"graph", "model"}
+    shutil.rmtree("out/graph")
+    again = run("--out", "out").stderr
+    assert again.count("is up to date") == 2 and "03_graph ->" in again and any(Path("out/graph").iterdir())
+    assert run("--out", "out").stderr.count("is up to date") == 3
+    monkeypatch.setitem(VERSIONS, "model", 99)  # here only; the notebook's kernel makes the old one
+    again = run("--out", "out").stderr
+    assert "01_corpus is up to date" in again and "02_pretraining ->" in again and "03_graph ->" in again
+    assert run("--out", "out").stderr.count("is up to date") == 3  # what no notebook makes is waited for by none
+
+
+def test_reports_that_are_not_as_the_run_left_them_are_written_again(place):
+    assert run("--out", "out").exit_code == 0
+    before = contents(Path("out"))
+    Path("out/reports/01_corpus.html").write_text("another page")
+    Path("out/reports/02_pretraining.html").unlink()
+    Path("out/index.html").unlink()
+    again = run("--out", "out")
+    assert again.exit_code == 0 and again.stderr.count("is up to date; its report is written again") == 2
+    assert contents(Path("out")) == before
+    Path("out/index.html").write_text("another page")
+    assert "written" not in run("--out", "out").stderr and contents(Path("out")) == before
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: write(path, "# Other", "print('of another run')")])
+def test_an_executed_notebook_that_was_changed_or_is_missing_runs_again(place, change):
+    assert run("--out", "out").exit_code == 0
+    executed = Path("out/notebooks/02_pretraining.ipynb")
+    change(executed)
+    again = run("--out", "out", "--only", "01").stderr
+    assert "02_pretraining" not in again and "another run" not in Path("out/reports/02_pretraining.html").read_text()
+    again = run("--out", "out").stderr
+    assert "01_corpus is up to date" in again and "02_pretraining ->" in again
+    assert "of another run" not in executed.read_text()
+
+
+def test_a_forced_run_leaves_the_reports_of_the_other_configuration_as_they_are(place):
+    assert run("--out", "out").exit_code == 0
+    before = Path("out/reports/02_pretraining.html").read_bytes()
+    assert run("--out", "out", "--set", "seed=1", "--force", "--only", "01").exit_code == 0
+    assert Path("out/reports/02_pretraining.html").read_bytes() == before
+    assert "02_pretraining ->" in run("--out", "out", "--set", "seed=1").stderr
+
+
 def test_clean_removes_what_no_run_uses_and_runs_nothing(place, monkeypatch):
     cleaned = []
     monkeypatch.setattr("run_all.remove_unused", lambda folder: cleaned.append(folder) or [folder / "model" / "a"])
@@ -172,12 +248,38 @@ def test_clean_removes_what_no_run_uses_and_runs_nothing(place, monkeypatch):
     (["--only", "07_nothing"], "01_corpus"),
     (["--set", "notebooks=[07_nothing]"], "no notebook '07_nothing'"),
     (["--notebooks", "."], "no notebooks"),
+    (["--out", ""], "--out is empty"),
+    (["--out", "."], "would replace a notebook"),
+    (["--out", ".", "--set", "seed=[0,1]"], "would replace a notebook"),
+    (["--out", "linked"], "would replace a notebook"),
+    (["--out", "mine"], "would replace a notebook"),
+    (["--out", "package/runs/a"], "Python package"),
+    (["--out", "tiny.yaml"], "a file is where a folder"),
+    (["--out", "tiny.yaml/below"], "a file is where a folder"),
+    (["--out", "taken"], "a file is where a folder"),
+    (["--out", "package/../taken", "--set", "seed=[0,1]"], "a file is where a folder"),
+    (["--out", "sweep", "--set", "seed=[0,1]"], "a file is where a folder"),
+    (["--out", "index"], "a folder is where a file"),
+    (["--set", "notebooks=[1]"], "notebooks"),
+    (["--set", "seed=[0,1]", "--set", "notebooks=[07_nothing]"], "no notebook '07_nothing'"),
 ])
 def test_bad_requests_write_nothing(place, arguments, message):
-    before = sorted(place.rglob("*"))
+    for name in ("linked", "mine", "package", "taken/model", "sweep", "index/index.html"):
+        (place / name).mkdir(parents=True)
+    (place / "linked" / "notebooks").symlink_to(place / "notebooks")
+    write(place / "mine" / "notebooks" / "01_corpus.ipynb", "# My own")
+    (place / "package" / "__init__.py").touch()
+    (place / "taken" / "graph").touch()
+    (place / "sweep" / "seed=1").touch()
+    before = contents(place)
     result = run("--out", "out", *arguments)
-    assert result.exit_code == 1 and message in result.stderr
-    assert sorted(place.rglob("*")) == before
+    assert result.exit_code == 1 and message in result.stderr and "to fix: " in result.stderr
+    assert contents(place) == before
+
+
+def contents(folder):
+    """What lies below a folder: path to bytes, or None for a folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 @pytest.mark.parametrize("parameters", [None, "params_file = ''\nrun_folder = ''", "params_file = ''\nrun_folder = ''\n"

@@ -1,11 +1,17 @@
 """Grids of runs, and the summary of one."""
 
+import json
+import re
+import unicodedata
+
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.batch.runner import shared_stages
-from beliefedit.batch.sweep import MAX_NAME, folder_name, grid, takes_list
+from beliefedit.batch.sweep import MAX_NAME, folder_name, folder_names, grid, takes_list
 from beliefedit.errors import ConfigError
 
 
@@ -35,17 +41,80 @@ def test_which_parameters_are_lists(key, expected):
     assert takes_list(key) == expected
 
 
+def test_equal_values_count_once_and_values_of_other_types_do_not():
+    assert grid([("seed", [0, 0])]) == ({"seed": 0}, [])
+    assert [repr(point["seed"]) for point in grid([("seed", [1, True, 1.0]), ("seed", "1")])[1]] == [
+        "1", "True", "1.0", "'1'"]
+    _, points = grid([("x", [{1: 0}, {"1": 0}])])
+    with pytest.raises(ConfigError, match="would share the folder"):
+        folder_names(points)
+
+
 def test_an_empty_list_for_a_scalar_is_an_error():
     with pytest.raises(ConfigError, match="seed"):
         grid([("seed", [])])
 
 
-def test_folder_names_are_short_safe_and_distinct():
-    assert folder_name({"seed": 0, "edit.editors.lora.lr": 0.001}) == "seed=0,edit.editors.lora.lr=0.001"
-    assert folder_name({"corpus.connectives": ["or", "and"]}) == "corpus.connectives=or-and"
-    assert "/" not in folder_name({"graph.source": "../shared/data/fb13"})
-    names = {folder_name({"graph.source": "x" * 300 + end}) for end in "ab"}
-    assert len(names) == 2 and all(len(name) <= MAX_NAME for name in names)
+@pytest.mark.parametrize(("point", "name"), [
+    ({"seed": 0, "corpus.n_facts": 500}, "seed=0,corpus.n_facts=500"),
+    ({"edit.editors.lora.lr": 1e-3}, "edit.editors.lora.lr=0.001"),
+    ({"edit.editors.rome.layer": -1, "model.size": "tiny"}, "edit.editors.rome.layer=-1,model.size=tiny"),
+    ({"corpus.connectives": ["or", "and"]}, "corpus.connectives=%5B%22or%22%2C%22and%22%5D"),
+    ({"layers": [-1]}, "layers=%5B-1%5D"), ({"x": None}, "x=null"), ({"x": "null"}, "x=%22null%22"),
+    ({"graph.source": "../data/fb 13"}, "graph.source=..%2Fdata%2Ffb%2013"), ({"x": "é~"}, "x=%C3%A9%7E")])
+def test_a_folder_name_says_its_point(point, name):
+    assert folder_name(point) == name
+
+
+@pytest.mark.parametrize(("key", "values"), [
+    ("layer", [-1, 1]), ("edit.editors.memit.layers", [[-1], [1]]), ("graph.source", ["a b", "a/b", "a-b"]),
+    ("x", [1e-3, "0.001", "1e-3"]), ("x", [True, 1, "true", "1", 1.0]), ("x", [None, "null", "", "empty"]),
+    ("graph.source", ["FB13", "fb13", "Fb13"]), ("name", ["\u00e9", "e\u0301", "\u00c9"])])
+def test_values_that_differ_make_points_and_folders_that_differ(key, values):
+    _, points = grid([(key, values)])
+    assert [point[key] for point in points] == values
+    assert [type(point[key]) for point in points] == [type(value) for value in values]
+    assert len(set(map(on_any_disk, folder_names(points)))) == len(values)
+
+
+def on_any_disk(name):
+    """A name as file systems without case and with Unicode normalisation see it."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", name).casefold())
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(
+    ["1", "true", "null", "-1", "0.5", "A", "a", "[1]", '"a"', "a~" + "0" * 8, "b,seed=1"])
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
+                      max_leaves=4)
+points_of_a_grid = st.dictionaries(st.sampled_from(["seed", "x", "X", "edit.editors.a,b=c.lr"]), values, min_size=1)
+
+
+def typed(point):
+    """A point in a form whose equality tells 1 from True and 1.0."""
+    return json.dumps(point)
+
+
+@given(points_of_a_grid, points_of_a_grid)
+@settings(max_examples=500, deadline=None)
+def test_different_points_have_different_short_names_on_any_disk(one, other):
+    for point in (one, other):
+        name = folder_name(point)
+        assert re.fullmatch(r"[\w.+%=,~-]+", name, flags=re.ASCII) and len(name.encode()) < 256
+    if list(one) == list(other):  # all points of a grid have the same keys
+        assert (on_any_disk(folder_name(one)) == on_any_disk(folder_name(other))) == (typed(one) == typed(other))
+
+
+def test_long_names_are_cut_and_stay_distinct():
+    names = {folder_name({"graph.source": "ü" * 300 + end}) for end in "ab"}
+    assert len(names) == 2 and all(len(name.encode()) <= MAX_NAME for name in names)
+
+
+def test_points_that_would_share_a_folder_are_named(monkeypatch):
+    points = [{"name": "aB"}, {"name": "Ab"}]
+    assert len(set(folder_names(points))) == 2
+    monkeypatch.setattr("beliefedit.batch.sweep.digest", lambda value: "0" * 64)
+    with pytest.raises(ConfigError, match=r"\{'name': 'aB'\} and \{'name': 'Ab'\}"):
+        folder_names(points)
 
 
 @pytest.mark.parametrize(("atomic", "true_false", "learned"), [

@@ -1,5 +1,6 @@
 """Reports: self-contained, escaped, tidy; the index and the comparison."""
 
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -322,13 +323,24 @@ def test_what_the_head_says_is_not_repeated_and_without_head_not_lost(tmp_path):
     assert "red: not learned" not in with_head and "kept" in with_head
 
 
-def test_a_notebook_of_a_run_finds_its_head(tmp_path):
+def test_a_notebook_of_a_run_finds_its_head_and_one_written_over_it_has_none(tmp_path):
+    """The head describes the run; what the notebook says of itself is then left out."""
     folder = run_folder(tmp_path / "run", learned=False)
-    (folder / "notebooks").mkdir()
-    nbformat.write(notebook(code("1")), folder / "notebooks" / "04_analysis.ipynb")
-    result = CliRunner().invoke(report.main, [str(folder / "notebooks" / "04_analysis.ipynb")])
+    path, page = folder / "notebooks" / "04_analysis.ipynb", folder / "notebooks" / "04_analysis.html"
+    path.parent.mkdir()
+    told = code("x", shown(text__html="<p>another configuration</p>"))
+    told.metadata["tags"] = ["remove-output"]
+    nbformat.write(notebook(told), path)
+    record = json.loads((folder / "summary.json").read_text())
+    record["notebooks"]["04_analysis"] = {"title": "x", "status": "done",
+                                          "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (folder / "summary.json").write_text(json.dumps(record))
+    result = CliRunner().invoke(report.main, [str(path)])
     assert result.exit_code == 0, result.output
-    assert "has not learned" in (folder / "notebooks" / "04_analysis.html").read_text()
+    assert "has not learned" in page.read_text() and "another configuration" not in page.read_text()
+    nbformat.write(notebook(told, code("y")), path)
+    assert CliRunner().invoke(report.main, [str(path)]).exit_code == 0
+    assert "has not learned" not in page.read_text() and "another configuration" in page.read_text()
 
 
 def test_controls_inside_widgets_become_their_settings():
