@@ -233,15 +233,15 @@ def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
     """
     counted = population(table)
     lines = [(label, table, counted.name, name) for name, label in _errors().items()]
-    return _dots(f"Coherence errors (0 is best): {counted.text}", tables, lines,
+    return _dots(f"Coherence errors (0 is best)<br>{counted.text}", tables, lines,
                  "mean error").update_xaxes(rangemode="tozero")
 
 
 _OUTCOMES = [(label, table, group, probe) for label, table, group, probe in (
     ("the request", "updating", "updating", SAME),
-    ("downstream fact that should change", "generalisation", "downstream answer changes",
+    ("downstream fact, should change", "generalisation", "downstream answer changes",
      "same_subject_other_relation"),
-    ("same subject, fact that should stay", "generalisation", "downstream answer stays",
+    ("same subject, should stay", "generalisation", "downstream answer stays",
      "same_subject_other_relation"),
     ("another subject, same relation", "updating", "updating", "other_subject_same_relation"),
     ("another subject, other relation", "updating", "updating", "other_subject_other_relation"))]
@@ -253,11 +253,11 @@ def outcomes(tables: pl.DataFrame) -> go.Figure:
     A row asks one statement in both states: the request, or what the agent believes most after the
     edit. ``tables`` comes from `build_tables`; below each row's name is what it counts.
     """
-    lines = [(f"{label}:<br>{wrapped(population(table, group).text, 46)}", table, group,
+    lines = [(f"<b>{label}</b><br>{wrapped(population(table, group).text, 32)}", table, group,
               f"p_lm_goal_{probe}" if probe != SAME else "p_request", f"p_agent_goal_{probe}")
              for label, table, group, probe in _OUTCOMES]
     return _dots("Belief in what is right after the edit", tables, lines, "probability",
-                 row_height=54).update_xaxes(range=[-0.03, 1.03])
+                 row_height=66).update_xaxes(range=[-0.03, 1.03])
 
 
 def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], unit: str, *,
@@ -273,7 +273,7 @@ def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], un
                              ("who", *keys), pl.String))
     editors = pooled["editor"].unique(maintain_order=True).to_list()
     chart = panels(title, [short(editor) for editor in editors] or [""], columns=1,
-                   panel_height=len(lines) * row_height + 62)
+                   panel_height=len(lines) * row_height + 62, top=46 + 20 * title.count("<br>"))
     drawn = [("before", "lm", "before", -0.15, "circle"), ("after", "lm", "after", 0.15, "diamond"),
              ("agent", "agent", "after", 0.0, "line-ns-open")]
     for index, editor in enumerate(editors):
