@@ -135,7 +135,8 @@ def _queries(states: dict[str, BayesAgent], draft: _Draft,
                   or above is not None and edited.relation in (fact.relation, above))
     for state, agent in states.items():
         if state == "before" or is_reached:
-            given = target if state != "before" and follows else upstream
+            revised = follows and state != "before" and not agent.as_published
+            given = target if revised else upstream
             views = agent.views(fact.subject, fact.relation, distinct, given)
         for view, beliefs in views.items():
             columns[f"p_{state}_{view}"] = beliefs[place].tolist()
