@@ -230,6 +230,8 @@ class SequenceConfig(Config):
 
     lengths: tuple[Positive, ...] = Field(
         (1, 3, 10, 30, 100, 300), description="edits after which the model is measured; []: none")
+    n_sequences: Positive = Field(
+        1, description="sequences of other cases each; their means need several for an interval")
     n_untouched: Positive = Field(50, description="facts of other subjects that are asked about")
     n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
 
