@@ -193,10 +193,11 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
                     frame.select(list(schema)).cast(schema).write_parquet(path)
             left = left[len(batch):]
             bar.update(len(batch))
-    n_diverged = sum(pl.read_parquet(path)["diverged"].sum() for path in folder.glob("log-*"))
-    if n_diverged:
+    logs = map(pl.read_parquet, folder.glob("log-*.parquet"))
+    diverged = [edit for frame in logs for edit in frame["diverged"]]
+    if any(diverged):
         log.warning("%s: %d of %d edits diverged (a loss or a score is not finite) and are left "
-                    "out; try a smaller learning rate", name, n_diverged, len(chosen))
+                    "out; try a smaller learning rate", name, sum(diverged), len(diverged))
 
 
 def gather(folder: Path) -> dict[str, pl.DataFrame]:
