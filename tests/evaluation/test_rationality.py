@@ -1,4 +1,4 @@
-"""Edits in a row and tests of rationality: the exact agent passes them, and the numbers are what they say."""
+"""Tests of rationality: the exact agent passes them, and the numbers are what they say."""
 
 from __future__ import annotations
 
