@@ -169,7 +169,8 @@ def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Genera
 SEQUENCE = pl.Schema({"editor": pl.String, "seed": pl.UInt32, "sequence": pl.UInt32,
                       "n_edits": pl.UInt32, "group": pl.String, "measure": pl.String,
                       "value": pl.Float64})
-"""Values of sequential edits, a row per question; null where the model's answer is not finite."""
+"""Values of sequential edits, a row per question; null where the model's answer is not finite, and
+once for every measure at lengths that a sequence did not reach."""
 
 
 def sequence_means(values: pl.DataFrame, *, level: float) -> pl.DataFrame:
@@ -184,13 +185,13 @@ def sequence_means(values: pl.DataFrame, *, level: float) -> pl.DataFrame:
         level: 0.95 for a 95 % interval.
 
     Returns:
-        editor, n_edits, group, measure, n (sequences), mean, low, high (null for one sequence).
+        editor, n_edits, group, measure, n (sequences that have values), mean (null for none), low,
+        high (null for fewer than two).
     """
     by, value = ["editor", "n_edits", "group", "measure"], pl.col("value")
-    each = values.drop_nulls("value").group_by(*by, "seed", "sequence", maintain_order=True).agg(
-        value.mean())
+    each = values.group_by(*by, "seed", "sequence", maintain_order=True).agg(value.mean())
     means = each.group_by(by, maintain_order=True).agg(
-        n=pl.len(), mean=value.mean(), error=value.std() / value.len().sqrt())
+        n=value.count(), mean=value.mean(), error=value.std() / value.count().sqrt())
     t = pl.Series(stats.t.ppf((1 + level) / 2, means["n"].to_numpy() - 1.0), dtype=pl.Float64)
     half, mean = pl.col("error") * t.fill_nan(None), pl.col("mean")
     most = pl.when(measure="loss").then(np.inf).otherwise(1.0)

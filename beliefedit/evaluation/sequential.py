@@ -27,6 +27,7 @@ from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
 
+MEASURES = ("p_lm", "p_agent", "accuracy", "coherence")
 _VALUES = {"measure": pl.String, "value": pl.Float64}
 
 GROUPS = ("last", "so_far", "untouched", "corpus")
@@ -79,10 +80,11 @@ def run_sequences(setup: EditSetup, agent: BayesAgent, name: str, parameters: An
 
     Returns:
         editor, seed, sequence (its number), n_edits, group (one of `GROUPS`), measure and value
-        (null: the model's probability is not finite, so that no measure of this question counts).
-        Measures: p_lm, p_agent (beliefs in the requested or true object, the agent's direct one in
-        requests and predictive one elsewhere), accuracy (of the greedy answer), coherence
-        (|p_lm - p_agent|), and for documents loss (nats per token after the first word).
+        (null: the model's probability is not finite, so that no measure of this question counts; or
+        the sequence ended before). Measures: p_lm, p_agent (beliefs in the requested or true
+        object, the agent's direct one in requests and predictive one elsewhere), accuracy (of the
+        greedy answer), coherence (|p_lm - p_agent|), and for documents loss (nats per token after
+        the first word).
     """
     editor = editor_class(name)(parameters)
     lengths, chosen = _choose_sequences(setup, editor, cases, config.sequence, max_new_tokens)
@@ -103,8 +105,12 @@ def run_sequences(setup: EditSetup, agent: BayesAgent, name: str, parameters: An
             with atomic_path(path) as partial:
                 found.select(list(SEQUENCE)).cast(SEQUENCE).write_parquet(partial)
         frames.append(pl.read_parquet(path))
-    _warn_of_divergence(name, frames[1:], max(lengths, default=0))
-    return pl.concat(frames).sort("n_edits", maintain_order=True)
+    found = pl.concat(frames).sort("n_edits", maintain_order=True)
+    missing = found.filter(pl.col("value").is_null())
+    if n := missing["sequence"].n_unique():
+        log.warning("%s: edits diverged in %d of %d sequences; %d values that are not finite are "
+                    "left out", name, n, len(chosen), len(missing))
+    return found
 
 
 def _choose_sequences(setup: EditSetup, editor: Editor, cases: Cases, config: SequenceConfig,
@@ -151,18 +157,10 @@ def _run_sequence(asking: _Asking, agent: BayesAgent, edited: Iterable[EditedMod
                 frames += [frame.with_columns(n_edits=pl.lit(n, pl.UInt32), group=pl.lit(group))
                            for group, frame in zip(GROUPS, groups, strict=True)]
                 last = []
-    return pl.concat(frames)
-
-
-def _warn_of_divergence(name: str, frames: Sequence[pl.DataFrame], longest: int) -> None:
-    """Say how many sequences ended early, and how many questions had no finite answer."""
-    ended = sum(frame["n_edits"].max() != longest for frame in frames)
-    asked = pl.concat(frames).filter(pl.col("measure").is_in(["p_lm", "loss"])) if frames else None
-    missing = asked["value"].null_count() if asked is not None else 0
-    if ended or missing:
-        log.warning("%s diverged in sequential edits: %d of %d sequences ended early, and %d "
-                    "questions without a finite answer are left out", name, ended, len(frames),
-                    missing)
+    found = pl.concat(frames)
+    missing = [(measure, None, n, group) for n in lengths if n not in found["n_edits"]
+               for group in GROUPS for measure in (["loss"] if group == "corpus" else MEASURES)]
+    return pl.concat([found, pl.DataFrame(missing, found.schema, orient="row")])
 
 
 class _Asking:
@@ -183,10 +181,9 @@ class _Asking:
                            versions=[0] * len(facts))
         right = [answer.lower().strip() == fact.object.lower().strip()
                  for answer, fact in zip(answers, facts, strict=True)]
-        values = {"p_lm": p_lm, "p_agent": p_agent, "accuracy": np.array(right, dtype=np.float64),
-                  "coherence": np.abs(p_lm - p_agent)}
+        values = p_lm, p_agent, np.array(right, dtype=np.float64), np.abs(p_lm - p_agent)
         return pl.concat(_frame(name, np.where(np.isnan(p_lm), np.nan, value))
-                         for name, value in values.items())
+                         for name, value in zip(MEASURES, values, strict=True))
 
     def losses(self, model: EditedModels) -> pl.DataFrame:
         """Loss of each document, nats per token."""

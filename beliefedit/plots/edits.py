@@ -346,7 +346,8 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
                 x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
                 showlegend=not index, line={"color": SERIES[number % len(SERIES)], "dash": dash},
                 mode="lines+markers", **intervals(points, "y"), **place(index))
-        agent = rows.filter(measure="p_agent").unique("n_edits", keep="first", maintain_order=True)
+        agent = rows.filter(measure="p_agent").drop_nulls("mean").unique(
+            "n_edits", keep="first", maintain_order=True)
         if len(agent):
             chart.add_scatter(
                 x=agent["n_edits"], y=agent["mean"], name="agent", legendgroup="agent",
@@ -363,7 +364,8 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
     """Each test of `Run.rationality`: a bar with its interval per editor and one of the agent."""
     chart = figure("Tests of rationality", y="distance", height=460)
-    agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
+    agent = means.filter(who="agent").drop_nulls("mean").unique(
+        "test", keep="first", maintain_order=True)
     bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
     for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
@@ -395,7 +397,8 @@ def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
 
 def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
     """A row per editor and one of the agent: each test's number with its interval, as text."""
-    agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
+    agent = means.filter(who="agent").drop_nulls("mean").unique(
+        "test", keep="first", maintain_order=True)
     rows = pl.concat([means.filter(who="lm"), agent.with_columns(editor=pl.lit("agent"))])
     return _with_text(rows).group_by("editor", maintain_order=True).agg(
         pl.col("text").filter(pl.col("test") == test).first().alias(test) for test in TEST_LABELS)

@@ -122,8 +122,13 @@ def test_a_sequence_of_few_facts_counts_as_much_as_one_of_many() -> None:
 def test_a_sequence_that_diverges_ends_early(asked, tmp_path, caplog) -> None:
     found = sequence.run_sequences(*asked[:2], "lora", editor_parameters("lora", {"lr": 1e30, "steps": 3}), asked[2],
                                    SEVERAL, seed=3, max_new_tokens=30, folder=tmp_path)
-    assert "lora diverged in sequential edits: 4 of 4 sequences ended early" in caplog.text
-    assert found.is_empty() and metrics.sequence_means(found, level=0.95).is_empty()
+    assert "lora: edits diverged in 4 of 4 sequences; 104 values" in caplog.text  # 13 a length
+    means = metrics.sequence_means(found, level=0.95)
+    assert len(found) == found["value"].null_count() == 104 and set(means["n"]) == {0} and means["mean"].null_count() == 26
+    table = plots.sequence_table(means)
+    assert table["sequences"].to_list() == ["n = 0 sequences"] * 2 and set(table["corpus loss"]) == {"–"}
+    assert plots.sequence_lines(means).layout.title.text == "Sequential edits: n = 0 sequences, no interval"
+    assert metrics.sequence_means(found.clear(), level=0.95).is_empty()
 
 
 def test_a_question_without_a_finite_answer_is_missing_in_all_its_measures(asked, tmp_path, monkeypatch, caplog) -> None:
@@ -148,7 +153,7 @@ def test_a_question_without_a_finite_answer_is_missing_in_all_its_measures(asked
         *((1, 3, group, measure) for group in ("last", "so_far") for measure in ("p_lm", "p_agent", "accuracy", "coherence")),
         (1, 3, "corpus", "loss")]  # a document begins with the prompt
     assert_frame_equal(found.filter(~gone), expected.filter(~gone), rel_tol=1e-4)
-    assert "grace diverged in sequential edits: 0 of 4 sequences ended early, and 3 questions without" in caplog.text
+    assert "grace: edits diverged in 1 of 4 sequences; 9 values" in caplog.text
     means, whole = (metrics.sequence_means(frame, level=0.95) for frame in (found, expected))
     assert means.select("n_edits", "group", "n").equals(whole.select("n_edits", "group", "n"))
     assert means["mean"].is_finite().all()

@@ -294,6 +294,11 @@ def test_edits_on_top_of_edits_and_tests_of_rationality_by_hand():
     assert set(sequence_table(one)["sequences"]) == {"n = 1 sequence"}
     bars = rationality_bars(TESTED)
     assert [list(trace.x) for trace in bars.data] == [[0, 5]] * 3 and bars.data[-1].name == "agent"
+    gone = pl.when(editor=EDITORS[0]).then(None)
+    broken = TESTED.with_columns(gone.otherwise(pl.col(name)).alias(name) for name in ("mean", "low", "high"))
+    assert rationality_table(broken).select("editor", "order").rows() == [
+        ("lora", "–"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
+    assert rationality_bars(broken).data[-1].y[0] == -0.001
     assert rationality_table(TESTED).select("editor", "order").rows() == [
         ("lora", "0.50 [0.40, 0.60]"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
 
