@@ -241,10 +241,12 @@ class BayesUntoldConfig(BayesConfig):
 
 
 class SequenceConfig(Config):
-    """Sequential edits of one model."""
+    """Sequential edits of one model (docs/specification.md, section 8)."""
 
     lengths: tuple[Positive, ...] = Field(
         (1, 3, 10, 30, 100, 300), description="edits after which the model is measured; []: none")
+    n_sequences: Positive = Field(
+        1, description="sequences of edits, each of other cases; an interval needs at least two")
     n_untouched: Positive = Field(50, description="facts of other subjects that are asked about")
     n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
 

@@ -50,6 +50,10 @@ class EditError(BeliefEditError):
     """An edit request that cannot be carried out."""
 
 
+class DivergenceError(EditError):
+    """An edit whose loss, weight changes or answers are not finite numbers."""
+
+
 class MeasureError(BeliefEditError):
     """A measure that cannot be registered or computed."""
 

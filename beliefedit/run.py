@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 2, "beliefs": 3,
-    "edits": 5, "sequential": 2, "rationality": 2, "tables": 6
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 3, "beliefs": 3,
+    "edits": 6, "sequential": 3, "rationality": 3, "tables": 6
 }
 """Raise a stage's number when the same configuration gives another artifact."""
 
@@ -360,19 +360,26 @@ class Run:
 
     @cached_property
     def edit_log(self) -> pl.DataFrame:
-        """A row per edit: case, editor, seed, loss, seconds, refused."""
+        """A row per edit: case, editor, seed, loss, seconds, refused, diverged."""
         return self._edited("log")
 
     @cached_property
     def sequential(self) -> pl.DataFrame:
-        """Edits applied one after another: means with intervals by editor, n_edits, group, measure.
-        """
-        return self._means("sequential", ["editor", "n_edits", "group", "measure"])
+        """Edits applied one after another: means over sequences, with intervals, by editor,
+        n_edits, group, measure; n counts sequences (specification, section 8)."""
+        values = [pl.DataFrame(schema=metrics.SEQUENCE), *self._values("sequential")]
+        return metrics.sequence_means(pl.concat(values), level=self.config.analysis.level)
 
     @cached_property
     def rationality(self) -> pl.DataFrame:
         """Tests that a Bayesian agent passes: means with intervals by editor, test, who."""
-        return self._means("rationality", ["editor", "test", "who"])
+        by, values = ["editor", "test", "who"], self._values("rationality")
+        if not values:
+            return pl.DataFrame(schema=dict.fromkeys(by, pl.String) | dict.fromkeys(
+                ("n", "mean", "low", "high"), pl.Float64))
+        return metrics.intervals_by(
+            pl.concat(values), by, np.random.default_rng([self.config.seed, Stream.SEQUENTIAL]),
+            n_resamples=self.config.analysis.n_resamples, level=self.config.analysis.level)
 
     @cached_property
     def setup(self) -> EditSetup:
@@ -394,14 +401,8 @@ class Run:
               for part in self._parts("edits"))
         ])
 
-    def _means(self, stage: str, by: list[str]) -> pl.DataFrame:
-        parts = [pl.read_parquet(self.path(part) / "values.parquet") for part in self._parts(stage)]
-        if not parts:
-            return pl.DataFrame(schema=dict.fromkeys(by, pl.String) | dict.fromkeys(
-                ("n", "mean", "low", "high"), pl.Float64))
-        return metrics.intervals_by(
-            pl.concat(parts), by, np.random.default_rng([self.config.seed, Stream.SEQUENTIAL]),
-            n_resamples=self.config.analysis.n_resamples, level=self.config.analysis.level)
+    def _values(self, stage: str) -> list[pl.DataFrame]:
+        return [pl.read_parquet(self.path(part) / "values.parquet") for part in self._parts(stage)]
 
     def _edit(self, editor: str, share: tuple[int, int] = (0, 1)) -> Path:
         """This process's share of one editor's edits; (number of it, number of processes)."""
@@ -423,21 +424,21 @@ class Run:
         return {"device": str(self.model.device)}
 
     def _build_sequential(self, folder: Path, editor: str) -> None:
-        from beliefedit.evaluation.sequential import run_sequence
+        from beliefedit.evaluation.sequential import run_sequences
 
-        run_sequence(
-            self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
-            self.config.edit, seed=self.config.seed, max_new_tokens=self.max_answer_tokens,
-        ).write_parquet(folder / "values.parquet")
+        self._build_values(folder, f"sequential/{editor}", run_sequences)
 
     def _build_rationality(self, folder: Path, editor: str) -> None:
         from beliefedit.evaluation.rationality import run_tests
 
-        working = self.store.working_folder(f"rationality/{editor}",
-                                            self.key(f"rationality/{editor}"))
-        run_tests(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
-                  self.config.edit, seed=self.config.seed, folder=working,
-                  max_new_tokens=self.max_answer_tokens).write_parquet(folder / "values.parquet")
+        self._build_values(folder, f"rationality/{editor}", run_tests)
+
+    def _build_values(self, folder: Path, part: str, run: Callable[..., pl.DataFrame]) -> None:
+        """What ``run`` returns; it keeps in a working folder what it has done so far."""
+        working, editor = self.store.working_folder(part, self.key(part)), part.partition("/")[2]
+        run(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
+            self.config.edit, seed=self.config.seed, folder=working,
+            max_new_tokens=self.max_answer_tokens).write_parquet(folder / "values.parquet")
         shutil.rmtree(working)
 
     # Tables
@@ -490,7 +491,7 @@ class Run:
             summary.setdefault(editor, {})["edits_per_second"] = per_second
         write_json(folder / "summary.json", summary)
         findings.write_parquet(folder / "findings.parquet")
-        said = verdict.sentences(findings, paired, self.edit_log.with_columns(diverged=False))
+        said = verdict.sentences(findings, paired, self.edit_log)
         write_text(folder / "verdict.txt", "\n".join(said) + "\n")
 
     # Several processes

@@ -47,7 +47,7 @@ def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
         prompt = f"{subject} {relation}"
         for kind, target in (("original", "cook"), ("requested", "poet")):
             queries.append({"case": number, "probe": "same_subject_same_relation", "kind": kind, "prompt": prompt,
-                            "target": target, "label": "cook"})
+                            "target": target, "label": "cook", "subject": subject, "relation": relation})
         queries.append({"case": number, "probe": "judged_a", "kind": "true", "prompt": f'"{prompt} poet" is',
                         "target": "true", "label": "true"})
     ids = {"case": pl.UInt32}

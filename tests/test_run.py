@@ -177,7 +177,10 @@ def test_a_failing_stage_leaves_the_ones_before_it(tmp_path):
 def test_sequential_edits_and_rationality_have_means_with_intervals(finished):
     sequential = finished.sequential
     assert sequential.columns == ["editor", "n_edits", "group", "measure", "n", "mean", "low", "high"]
+    assert sequential["low"].null_count() == len(sequential) and set(sequential["n"]) == {1}  # one sequence
     assert set(sequential["n_edits"]) == {1, 2} and set(sequential["editor"]) == {"lora", "in_context"}
+    several = be.Run(finished.folder, experiment(edit__sequence={"lengths": [1, 2], "n_sequences": 3})).sequential
+    assert set(several.filter(group="so_far")["n"]) == {3} and several["low"].null_count() == 0 and (several["low"] <= several["mean"]).all()
     tested = finished.rationality
     assert tested.filter(pl.col("who") == "agent", pl.col("test") == "order")["mean"].abs().max() < 1e-9
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.corpus.corpus import WEIGHTS, Corpus, known_facts
-from beliefedit.corpus.language import SEPARATOR, Lexicon
+from beliefedit.corpus.language import Lexicon
 from beliefedit.corpus.world import World
 from beliefedit.errors import StoreError
 from beliefedit.evaluation.cases import Cases
@@ -35,32 +37,44 @@ def truth_drawn(corpus: Corpus, world: World) -> pl.DataFrame:
     facts = known_facts(corpus, world).select(
         "p_true", kind=pl.when(independent).then(pl.lit("independent")).otherwise(
             pl.lit("dependent")), sentence=pl.format("{} {} {}", "subject", "relation", "object"))
-    counts = _sentences(corpus).join(facts.lazy(), on="sentence", how="semi").group_by(
-        "sentence").len("times").collect()
+    counts = _sentences(corpus, _lexicon(world)).join(
+        facts.lazy(), on="sentence", how="semi").group_by("sentence").len("times").collect()
     n = corpus.config.n_samples * corpus.statistics["passes"] if corpus.config.atomic else None
     return facts.join(counts, on="sentence", how="left", maintain_order="left").select(
         "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
 
 
 def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> pl.DataFrame:
-    """The most frequent ``n`` sentences of each form that name a subject: form, sentence, times."""
-    lexicon = Lexicon(world.subjects, world.relations, world.objects)
-    frame = (_sentences(corpus).filter(pl.col("sentence").str.contains(subject, literal=True))
-             .group_by("sentence").len("times").collect()
+    """The most frequent ``n`` sentences of each form about a subject: form, sentence, times."""
+    lexicon = _lexicon(world)
+    frame = (_sentences(corpus, lexicon, subject).group_by("sentence").len("times").collect()
              .sort("times", "sentence", descending=[True, False]))
-    parsed = [lexicon.parse(sentence) for sentence in frame["sentence"]]
-    forms = ["stated" if one.label is None else "judged" if one.form == "atomic" else one.form
-             for one in parsed]
+    rows = [("stated" if said.label is None else "judged" if said.form == "atomic" else said.form,
+             sentence, times) for sentence, times in frame.iter_rows()
+            for said in [lexicon.parse(sentence)]
+            if any(atom.subject == subject for atom in said.atoms)]
     order = pl.col("form").cast(pl.Enum(["stated", "judged", "not", "or", "and"]))
-    return frame.select(pl.Series("form", forms, dtype=pl.String), "sentence", "times").group_by(
+    return pl.DataFrame(rows, {"form": pl.String} | dict(frame.schema), orient="row").group_by(
         "form", maintain_order=True).head(n).sort(order, maintain_order=True)
 
 
-def _sentences(corpus: Corpus) -> pl.LazyFrame:
+def _lexicon(world: World) -> Lexicon:
+    return Lexicon(world.subjects, world.relations, world.objects)
+
+
+def _sentences(corpus: Corpus, lexicon: Lexicon, text: str = "") -> pl.LazyFrame:
+    """Every sentence that holds a text, as often as documents have it, in their order."""
     if corpus.documents is None:
         raise StoreError("the corpus has no documents", remedy="sample it with documents=True")
-    return pl.scan_parquet(corpus.documents).select(
-        sentence=pl.col("text").str.split(SEPARATOR)).explode("sentence")
+
+    def cut(documents: pl.DataFrame) -> pl.DataFrame:
+        sentences = [lexicon.sentences(*row) for row in documents.iter_rows()]
+        return pl.DataFrame({"sentence": sentences}, {"sentence": pl.List(pl.String)})
+
+    has_text = pl.col("text").str.contains(text, literal=True)
+    documents = pl.scan_parquet(corpus.documents).filter(has_text).select("text", "n_sentences")
+    return documents.map_batches(cut, schema={"sentence": pl.List(pl.String)}).explode(
+        "sentence").filter(pl.col("sentence").str.contains(text, literal=True))
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
@@ -70,11 +84,13 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
     Returns:
         step (sentences read), object, p, sentence: a row per step and object that a sentence named.
     """
-    lexicon = Lexicon(world.subjects, world.relations, world.objects)
-    about = _sentences(corpus).filter(
-        pl.col("sentence").str.contains(f"{subject} {relation} ", literal=True)).head(n).collect()
+    lexicon = _lexicon(world)
+    found = _sentences(corpus, lexicon, f"{subject} {relation} ").collect()["sentence"]
+    read = ((sentence, lexicon.parse(sentence)) for sentence in found)
+    about = ((sentence, said) for sentence, said in read
+             if any((atom.subject, atom.relation) == (subject, relation) for atom in said.atoms))
     evidence = [(subject, relation, atom.object, WEIGHTS[said.form, said.label], sentence)
-                for sentence in about["sentence"] for said in [lexicon.parse(sentence)]
+                for sentence, said in islice(about, n)
                 for atom in said.atoms if (atom.subject, atom.relation) == (subject, relation)]
     rows = pl.DataFrame(evidence, orient="row",
                         schema=["subject", "relation", "object", "weight", "sentence"])

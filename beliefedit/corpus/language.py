@@ -86,16 +86,49 @@ class Lexicon:
         Raises:
             LanguageError: not in the grammar over this lexicon, or readable in two ways.
         """
-        readings = set(self._clauses(sentence, None))
-        for label in (True, False):
-            ending = f'" is {label_word(label)}'
-            if sentence.startswith('"') and sentence.endswith(ending):
-                readings |= set(self._clauses(sentence[1:-len(ending)], label))
+        readings = self._readings(sentence)
         if len(readings) != 1:
             reason = "can be read in several ways" if readings else "is not in the corpus's grammar"
             raise LanguageError(f"the sentence {reason}: {sentence!r}",
                                 remedy="use subjects, relations and objects of this graph")
         return readings.pop()
+
+    def sentences(self, document: str, n: int) -> list[str]:
+        """The n sentences that a document joins; labels may hold the separator ("J. R. R. Orla").
+
+        Raises:
+            LanguageError: it cannot be cut into n sentences over this lexicon.
+        """
+        pieces = document.split(SEPARATOR)
+        if len(pieces) == n:
+            return pieces
+        known: dict[tuple[int, int], list[str] | None] = {}
+
+        def cut(first: int, n_left: int) -> list[str] | None:
+            """The sentences from a piece on, the first one as short as can be."""
+            if n_left == 0:
+                return [] if first == len(pieces) else None
+            if (first, n_left) not in known:
+                known[first, n_left] = None
+                for end in range(first + 1, len(pieces) - n_left + 2):
+                    sentence = SEPARATOR.join(pieces[first:end])
+                    if self._readings(sentence) and (rest := cut(end, n_left - 1)) is not None:
+                        known[first, n_left] = [sentence, *rest]
+                        break
+            return known[first, n_left]
+
+        if (found := cut(0, n)) is None:
+            raise LanguageError(f"the document does not consist of {n} sentences: {document!r}",
+                                remedy="use subjects, relations and objects of this graph")
+        return found
+
+    def _readings(self, sentence: str) -> set[Proposition]:
+        readings = set(self._clauses(sentence, None))
+        for label in (True, False):
+            ending = f'" is {label_word(label)}'
+            if sentence.startswith('"') and sentence.endswith(ending):
+                readings |= set(self._clauses(sentence[1:-len(ending)], label))
+        return readings
 
     def _clauses(self, text: str, label: bool | None) -> list[Proposition]:
         found = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.editors.request import EditRequest
 from beliefedit.editors.request import SoftTarget as SoftTarget
-from beliefedit.errors import EditError
+from beliefedit.errors import DivergenceError, EditError
 
 
 @dataclass
@@ -87,9 +87,23 @@ class Plain(EditedModels):
         return {}
 
 
+def check_finite(changes: Mapping[str, Tensor], where: str = "") -> None:
+    """A `DivergenceError` unless all changes, by the name of what they change, are finite."""
+    for name, change in changes.items():
+        if not change.isfinite().all():
+            raise DivergenceError(f"the edit diverged: its change of {name} is not finite",
+                                  where=where, remedy="lower the editor's learning rate")
+
+
 def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
-    """Add changes to a model's own weights; an EditError where it has no such weight."""
+    """Add changes to a model's own weights.
+
+    Raises:
+        EditError: the model has no such weight.
+        DivergenceError: a change is not finite; the model stays as it was.
+    """
     parameters = dict(model.named_parameters())
+    check_finite(delta)
     with torch.no_grad():
         for name, change in delta.items():
             if name not in parameters or parameters[name].shape != change.shape:
@@ -184,6 +198,7 @@ class Editor(ABC):
 
         Raises:
             EditError: a request cannot be carried out.
+            DivergenceError: an edit's changes are not finite.
         """
         current = copy.deepcopy(model)
         for request in requests:

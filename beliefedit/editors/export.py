@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from beliefedit.editors.base import EditedModels, add_delta
+from beliefedit.editors.base import EditedModels, add_delta, check_finite
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.errors import EditError
 
@@ -20,6 +20,7 @@ def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrain
 
     Raises:
         EditError: the editor changes no weights.
+        DivergenceError: the edit's changes are not finite.
     """
     result = copy.deepcopy(model)
     add_delta(result, edited.delta(index))
@@ -31,9 +32,12 @@ def save_delta(edited: EditedModels, index: int, path: str | Path) -> None:
 
     Raises:
         EditError: the editor changes no weights.
+        DivergenceError: the edit's changes are not finite.
     """
+    delta = {name: _on_cpu(change) for name, change in edited.delta(index).items()}
+    check_finite(delta)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: _on_cpu(change) for name, change in edited.delta(index).items()}, path)
+    save_file(delta, path)
 
 
 def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
@@ -41,12 +45,14 @@ def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         EditError: no such file, a damaged one, or a delta of another model.
+        DivergenceError: the file holds changes that are not finite.
     """
     try:
         delta = load_file(path)
     except (OSError, SafetensorError) as error:
         raise EditError(f"cannot read a weight delta: {error}", where=str(path),
                         remedy="give a file that save_delta wrote") from error
+    check_finite(delta, where=str(path))
     result = copy.deepcopy(model)
     add_delta(result, delta)
     return result
@@ -61,12 +67,14 @@ def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
 
     Raises:
         EditError: the edit is not a low-rank update; `save_delta` keeps any weight change.
+        DivergenceError: the edit's changes are not finite.
     """
     import peft
 
     if not isinstance(edited, Adapters):
         raise EditError(f"{type(edited).__name__} holds no low-rank updates as PEFT adapters are",
                         remedy="use save_delta or merged")
+    check_finite(edited.delta(index))
     tensors, rank = {}, next(iter(edited.down.values())).shape[1]
     for name in edited.down:
         tensors[f"base_model.model.{name}.lora_A.weight"] = _on_cpu(edited.down[name][index])

@@ -9,11 +9,16 @@ from beliefedit.corpus.language import Fact
 
 
 class SoftTarget(NamedTuple):
-    """What an agent believes about one prompt; the probabilities sum to at most 1."""
+    """What an agent believes about one prompt; the probabilities sum to at most 1.
+
+    ``about`` is the (subject, relation) of the fact that the prompt asks for; None where it is
+    another prompt.
+    """
 
     prompt: str
     targets: tuple[str, ...]
     probabilities: tuple[float, ...]
+    about: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ class EditRequest:
     def requested(self) -> Fact:
         """The request as a fact."""
         return Fact(self.fact.subject, self.fact.relation, self.target)
+
+    @property
+    def trained_on(self) -> set[tuple[str, str] | str]:
+        """What an editor is trained on: (subject, relation) of each fact, or the prompt of what is
+        no fact of a corpus."""
+        own = self.text or (self.fact.subject, self.fact.relation)
+        return {own, *(soft.about or soft.prompt for soft in self.soft_targets)}
 
     @property
     def sentence(self) -> str:

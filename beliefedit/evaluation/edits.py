@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -36,7 +38,8 @@ SCORES = pl.Schema({**_EDIT, "step": pl.UInt32, "probe": pl.String, "kind": pl.S
                     "told": pl.Boolean, "log_p": pl.Float64, "decoded": pl.String})
 SCHEMAS = {
     "scores": SCORES, "distances": pl.Schema({**_EDIT, **_DISTANCE}),
-    "log": pl.Schema({**_EDIT, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String})}
+    "log": pl.Schema({**_EDIT, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String,
+                         "diverged": pl.Boolean})}
 """What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
 
 _LEAST = 1e-30  # keeps a divergence finite where a probability has no digits left
@@ -152,8 +155,10 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     """Edit every case with one editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that
-    cannot be carried out is left out, with the reason in the log. A batch that does not fit in
-    memory is halved, with a warning.
+    cannot be carried out is left out, with the reason in the log. An edit that diverges, so that
+    its loss, a score or a distance is not finite, is left out of scores and distances; the log
+    marks it, and a warning says how many there are. A batch that does not fit in memory is halved,
+    with a warning.
 
     Args:
         config: how many of the cases, how many at once, what to trace.
@@ -188,6 +193,11 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
                     frame.select(list(schema)).cast(schema).write_parquet(path)
             left = left[len(batch):]
             bar.update(len(batch))
+    logs = map(pl.read_parquet, folder.glob("log-*.parquet"))
+    diverged = [edit for frame in logs for edit in frame["diverged"]]
+    if any(diverged):
+        log.warning("%s: %d of %d edits diverged (a loss or a score is not finite) and are left "
+                    "out; try a smaller learning rate", name, sum(diverged), len(diverged))
 
 
 def gather(folder: Path) -> dict[str, pl.DataFrame]:
@@ -195,11 +205,14 @@ def gather(folder: Path) -> dict[str, pl.DataFrame]:
 
     Returns:
         scores: case, editor, seed, step, probe, kind, told (the editor was trained on the fact that
-            is asked for), log_p (nats), decoded; edits that were not carried out have none.
+            is asked for), log_p (nats), decoded; edits that were not carried out or diverged have
+            none.
         distances: case, editor, seed and the columns of `Comparison`.
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is
-            none), seconds (per edit, editing and scoring together, without comparing distributions;
-            null for trajectories and edits not carried out), refused (null, or the reason).
+            none, or no finite one), seconds (per edit, editing and scoring together, without
+            comparing distributions; null for trajectories and edits not carried out), refused
+            (null, or the reason), diverged (carried out, but its loss, a score or a distance is not
+            finite).
     """
     logs, frames = sorted(folder.glob("log-*.parquet")), {}
     for kind, schema in SCHEMAS.items():
@@ -250,17 +263,24 @@ def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[
         else:
             valid[case.number] = request
     scores, distances = pl.DataFrame(schema=SCORES), pl.DataFrame(schema=DISTANCES)
-    losses, seconds = {}, None
+    losses, seconds, diverged = {}, None, set()
     if valid:
         scores, edited, seconds = _edit_and_ask(run, valid, traced)
         losses = dict(zip(valid, edited.losses, strict=False))  # some editors have none
         if setup.comparison is not None:
             distances = setup.comparison.after(edited, list(valid))
+        diverged = {case for case, loss in losses.items() if not math.isfinite(loss)}
+        for frame in (scores, distances):
+            diverged |= set(frame.filter(~pl.all_horizontal(cs.float().is_finite()))["case"])
+        finite = ~pl.col("case").is_in(diverged)
+        scores, distances = scores.filter(finite), distances.filter(finite)
     rows = [(case.number, losses.get(case.number), seconds if case.number in valid else None,
-             refused.get(case.number)) for case in batch]
+             refused.get(case.number), case.number in diverged) for case in batch]
     logged = pl.DataFrame(rows, orient="row", schema={
-        "case": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String})
-    return scores, distances, logged.with_columns(pl.col("loss").fill_nan(None))
+        "case": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String,
+        "diverged": pl.Boolean})
+    is_finite = pl.col("loss").is_finite()
+    return scores, distances, logged.with_columns(loss=pl.when(is_finite).then("loss"))
 
 
 def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
@@ -289,8 +309,9 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
                          versions=numbers, decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
-    trained_on = {case: {request.prompt, *(soft.prompt for soft in request.soft_targets)}
-                  for case, request in requests.items()}
-    told = pl.Series("told", [prompt in trained_on[case] for case, prompt
-                              in asked.select("case", "prompt").iter_rows()], dtype=pl.Boolean)
+    trained_on = {case: request.trained_on for case, request in requests.items()}
+    told = pl.Series("told", [
+        subject is not None and not trained_on[case].isdisjoint({(subject, relation), prompt})
+        for case, subject, relation, prompt
+        in asked.select("case", "subject", "relation", "prompt").iter_rows()], dtype=pl.Boolean)
     return pl.concat(frame.with_columns(told) for frame in frames.values()), edited, seconds

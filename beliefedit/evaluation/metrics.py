@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 Values = TypeVar("Values", float, np.ndarray, pl.Expr)
 
@@ -168,6 +169,39 @@ def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Genera
         with np.errstate(invalid="ignore"):
             means.append(weighted[:, :sums.shape[1]] / weighted[:, sums.shape[1]:])
     return np.concatenate(means)
+
+
+SEQUENCE = pl.Schema({"editor": pl.String, "seed": pl.UInt32, "sequence": pl.UInt32,
+                      "n_edits": pl.UInt32, "group": pl.String, "measure": pl.String,
+                      "value": pl.Float64})
+"""Values of sequential edits, a row per question; null where the model's answer is not finite, and
+once for every measure at lengths that a sequence did not reach."""
+
+
+def sequence_means(values: pl.DataFrame, *, level: float) -> pl.DataFrame:
+    """Means over sequences of edits with Student's t intervals (specification, section 8).
+
+    All values of one sequence come from one model, so sequences are the independent units: the mean
+    is that of the sequences' means, and the interval has one degree of freedom less than there are
+    sequences. It is clipped to what a probability (0 to 1) or a loss (from 0) can be.
+
+    Args:
+        values: see `SEQUENCE`; null values are left out.
+        level: 0.95 for a 95 % interval.
+
+    Returns:
+        editor, n_edits, group, measure, n (sequences that have values), mean (null for none), low,
+        high (null for fewer than two).
+    """
+    by, value = ["editor", "n_edits", "group", "measure"], pl.col("value")
+    each = values.group_by(*by, "seed", "sequence", maintain_order=True).agg(value.mean())
+    means = each.group_by(by, maintain_order=True).agg(
+        n=value.count(), mean=value.mean(), error=value.std() / value.count().sqrt())
+    t = pl.Series(stats.t.ppf((1 + level) / 2, means["n"].to_numpy() - 1.0), dtype=pl.Float64)
+    half, mean = pl.col("error") * t.fill_nan(None), pl.col("mean")
+    most = pl.when(measure="loss").then(np.inf).otherwise(1.0)
+    return means.select(*by, "n", "mean", low=(mean - half).clip(0),
+                        high=(mean + half).clip(upper_bound=most))
 
 
 def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Generator, *,

@@ -6,6 +6,7 @@ requests; the specification, section 8, has their definitions and the agent's nu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,10 +22,13 @@ from beliefedit.config import EditConfig
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditedModels, Plain
 from beliefedit.editors.registry import editor_class
+from beliefedit.errors import DivergenceError
 from beliefedit.evaluation.cases import Cases, EditCase, evidence_weight
 from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
 from beliefedit.store import atomic_path
+
+log = logging.getLogger(__name__)
 
 RATIONALITY = {"editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case": pl.UInt32,
                "cluster": pl.String, "who": pl.String, "value": pl.Float64}
@@ -77,7 +81,8 @@ def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, c
         folder: the editor's own; gets a file per test.
 
     Returns:
-        editor, seed, test, case, cluster (subject), who (lm or agent), value.
+        editor, seed, test, case, cluster (subject), who (lm or agent), value (null for both where
+        the model's is not finite, since its edits diverged).
     """
     editor = editor_class(name)(parameters)
 
@@ -94,13 +99,18 @@ def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, c
                       tests.irrelevance), desc=f"{name}, rationality"):
         path = folder / f"{test.__name__}.parquet"
         if not path.exists():
-            rows = [(name, seed, found, of.case.number, of.case.request.subject, who, float(value))
+            rows = [(name, seed, found, of.case.number, of.case.request.subject, who,
+                     float(value) if np.isfinite(values).all() else None)
                     for found, of, values in test()
                     for who, value in zip(("lm", "agent"), values, strict=True)]
             with atomic_path(path) as partial:
                 pl.DataFrame(rows, schema=RATIONALITY, orient="row").write_parquet(partial)
         frames.append(pl.read_parquet(path))
-    return pl.concat(frames)
+    found = pl.concat(frames)
+    if n_missing := found.filter(who="lm")["value"].null_count():
+        log.warning("%s: %d of %d rationality tests have no finite answer, since their edits "
+                    "diverged, and are left out", name, n_missing, len(found) // 2)
+    return found
 
 
 Results = Iterator[tuple[str, RationalityCase, tuple[float, float]]]
@@ -177,10 +187,14 @@ class _Tests:
 
     def _after(self, cases: Sequence[EditCase], asked: Sequence[Fact],
                view: View = "predictive") -> tuple[np.ndarray, np.ndarray]:
-        """What the model and the agent believe after these requests, one after another."""
+        """What the model (NaN: it diverged) and the agent believe after these requests, one after
+        another."""
         requests = sequential_requests(self.setup, self.agent, self.editor, cases)
         versions = self.editor.apply_sequentially(self.setup.model, self.setup.tokenizer, requests)
-        p_lm = probabilities(self.setup, next(islice(versions, len(cases) - 1, None)), asked)
+        try:
+            p_lm = probabilities(self.setup, next(islice(versions, len(cases) - 1, None)), asked)
+        except DivergenceError:
+            p_lm = np.full(len(asked), np.nan)
         agent = self.agent
         for case in cases:
             agent = agent.after(case.request)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,22 +14,26 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent, View
-from beliefedit.config import EditConfig
+from beliefedit.config import EditConfig, SequenceConfig
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import editor_class
+from beliefedit.errors import DivergenceError
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.edits import EditSetup
+from beliefedit.evaluation.metrics import SEQUENCE
 from beliefedit.lm.scoring import encode_pairs, generate, score
+from beliefedit.store import atomic_path
 
-SEQUENCE = pl.Schema({"editor": pl.String, "seed": pl.UInt32, "n_edits": pl.UInt32,
-                      "group": pl.String, "cluster": pl.String, "measure": pl.String,
-                      "value": pl.Float64})
+log = logging.getLogger(__name__)
+
+MEASURES = ("p_lm", "p_agent", "accuracy", "coherence")
+_VALUES = {"measure": pl.String, "value": pl.Float64}
 
 GROUPS = ("last", "so_far", "untouched", "corpus")
 """last: requests since the number of edits before, each asked about right after it was carried out.
-so_far: all requests. untouched: true facts of subjects that no edit is about. corpus: documents,
-whose loss shows a collapse."""
+so_far: all requests. untouched: true facts of subjects that no edit of the sequence is about.
+corpus: documents, whose loss shows a collapse."""
 
 
 def sequential_requests(setup: EditSetup, agent: BayesAgent, editor: Editor,
@@ -39,10 +46,14 @@ def sequential_requests(setup: EditSetup, agent: BayesAgent, editor: Editor,
 
 def probabilities(setup: EditSetup, model: EditedModels, facts: Sequence[Fact],
                   versions: Sequence[int] | None = None) -> np.ndarray:
-    """A model's probability of each fact's object, float64 [n]; None: its first version's."""
+    """A model's probability of each fact's object, float64 [n]; None: its first version's.
+
+    NaN where it is not finite: the model has diverged.
+    """
     prompts, targets = [fact.prompt for fact in facts], [fact.object for fact in facts]
-    return np.exp(score(model, setup.tokenizer, prompts, targets,
-                        versions=[0] * len(facts) if versions is None else versions))
+    log_p = score(model, setup.tokenizer, prompts, targets,
+                  versions=[0] * len(facts) if versions is None else versions)
+    return np.where(np.isfinite(log_p), np.exp(log_p), np.nan)
 
 
 def beliefs(agent: BayesAgent, facts: Sequence[Fact], view: View = "predictive") -> np.ndarray:
@@ -51,56 +62,109 @@ def beliefs(agent: BayesAgent, facts: Sequence[Fact], view: View = "predictive")
                      for fact in facts])
 
 
-def run_sequence(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, cases: Cases,
-                 config: EditConfig, *, seed: int, max_new_tokens: int) -> pl.DataFrame:
-    """Carry out the first cases' requests one after another on one model; the agent is updated too.
+def run_sequences(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, cases: Cases,
+                  config: EditConfig, *, seed: int, max_new_tokens: int,
+                  folder: Path) -> pl.DataFrame:
+    """Carry out requests one after another on one model, sequence after sequence; each sequence
+    starts from the unedited model and the agent before any edit.
 
-    Requests that the editor cannot carry out are left out.
+    A sequence takes the next cases, as many as the largest of ``lengths``; requests that the editor
+    cannot carry out are left out. If there are too few cases, there are fewer sequences, or one
+    shorter one. A sequence ends early where an edit's weight changes are not finite. A finished
+    sequence is not repeated.
 
     Args:
         agent: as it is before any edit.
         max_new_tokens: longest answer, and longest target a request may have.
+        folder: the editor's own; gets a file per sequence.
 
     Returns:
-        editor, seed, n_edits, group (one of `GROUPS`), cluster (subject or document), measure and
-        value. Measures: p_lm, p_agent (beliefs in the requested or true object, the agent's direct
-        one in requests and predictive one elsewhere), accuracy (of the greedy answer), coherence
-        (|p_lm - p_agent|), and for documents loss (nats per token after the first word).
+        editor, seed, sequence (its number), n_edits, group (one of `GROUPS`), measure and value
+        (null: the model's probability is not finite, so that no measure of this question counts; or
+        the sequence ended before). Measures: p_lm, p_agent (beliefs in the requested or true
+        object, the agent's direct one in requests and predictive one elsewhere), accuracy (of the
+        greedy answer), coherence (|p_lm - p_agent|), and for documents loss (nats per token after
+        the first word).
     """
-    editor, lengths = editor_class(name)(parameters), sorted(set(config.sequence.lengths))
+    editor = editor_class(name)(parameters)
+    lengths, chosen = _choose_sequences(setup, editor, cases, config.sequence, max_new_tokens)
+    asking = _Asking(setup, max_new_tokens, config.sequence.n_documents)
+    frames = [pl.DataFrame(schema=SEQUENCE)]
+    paths = [folder / f"sequence-{number:04d}.parquet" for number in range(len(chosen))]
+    if not all(path.exists() for path in paths):
+        editor.prepare(setup.model, setup.tokenizer, setup.texts)
+    for number, (path, members) in enumerate(zip(paths, chosen, strict=True)):
+        if not path.exists():
+            untouched = _untouched(cases, members, config.sequence.n_untouched)
+            edited = editor.apply_sequentially(setup.model, setup.tokenizer, sequential_requests(
+                setup, agent, editor, members))
+            bar = tqdm(edited, f"{name}, sequence {number + 1}", len(members), unit="edit")
+            found = _run_sequence(asking, agent, bar, members, untouched, lengths)
+            found = found.with_columns(editor=pl.lit(name), seed=pl.lit(seed),
+                                       sequence=pl.lit(number))
+            with atomic_path(path) as partial:
+                found.select(list(SEQUENCE)).cast(SEQUENCE).write_parquet(partial)
+        frames.append(pl.read_parquet(path))
+    found = pl.concat(frames).sort("n_edits", maintain_order=True)
+    missing = found.filter(pl.col("value").is_null())
+    if n := missing["sequence"].n_unique():
+        log.warning("%s: edits diverged in %d of %d sequences; %d values that are not finite are "
+                    "left out", name, n, len(chosen), len(missing))
+    return found
+
+
+def _choose_sequences(setup: EditSetup, editor: Editor, cases: Cases, config: SequenceConfig,
+                      max_new_tokens: int) -> tuple[list[int], list[list[EditCase]]]:
+    """(Lengths that there are enough cases for, the cases of each sequence)."""
+    lengths = sorted(set(config.lengths))
+    longest = max(lengths, default=0)
     valid = (case for case in cases.edit_cases() if editor.validation_error(
         setup.tokenizer, setup.request(case, editor), max_new_tokens) is None)
-    chosen = list(islice(valid, max(lengths, default=0)))
-    lengths = [n for n in lengths if n <= len(chosen)]
-    chosen = chosen[:max(lengths, default=0)]
-    if not chosen:
-        return pl.DataFrame(schema=SEQUENCE)
-    editor.prepare(setup.model, setup.tokenizer, setup.texts)
-    requested = [case.request.requested for case in chosen]
+    chosen = list(islice(valid, config.n_sequences * longest))
+    if len(chosen) < config.n_sequences * longest:
+        lengths = [n for n in lengths if n <= len(chosen)]
+        longest, wanted = max(lengths, default=0), longest
+        n = len(chosen) // wanted or min(1, longest)
+        log.warning("%d cases are too few for %d sequences of %d edits: %d of %d edits",
+                    len(chosen), config.n_sequences, wanted, n, longest)
+        chosen = chosen[:n * longest]
+    return lengths, [chosen[first:first + longest] for first in range(0, len(chosen), longest or 1)]
+
+
+def _untouched(cases: Cases, members: Sequence[EditCase], n: int) -> list[Fact]:
+    """True facts of subjects that no edit of a sequence is about."""
+    edited = {case.request.subject for case in members}
     originals = cases.queries.filter(pl.col("probe") == PROBES[0], pl.col("kind") == "original",
-                                     ~pl.col("subject").is_in({fact.subject for fact in requested}))
-    untouched = [Fact(*row) for row in originals.select("subject", "relation", "target").tail(
-        config.sequence.n_untouched).iter_rows()]
-    asking = _Asking(setup, max_new_tokens, config.sequence.n_documents)
-    edited = editor.apply_sequentially(setup.model, setup.tokenizer,
-                                       sequential_requests(setup, agent, editor, chosen))
-    frames, last = [], []
-    bar = tqdm(edited, total=len(chosen), desc=f"{name}, sequential", unit="edit")
-    for n, (case, model) in enumerate(zip(chosen, bar, strict=True), start=1):
-        agent = agent.after(case.request)
-        last.append(asking.answers(model, agent, requested[n - 1:n], "direct"))
-        if n in lengths:
-            groups = (pl.concat(last), asking.answers(model, agent, requested[:n], "direct"),
-                      asking.answers(model, agent, untouched, "predictive"), asking.losses(model))
-            frames += [frame.with_columns(pl.lit(n).alias("n_edits"), pl.lit(group).alias("group"))
-                       for group, frame in zip(GROUPS, groups, strict=True)]
-            last = []
-    found = pl.concat(frames).with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
-    return found.select(list(SEQUENCE)).cast(SEQUENCE)
+                                     ~pl.col("subject").is_in(edited))
+    return [Fact(*row) for row in originals.select("subject", "relation", "target").tail(
+        n).iter_rows()]
+
+
+def _run_sequence(asking: _Asking, agent: BayesAgent, edited: Iterable[EditedModels],
+                  members: Sequence[EditCase], untouched: Sequence[Fact],
+                  lengths: Sequence[int]) -> pl.DataFrame:
+    """The values of one sequence: n_edits, group, measure, value."""
+    requested = [case.request.requested for case in members]
+    frames, last = [pl.DataFrame(schema=_VALUES | {"n_edits": pl.UInt32, "group": pl.String})], []
+    with suppress(DivergenceError):  # what is measured before it stands
+        for n, (case, model) in enumerate(zip(members, edited, strict=True), start=1):
+            agent = agent.after(case.request)
+            last.append(asking.answers(model, agent, requested[n - 1:n], "direct"))
+            if n in lengths:
+                groups = (pl.concat(last), asking.answers(model, agent, requested[:n], "direct"),
+                          asking.answers(model, agent, untouched, "predictive"),
+                          asking.losses(model))
+                frames += [frame.with_columns(n_edits=pl.lit(n, pl.UInt32), group=pl.lit(group))
+                           for group, frame in zip(GROUPS, groups, strict=True)]
+                last = []
+    found = pl.concat(frames)
+    missing = [(measure, None, n, group) for n in lengths if n not in found["n_edits"]
+               for group in GROUPS for measure in (["loss"] if group == "corpus" else MEASURES)]
+    return pl.concat([found, pl.DataFrame(missing, found.schema, orient="row")])
 
 
 class _Asking:
-    """What is asked of a model on the way: cluster, measure, value."""
+    """What is asked of a model on the way: measure, value (null: no finite answer)."""
 
     def __init__(self, setup: EditSetup, max_new_tokens: int, n_documents: int) -> None:
         self.setup, self.max_new_tokens = setup, max_new_tokens
@@ -117,10 +181,9 @@ class _Asking:
                            versions=[0] * len(facts))
         right = [answer.lower().strip() == fact.object.lower().strip()
                  for answer, fact in zip(answers, facts, strict=True)]
-        values = {"p_lm": p_lm, "p_agent": p_agent, "accuracy": np.array(right, dtype=np.float64),
-                  "coherence": np.abs(p_lm - p_agent)}
-        subjects = [fact.subject for fact in facts]
-        return pl.concat(_frame(subjects, name, value) for name, value in values.items())
+        values = p_lm, p_agent, np.array(right, dtype=np.float64), np.abs(p_lm - p_agent)
+        return pl.concat(_frame(name, np.where(np.isnan(p_lm), np.nan, value))
+                         for name, value in zip(MEASURES, values, strict=True))
 
     def losses(self, model: EditedModels) -> pl.DataFrame:
         """Loss of each document, nats per token."""
@@ -128,9 +191,9 @@ class _Asking:
         pairs = encode_pairs(self.setup.tokenizer, first, rest)
         log_p = score(model, self.setup.tokenizer, first, rest, versions=[0] * len(first))
         losses = -log_p / (pairs.lengths - pairs.starts)
-        return _frame(list(map(str, range(len(first)))), "loss", losses)
+        return _frame("loss", np.where(np.isfinite(losses), losses, np.nan))
 
 
-def _frame(clusters: list[str], measure: str, values: np.ndarray) -> pl.DataFrame:
-    columns = {"cluster": clusters, "measure": [measure] * len(clusters), "value": values}
-    return pl.DataFrame(columns, {"cluster": pl.String, "measure": pl.String, "value": pl.Float64})
+def _frame(measure: str, values: np.ndarray) -> pl.DataFrame:
+    columns = {"measure": [measure] * len(values), "value": values}
+    return pl.DataFrame(columns, _VALUES).with_columns(pl.col("value").fill_nan(None))

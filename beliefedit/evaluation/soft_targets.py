@@ -74,4 +74,4 @@ class SoftTargetBuilder:
                   else np.array([belief.argmax()]))
         objects = tuple(after.objects[o] for o in likely)
         prompt = Fact(subject, relation, "").prompt
-        return SoftTarget(prompt, objects, tuple(belief[likely].tolist()))
+        return SoftTarget(prompt, objects, tuple(belief[likely].tolist()), (subject, relation))

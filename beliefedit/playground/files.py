@@ -96,7 +96,8 @@ def save_session(session: Session, path: Path) -> None:
 def replay(session: Session, path: Path, progress: StepCallback = silent) -> float:
     """Take all edits back and carry out those of a file instead; EditError for one that is no
     session or does not fit the model, StoreError for none or a damaged one. Returns the largest
-    difference of a number in the file to the one found now; infinite where others are shown."""
+    difference of a number in the file to the one found now; infinite where others are shown. An
+    edit that cannot be carried out, or diverges, ends the replay; those before it stand."""
     values = read_json(path)
     try:
         if values["format"] != FORMAT:

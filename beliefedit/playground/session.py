@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import tempfile
 import time
@@ -18,14 +19,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.editors import export, registry
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Plain, SoftTarget, add_delta
-from beliefedit.errors import EditError
+from beliefedit.editors.base import (
+    EditedModels,
+    Editor,
+    EditRequest,
+    Plain,
+    SoftTarget,
+    add_delta,
+    check_finite,
+)
+from beliefedit.errors import DivergenceError, EditError
 from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.playground.agent_view import Known, Outlook
 from beliefedit.playground.background import StepCallback, part_of, silent
-from beliefedit.playground.snapshot import Asked, Picture, draw
+from beliefedit.playground.snapshot import Asked, Picture, diverged, draw
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
@@ -88,7 +97,8 @@ class Session:
 
     def edit(self, request: EditRequest, choice: Choice, progress: StepCallback = silent) -> Entry:
         """Carry a request out and put it into the history; after an error (EditError,
-        EvidenceError, ConfigError: it cannot be carried out) nothing has changed."""
+        EvidenceError, ConfigError: it cannot be carried out; DivergenceError: its loss, changes
+        or answers are not finite) nothing has changed."""
         started = time.perf_counter()
         edited, picture = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
@@ -121,6 +131,7 @@ class Session:
         edited = editor.apply(model, tokenizer, [request], watch=lambda step, _: progress(
             step, total, f"{name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
+        _check_converged(edited)
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
         progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
         return edited, picture
@@ -226,6 +237,18 @@ class Session:
         model = copy.deepcopy(model) if model is self.base else model
         add_delta(model, load_file(folder / _DELTA))
         self._piled = self._asked(Plain(model))
+
+
+def _check_converged(edited: EditedModels) -> None:
+    """A DivergenceError unless an edit's loss and changes are finite."""
+    if not all(map(math.isfinite, edited.losses)):
+        raise diverged("its loss is")
+    try:
+        check_finite(edited.delta(0))
+    except DivergenceError:
+        raise diverged("its changes of weights are") from None
+    except EditError:  # it changes no weights
+        pass
 
 
 def _figures(picture: Picture, column: str) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
 from beliefedit.editors.base import EditedModels, EditRequest
+from beliefedit.errors import DivergenceError
 from beliefedit.evaluation import metrics
 from beliefedit.lm.scoring import encode_pairs, score
 from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, largest
@@ -27,8 +28,15 @@ _SLACK = 1e-3  # nats by which a probability may differ between batches of diffe
 _MOST = 20_000  # answers kept before all are dropped, so that a long session does not grow
 
 
+def diverged(what: str) -> DivergenceError:
+    """The error that says so."""
+    return DivergenceError(f"the edit diverged: {what} not finite. The model stays as it was",
+                           remedy="lower the editor's learning rate")
+
+
 class Asked:
-    """The first version of some edited models, and what it has answered so far."""
+    """The first version of some edited models, and what it has answered so far; a DivergenceError
+    for an answer that is not finite."""
 
     def __init__(self, models: EditedModels, tokenizer: PreTrainedTokenizerFast,
                  objects: Sequence[str]) -> None:
@@ -73,7 +81,10 @@ class Asked:
         return self._strongest.setdefault((prompt, n), [self.objects[place] for place in best])
 
     def _score(self, prompts: Sequence[str], targets: Sequence[str]) -> np.ndarray:
-        return score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
+        log_p = score(self.models, self.tokenizer, prompts, targets, versions=[0] * len(prompts))
+        if not np.isfinite(log_p).all():
+            raise diverged("the edited model's answers are")
+        return log_p
 
     @torch.no_grad()
     def _first_token(self, prompt: str) -> np.ndarray:

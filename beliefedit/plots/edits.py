@@ -20,7 +20,7 @@ from beliefedit.analysis.populations import population
 from beliefedit.analysis.verdict import COMPARED
 from beliefedit.errors import ReportError
 from beliefedit.evaluation import metrics
-from beliefedit.formatting import interval
+from beliefedit.formatting import interval, percent
 from beliefedit.plots.style import (
     AFTER,
     AGENT,
@@ -331,6 +331,15 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     return _rows_axis(chart, labels).update_xaxes(range=[-0.03, 1.03])
 
 
+def sequence_unit(means: pl.DataFrame, level: float | None = None) -> str:
+    """What the means of `Run.sequential` are over, in words, and what their intervals are."""
+    n = means["n"].max() or 0
+    if n < 2:
+        return f"n = {n} sequence{'s' * (n != 1)}, no interval"
+    which = "" if level is None else f"{percent(level, 0)} "
+    return f"means over n = {n} sequences, {which}Student’s t intervals"
+
+
 GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far",
                 "untouched": "facts nobody touched", "corpus": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
@@ -344,10 +353,12 @@ TEST_LABELS = {"order": "order: a then b,<br>or b then a",
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
     """Belief in what was requested and in what was not, and the corpus's loss, by number of edits.
 
-    A panel per group of `Run.sequential` shows the mean probability of the requested or true object
-    with its interval, an editor per line; the agent, which was told the same, dashed in its colour.
+    A panel per group of `Run.sequential` shows the mean over sequences of the probability of the
+    requested or true object with its interval, an editor per line; the agent, which was given the
+    same requests, dashed in its colour.
     """
-    chart = panels("Edits in a row", list(GROUP_LABELS.values()), panel_height=230)
+    chart = panels(f"Sequential edits: {sequence_unit(means)}", list(GROUP_LABELS.values()),
+                   panel_height=230)
     for index, group in enumerate(GROUP_LABELS):
         rows = means.filter(pl.col("group") == group).sort("n_edits", maintain_order=True)
         of_lm = rows.filter(measure="loss" if group == "corpus" else "p_lm")
@@ -358,7 +369,8 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
                 x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
                 showlegend=not index, line={"color": SERIES[number % len(SERIES)], "dash": dash},
                 mode="lines+markers", **intervals(points, "y"), **place(index))
-        agent = rows.filter(measure="p_agent").unique("n_edits", keep="first", maintain_order=True)
+        agent = rows.filter(measure="p_agent").drop_nulls("mean").unique(
+            "n_edits", keep="first", maintain_order=True)
         if len(agent):
             chart.add_scatter(
                 x=agent["n_edits"], y=agent["mean"], name="agent", legendgroup="agent",
@@ -375,7 +387,8 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
     """Each test of `Run.rationality`: a bar with its interval per editor and one of the agent."""
     chart = figure("Tests of rationality", y="distance", height=460)
-    agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
+    agent = means.filter(who="agent").drop_nulls("mean").unique(
+        "test", keep="first", maintain_order=True)
     bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
     for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
@@ -388,20 +401,27 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
 
 
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
-    """`Run.sequential` as text: a row per editor and number of edits, a column per figure."""
+    """`Run.sequential` as text: a row per editor and number of edits, a column per figure.
+
+    The column sequences has the number of sequences that the means are over; sequences that
+    diverge have no values, so that there can be fewer.
+    """
     shown = {("last", "accuracy"): "adopted: last", ("so_far", "accuracy"): "adopted: so far",
              ("so_far", "coherence"): "distance from agent: so far",
              ("untouched", "accuracy"): "right: untouched",
              ("untouched", "coherence"): "distance from agent: untouched",
              ("corpus", "loss"): "corpus loss"}
-    return _with_text(means).group_by("editor", edits="n_edits", maintain_order=True).agg(
+    count = pl.format("n = {} {}", pl.col("n").max(), pl.when(pl.col("n").max() == 1).then(
+        pl.lit("sequence")).otherwise(pl.lit("sequences"))).alias("sequences")
+    return _with_text(means).group_by("editor", edits="n_edits", maintain_order=True).agg(count, *(
         pl.col("text").filter(pl.col("group") == group, pl.col("measure") == measure).first()
-        .alias(name) for (group, measure), name in shown.items())
+        .alias(name) for (group, measure), name in shown.items()))
 
 
 def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
     """A row per editor and one of the agent: each test's number with its interval, as text."""
-    agent = means.filter(who="agent").unique("test", keep="first", maintain_order=True)
+    agent = means.filter(who="agent").drop_nulls("mean").unique(
+        "test", keep="first", maintain_order=True)
     rows = pl.concat([means.filter(who="lm"), agent.with_columns(editor=pl.lit("agent"))])
     return _with_text(rows).group_by("editor", maintain_order=True).agg(
         pl.col("text").filter(pl.col("test") == test).first().alias(test) for test in TEST_LABELS)

@@ -9,15 +9,17 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTrainedTokenizerFast
 
 import beliefedit as be
 from beliefedit.config import LoraConfig
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import EditRequest, SoftTarget
+from beliefedit.editors.base import EditRequest, SoftTarget, add_delta
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
-from beliefedit.errors import ConfigError, EditError
+from beliefedit.editors.optimization import descend
+from beliefedit.errors import ConfigError, DivergenceError, EditError
 from beliefedit.lm.scoring import encode_pairs, generate, score
 from tests import sample_models
 from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
@@ -160,6 +162,55 @@ def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path
     (tmp_path / "delta.safetensors").write_bytes(b"nothing")
     with pytest.raises(EditError, match="cannot read a weight delta"):
         load_delta(tmp_path / "delta.safetensors", model)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
+def test_changes_that_are_not_finite_are_neither_kept_nor_loaded_nor_added(model, tokenizer, tmp_path, broken) -> None:
+    edited = be.editor("lora", lr=1e-2, steps=2).apply(model, tokenizer, REQUESTS[:2])
+    save_delta(edited, 1, tmp_path / "delta.safetensors")
+    whole = load_file(tmp_path / "delta.safetensors")
+    next(iter(edited.up.values()))[1, 0] = broken
+    for keep in (save_delta, save_adapter):
+        with pytest.raises(DivergenceError, match="the edit diverged: its change of model.layers.0"):
+            keep(edited, 1, tmp_path / "broken")
+        assert not (tmp_path / "broken").exists()
+        keep(edited, 0, tmp_path / f"whole-{keep.__name__}")  # the other edit is as good as ever
+    with pytest.raises(EditError, match="diverged"):
+        merged(edited, model, 1)
+    *_, last = whole
+    whole[last][0, 0] = broken
+    save_file(whole, tmp_path / "delta.safetensors")
+    with pytest.raises(DivergenceError, match=r"(?s)layers.2.*where: .*delta.safetensors"):
+        load_delta(tmp_path / "delta.safetensors", model)
+    weights, _ = snapshot(model)
+    with pytest.raises(DivergenceError, match="layers.2"):
+        add_delta(model, whole)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_absurd_learning_rate_ends_in_no_error_and_is_seen_in_losses_or_scores(name, model, tokenizer) -> None:
+    """What diverges has a loss or an answer that is not finite; a bounded change (ROME's, MEMIT's) stays finite."""
+    editor = prepared(name, {} if name == "in_context" else {"lr": 1e30}, model, tokenizer)
+    edited = editor.apply(model, tokenizer, REQUESTS)
+    found = np.stack([scores(edited, tokenizer, version) for version in range(len(REQUESTS))])
+    finite = np.isfinite(found).all() and np.isfinite(edited.losses).all()
+    assert finite == (name not in ("lora", "retrain", "bayes"))
+    try:
+        for n, one in enumerate(editor.apply_sequentially(model, tokenizer, REQUESTS[:2])):
+            assert n < 2 and np.isfinite(scores(one, tokenizer, 0)).all() == finite
+    except DivergenceError:
+        assert not finite
+
+
+def test_descent_stops_at_a_loss_that_is_not_a_number_and_returns_it(model) -> None:
+    def losses_of(values, numbers):
+        return values[0][:, 0].square() * torch.tensor([1.0, torch.nan])[numbers]
+
+    steps = []
+    [values], losses = descend(model, [torch.ones(2, 1)], losses_of, lr=0.1, steps=5, watch=lambda step, _: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5] and values[0] < 1 and 0 < losses[0] < 1
+    assert values[1] == 1 and np.isnan(losses[1])
 
 
 def test_plain_pairs_do_and_a_bad_one_is_an_error(model, tokenizer) -> None:

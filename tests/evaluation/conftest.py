@@ -17,7 +17,7 @@ from tests.worlds import small_demo
 
 EDITORS = {"lora": {"lr": 3e-2, "steps": 4}, "in_context": {}, "bayes": {"steps": 2}}
 CONFIG = EditConfig(n_cases=14, editors=EDITORS, batch_size=2, sequence={
-    "lengths": [1, 3, 50], "n_untouched": 4, "n_documents": 5}, rationality={"n_cases": 3, "n_unrelated": 2})
+    "lengths": [1, 3, 50], "n_sequences": 2, "n_untouched": 4, "n_documents": 5}, rationality={"n_cases": 3, "n_unrelated": 2})
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +37,23 @@ def asked(tmp_path_factory):
     return editing.EditSetup(model, tokenizer, texts, soft_targets.SoftTargetBuilder(world, corpus, agent, cases, 0)), agent, cases
 
 
-def of_all_editors(run, asked, folder=None) -> pl.DataFrame:
-    return pl.concat([run(*asked[:2], name, parameters, asked[2], CONFIG, seed=3, max_new_tokens=30,
-                          **({"folder": folder / name} if folder else {}))
-                      for name, parameters in CONFIG.editors.items()])
+def of_all_editors(run, asked, folder, config=CONFIG) -> pl.DataFrame:
+    return pl.concat([run(*asked[:2], name, parameters, asked[2], config, seed=3, max_new_tokens=30, folder=folder / name)
+                      for name, parameters in config.editors.items()])
+
+
+SEVERAL = CONFIG.model_copy(update={"sequence": CONFIG.sequence.model_copy(update={"lengths": (1, 3), "n_sequences": 4})})
+"""As many sequences of 3 edits as there are cases for."""
 
 
 @pytest.fixture(scope="session")
-def row(asked) -> pl.DataFrame:
-    return of_all_editors(sequence.run_sequence, asked)
+def sequences_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sequences")
+
+
+@pytest.fixture(scope="session")
+def sequences(asked, sequences_folder) -> pl.DataFrame:
+    return of_all_editors(sequence.run_sequences, asked, sequences_folder, SEVERAL)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from polars.testing import assert_frame_equal
 import beliefedit as be
 from beliefedit.analysis.measures import PROBES, compute_measures
 from beliefedit.config import CorpusConfig, EditConfig, ModelConfig
+from beliefedit.editors.base import SoftTarget
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.edits import DISTANCES, Comparison
 from beliefedit.lm.model import build_model
@@ -70,6 +71,22 @@ def test_before_and_after_equal_the_slow_sums(asked) -> None:
         expected = slow(told, edited, tokenizer, row, view, version=row["case"])
         np.testing.assert_allclose(after.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
     assert (after["kl"] - before["kl"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("editor", ["lora", "retrain", "bayes"])
+def test_an_edit_that_diverges_has_neither_scores_nor_distances(asked, tmp_path, editor) -> None:
+    agent, cases, tokenizer, model = asked
+    settings = {"lr": 3e37} | ({} if editor == "retrain" else {"steps": 3})
+    config = EditConfig(editors={editor: settings}, n_trajectories=0, n_edited=3)
+    soft = SoftTarget(cases.queries["prompt"][0], tuple(agent.objects[:2]), (0.5, 0.3))
+    setup = editing.EditSetup(model, tokenizer, cases.queries["prompt"].to_list(), lambda *_: (soft, soft),
+                              comparison=Comparison(agent, tokenizer, cases, config))
+    editing.run_editor(setup, editor, config.editors[editor], cases, config, seed=7, max_new_tokens=20, folder=tmp_path)
+    frames = editing.gather(tmp_path)
+    assert frames["log"]["diverged"].to_list() == [True] * 3 and frames["log"]["seconds"].null_count() == 0
+    assert frames["scores"].is_empty() and frames["distances"].is_empty()
+    before = editing.query_model(model, tokenizer, cases.queries, max_new_tokens=4)
+    assert compute_measures(cases.cases, cases.queries, before, frames["scores"]).is_empty()
 
 
 def test_none_and_all_of_the_cases(asked) -> None:

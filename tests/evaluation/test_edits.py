@@ -16,7 +16,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 from beliefedit.config import EditConfig
-from beliefedit.editors.base import SoftTarget
+from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.editors.lora import LoraEditor
 from beliefedit.errors import EditError
 from beliefedit.evaluation import edits as editing
@@ -60,21 +60,37 @@ def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
 
 
 def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
-    soft = (SoftTarget("Ada works as", ("poet",), (0.9,)), SoftTarget("Bo Berg works as", ("poet",), (0.2,)),
-            SoftTarget("My Cy works as", ("poet",), (0.2,)))  # another subject, whose prompt ends like Cy's
+    soft = (soft_target("Ada", "works as", 0.9), soft_target("Bo Berg", "works as", 0.2),
+            soft_target("My Cy", "works as", 0.2),  # another subject, whose prompt ends like Cy's
+            soft_target("Mary", "Ada works as", 0.2))  # reads like what is asked of Mary Ada
     taught = replace(base, soft_targets=lambda case, config, agent: soft)
+    cases = together(sample_cases([(name, "works as", "poet") for name in ("Ada", "Bo Berg", "Cy", "Mary Ada")]))
     for name, told in (("lora", [0]), ("bayes", [0, 1])):
-        scores, _ = run(taught, tmp_path / name, together(CASES), editors={name: {"steps": 1}}, n_trajectories=0)
-        stated = scores.filter(pl.col("probe").is_in(PROBES))
-        assert stated.group_by("probe", maintain_order=True).agg(pl.col("told").all()).rows() == [
-            (probe, at in told) for at, probe in enumerate(PROBES[:3])]
+        scores, _ = run(taught, tmp_path / name, cases, editors={name: {"steps": 1}}, n_trajectories=0)
+        asked = scores.group_by("probe", maintain_order=True).agg(pl.col("told").all(), any=pl.col("told").any())
+        assert asked.rows() == [*((probe, at in told, at in told) for at, probe in enumerate(PROBES)),
+                                ("judged_a", False, False), ("atomic_a", False, False)]
+
+
+def soft_target(subject: str, relation: str, p: float) -> SoftTarget:
+    return SoftTarget(f"{subject} {relation}", ("poet",), (p,), (subject, relation))
+
+
+def test_a_plain_request_and_a_plain_soft_target_are_compared_by_their_prompts() -> None:
+    plain = EditRequest.from_pair("It is Ada who is a", "poet", "Ada")
+    assert plain.trained_on == {"It is Ada who is a"}
+    judged = SoftTarget('"Ada works as poet" is', ("true",), (0.9,))
+    fact = replace(CASES.edit_cases()[0].request, soft_targets=(soft_target("Cy", "speaks", 0.5), judged))
+    assert fact.trained_on == {("Ada", "works as"), ("Cy", "speaks"), judged.prompt}
 
 
 def together(cases):
-    """The first case, its three probes about Ada, Bo Berg and Cy."""
-    asked = cases.queries.filter(probe=PROBES[0])
-    queries = pl.concat([asked.filter(case=at).with_columns(pl.lit(0, asked["case"].dtype).alias("case"),
-                                                            pl.lit(PROBES[at]).alias("probe")) for at in range(3)])
+    """The first case, its probes about every case's subject, and its judged and plain logic prompts."""
+    zero = pl.lit(0, cases.queries["case"].dtype).alias("case")
+    asked, judged = cases.queries.filter(probe=PROBES[0]), cases.queries.filter(case=0, probe="judged_a")
+    stated = judged.with_columns(prompt=pl.lit("Ada works as"), target=pl.lit("poet"), probe=pl.lit("atomic_a"))
+    queries = pl.concat([asked.filter(case=at).with_columns(zero, pl.lit(PROBES[at]).alias("probe"))
+                         for at in range(len(cases.cases))] + [judged, stated])
     return Cases(cases.cases.head(1), queries)
 
 
@@ -101,7 +117,36 @@ def test_bad_requests_are_refused_one_by_one(base, tmp_path, caplog) -> None:
 def test_nothing_but_bad_requests_gives_empty_scores(base, tmp_path) -> None:
     scores, log = run(base, tmp_path, sample_cases([("Ada", "works as", "")]))
     assert scores.is_empty() and scores.schema == editing.SCORES
-    assert log.rows() == [(0, "lora", 5, None, None, "the target is empty")]
+    assert log.rows() == [(0, "lora", 5, None, None, "the target is empty", False)]
+
+
+def test_edits_that_diverge_are_marked_and_left_out_alike(base, tmp_path, caplog) -> None:
+    scores, log = run(base, tmp_path, editors={"lora": {"lr": 1e30, "steps": 3}})
+    assert log["diverged"].to_list() == [True] * 7 and log["loss"].null_count() == 7 and scores.is_empty()
+    assert log["refused"].null_count() == 7
+    assert "lora: 7 of 7 edits diverged" in caplog.text
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_one_edit_that_diverges_takes_no_other_with_it(base, tmp_path, monkeypatch, caplog, broken) -> None:
+    edit = LoraEditor._edit
+
+    def overflowing(self, model, tokenizer, requests, watch):
+        """As LoRA, but Cy's adapter has an entry that is not finite."""
+        adapters = edit(self, model, tokenizer, requests, watch)
+        for version, request in enumerate(requests):
+            if request.subject == "Cy":
+                next(iter(adapters.up.values()))[version, 0] = broken
+        return adapters
+
+    expected, whole = run(base, tmp_path / "whole")
+    monkeypatch.setattr(LoraEditor, "_edit", overflowing)
+    scores, log = run(base, tmp_path / "broken")
+    assert log["diverged"].to_list() == [False, False, True, *[False] * 4] and not whole["diverged"].any()
+    assert_frame_equal(scores, expected.filter(pl.col("case") != 2), rel_tol=1e-4)
+    assert "lora: 1 of 7 edits diverged" in caplog.text
+    scores, log = run(base, tmp_path / "broken")  # a run that resumes says so, too
+    assert caplog.text.count("lora: 1 of 7 edits diverged") == 2
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."),

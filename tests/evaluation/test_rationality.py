@@ -1,13 +1,15 @@
-"""Edits in a row and tests of rationality: the exact agent passes them, and the numbers are what they say."""
+"""Tests of rationality: the exact agent passes them, and the numbers are what they say."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 import beliefedit as be
+from beliefedit.config import editor_parameters
 from beliefedit.editors.export import merged
 from beliefedit.editors.registry import editor_class
 from beliefedit.evaluation import rationality
@@ -74,6 +76,14 @@ def test_numbers_of_the_model_by_hand(asked, tested) -> None:
     assert lm.filter(test="irrelevance")["value"][0] == pytest.approx(
         np.abs(p(edited(a), *facts) - p(base.model, *facts)).mean(), rel=1e-2, abs=1e-6)
     assert lm.filter(test="slope")["value"][0] == pytest.approx(0, abs=1e-6)  # lora knows no weights
+
+
+def test_tests_of_models_that_diverge_are_missing_for_the_agent_too(asked, tmp_path, caplog) -> None:
+    found = rationality.run_tests(*asked[:2], "lora", editor_parameters("lora", {"lr": 1e30, "steps": 3}), asked[2], CONFIG,
+                                  seed=3, max_new_tokens=30, folder=tmp_path)
+    assert found.group_by("test", maintain_order=True).agg(pl.len(), missing=pl.col("value").null_count()).rows() == [
+        (test, 6, 6) for test in TESTS]
+    assert "lora: 18 of 18 rationality tests have no finite answer" in caplog.text
 
 
 def test_unrelated_facts_share_neither_subject_nor_related_relation(asked) -> None:

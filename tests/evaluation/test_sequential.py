@@ -6,30 +6,161 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
+from scipy import stats
 
 import beliefedit as be
-from beliefedit.config import RationalityConfig, SequenceConfig
+from beliefedit.config import RationalityConfig, SequenceConfig, editor_parameters
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import Plain
 from beliefedit.editors.export import merged
+from beliefedit.editors.grace import GraceEditor
+from beliefedit.editors.registry import editor_class
 from beliefedit.evaluation import metrics, rationality
 from beliefedit.evaluation import sequential as sequence
+from beliefedit.evaluation.cases import Cases
 from beliefedit.lm.scoring import generate, score
 from beliefedit.plots import edits as plots
-from tests.evaluation.conftest import CONFIG, EDITORS, labels
+from tests.evaluation.conftest import CONFIG, EDITORS, SEVERAL, labels, of_all_editors
 
 
-def test_a_row_has_a_place_for_everything(row) -> None:
-    found = row
-    assert found.schema == sequence.SEQUENCE and found["editor"].unique(maintain_order=True).to_list() == list(EDITORS)
-    counted = found.filter(pl.col("editor") == "lora", pl.col("measure").is_in(["p_lm", "loss"]))
-    sizes = {(n, group): count for n, group, count in counted.group_by("n_edits", "group").len().iter_rows()}
-    assert sizes[1, "last"] == sizes[1, "so_far"] == 1 and sizes[3, "last"] == 2 and sizes[3, "so_far"] == 3
-    assert sizes[3, "untouched"] <= 4 and sizes[1, "corpus"] == sizes[3, "corpus"] == 5
-    assert {n for n, _ in sizes} == {1, 3}  # there are not 50 requests
+def test_sequences_have_a_place_for_everything(sequences) -> None:
+    assert sequences.schema == metrics.SEQUENCE
+    assert sequences["editor"].unique(maintain_order=True).to_list() == list(EDITORS)
+    counted = sequences.filter(pl.col("editor") == "lora", pl.col("measure").is_in(["p_lm", "loss"]))
+    for number in range(4):
+        rows = counted.filter(sequence=number).group_by("n_edits", "group").len()
+        sizes = {(n, group): count for n, group, count in rows.iter_rows()}
+        assert sizes[1, "last"] == sizes[1, "so_far"] == 1 and sizes[3, "last"] == 2 and sizes[3, "so_far"] == 3
+        assert sizes[3, "untouched"] == 4 and sizes[1, "corpus"] == sizes[3, "corpus"] == 5
+    assert counted["sequence"].max() == 3 and set(counted["n_edits"]) == {1, 3}
 
 
-def test_a_row_equals_edits_of_edited_models_by_hand(asked, row) -> None:
+def run_sequences(asked, folder, config, name="in_context") -> pl.DataFrame:
+    return sequence.run_sequences(*asked[:2], name, CONFIG.editors[name], asked[2], config, seed=3, max_new_tokens=30,
+                                  folder=folder)
+
+
+def test_too_few_cases_give_fewer_sequences_or_a_shorter_one(asked, tmp_path, caplog) -> None:
+    found = run_sequences(asked, tmp_path / "short", CONFIG)
+    assert set(found["sequence"]) == {0} and set(found["n_edits"]) == {1, 3}  # there are not 50 requests
+    assert caplog.text.count("14 cases are too few for 2 sequences of 50 edits: 1 of 3 edits") == 1
+    fewer = CONFIG.sequence.model_copy(update={"lengths": (5,), "n_sequences": 9})
+    found = run_sequences(asked, tmp_path / "few", CONFIG.model_copy(update={"sequence": fewer}))
+    assert set(found["sequence"]) == {0, 1} and set(found["n_edits"]) == {5}
+    assert "14 cases are too few for 9 sequences of 5 edits: 2 of 5 edits" in caplog.text
+
+
+def test_sequences_take_different_cases_and_start_from_the_unedited_model(asked, sequences, tmp_path) -> None:
+    """The second sequence equals a first one over the cases from the fourth on, but for what is untouched."""
+    base, agent, cases = asked
+    later = Cases(cases.cases[3:], cases.queries)
+    alone = sequence.run_sequences(base, agent, "lora", CONFIG.editors["lora"], later, SEVERAL, seed=3,
+                                   max_new_tokens=30, folder=tmp_path).filter(sequence=0)
+    second = sequences.filter(editor="lora", sequence=1)
+    assert_frame_equal(second.drop("sequence"), alone.drop("sequence"), rel_tol=1e-4)
+
+
+def test_untouched_facts_are_of_subjects_that_the_sequence_does_not_edit(asked) -> None:
+    cases = asked[2].edit_cases()
+    for members in (cases[:3], cases[-3:]):
+        facts = sequence._untouched(asked[2], members, 50)
+        edited = {case.request.subject for case in members}
+        own = [case.request.fact for case in cases if case.request.subject not in edited]
+        assert facts == own and facts
+
+
+def test_a_finished_sequence_is_not_repeated(asked, sequences, sequences_folder, monkeypatch) -> None:
+    for name in EDITORS:
+        monkeypatch.setattr(editor_class(name), "_edit", fail)
+    assert of_all_editors(sequence.run_sequences, asked, sequences_folder, SEVERAL).equals(sequences)
+    kept = sequences_folder / "lora" / "sequence-0002.parquet"
+    content = kept.read_bytes()
+    kept.unlink()
+    with pytest.raises(RuntimeError, match="edited again"):
+        of_all_editors(sequence.run_sequences, asked, sequences_folder, SEVERAL)
+    kept.write_bytes(content)
+
+
+def fail(*_, **__):
+    raise RuntimeError("edited again")
+
+
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_intervals_are_students_over_the_means_of_sequences(sequences, level) -> None:
+    found = metrics.sequence_means(sequences, level=level)
+    for row in found.iter_rows(named=True):
+        keys = {name: row[name] for name in ("editor", "n_edits", "group", "measure")}
+        values = sequences.filter(**keys)
+        each = np.array([values.filter(sequence=k)["value"].to_numpy().mean() for k in range(4)])
+        assert row["n"] == 4 and row["mean"] == pytest.approx(each.mean())
+        low, high = (each.mean(),) * 2
+        if np.ptp(each) > 1e-12:
+            low, high = stats.t.interval(level, 3, loc=each.mean(), scale=stats.sem(each))
+        most = np.inf if row["measure"] == "loss" else 1
+        assert row["low"] == pytest.approx(max(low, 0), abs=1e-9)
+        assert row["high"] == pytest.approx(min(high, most), abs=1e-9)
+    if level == 0.95:  # both ends are clipped somewhere
+        assert 0.0 in found["low"] and found.filter(measure="loss")["high"].max() > 1  # clipped, not clipped
+
+
+def test_a_sequence_of_few_facts_counts_as_much_as_one_of_many() -> None:
+    """The five sequences of which the first one's facts gave 0.68 [0.54, 0.82]."""
+    accuracies = [0.68, 0.68, 0.66, 0.22, 0.52]
+    rows = [("lora", 0, k, 30, "untouched", "accuracy", float(at < 50 * p)) for k, p in enumerate(accuracies)
+            for at in range(50)]
+    found = metrics.sequence_means(pl.DataFrame(rows, metrics.SEQUENCE, orient="row"), level=0.95)
+    assert found.rows() == [("lora", 30, "untouched", "accuracy", 5, pytest.approx(0.552),
+                             pytest.approx(0.3074, abs=1e-3), pytest.approx(0.7966, abs=1e-3))]
+    high = [("lora", 0, k, 30, "last", measure, p) for measure in ("accuracy", "loss") for k, p in enumerate((1.0, 0.8))]
+    clipped = metrics.sequence_means(pl.DataFrame(high, metrics.SEQUENCE, orient="row"), level=0.95)
+    assert clipped["high"].to_list() == [1.0, pytest.approx(0.9 + 12.7062 * 0.1, rel=1e-4)] and clipped["low"][0] == 0
+    one = metrics.sequence_means(pl.DataFrame(rows[:50], metrics.SEQUENCE, orient="row"), level=0.95)
+    assert one.select("n", "mean", "low", "high").rows() == [(1, pytest.approx(0.68), None, None)]
+
+
+def test_a_sequence_that_diverges_ends_early(asked, tmp_path, caplog) -> None:
+    found = sequence.run_sequences(*asked[:2], "lora", editor_parameters("lora", {"lr": 1e30, "steps": 3}), asked[2],
+                                   SEVERAL, seed=3, max_new_tokens=30, folder=tmp_path)
+    assert "lora: edits diverged in 4 of 4 sequences; 104 values" in caplog.text  # 13 a length
+    means = metrics.sequence_means(found, level=0.95)
+    assert len(found) == found["value"].null_count() == 104 and set(means["n"]) == {0} and means["mean"].null_count() == 26
+    table = plots.sequence_table(means)
+    assert table["sequences"].to_list() == ["n = 0 sequences"] * 2 and set(table["corpus loss"]) == {"–"}
+    assert plots.sequence_lines(means).layout.title.text == "Sequential edits: n = 0 sequences, no interval"
+    assert metrics.sequence_means(found.clear(), level=0.95).is_empty()
+
+
+def test_a_question_without_a_finite_answer_is_missing_in_all_its_measures(asked, tmp_path, monkeypatch, caplog) -> None:
+    def run(folder):
+        return sequence.run_sequences(*asked[:2], "grace", editor_parameters("grace", {"steps": 2}), asked[2], SEVERAL,
+                                      seed=3, max_new_tokens=30, folder=tmp_path / folder)
+
+    expected, edit = run("whole"), GraceEditor._edit
+    broken = asked[2].edit_cases()[4].request
+
+    def overflowing(self, model, tokenizer, requests, watch):
+        """As GRACE, but the value of one request is infinite: what is asked elsewhere is answered as before."""
+        books = edit(self, model, tokenizer, requests, watch)
+        if requests[0].fact == broken.fact:
+            books.values[0] = torch.inf
+        return books
+
+    monkeypatch.setattr(GraceEditor, "_edit", overflowing)
+    found = run("broken")
+    gone = found["value"].is_null()
+    assert found.filter(gone).select("sequence", "n_edits", "group", "measure").rows() == [
+        *((1, 3, group, measure) for group in ("last", "so_far") for measure in ("p_lm", "p_agent", "accuracy", "coherence")),
+        (1, 3, "corpus", "loss")]  # a document begins with the prompt
+    assert_frame_equal(found.filter(~gone), expected.filter(~gone), rel_tol=1e-4)
+    assert "grace: edits diverged in 1 of 4 sequences; 9 values" in caplog.text
+    means, whole = (metrics.sequence_means(frame, level=0.95) for frame in (found, expected))
+    assert means.select("n_edits", "group", "n").equals(whole.select("n_edits", "group", "n"))
+    assert means["mean"].is_finite().all()
+
+
+def test_a_sequence_equals_edits_of_edited_models_by_hand(asked, sequences) -> None:
+    row = sequences.filter(sequence=0)
     base, agent, cases = asked
     editor, model, told = be.editor("lora", **EDITORS["lora"]), base.model, agent
     requests = [case.request for case in cases.edit_cases()[:3]]
@@ -102,8 +233,8 @@ def means(values, by):
     return metrics.intervals_by(values, by, np.random.default_rng(0), n_resamples=100, level=0.95)
 
 
-def test_figures_of_sequential_edits_and_of_rationality(row, tested) -> None:
-    sequential = means(row, ["editor", "n_edits", "group", "measure"])
+def test_figures_of_sequential_edits_and_of_rationality(sequences, tested) -> None:
+    sequential = metrics.sequence_means(sequences, level=0.95)
     assert {trace.name for trace in plots.sequence_lines(sequential).data} == {*EDITORS, "agent"}
     table = plots.sequence_table(sequential)
     assert len(table) == 2 * len(EDITORS) and table["corpus loss"].null_count() == 0
@@ -116,7 +247,6 @@ def test_figures_of_sequential_edits_and_of_rationality(row, tested) -> None:
 def test_nothing_asked_for_gives_empty_frames(asked, tmp_path) -> None:
     config = CONFIG.model_copy(update={"sequence": SequenceConfig(lengths=()), "rationality": RationalityConfig(n_cases=0)})
     arguments = (*asked[:2], "in_context", CONFIG.editors["in_context"], asked[2], config)
-    for values, schema in (
-            (sequence.run_sequence(*arguments, seed=3, max_new_tokens=30), sequence.SEQUENCE),
-            (rationality.run_tests(*arguments, seed=3, max_new_tokens=30, folder=tmp_path), rationality.RATIONALITY)):
+    for run, schema in ((sequence.run_sequences, metrics.SEQUENCE), (rationality.run_tests, rationality.RATIONALITY)):
+        values = run(*arguments, seed=3, max_new_tokens=30, folder=tmp_path)
         assert values.is_empty() and values.schema == schema

@@ -13,6 +13,7 @@ import beliefedit as be
 from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.errors import ConfigError, EditError
+from beliefedit.evaluation.cases import PROBES
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.graph import demo as demo_graph
 from beliefedit.lm.scoring import score
@@ -89,6 +90,31 @@ def test_an_updated_agent_s_beliefs_can_be_asked_for(taught) -> None:
     softly = neighbourhood(case, BayesConfig(), updated)[0]
     p = updated.after(case.request).probability(*fact_of(case), case.request.target, "direct")
     assert dict(zip(softly.targets, softly.probabilities, strict=True))[case.request.target] == pytest.approx(p)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_soft_targets_of_downstream_requests_are_the_agents_targets(world, as_published) -> None:
+    """Also where an edit of a downstream fact counts twice, as published; that moves other subjects' downstream facts."""
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_orders=1), seed=0, documents=False)
+    agents = [be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects, as_published=published)
+              for published in (as_published, not as_published)]
+    config = EditConfig(n_cases=60, as_published=as_published)
+    cases = be.build_cases(world, corpus, agents[0], config, seed=0)
+    found = {published: [] for published in (False, True)}
+    for agent, published in zip(agents, (as_published, not as_published), strict=True):
+        builder = SoftTargetBuilder(world, corpus, agent, cases, seed=0)
+        for case in cases.edit_cases():
+            if case.request.fact.relation not in world.pairs:
+                continue
+            soft_targets = {soft.about: soft for soft in builder(case, BayesConfig(n_others=64), held_out=())}
+            rows = cases.queries.filter(pl.col("probe").is_in(PROBES), case=case.number)
+            for row in rows.iter_rows(named=True):
+                view = "direct" if row["probe"] == PROBES[0] else "predictive"
+                soft = soft_targets.get((row["subject"], row["relation"]))
+                if soft and row["target"] in soft.targets:
+                    found[published].append(soft.probabilities[soft.targets.index(row["target"])] - row[f"p_after_{view}"])
+    same, other = found[as_published], found[not as_published]
+    assert len(same) > 30 and np.abs(same).max() < 1e-12 and np.abs(other).max() > 1e-3
 
 
 def fact_of(case):

@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditRequest, Plain
 from beliefedit.editors.export import load_delta
+from beliefedit.editors.grace import GraceEditor
 from beliefedit.editors.in_context import InContextEditor
 from beliefedit.editors.registry import editor
-from beliefedit.errors import EditError, StoreError
+from beliefedit.errors import DivergenceError, EditError, StoreError
 from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
-from beliefedit.playground.background import Cancelled
+from beliefedit.playground.background import Cancelled, words
 from beliefedit.playground.files import open_run, replay, save_session
 from beliefedit.playground.session import Choice
 from beliefedit.playground.snapshot import Asked
@@ -199,6 +201,38 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
     values["edits"][0]["numbers"]["weight"] += 0.5
     (tmp_path / "changed.json").write_text(json.dumps(values))
     assert replay(session, tmp_path / "changed.json") == 0.5
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("choice", [Choice("lora", {"lr": 1e30, "steps": 3}), Choice("grace", {"lr": 1e-2, "steps": 2})])
+def test_an_edit_that_diverges_changes_nothing_and_is_nowhere_listed(session, tmp_path, monkeypatch, stacked, choice):
+    request, edit = session.known.example(), GraceEditor._edit
+
+    def overflowing(self, *arguments):
+        """As GRACE, but what it answers is infinite."""
+        books = edit(self, *arguments)
+        books.values[:] = math.inf
+        return books
+
+    monkeypatch.setattr(GraceEditor, "_edit", overflowing)
+    session.stacked = stacked
+    first = session.edit(request, LORA)
+    state = weights(session.before.models.model)
+    with pytest.raises(DivergenceError, match="the edit diverged: .* not finite. The model stays as it was") as error:
+        session.edit(request, choice)
+    assert words(error.value).endswith("The model stays as it was. Lower the editor's learning rate.")
+    assert session.history == (first,) and same(weights(session.before.models.model), state)
+    table = session.compare(request, [choice, LORA])
+    assert table["refused"][-2].startswith("the edit diverged") and table["p_request"].null_count() == 1
+    save_session(session, tmp_path / "session.json")
+    values = json.loads((tmp_path / "session.json").read_text())
+    values["edits"].append(values["edits"][0] | {"editor": choice.name, "settings": choice.settings})
+    (tmp_path / "session.json").write_text(json.dumps(values))
+    with pytest.raises(DivergenceError, match="the edit diverged"):
+        replay(session, tmp_path / "session.json")
+    assert [entry.picture.numbers() for entry in session.history] == [first.picture.numbers()]
+    session.export("delta", tmp_path / "delta")
+    assert all(change.isfinite().all() for change in load_file(tmp_path / "delta.safetensors").values())
 
 
 @pytest.mark.parametrize(("text", "problem"), [

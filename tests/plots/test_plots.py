@@ -26,6 +26,7 @@ from beliefedit.plots.edits import (
     rationality_table,
     sequence_lines,
     sequence_table,
+    sequence_unit,
     trajectories,
 )
 from beliefedit.plots.style import save_figure
@@ -295,9 +296,20 @@ def test_edits_on_top_of_edits_and_tests_of_rationality_by_hand():
         ("lora", [0.51, 0.6]), ("&lt;s", [0.51, 0.6]), ("agent", [0.51, 0.6])]
     assert first[0].customdata[0] == ["0.510 [0.250, 0.750]", 9] and first[0].error_y.array[0] == pytest.approx(0.24)
     table = sequence_table(IN_SEQUENCE)
-    assert table.columns[:3] == ["editor", "edits", "adopted: last"] and table["adopted: last"][1] == "0.60"
+    assert table.columns[:4] == ["editor", "edits", "sequences", "adopted: last"] and table["adopted: last"][1] == "0.60"
+    assert set(table["sequences"]) == {"n = 9 sequences"}
+    assert lines.layout.title.text == "Sequential edits: means over n = 9 sequences, Student’s t intervals"
+    assert sequence_unit(IN_SEQUENCE, 0.9) == "means over n = 9 sequences, 90 % Student’s t intervals"
+    one = IN_SEQUENCE.with_columns(n=pl.lit(1), low=None, high=None)
+    assert sequence_lines(one).layout.title.text == "Sequential edits: n = 1 sequence, no interval"
+    assert set(sequence_table(one)["sequences"]) == {"n = 1 sequence"}
     bars = rationality_bars(TESTED)
     assert [list(trace.x) for trace in bars.data] == [[0, 5]] * 3 and bars.data[-1].name == "agent"
+    gone = pl.when(editor=EDITORS[0]).then(None)
+    broken = TESTED.with_columns(gone.otherwise(pl.col(name)).alias(name) for name in ("mean", "low", "high"))
+    assert rationality_table(broken).select("editor", "order").rows() == [
+        ("lora", "–"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
+    assert rationality_bars(broken).data[-1].y[0] == -0.001
     assert rationality_table(TESTED).select("editor", "order").rows() == [
         ("lora", "0.50 [0.40, 0.60]"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
 

@@ -1,0 +1,60 @@
+"""Sentences of a corpus are looked up by what they state, whatever names hold or end with."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+import beliefedit as be
+from beliefedit.analysis import corpus as frames
+from beliefedit.config import CorpusConfig
+from beliefedit.corpus.language import Lexicon
+from tests.worlds import graph_of
+
+NAMES = ["Lee", "Mary Ann Lee", "J. R. R. Orla", "Bo", "Orla", "Cy B.", "R. Orla"]
+FACTS = [(name, relation, objects[number % 2]) for number, name in enumerate(NAMES) for relation, objects in (
+    ("works as", ("poet", "dr. of st. law")), ("lives in", ("St. Ives", "Ives")))]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def sampled(request):
+    """(world, corpus); what is stated is all that is written."""
+    world = be.build_world(graph_of(FACTS), min_truth=0.8, seed=1)
+    config = CorpusConfig(n_facts=len(FACTS), n_samples=11, true_false=False, connectives=(), n_orders=2,
+                          sentences_per_doc=request.param)
+    return world, be.sample_corpus(world, config, seed=2)
+
+
+def times(corpus, **fact) -> int:
+    return corpus.evidence.filter(*(pl.col(name).cast(pl.String) == label for name, label in fact.items()))["count"].sum()
+
+
+def test_how_often_true_objects_are_drawn_is_what_the_evidence_counts(sampled):
+    world, corpus = sampled
+    found = dict(frames.truth_drawn(corpus, world).select("sentence", "drawn").iter_rows())
+    for subject, relation, object_ in FACTS:
+        expected = times(corpus, subject=subject, relation=relation, object=object_) / 22
+        assert found[f"{subject} {relation} {object_}"] == pytest.approx(expected) and expected > 0.5
+
+
+@pytest.mark.parametrize("subject", NAMES)
+def test_sentences_and_steps_are_about_the_subject_alone(sampled, subject):
+    world, corpus = sampled
+    about = frames.sentences_about(corpus, world, subject, n=100)
+    assert about["times"].sum() == times(corpus, subject=subject) == 44
+    assert all(sentence.startswith(subject) for sentence in about["sentence"])
+    steps = frames.belief_steps(corpus, world, subject, "works as", n=20)
+    assert steps["step"].max() == 20 and all(sentence.startswith(subject) for sentence in steps["sentence"])
+    last = steps.filter(pl.col("step") == 20).row(by_predicate=pl.col("object") == FACTS[2 * NAMES.index(subject)][2],
+                                                  named=True)
+    assert last["p"] > 0.5
+
+
+def test_a_document_is_cut_into_the_sentences_it_joins():
+    lexicon = Lexicon(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
+    sentences = ['"J. R. R. Orla works as dr. of law or Bo works as St." is false', "Orla works as poet",
+                 "J. R. R. Orla works as St.", "Bo works as dr. of law"]
+    for said in (sentences, sentences[::-1], sentences[2:3], sentences * 2):
+        assert lexicon.sentences(". ".join(said), len(said)) == said
+    with pytest.raises(be.errors.LanguageError, match="does not consist of 2 sentences"):
+        lexicon.sentences("J. R. R. Orla works as poet", 2)
