@@ -76,8 +76,15 @@ class AlphaEditEditor(SpreadEditor):
     """
 
     config: AlphaEditConfig
-    unused: dict[str, Tensor]
+    unused: dict[str, Tensor] | None = None
     earlier: dict[str, Tensor] | None = None
+
+    def describe(self) -> dict[str, str]:
+        """Also, once it is prepared, how many directions P leaves to edits."""
+        rank = {f"rank of P in {name.removesuffix('.mlp.down_proj')}":
+                f"{round(float(projection.trace()))} of {len(projection)}"
+                for name, projection in (self.unused or {}).items()}
+        return super().describe() | rank
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:

@@ -148,7 +148,7 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
 
 def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
                seed: int, max_new_tokens: int, folder: Path,
-               share: tuple[int, int] = (0, 1)) -> None:
+               share: tuple[int, int] = (0, 1)) -> dict[str, str]:
     """Edit every case with one editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that
@@ -161,6 +161,9 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
         folder: the editor's own; gets a few files per finished batch.
         share: (number of this process, number of processes that share the cases and the folder).
 
+    Returns:
+        What the editor says of itself (`Editor.describe`).
+
     Raises:
         EditError: a single edit does not fit in memory, or the editor cannot work with this model.
     """
@@ -171,8 +174,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     done = {case for path in folder.glob("log-*.parquet") for case in pl.read_parquet(path)["case"]}
     left = [case for case in chosen if case.number not in done]
     run = _Run(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
-    if left:
-        run.editor.prepare(setup.model, setup.tokenizer, setup.texts)
+    run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # also for what it says of itself
     size = config.batch_size
     with tqdm(total=len(chosen), initial=len(chosen) - len(left), desc=name, unit="edit") as bar:
         while left:
@@ -188,6 +190,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
                     frame.select(list(schema)).cast(schema).write_parquet(path)
             left = left[len(batch):]
             bar.update(len(batch))
+    return run.editor.describe()
 
 
 def gather(folder: Path) -> dict[str, pl.DataFrame]:
