@@ -81,10 +81,11 @@ class AlphaEditEditor(SpreadEditor):
 
     def describe(self) -> dict[str, str]:
         """Also, once it is prepared, how many directions P leaves to edits."""
-        rank = {f"rank of P in {name.removesuffix('.mlp.down_proj')}":
-                f"{round(float(projection.trace()))} of {len(projection)}"
-                for name, projection in (self.unused or {}).items()}
-        return super().describe() | rank
+        layers = {name.removesuffix(".mlp.down_proj").rpartition(".")[2]: projection
+                  for name, projection in (self.unused or {}).items()}
+        return super().describe() | {
+            f"rank of P, layer {layer}": f"{round(float(projection.trace()))} of {len(projection)}"
+            for layer, projection in layers.items()}
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:

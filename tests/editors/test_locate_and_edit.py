@@ -265,3 +265,30 @@ def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
     prompts, targets = ["Ada works as", "Cy speaks"], ["poet", "Norwegian"]
     after = score(edited, TOKENIZER, prompts, targets, versions=[0, 1])
     assert (after > score(model, TOKENIZER, prompts, targets)).all()
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
+def test_no_kl_is_computed_where_it_does_not_count(name) -> None:
+    model, passes = sample_model(3), {}
+    for label, settings in {"kl": {"kl_factor": 0.1}, "factor 0": {"kl_factor": 0.0},
+                            "prompt": {"kl_factor": 0.1, "place": "prompt"}}.items():
+        editor, seen = prepared(name, model, steps=5, stop_loss=0, **settings), []
+        hook = model.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        editor.apply(model, TOKENIZER, REQUESTS)
+        hook.remove()
+        passes[label] = len(seen)
+    assert passes["kl"] == passes["factor 0"] + 1 + 5  # what follows before, and at every step
+    assert passes["prompt"] == passes["factor 0"]
+
+
+def test_editors_say_where_they_write_and_how_much_is_free() -> None:
+    model = sample_model(3)
+    assert be.editor("rome").describe() == {"writes at": "the prompt's last token; published: the subject's last token"}
+    assert be.editor("memit", place="subject").describe() == {"writes at": "the subject's last token, as published"}
+    assert list(be.editor("alphaedit").describe()) == ["writes at"] and be.editor("lora").describe() == {}
+    editor = prepared("alphaedit", model, layers=[0, 1], threshold=1e-3, relative=False)
+    for layer, name in enumerate(NAMES):
+        values = torch.linalg.eigvalsh(editor.statistics.moments[name])
+        free = int((values < 1e-3).sum())
+        assert 0 < free < len(values)
+        assert editor.describe()[f"rank of P, layer {layer}"] == f"{free} of {len(values)}"
