@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -79,7 +80,8 @@ def explain(error: ValidationError, root: type) -> str:
             lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
         else:
             given = "" if isinstance(value, dict) else f" (given: {value!r})"
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{given}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {message}{given}" if key else f"{message}{given}")
     return "\n".join(lines)
 
 
@@ -117,7 +119,11 @@ class LoraConfig(Config):
 
 
 class FinetuneConfig(Config):
-    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change``."""
+    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change``.
+
+    The published FT-L also takes all tokens of the target from what follows the prompt; here they
+    are read one after another, as FT-M does.
+    """
 
     layers: tuple[int, ...] | None = Field(None, description="negative from the last; null: all")
     lr: PositiveFloat = 5e-4
@@ -134,19 +140,21 @@ class InContextConfig(Config):
 
 
 class ValueConfig(Config):
-    """What ROME, MEMIT and AlphaEdit share: a value found by descent at one token.
+    """What ROME, MEMIT and AlphaEdit share: a value v found by descent at one token.
 
-    The published place is the subject's last token, with lr 0.5, decay 0.5 and several contexts.
     Models of a few layers look a fact up where subject and relation have met, at the prompt's last
-    token: there these editors work, and at the subject they do not. On deep models try
-    ``place: subject``.
+    token: there these editors write by default. The published place is the subject's last token,
+    where they adopt almost no request on such models, with the published parameters none
+    (``preset: published``). On deep models try ``place: subject``.
     """
 
-    lr: PositiveFloat = Field(0.3, description="of the value, in units of its entries' usual size")
+    lr: PositiveFloat = Field(0.3, description="Adam's learning rate of the value")
+    relative_lr: bool = Field(
+        True, description="ours: lr in units of the value's usual entry; false: as published")
     steps: Positive = 25
     stop_loss: NonNegativeFloat = Field(0.05, description="an edit whose loss is below stops")
     kl_factor: NonNegativeFloat = Field(0.0625, description="weight of KL on the subject alone")
-    decay: NonNegativeFloat = Field(0.01, description="weight of the squared relative change")
+    decay: NonNegativeFloat = Field(0.01, description="weight of |change| / |v|^2 in the loss")
     place: Literal["subject", "prompt"] = Field("prompt", description="whose last token is edited")
     n_contexts: Positive = Field(1, description="sentence beginnings that the key is averaged over")
     n_tokens: Positive = Field(20_000, description="corpus tokens behind the key statistics")
@@ -190,7 +198,9 @@ class GraceConfig(Config):
     lr: PositiveFloat = Field(1.0, description="of the value")
     steps: Positive = 100
     stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
-    radius: PositiveFloat = Field(0.5, description="reach, as a share of the usual key distance")
+    radius: PositiveFloat = Field(0.5, description="reach of an edit around its key")
+    relative: bool = Field(
+        True, description="the radius is a share of the usual distance of keys; false: a distance")
     n_texts: Positive = Field(200, description="texts that distance is measured on")
 
 
@@ -268,6 +278,59 @@ EDITOR_PARAMETERS: dict[str, type] = {
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
 
+_PUBLISHED_VALUE = {"lr": 0.5, "relative_lr": False, "stop_loss": 0.05, "kl_factor": 0.0625,
+                    "decay": 0.5, "place": "subject"}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "lora": {"published": {"rank": 1, "alpha": 8.0, "lr": 1e-4, "weight_decay": 1e-4, "steps": 40,
+                           "clip": 1.0, "ends": False}},
+    "finetune": {"published": {"lr": 5e-4, "steps": 25, "stop_loss": 0.01, "masked": True,
+                               "largest_change": None}},
+    "rome": {"published": {**_PUBLISHED_VALUE, "steps": 19, "largest": 4.0, "n_contexts": 21}},
+    "memit": {"published": {**_PUBLISHED_VALUE, "steps": 24, "largest": 0.75, "n_contexts": 6,
+                            "strength": 15_000.0}},
+    "alphaedit": {"published": {**_PUBLISHED_VALUE, "steps": 24, "largest": 0.75, "n_contexts": 6,
+                                "ridge": 10.0, "threshold": 2e-2, "relative": False}},
+    "grace": {"published": {"lr": 1.0, "steps": 100, "stop_loss": 0.0, "radius": 1.0,
+                            "relative": False}}}
+"""The published hyper-parameters of editors, for ``preset``; keys named beside it override them.
+
+- lora: main.py and utils/utils.py of peterbhase/LLM-belief-revision, update_lr of its README.
+- finetune: FT-M, hparams/FT/llama3-8b.yaml of zjunlp/EasyEdit with ``objective_optimization:
+  target_new``, and the 1e-2 of its ft_main.py. For FT-L (arXiv 2012.00363) add ``largest_change:
+  5e-4``, the norm_constraint of hparams/FT/gpt2-xl_constr.json of kmeng01/rome.
+- rome: hparams/ROME/gpt2-xl.json of kmeng01/rome; the 5e-2 of rome/compute_v.py.
+- memit: hparams/MEMIT/EleutherAI_gpt-j-6B.json of kmeng01/memit; memit/compute_z.py.
+- alphaedit: hparams/AlphaEdit/EleutherAI_gpt-j-6B.json of jianghoucheng/AlphaEdit. Its Llama3-8B
+  has ``lr: 0.1``.
+- grace: grace/config/editor/grace.yaml of Thartvigsen/GRACE; its code never stops early. It starts
+  from a random value and replaces the tokens before the prompt's last (``val_init: cold``,
+  ``replacement: replace_prompt``); here the value starts from the layer's own output and replaces
+  it at tokens near the key.
+
+The descent of the published v_num_grad_steps 20 and 25 looks at its last value and leaves it, which
+makes 19 and 24 steps. The contexts (21 and 6, one of them empty) are texts that the model
+generates, and key statistics are of 100,000 texts of Wikipedia; here both come from the corpus.
+Layers belong to a model's size: ``layer`` and ``layers`` keep their defaults.
+"""
+
+
+def _without_preset(name: str, values: Any) -> Any:
+    """An editor's parameters, those of the preset they name among them."""
+    if name not in BUILT_IN_EDITORS or not isinstance(values, Mapping) or "preset" not in values:
+        return values
+    named = {key: value for key, value in values.items() if key != "preset"}
+    preset, known = values["preset"], PRESETS.get(name)
+    if preset is None:
+        return named
+    if known is None:
+        raise ValueError(f"the editor '{name}' is not a published one and has no presets; "
+                         f"editors with presets: {', '.join(PRESETS)}")
+    if not isinstance(preset, str) or preset not in known:
+        raise ValueError(f"the editor '{name}' has no preset {preset!r}: "
+                         f"choose {', '.join(known)}, or null for the defaults")
+    return known[preset] | named
+
 
 class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
     """Editors to run, by name, each with its parameters; others do not run."""
@@ -281,10 +344,11 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
             raise ValueError("expected names of editors with parameters below them")
         if any(name not in EDITOR_PARAMETERS for name in values):
             load_entry_points("beliefedit.editors")
+        values = {name: _without_preset(name, given) for name, given in values.items()}
         known = {n: EDITOR_PARAMETERS[n] | None for n in values if n in EDITOR_PARAMETERS}
         group = cast(Any, TypedDict)("group", known, total=False)
         group.__pydantic_config__ = ConfigDict(extra="forbid")
-        chosen = TypeAdapter(group).validate_python(dict(values))
+        chosen = TypeAdapter(group).validate_python(values)
         others = [name for name in chosen if name not in BUILT_IN_EDITORS]
         names = [*(name for name in BUILT_IN_EDITORS if name in chosen), *others]
         return {name: chosen[name] for name in names if chosen[name] is not None}
@@ -473,7 +537,8 @@ class PretrainingConfig(Config):
     packed: bool = Field(
         True, description="whole documents packed into rows; else one a row, padded at random")
     row_length: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="tokens, longer documents are cut; null: the longest one's, 32 to 1024")
+        None, description="tokens, longer documents are cut; null: the longest one's, so that none "
+                          "is cut, but at most 1024 if packed")
     parts: Positive | None = Field(
         16, description="groups of a packed pass whose documents share prefixes; null: no sharing")
     short_passes: NonNegative = Field(2, description="first passes, the shortest documents alone")
@@ -481,14 +546,15 @@ class PretrainingConfig(Config):
     batch_tokens: Positive = Field(1024, description="tokens of a packed batch, with padding")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     accumulation: Positive = Field(1, description="batches whose gradients make one step")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: hidden matrices, AdamW the rest; GPUs only")
-    lr: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW; it falls linearly")
+    optimizer: Literal["adamw", "adam", "rmsprop", "sgd", "muon"] = Field(
+        "adamw", description="torch's own; muon: hidden matrices, AdamW the rest; GPUs only")
+    lr: PositiveFloat = Field(
+        3e-3, description="peak learning rate of all but Muon; it falls linearly")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
     final_lr: Probability = Field(0.0, description="last learning rate, as a share of the peak")
     warmup: Probability = Field(0.02, description="share of the budget in which the rate rises")
     weight_decay: NonNegativeFloat = 0.0
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of AdamW")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of AdamW and Adam")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -533,12 +599,21 @@ class AnalysisConfig(Config):
         0.05, description="least change of a probability, accuracy or error that makes a claim")
 
 
+def check_device(name: str) -> str:
+    """The name, if it is one of 'auto', 'cpu', 'cuda' and 'cuda:N'; a ValueError says why not."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        return name
+    why = ": scores are computed in float64, which MPS lacks" if name.startswith("mps") else ""
+    raise ValueError(f"the device '{name}' is not supported{why}; use auto, cpu, cuda or cuda:N")
+
+
 class Experiment(Config):
     """One run: a section per stage, one seed, one device."""
 
     name: str = "experiment"
     seed: NonNegative = 0
-    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    device: Annotated[str, AfterValidator(check_device)] = Field(
+        "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(None, description="only these are run; null: all")
     plugins: tuple[str, ...] = Field(
         (), description="modules, by name or path of a .py file, that register editors or measures;"
@@ -598,11 +673,18 @@ def with_overrides(params: Experiment | Mapping[str, Any],
                    overrides: Mapping[str, Any]) -> Experiment:
     """An experiment, or its values by section, with dotted overrides.
 
+    In an experiment every value is set, so that none would be left to a preset: an editor whose
+    ``preset`` is overridden starts from it.
+
     Raises:
         ConfigError: unknown key, wrong type, impossible value, or a plugin that cannot be imported.
     """
     values = params.model_dump(mode="json") if isinstance(params, Experiment) else dict(params)
-    return _validated(copy.deepcopy(values), overrides, "the configuration", Path())
+    values = copy.deepcopy(values)
+    for key in overrides:
+        if match := re.fullmatch(r"edit\.editors\.([^.]+)\.preset", key):
+            _set_dotted(values, f"edit.editors.{match[1]}", {})
+    return _validated(values, overrides, "the configuration", Path())
 
 
 def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: Path) -> Experiment:

@@ -364,6 +364,17 @@ class Run:
         return self._edited("log")
 
     @cached_property
+    def editors_described(self) -> pl.DataFrame:
+        """What editors say of how they work on this model: editor, what, value."""
+        rows = []
+        for part in self._parts("edits"):
+            self.path(part)
+            described = self.manifest(part)["described"]
+            rows += [(part.partition("/")[2], what, value) for what, value in described.items()]
+        return pl.DataFrame(rows, orient="row", schema=dict.fromkeys(
+            ("editor", "what", "value"), pl.String))
+
+    @cached_property
     def sequential(self) -> pl.DataFrame:
         """Edits applied one after another: means over sequences, with intervals, by editor,
         n_edits, group, measure; n counts sequences (specification, section 8)."""
@@ -404,24 +415,29 @@ class Run:
     def _values(self, stage: str) -> list[pl.DataFrame]:
         return [pl.read_parquet(self.path(part) / "values.parquet") for part in self._parts(stage)]
 
-    def _edit(self, editor: str, share: tuple[int, int] = (0, 1)) -> Path:
-        """This process's share of one editor's edits; (number of it, number of processes)."""
+    def _edit(self, editor: str,
+              share: tuple[int, int] = (0, 1)) -> tuple[Path, dict[str, str]]:
+        """This process's share of one editor's edits, (number of it, number of processes).
+
+        Returns:
+            (working folder, what the editor says of itself).
+        """
         from beliefedit.evaluation.edits import run_editor
 
         working = self.store.working_folder(f"edits/{editor}", self.key(f"edits/{editor}"))
-        run_editor(self.setup, editor, self.config.edit.editors[editor], self.cases,
-                   self.config.edit, seed=self.config.seed, share=share, folder=working,
-                   max_new_tokens=self.max_answer_tokens)
-        return working
+        return working, run_editor(
+            self.setup, editor, self.config.edit.editors[editor], self.cases, self.config.edit,
+            seed=self.config.seed, share=share, folder=working,
+            max_new_tokens=self.max_answer_tokens)
 
     def _build_edits(self, folder: Path, editor: str) -> dict[str, Any]:
         from beliefedit.evaluation.edits import gather
 
-        working = self._edit(editor)
+        working, described = self._edit(editor)
         for name, frame in gather(working).items():
             frame.write_parquet(folder / f"{name}.parquet")
         shutil.rmtree(working)
-        return {"device": str(self.model.device)}
+        return {"device": str(self.model.device), "described": described}
 
     def _build_sequential(self, folder: Path, editor: str) -> None:
         from beliefedit.evaluation.sequential import run_sequences

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from beliefedit.config import (
+    PRESETS,
     Experiment,
     differences,
     digest,
@@ -76,6 +77,14 @@ def test_floats_as_people_write_them(tmp_path, number):
     ("world: {min_truth: .nan}", {}, ["world.min_truth", "finite"]),
     ("edit: {target_probability: 1}", {}, ["edit.target_probability", "less than 1"]),
     ("model: {size: huge}", {}, ["unknown size 'huge'"]),
+    ("device: mps", {}, ["device: the device 'mps' is not supported", "float64, which MPS lacks", "auto, cpu, cuda"]),
+    ("device: cpu:1", {}, ["the device 'cpu:1' is not supported", "cuda:N"]),
+    ("", {"device": "cuda:x"}, ["the device 'cuda:x' is not supported"]),
+    ("pretraining: {optimizer: adamax}", {}, ["pretraining.optimizer", "'rmsprop'"]),
+    ("edit: {editors: {rome: {preset: publisht}}}", {}, ["'rome' has no preset 'publisht'", "choose published"]),
+    ("edit: {editors: {rome: {preset: [1]}}}", {}, ["'rome' has no preset [1]"]),
+    ("edit: {editors: {bayes: {preset: published}}}", {}, ["'bayes' is not a published one", "lora, finetune, rome"]),
+    ("edit: {editors: {rome: {preset: published, layr: 1}}}", {}, ["'edit.editors.rome.layr'", "did you mean 'layer'"]),
     ("seed: -1", {}, ["seed", "greater than or equal to 0"]),
     ("corpus: 3", {}, ["corpus", "given: 3"]),
     ("- a\n- b", {}, ["expected sections"]),
@@ -177,3 +186,51 @@ def test_differences_name_the_parameters_that_tell_configurations_apart():
 
 def test_the_choice_of_notebooks_makes_no_other_configuration():
     assert with_overrides({}, {"notebooks": ["01_corpus"]}).hash == Experiment().hash
+
+
+PUBLISHED = {  # as the files say it: the docstring of PRESETS names them
+    "lora": {"rank": 1, "alpha": 8, "lr": 1e-4, "weight_decay": 1e-4, "steps": 40, "clip": 1, "ends": False},
+    "finetune": {"lr": 5e-4, "steps": 25, "stop_loss": 1e-2, "masked": True, "largest_change": None},
+    "rome": {"lr": 5e-1, "relative_lr": False, "steps": 20 - 1, "stop_loss": 5e-2, "kl_factor": 0.0625, "decay": 0.5,
+             "largest": 4, "place": "subject", "n_contexts": 1 + 10 + 10},
+    "memit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "stop_loss": 5e-2, "kl_factor": 0.0625, "decay": 0.5,
+              "largest": 0.75, "place": "subject", "n_contexts": 1 + 5, "strength": 15000},
+    "alphaedit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "stop_loss": 5e-2, "kl_factor": 0.0625, "decay": 0.5,
+                  "largest": 0.75, "place": "subject", "n_contexts": 1 + 5, "ridge": 10, "threshold": 2e-2, "relative": False},
+    "grace": {"lr": 1.0, "steps": 100, "stop_loss": 0, "radius": 1.0, "relative": False}}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_the_published_numbers_and_the_defaults_of_the_rest(name):
+    assert PUBLISHED.keys() == PRESETS.keys()
+    found, default = editor_parameters(name, {"preset": "published"}), editor_parameters(name, {})
+    assert found.model_dump() == default.model_dump() | PUBLISHED[name]
+
+
+def test_keys_beside_a_preset_override_it(tmp_path):
+    path = write(tmp_path, "edit: {editors: {rome: {preset: published, layer: 1, lr: 0.1}, lora: {preset: null, rank: 2}}}")
+    rome, lora = load_params(path).edit.editors["rome"], load_params(path).edit.editors["lora"]
+    assert (rome.layer, rome.lr, rome.decay, rome.place, lora.rank) == (1, 0.1, 0.5, "subject", 2)
+    config = load_params(write(tmp_path, "edit: {editors: {rome: {layer: 1}}}"), {"edit.editors.rome.preset": "published"})
+    assert (config.edit.editors["rome"].layer, config.edit.editors["rome"].decay) == (1, 0.5)
+    assert Experiment.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_preset_that_overrides_a_whole_configuration_counts():
+    config = with_overrides(Experiment(), {"edit.editors.rome.lr": 0.1})
+    found = with_overrides(config, {"edit.editors.rome.layer": 2, "edit.editors.rome.preset": "published"})
+    assert found.edit.editors["rome"] == editor_parameters("rome", {"preset": "published", "layer": 2})
+    assert found.edit.editors["lora"] == config.edit.editors["lora"]
+
+
+def test_the_published_runs_are_set_up_as_published():
+    """The commands of the published README, and what main.py makes of --debug."""
+    paper, small = (load_params(next(path for path in PARAMS if path.name == name))
+                    for name in ("paper.yaml", "facts-10k.yaml"))
+    assert (paper.graph.read_n_facts, paper.graph.min_cooccurrence, paper.graph.n_relations) == (2e6, 1000, 10)
+    assert (small.graph.read_n_facts, small.graph.min_cooccurrence, small.graph.n_relations) == (1e6, 50, 10)
+    for config in (paper, small):
+        training = config.pretraining
+        assert (training.row_length, training.packed, training.optimizer, training.lr) == (None, False, "adamw", 5e-5)
+        assert (training.weight_decay, training.final_lr, training.beta2, training.clip) == (1e-4, 0.1, 0.999, 1)
+    assert paper.edit.editors["lora"] == editor_parameters("lora", {"preset": "published"})

@@ -185,6 +185,20 @@ def test_sequential_edits_and_rationality_have_means_with_intervals(finished):
     assert tested.filter(pl.col("who") == "agent", pl.col("test") == "order")["mean"].abs().max() < 1e-9
 
 
+def test_what_editors_say_of_themselves_is_recorded_also_of_edits_that_were_there(finished):
+    editors = {"lora": {"lr": 1e-2, "steps": 3}, "alphaedit": {"steps": 2}}
+    interrupted = be.Run(finished.folder, experiment(edit__editors=editors))
+    interrupted._edit("alphaedit")  # all edits, but the artifact is not made
+    run = be.Run(finished.folder, experiment(edit__editors=editors))
+    described = run.editors_described
+    assert described.columns == ["editor", "what", "value"] and set(described["editor"]) == {"alphaedit"}
+    assert described["what"].to_list() == ["writes at", "rank of P, layer 0", "rank of P, layer 1"]
+    ranks = [int(value.split(" of ")[0]) for value in described["value"][1:]]
+    assert all(0 < rank < 256 for rank in ranks)
+    assert run.manifest("edits/alphaedit")["described"] == dict(described.select("what", "value").iter_rows())
+    assert finished.editors_described.is_empty() and finished.manifest("edits/lora")["described"] == {}
+
+
 def test_no_editors_give_empty_frames(finished):
     run = be.Run(finished.folder, experiment(edit__editors={}))
     assert run.edits.is_empty() and run.sequential.is_empty() and run.tables.is_empty()

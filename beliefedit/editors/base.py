@@ -143,6 +143,10 @@ class Editor(ABC):
             EditError: no texts, to an editor that needs some.
         """
 
+    def describe(self) -> dict[str, str]:
+        """What reports say of the editor beside its scores: names and texts; after `prepare`."""
+        return {}
+
     def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest | tuple[str, str]], *,
               watch: Watcher | None = None) -> EditedModels:

@@ -95,7 +95,7 @@ class FinetuneEditor(Editor):
             project=self._clamp, watch=watch and (lambda step, values: watch(step, result(values))))
         return replace(result(values), losses=losses)
 
-    def _clamp(self, values: list[Tensor]) -> None:
+    def _clamp(self, values: list[Tensor], versions: Tensor) -> None:
         if self.config.largest_change is not None:
             for value in values:
                 value.clamp_(-self.config.largest_change, self.config.largest_change)

@@ -51,7 +51,7 @@ class GraceEditor(Editor):
     """An entry per request: the key at the prompt's last token, a value trained there, a radius.
 
     The radius is ``radius`` times the usual distance from what enters the layer to the nearest
-    other thing that does.
+    other thing that does, or ``radius`` itself.
     """
 
     config: GraceConfig
@@ -60,7 +60,10 @@ class GraceEditor(Editor):
     @torch.no_grad()
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Calibrate the radius to distances between keys of the corpus."""
+        """Calibrate the radius to distances between keys of the corpus, if it is relative."""
+        if not self.config.relative:
+            self.radius = self.config.radius
+            return
         require_texts(texts)
         chosen = texts[::max(1, len(texts) // self.config.n_texts)][:self.config.n_texts]
         ids, mask = encode_texts(tokenizer, chosen, 64, model.device)

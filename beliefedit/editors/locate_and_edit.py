@@ -131,6 +131,12 @@ class ValueEditor(Editor):
             return list(requests)
         return [EditRequest.from_pair(r.prompt, r.target, r.prompt) for r in requests]
 
+    def describe(self) -> dict[str, str]:
+        """Where it writes."""
+        here = self.config.place
+        return {"writes at": f"the {here}'s last token" + (
+            "; published: the subject's last token" if here == "prompt" else ", as published")}
+
     @property
     def layers(self) -> Sequence[int]:
         """The layers that are changed."""
@@ -211,10 +217,11 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                  at: tuple[str, Tensor]) -> tuple[Tensor, tuple[float, ...]]:
     """What to add to a projection's output at the subject's last token so that the target follows.
 
-    Loss: the target's mean token NLL behind all beginnings + kl_factor KL(before || after) of what
-    follows the bare subject + decay ‖change‖² / size²; ‖change‖ never exceeds ``largest`` sizes.
-    Where the prompt's last token is written at there is no KL: what follows it should change.
-    ``at`` is (the projection's name, sizes [n]); returned are (changes [n, outputs], last losses).
+    Loss: the target's mean token NLL behind all beginnings + kl_factor KL(after || before) of what
+    follows the bare subject + decay ‖change‖ / size², all as in the published code of ROME and
+    MEMIT; ‖change‖ never exceeds ``largest`` sizes. Where the prompt's last token is written at
+    there is no KL: what follows it should change. ``at`` is (the projection's name, sizes [n]: the
+    norms of what is changed); returned are (changes [n, outputs], last losses).
     """
     name, size = at
     rows = [(beginning, request) for request in requests for beginning in beginnings]
@@ -230,7 +237,9 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         neutral = find_subjects(tokenizer, bare, [""], model.device)
         before = _log_p_at(model, neutral)
     width = model.get_submodule(name).out_features
-    unit = size[:, None] / width**0.5  # models differ by orders of magnitude in values' lengths
+    unit = torch.ones_like(size)[:, None]
+    if config.relative_lr:  # models differ by orders of magnitude in values' lengths
+        unit = size[:, None] / width**0.5
 
     def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
         change, chosen = values[0] * unit[versions], sentences.of(versions)
@@ -244,11 +253,11 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
             where = Places(neutral.ids[versions], neutral.places[versions], versions)
             with hooked(model, {name: _add_at(change, where.places)}):
                 after = _log_p_at(model, where)
-            loss = loss + kl_factor * (before[versions].exp() * (before[versions] - after)).sum(1)
-        return loss + config.decay * change.square().sum(1) / size[versions].square()
+            loss = loss + kl_factor * (after.exp() * (after - before[versions])).sum(1)
+        return loss + config.decay * change.norm(dim=1) / size[versions].square()
 
-    def shorten(values: list[Tensor]) -> None:
-        longest = config.largest * width**0.5
+    def shorten(values: list[Tensor], versions: Tensor) -> None:
+        longest = config.largest * size[versions] / unit[versions, 0]
         values[0] *= (longest / values[0].norm(dim=1)).clamp(max=1)[:, None]
 
     [values], losses = descend(

@@ -76,8 +76,16 @@ class AlphaEditEditor(SpreadEditor):
     """
 
     config: AlphaEditConfig
-    unused: dict[str, Tensor]
+    unused: dict[str, Tensor] | None = None
     earlier: dict[str, Tensor] | None = None
+
+    def describe(self) -> dict[str, str]:
+        """Also, once it is prepared, how many directions P leaves to edits."""
+        layers = {name.removesuffix(".mlp.down_proj").rpartition(".")[2]: projection
+                  for name, projection in (self.unused or {}).items()}
+        return super().describe() | {
+            f"rank of P, layer {layer}": f"{round(float(projection.trace()))} of {len(projection)}"
+            for layer, projection in layers.items()}
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:

@@ -139,7 +139,7 @@ class _Adam:
 
 def descend(model: PreTrainedModel, start: Sequence[Tensor],
             losses_of: Callable[[list[Tensor], Tensor], Tensor], *, lr: float, steps: int,
-            stop_loss: float = 0.0, project: Callable[[list[Tensor]], None] | None = None,
+            stop_loss: float = 0.0, project: Callable[[list[Tensor], Tensor], None] | None = None,
             watch: Callable[[int, list[Tensor]], None] | None = None
             ) -> tuple[list[Tensor], tuple[float, ...]]:
     """Adam on many edits at once, each with its own state; an edit that is good enough stops.
@@ -150,7 +150,8 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
         losses_of: losses [k] of the values [k, ...] of k edits, whose numbers (ascending) it is
             also given.
         stop_loss: an edit whose loss is below stops, and costs no more.
-        project: brings values back, in place, to where they may be.
+        project: brings values [k, ...] of k edits, whose numbers it is also given, back, in place,
+            to where they may be.
         watch: called with (step, all n values so far).
 
     Returns:
@@ -176,7 +177,7 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
                 adam.keep(going)
             adam.step(values, gradients)
             if project is not None:
-                project(values)
+                project(values, live)
             if watch is not None:
                 _put(result, values, live)
                 watch(step, result)

@@ -79,6 +79,8 @@ def editor_class(name: str) -> type[Editor]:
 def editor(name: str, **hyperparameters: Any) -> Editor:
     """An editor by name, with some fields of its parameters; the others keep their defaults.
 
+    With ``preset="published"`` the others are the published ones (`beliefedit.config.PRESETS`).
+
     Raises:
         EditError: no editor of that name.
         ConfigError: unknown or impossible hyper-parameter.

@@ -30,10 +30,11 @@ class RomeEditor(ValueEditor):
               requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
         requests = self.placed(requests)
         known = self.known(model)
-        [(name, projection)] = chosen_projections(model, self.layers).items()
+        [name] = chosen_projections(model, self.layers)
+        plain = locate.find_subjects(tokenizer, requests, [""], model.device)
         subjects = locate.find_subjects(tokenizer, requests, known.beginnings, model.device)
         keys = locate.mean_at(Plain(model), subjects, name, entering=True)
-        size = (keys @ projection.weight.detach().T).norm(dim=1)
+        size = locate.mean_at(Plain(model), plain, name, entering=False).norm(dim=1)
         changes, losses = locate.best_changes(model, tokenizer, requests, known.beginnings,
                                               self.config, at=(name, size))
         directions = locate.inverse_times(known.moments[name], keys)

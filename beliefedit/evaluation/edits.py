@@ -151,7 +151,7 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
 
 def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
                seed: int, max_new_tokens: int, folder: Path,
-               share: tuple[int, int] = (0, 1)) -> None:
+               share: tuple[int, int] = (0, 1)) -> dict[str, str]:
     """Edit every case with one editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that
@@ -166,6 +166,9 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
         folder: the editor's own; gets a few files per finished batch.
         share: (number of this process, number of processes that share the cases and the folder).
 
+    Returns:
+        What the editor says of itself (`Editor.describe`).
+
     Raises:
         EditError: a single edit does not fit in memory, or the editor cannot work with this model.
     """
@@ -176,8 +179,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     done = {case for path in folder.glob("log-*.parquet") for case in pl.read_parquet(path)["case"]}
     left = [case for case in chosen if case.number not in done]
     run = _Run(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
-    if left:
-        run.editor.prepare(setup.model, setup.tokenizer, setup.texts)
+    run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # also for what it says of itself
     size = config.batch_size
     with tqdm(total=len(chosen), initial=len(chosen) - len(left), desc=name, unit="edit") as bar:
         while left:
@@ -198,6 +200,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     if any(diverged):
         log.warning("%s: %d of %d edits diverged (a loss or a score is not finite) and are left "
                     "out; try a smaller learning rate", name, sum(diverged), len(diverged))
+    return run.editor.describe()
 
 
 def gather(folder: Path) -> dict[str, pl.DataFrame]:

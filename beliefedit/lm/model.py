@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from beliefedit.config import ModelConfig
+from beliefedit.config import ModelConfig, check_device
 from beliefedit.errors import ConfigError, StoreError
 from beliefedit.lm.tokenizer import load_tokenizer
 
@@ -22,15 +22,13 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: another name, or a GPU that is not there.
     """
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error), where="device", remedy="set device") from None
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"the device '{name}' is not supported", where="device",
-                          remedy="use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise ConfigError(f"no such GPU: '{name}' ({n_gpus} found)", where="device",

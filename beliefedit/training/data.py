@@ -6,6 +6,7 @@ stopped, and every process of a parallel run knows the whole batch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ class Batches:
 
     Args:
         documents, chosen: what to read, and int64, the numbers of those that are read.
-        training: sizes of rows and batches; documents longer than a row are cut.
+        training: sizes of rows and batches; documents longer than a row are cut. Without a
+            ``row_length`` rows are as long as the longest document; packed ones at most 1024.
         packed: several whole documents to a row; else one, padded at random on the left.
         seed: decides order and padding.
     """
@@ -154,7 +156,9 @@ class Batches:
                  packed: bool, seed: int) -> None:
         self.documents, self.chosen, self.training = documents, chosen, training
         self.packed, self.seed = packed, seed
-        self.row_length = training.row_length or int(documents.lengths.max().clip(*_ROW_LENGTHS))
+        shortest, longest = _ROW_LENGTHS
+        self.row_length = training.row_length or max(shortest, min(
+            int(documents.lengths.max()), longest if training.packed else sys.maxsize))
         self.n_rows = (max(1, training.batch_tokens // self.row_length) if packed
                        else training.batch_size)
         self.starts = np.asarray(documents.starts[:-1])[chosen]

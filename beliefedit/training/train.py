@@ -104,7 +104,7 @@ def _batches(documents: Documents, training: PretrainingConfig,
     batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed)
     if not n:
         return batches, None
-    whole = training.model_copy(update={"short_passes": 0})
+    whole = training.model_copy(update={"short_passes": 0, "row_length": batches.row_length})
     return batches, Batches(documents, np.sort(order[:n]), whole, packed=True, seed=seed)
 
 
@@ -291,7 +291,7 @@ class Trainer:
 
 
 def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> list[Optimizer]:
-    """AdamW; or Muon over the hidden matrices and AdamW over embeddings, output and norms.
+    """One of torch's; or Muon over the hidden matrices and AdamW over embeddings, output and norms.
 
     Each group remembers its peak learning rate as ``peak``.
     """
@@ -301,13 +301,17 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     for weight in model.parameters():
         (hidden if weight.ndim == 2 and id(weight) not in outer else rest).append(weight)
     optimizers: list[Optimizer] = []
-    decay = training.weight_decay
+    decay, betas = training.weight_decay, (0.9, training.beta2)
     if training.optimizer == "muon":
         optimizers.append(torch.optim.Muon(hidden, lr=training.lr_muon, weight_decay=decay))
     else:
         rest = hidden + rest
-    optimizers.append(torch.optim.AdamW(rest, lr=training.lr, betas=(0.9, training.beta2),
-                                        weight_decay=decay, fused=True))
+    if training.optimizer in ("sgd", "rmsprop"):
+        make = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[training.optimizer]
+        optimizers.append(make(rest, lr=training.lr, weight_decay=decay))
+    else:
+        adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+        optimizers.append(adam(rest, lr=training.lr, betas=betas, weight_decay=decay, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

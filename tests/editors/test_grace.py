@@ -55,3 +55,6 @@ def test_the_radius_is_a_share_of_distances_between_keys() -> None:
         editor.prepare(model, TOKENIZER, SENTENCES)
         radii.append(editor.radius)
     assert radii[1] == pytest.approx(2 * radii[0]) and radii[0] > 0
+    absolute = be.editor("grace", radius=0.7, relative=False)
+    absolute.prepare(model, TOKENIZER, SENTENCES)
+    assert absolute.radius == 0.7 != radii[0]

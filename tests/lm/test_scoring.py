@@ -243,7 +243,7 @@ def test_devices(monkeypatch):
         resolve_device("cuda:1")
     with pytest.raises(ConfigError, match="'gpu' is not supported"):
         resolve_device("gpu")
-    with pytest.raises(ConfigError, match="'mps' is not supported(?s:.*)auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match="'mps' is not supported: scores are computed in float64(?s:.*)auto, cpu, cuda"):
         resolve_device("mps")
 
 

@@ -31,7 +31,13 @@ from beliefedit.lm.tokenizer import train_tokenizer
 from beliefedit.training import checkpoint
 from beliefedit.training.data import Batches, Documents, encode_documents, packed_rows, prefetch
 from beliefedit.training.loss import TrainingLoss, evaluate, precision
-from beliefedit.training.train import build_optimizers, copy_model, learning_rate_factor, train
+from beliefedit.training.train import (
+    _batches,
+    build_optimizers,
+    copy_model,
+    learning_rate_factor,
+    train,
+)
 
 TINY = ModelConfig(vocab_size=400, size=None, hidden_size=32, n_layers=2)
 FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": "new york", "emmy noether": "bryn mawr",
@@ -178,6 +184,25 @@ def test_first_passes_may_be_over_short_documents_alone():
     first, second, third = ([next(read)[2].n_tokens for _ in range(n)] for n in (20, 20, 40))
     assert first == second == [2] * 20
     assert sorted(third) == sorted(lengths)
+
+
+def test_documents_are_cut_only_where_rows_are(corpus, tmp_path):
+    """Published: documents of ten sentences are never cut."""
+    folder, tokenizer, _ = corpus
+    pl.DataFrame({"text": [". ".join(["ada lovelace lived in london"] * n) for n in (1, 3, 400)]}).write_parquet(
+        tmp_path / "long.parquet")
+    documents = encode_documents(tmp_path / "long.parquet", tokenizer, tmp_path)
+    longest = documents.lengths.max()
+    assert longest > 1024
+    for changes, expected in (({"packed": False}, longest), ({"packed": True}, 1024),
+                              ({"packed": False, "row_length": 64}, 64)):
+        training = quick(batch_size=3, short_passes=0, n_eval_documents=0, **changes)
+        batches = Batches(documents, np.arange(3), training, packed=training.packed, seed=0)
+        assert batches.lengths.max() == expected
+        assert max(len(ids) for ids, _ in documents_in(next(batches.read())[2])) == expected
+    longer = Documents(np.tile(documents.tokens, 4), np.concatenate([[0], np.tile(documents.lengths, 4).cumsum()]))
+    read, held_out = _batches(longer, quick(packed=False, n_eval_documents=1), 0)
+    assert read.row_length == held_out.row_length == longest
 
 
 def test_prefetching_gives_the_same_and_its_errors():
@@ -331,7 +356,8 @@ def command(corpus, out, training):
     return [sys.executable, "-c", WATCH + RUN, str(folder), str(out), TINY.model_dump_json(), training.model_dump_json()]
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "packed": False, "accumulation": 2, "batch_size": 16}])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "lr": 0.3}, {"optimizer": "rmsprop"}, {"optimizer": "adam"},
+                                     {"optimizer": "muon", "packed": False, "accumulation": 2, "batch_size": 16}])
 def test_killed_and_resumed_ends_with_the_same_bits(corpus, tmp_path, changes):
     folder, tokenizer, _ = corpus
     training = quick(n_tokens=12_000, checkpoint_seconds=0.0, **changes)
@@ -450,6 +476,25 @@ def test_learning_rates_rise_and_fall_as_configured():
     assert learning_rate_factor(training, 0.55) == pytest.approx(0.55)
     assert learning_rate_factor(training, 1) == 0.1
     assert learning_rate_factor(PretrainingConfig(warmup=1), 1) == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("rmsprop", torch.optim.RMSprop),
+                                            ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_optimizers_are_torch_s_own_over_all_weights(corpus, name, kind):
+    model = build_model(TINY, corpus[1], torch.Generator().manual_seed(0))
+    training = quick(optimizer=name, lr=5e-5, weight_decay=1e-4, beta2=0.999)
+    [optimizer] = build_optimizers(model, training)
+    weights = [weight.detach().clone().requires_grad_() for weight in optimizer.param_groups[0]["params"]]
+    published = kind([{"params": weights, "weight_decay": 1e-4, "lr": 5e-5}])  # as load_optimizer_and_scheduler does
+    assert type(optimizer) is kind and sum(weight.numel() for weight in weights) == model.num_parameters()
+    for step in range(3):
+        for own, other in zip(optimizer.param_groups[0]["params"], weights, strict=True):
+            own.grad = torch.full_like(own, 0.1 + step)
+            other.grad = own.grad.clone()
+        optimizer.step()
+        published.step()
+    for own, other in zip(optimizer.param_groups[0]["params"], weights, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-9)
 
 
 def test_muon_gets_the_hidden_matrices_only(corpus):
