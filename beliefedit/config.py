@@ -88,15 +88,15 @@ def explain(error: ValidationError, root: type) -> str:
 def _suggestion(location: tuple, root: type) -> str:
     group: Any = root
     for part in location[:-1]:
-        annotation = _fields(group).get(part)
+        annotation = fields_of(group).get(part)
         group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), None)
-    known = _fields(group)
+    known = fields_of(group)
     close = get_close_matches(str(location[-1]), known, n=1)
     return (f", did you mean '{close[0]}'?" if close else "") + (
         f"; known here: {', '.join(known)}" if known and (not close or group is Editors) else "")
 
 
-def _fields(group: Any) -> dict[str, Any]:
+def fields_of(group: Any) -> dict[str, Any]:
     """Names of a group's keys, and what each holds."""
     if group is Editors:
         return dict(EDITOR_PARAMETERS)
@@ -614,7 +614,8 @@ class Experiment(Config):
     seed: NonNegative = 0
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
-    notebooks: tuple[str, ...] | None = Field(None, description="only these are run; null: all")
+    notebooks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="only these are run; null: all")
     plugins: tuple[str, ...] = Field(
         (), description="modules, by name or path of a .py file, that register editors or measures;"
         " paths are relative to the parameter file, in overrides to the working directory")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 from urllib.parse import quote
 
-from beliefedit.config import Config, Experiment, digest
+from beliefedit.config import Experiment, digest, fields_of
 from beliefedit.errors import ConfigError
 
 MAX_NAME = 120  # bytes; file systems allow 255
@@ -103,9 +103,8 @@ def takes_list(key: str) -> bool:
     """Whether the parameter with this dotted key is itself a list; unknown keys are not."""
     kinds: list[Any] = [Experiment]
     for part in key.split("."):
-        group = next((k for k in kinds if isinstance(k, type) and issubclass(k, Config)), None)
-        if group is None or part not in group.model_fields:
+        known = {name: kind for group in kinds for name, kind in fields_of(group).items()}
+        if part not in known:
             return False
-        annotation = group.model_fields[part].annotation
-        kinds = [annotation, *get_args(annotation)]
+        kinds = [known[part], *get_args(known[part])]
     return any(kind in (tuple, list, set) for kind in (*kinds, *map(get_origin, kinds)))

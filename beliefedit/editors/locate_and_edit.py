@@ -23,6 +23,7 @@ from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import descend, encode_sentences, encode_texts, losses_per_edit
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
+from beliefedit.lm.model import at_least_float32
 
 _ROWS_AT_ONCE, _LONGEST = 64, 128
 
@@ -270,7 +271,7 @@ def _log_p_at(model: PreTrainedModel, where: Places) -> Tensor:
     """Log-probabilities of what follows each place, [rows, vocabulary]."""
     logits = model(input_ids=where.ids, use_cache=False).logits
     row = torch.arange(len(logits), device=logits.device)
-    return logits[row, where.places].float().log_softmax(-1)
+    return at_least_float32(logits[row, where.places]).log_softmax(-1)
 
 
 def _add_at(changes: Tensor, places: Tensor) -> Hook:

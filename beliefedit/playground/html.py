@@ -93,7 +93,7 @@ def _row(bar: Bar, panel: Panel) -> str:
 
 
 def logic(judged: Logic) -> str:
-    """How likely A, not A, A and B, A or B are called true, and how far that is from coherent."""
+    """Credences in A, not A, A and B, A or B, and how far they are from coherent."""
     errors = {parts[-1]: name for name, (_, *parts) in ERRORS.items()}
     rows = []
     for name, (before, after, _, agent) in judged.p.items():
@@ -107,8 +107,8 @@ def logic(judged: Logic) -> str:
                          f'<span class="{changed}">{number(new, 3)}</span>']
         rows.append(cells)
     b = "Another subject has no such fact." if judged.b is None else f"B: {text(judged.b)}"
-    return block("<h3>Is it coherent?</h3><p class=soft>How likely each statement is called true. "
-                 f"A: {text(judged.a)}<br>{b}</p>" + html_table([
+    return block("<h3>Is it coherent?</h3><p class=soft>Credence in each statement: p(true) / "
+                 f"(p(true) + p(false)). A: {text(judged.a)}<br>{b}</p>" + html_table([
                      ["statement", "LM before", "LM after", "agent", "logical error", "before",
                       "after"]], rows), "be-logic")
 

@@ -14,6 +14,7 @@ from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
 from beliefedit.editors.base import EditedModels, EditRequest
 from beliefedit.errors import DivergenceError
 from beliefedit.evaluation import metrics
+from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.scoring import encode_pairs, score
 from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, largest
 
@@ -98,7 +99,7 @@ class Asked:
         ids = torch.from_numpy(pairs.ids[usual:usual + 1, :start]).to(self.models.device)
         logits = self.models(input_ids=ids, versions=torch.zeros_like(ids[:, 0]), use_cache=False,
                              logits_to_keep=1).logits
-        log_p = logits[0, -1].float().log_softmax(-1).double().cpu().numpy()
+        log_p = at_least_float32(logits[0, -1]).log_softmax(-1).double().cpu().numpy()
         first = log_p[pairs.ids[:, min(start, pairs.ids.shape[1] - 1)]]
         return np.where((pairs.starts == start) & same_prompt, first, 0.0)
 
@@ -138,7 +139,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Logic:
-    """How true the request A and another subject's fact B are called (specification, section 8)."""
+    """Credence in statements about the request A and another subject's fact B (specification,
+    section 8)."""
 
     a: str
     b: str | None  # no other subject has such a fact
@@ -182,7 +184,7 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
     statements = _statements(outlook, place_of)
     pairs = [(question.fact.prompt, name) for question, names in asked for name in names]
     pairs += [(moved.fact.prompt, moved.fact.object) for moved in outlook.ripple]
-    pairs += [(prompt, target) for prompt, target, _ in statements.values()]
+    pairs += [(prompt, word) for prompt, targets, _ in statements.values() for word in targets]
     for model in models:
         model.ask(pairs)
 
@@ -198,8 +200,8 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
                             _shown(bars, (question.request, question.fact.object))))
     ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
-    judged = {name: (*p(prompt, target), *map(float, agent))
-              for name, (prompt, target, agent) in statements.items()}
+    judged = {name: (*_credences(*(p(prompt, target) for target in targets)), *map(float, agent))
+              for name, (prompt, targets, agent) in statements.items()}
     errors = {name: tuple(map(error, *(judged[part][:2] for part in parts)))
               for name, (error, *parts) in ERRORS.items() if judged.keys() >= set(parts)}
     other = None if outlook.other is None else str(outlook.other.fact)
@@ -229,8 +231,17 @@ def _shown(bars: Sequence[Bar], always: Collection[str | None]) -> tuple[Bar, ..
     return (*shown, Bar(None, *rest))
 
 
+def _credences(p: Sequence[float], p_false: Sequence[float] = ()) -> tuple[float, ...]:
+    """Belief in a statement in both states: p of what is stated, or the credence if it is judged
+    (specification, section 8)."""
+    return tuple(map(metrics.credence, p, p_false)) if p_false else tuple(p)
+
+
 def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
-    """Name of a statement to its prompt and target, and the agent's belief before and after."""
+    """Name of a statement to its prompt and targets, and the agent's belief before and after.
+
+    Targets are the object, or both words where the statement is judged true or false.
+    """
     def by_agent(question: Question, fact: Fact) -> np.ndarray:
         return np.array([one[place_of[fact.object]] for one in (question.before, question.after)])
 
@@ -243,5 +254,6 @@ def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
         said |= {"B": (clause("atomic", b), p_b), "A and B": (clause("and", a, b), p_a * p_b),
                  "B and A": (clause("and", b, a), p_a * p_b),
                  "A or B": (clause("or", a, b), p_a + p_b - p_a * p_b)}
-    return {"stated": (request.prompt, request.target, p_a)} | {
-        name: (judged_prompt(text), label_word(True), p) for name, (text, p) in said.items()}
+    words = label_word(True), label_word(False)
+    return {"stated": (request.prompt, (request.target,), p_a)} | {
+        name: (judged_prompt(text), words, p) for name, (text, p) in said.items()}

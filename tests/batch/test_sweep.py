@@ -30,13 +30,16 @@ def test_lists_and_repeats_of_scalars_span_a_grid_in_the_order_given():
 def test_a_list_for_a_parameter_that_is_a_list_is_one_value():
     assert grid([("corpus.connectives", ["or", "and"])]) == ({"corpus.connectives": ["or", "and"]}, [])
     assert grid([("corpus.connectives", [])]) == ({"corpus.connectives": []}, [])
+    assert grid([("edit.editors.memit.layers", [0, 1])]) == ({"edit.editors.memit.layers": [0, 1]}, [])
+    assert len(grid([("edit.editors.memit.layers", [[-1], [1]])])[1]) == 2
     assert grid([("corpus.connectives", [["or"], ["and"]])])[1] == [
         {"corpus.connectives": ["or"]}, {"corpus.connectives": ["and"]}]
 
 
 @pytest.mark.parametrize(("key", "expected"), [
     ("corpus.connectives", True), ("graph.exclude_entities", True), ("seed", False), ("edit.editors.lora.lr", False),
-    ("edit.editors.lora", False), ("graph.read_n_facts", False), ("no.such", False), ("seed.below", False)])
+    ("edit.editors.lora", False), ("edit.editors.memit.layers", True), ("edit.editors.rome.layer", False),
+    ("edit.editors.none.layers", False), ("notebooks", True), ("graph.read_n_facts", False), ("no.such", False), ("seed.below", False)])
 def test_which_parameters_are_lists(key, expected):
     assert takes_list(key) == expected
 

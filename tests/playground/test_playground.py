@@ -187,6 +187,10 @@ def test_a_picture_shows_the_likeliest_of_anybody_and_the_rest(session):
                         "conjunction": p["A and B"] - p["A"] * p["B"], "commutation": p["A and B"] - p["B and A"],
                         "disjunction": p["A or B"] - (p["A"] + p["B"] - p["A"] * p["B"])}[name]
             assert value == pytest.approx(abs(expected))
+    for model, state in ((before, 0), (after, 1)):
+        prompt = f'"not {request.requested}" is'
+        true, false = model.p(prompt, "true"), model.p(prompt, "false")
+        assert picture.logic.p["not A"][state] == pytest.approx(true / (true + false))
     alone = draw(outlook, objects)
     assert all(math.isnan(bar.p_before) for panel in alone.panels for bar in panel.bars)
 
