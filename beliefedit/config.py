@@ -614,8 +614,8 @@ class Experiment(Config):
     seed: NonNegative = 0
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
-    notebooks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="only these are run; null: all")
+    notebooks: tuple[str, ...] | None = Field(
+        None, min_length=1, description="only these are run; null: all")
     plugins: tuple[str, ...] = Field(
         (), description="modules, by name or path of a .py file, that register editors or measures;"
         " paths are relative to the parameter file, in overrides to the working directory")
