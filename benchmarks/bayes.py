@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 import beliefedit as be
+from beliefedit.analysis.populations import POPULATIONS
 from beliefedit.config import EditConfig
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation import metrics
@@ -40,11 +41,11 @@ ABLATION = {
     "+ same relation, 1 other": ("bayes", {"kinds": FACTS, "n_others": 1}),
     "+ same relation, 4 others": ("bayes", {"kinds": FACTS}),
     "+ same relation, 8 others": ("bayes", {"kinds": FACTS, "n_others": 8})}
-CHANGES = pl.col("downstream_changes")
+CHANGES, STAYS = (POPULATIONS[name].members for name in ("downstream", "downstream answer stays"))
 ROWS = {
     "success": pl.col(f"accuracy_{PROBES[0]}_after"),
     "downstream": pl.when(CHANGES).then(pl.col(f"accuracy_{PROBES[1]}_after")),
-    "stays": pl.when(~CHANGES).then(pl.col(f"accuracy_{PROBES[1]}_after")),
+    "stays": pl.when(STAYS).then(pl.col(f"accuracy_{PROBES[1]}_after")),
     "other subject": pl.col(f"accuracy_{PROBES[2]}_after"),
     **{form[11:]: pl.col(f"{form}_after") for form in FORMS},
     "coherence error": pl.mean_horizontal(f"coherence_{probe}_after" for probe in PROBES),

@@ -68,7 +68,7 @@ class Measure:
     smallest_effect: float | None = None
 
     def values(self, wide: pl.DataFrame) -> pl.Series:
-        """The measure of each row of `wide_frame`, as floats.
+        """The measure of each row of `wide_frame`, as floats; null where it is not finite.
 
         Raises:
             MeasureError: it uses a column that is not there, or gives another number of rows.
@@ -78,7 +78,8 @@ class Measure:
                 self.compute) else wide.with_columns(self.compute.alias(self.name))[self.name]
             if len(values) != len(wide):
                 raise ValueError(f"{len(values)} values for {len(wide)} edits")
-            return values.cast(pl.Float64)
+            values = values.cast(pl.Float64)
+            return values.set(~values.is_finite(), None)
         except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError) as error:
             raise MeasureError(
                 f"cannot compute it: {error}", where=f"measure {self.name!r}",

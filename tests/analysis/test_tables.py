@@ -202,6 +202,15 @@ def test_a_wrong_measure_is_a_named_error(registered):
         compute_measures(CASES, QUERIES, BEFORE, AFTER)
 
 
+def test_a_value_that_is_not_finite_is_missing(registered):
+    registered("reciprocal", 1 / (pl.col("case") - 1), label="1 / (case - 1)")  # infinite for case 1
+    registered("undefined", lambda wide: wide["case"].cast(pl.Float64) * float("nan"))
+    frame = compute_measures(CASES, QUERIES, BEFORE, AFTER)
+    assert frame["reciprocal_after"].to_list() == [-1.0, None, 1.0] and frame["undefined_after"].null_count() == 3
+    rows = analysis.build_tables(frame, CONFIG, np.random.default_rng(0)).filter(table="all", state="after")
+    assert [rows.filter(measure=name)["n"][0] for name in ("reciprocal", "undefined", "p_request")] == [2, 0, 3]
+
+
 def test_an_installed_package_registers_measures(registered, monkeypatch):
     class EntryPoint:
         name, value = "mine", "my_package.measures"
