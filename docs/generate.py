@@ -116,10 +116,10 @@ def _annotation(annotation: Any, limits: dict[str, Any]) -> str:
 # Measures
 
 EXAMPLE = {
-    "same_subject_same_relation": ("Ada is a citizen of …", "Peru", "Peru", 0.92, 0.95),
-    "same_subject_other_relation": ("Ada speaks …", "Norwegian", "Spanish", 0.03, 0.48),
-    "other_subject_same_relation": ("Ben is a citizen of …", "Chile", "Chile", 0.85, 0.80),
-    "other_subject_other_relation": ("Ben works as …", "baker", "baker", 0.90, 0.82)}
+    "same_subject_same_relation": ("Olga Galland is a citizen of …", "Denmark", "Denmark", 0.92, 0.95),
+    "same_subject_other_relation": ("Olga Galland speaks …", "Norwegian", "Danish", 0.03, 0.67),
+    "other_subject_same_relation": ("Hector Salmond is a citizen of …", "Germany", "Germany", 0.85, 0.80),
+    "other_subject_other_relation": ("Hector Salmond works as …", "baker", "baker", 0.90, 0.82)}
 """Probe -> (prompt, the model's answer, the correct object, what model and agent believe of it)."""
 
 STATEMENTS = {"logic_a": (0.68, 0.17), "logic_b": (0.81, 0.09), "logic_not_a": (0.18, 0.72),
@@ -232,8 +232,8 @@ def example() -> str:
                   for name, (p_true, p_false) in STATEMENTS.items()]
     return "\n\n".join((
         _table(("probe", "prompt", "answer", "correct object", "p_LM", "p_agent"), probes),
-        "A is *Ada is a citizen of Peru*, and the model gives Peru the probability "
-        f"{_number(STATED)} after the atomic prompt of A. B is *Ben works as baker*.",
+        "A is *Olga Galland is a citizen of Denmark*, and the model gives Denmark the probability "
+        f"{_number(STATED)} after the atomic prompt of A. B is *Hector Salmond works as baker*.",
         _table(("sentence", 'P("true")', 'P("false")', "credence"), statements)))
 
 
