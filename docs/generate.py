@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import polars as pl
-from annotated_types import BaseMetadata
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -78,49 +77,39 @@ def _yaml(value: Any) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    """The kind of values: "integer ≥ 1", "number, 0 to 1", or the choices there are."""
-    limits: dict[str, Any] = {}
-    for metadata in field.metadata:
-        limits |= {name: getattr(metadata, name) for name in ("ge", "gt", "le", "lt")
-                   if hasattr(metadata, name)} if isinstance(metadata, BaseMetadata) else {}
-    name = _annotation(field.annotation, limits)
-    low = f"≥ {limits['ge']:g}" if "ge" in limits else f"> {limits['gt']:g}" if "gt" in limits else ""
-    high = f"≤ {limits['le']:g}" if "le" in limits else f"< {limits['lt']:g}" if "lt" in limits else ""
-    limit = " and ".join(filter(None, (low, high)))
-    return f"{name} {limit}" if limit else name
+    """The kind of values, for example "integer ≥ 1"; choices are listed."""
+    return _kind(field.annotation, field.metadata)
 
 
-def _annotation(annotation: Any, limits: dict[str, Any]) -> str:
-    """The name of a type; limits of an annotated type are added to ``limits``."""
-    names = {int: "integer", float: "number", bool: "boolean", str: "text"}
-    if annotation in names:
-        return names[annotation]
+def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if hasattr(annotation, "__metadata__"):
-        for info in annotation.__metadata__:
-            for metadata in getattr(info, "metadata", [info]):
-                limits |= {name: getattr(metadata, name) for name in ("ge", "gt", "le", "lt")
-                           if hasattr(metadata, name)}
-        return _annotation(arguments[0], limits)
+    if hasattr(annotation, "__metadata__"):  # Annotated
+        return _kind(arguments[0], annotation.__metadata__)
     if origin is Literal:
         return " · ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else _annotation(part, limits)
-                           for part in arguments)
+        return " or ".join("null" if part is type(None) else _kind(part) for part in arguments)
     if origin is tuple:
-        inner: dict[str, Any] = {}
-        return f"list of {_annotation(arguments[0], inner)}"
-    return "mapping"
+        return f"list of {_kind(arguments[0])}"
+    limits = [f"{sign} {getattr(limit, name):g}" for info in metadata
+              for limit in getattr(info, "metadata", [info])
+              for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+              if hasattr(limit, name)]
+    return " ".join((_TYPES.get(annotation, "mapping"), " and ".join(limits))).strip()
 
+
+_TYPES = {int: "integer", float: "number", bool: "boolean", str: "text"}
 
 # Measures
 
 EXAMPLE = {
-    "same_subject_same_relation": ("Olga Galland is a citizen of …", "Denmark", "Denmark", 0.92, 0.95),
+    "same_subject_same_relation": (
+        "Olga Galland is a citizen of …", "Denmark", "Denmark", 0.92, 0.95),
     "same_subject_other_relation": ("Olga Galland speaks …", "Norwegian", "Danish", 0.03, 0.67),
-    "other_subject_same_relation": ("Hector Salmond is a citizen of …", "Germany", "Germany", 0.85, 0.80),
+    "other_subject_same_relation": (
+        "Hector Salmond is a citizen of …", "Germany", "Germany", 0.75, 0.85),
     "other_subject_other_relation": ("Hector Salmond works as …", "baker", "baker", 0.90, 0.82)}
-"""Probe -> (prompt, the model's answer, the correct object, what model and agent believe of it)."""
+"""Probe -> (prompt, the model's answer, the correct object, p of it: model, agent)."""
 
 STATEMENTS = {"logic_a": (0.68, 0.17), "logic_b": (0.81, 0.09), "logic_not_a": (0.18, 0.72),
               "logic_a_and_b": (0.60, 0.30), "logic_b_and_a": (0.54, 0.36),
@@ -147,9 +136,9 @@ FAMILIES = {
                        "p_LM(o* given s, r)",
                        "probability of the new target; CounterFact's efficacy compares it with the "
                        "old object's"),
-    "accuracy": Entry("the model's answer equals the correct object. Before the edit the true object "
-                      "is correct; after it the requested object on the edited fact, and the agent "
-                      "mode on the other probes",
+    "accuracy": Entry("the model's answer equals the correct object. Before the edit the true "
+                      "object is correct; after it the requested object on the edited fact, and "
+                      "the agent mode on the other probes",
                       "answer = target, after lowercasing and stripping",
                       "see the next table"),
     "substring_accuracy": Entry("the answer contains the correct object; the published measure",
@@ -158,8 +147,8 @@ FAMILIES = {
     "p_lm_goal": Entry("the model's probability of the object that is correct after the edit, the "
                        "same object in both states", "p_LM(goal)", ""),
     "p_agent_goal": Entry("the agent's probability of that object", "p_agent(goal)", ""),
-    "downstream": Entry("the model classifies sentences with the downstream fact correctly: with the "
-                        "old object, and with the new one",
+    "downstream": Entry("the model classifies sentences with the downstream fact correctly: with "
+                        "the old object, and with the new one",
                         "mean of (credence > ½) = label",
                         "RippleEdits asks for similar compositions"),
     "coherence": Entry("distance from the agent's probability of the correct object",
@@ -182,7 +171,8 @@ FAMILIES = {
 """Family -> entry; `family` finds a measure's."""
 
 PROBE_NAMES_ELSEWHERE = {
-    "same_subject_same_relation": ("edit success", "efficacy (ROME, MEMIT), reliability (EasyEdit)"),
+    "same_subject_same_relation": (
+        "edit success", "efficacy (ROME, MEMIT), reliability (EasyEdit)"),
     "same_subject_other_relation": (
         "downstream accuracy where the edit changes the downstream fact; otherwise locality of the "
         "same subject", "portability (EasyEdit), ripple effects (RippleEdits)"),
@@ -228,7 +218,7 @@ def example() -> str:
               for probe, (prompt, answer, target, p_lm, p_agent) in EXAMPLE.items()]
     text = {"logic_a": "A", "logic_b": "B", "logic_not_a": "not A", "logic_a_and_b": "A and B",
             "logic_b_and_a": "B and A", "logic_a_or_b": "A or B"}
-    statements = [(text[name], _number(p_true), _number(p_false), _number(p_true / (p_true + p_false)))
+    statements = [(text[name], *map(_number, (p_true, p_false, p_true / (p_true + p_false))))
                   for name, (p_true, p_false) in STATEMENTS.items()]
     return "\n\n".join((
         _table(("probe", "prompt", "answer", "correct object", "p_LM", "p_agent"), probes),

@@ -41,6 +41,7 @@ NOT_RUN = {
     r"jupyter lab": "starts a server; tests/e2e/test_playground.py opens JupyterLab",
     r"python -m beliefedit.graph download ": "needs a network",
     r"python run_all.py .*data/wikidata5m": "needs the download",
+    r"torchrun ": "tests/batch/test_run_all.py starts two processes",
     r"python -m beliefedit.report .*--figures": "needs kaleido and a browser",
 }
 """Beginnings of commands that are not run, and why."""
