@@ -47,7 +47,7 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
     try:
         fixed, points = sweep.grid(parse_override(text) for text in (*settings, *more_settings))
         if out == "":
-            raise StoreError("--out is empty", remedy="name a folder, or leave it out")
+            raise StoreError("--out is empty", hint="name a folder, or leave it out")
         folder = Path(out or Path("runs") / (params_file.stem + ("-sweep" if points else "")))
         if clean:
             removed = [f"removed {path}" for path in remove_unused(folder)]
@@ -56,7 +56,7 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
         found = runner.find_notebooks(notebooks)
         if points and (folder / SUMMARY).exists():
             raise StoreError(f"{folder} holds a single run, no place for a sweep",
-                             remedy="choose another --out")
+                             hint="choose another --out")
         folders = [folder / name for name in sweep.folder_names(points)] or [folder]
         for place in (folder, *folders):
             runner.check_folder(place, found)

@@ -85,13 +85,39 @@ def explain(error: ValidationError, root: type) -> str:
     return "\n".join(lines)
 
 
+RENAMED = {
+    "same_relation": "p_false_from_same_relation", "n_samples": "n_samples_per_fact",
+    "n_complex": "n_compound_per_subject", "complex_rounds": "compound_resamples",
+    "judge_all_samples": "label_all_samples", "n_orders": "n_shuffles_within_subject",
+    "n_mixed_orders": "n_shuffles_global", "init": "init_from", "n_tokens": "token_budget",
+    "row_length": "sequence_length", "parts": "prefix_groups_per_epoch",
+    "short_passes": "n_short_epochs", "short_share": "short_fraction",
+    "accumulation": "gradient_accumulation_steps", "final_lr": "final_lr_fraction",
+    "warmup": "warmup_fraction", "beta2": "adam_beta2", "clip": "max_grad_norm",
+    "precision": "dtype", "n_evaluations": "n_evals", "n_eval_documents": "n_heldout_documents",
+    "stop_at": "stop_when", "n_untouched": "n_unedited", "ends": "append_end_token",
+    "stop_loss": "early_stop_loss", "masked": "target_tokens_only",
+    "largest_change": "max_weight_change", "n_times": "n_repeats", "decay": "value_weight_decay",
+    "place": "edit_token", "n_contexts": "n_context_templates", "largest": "max_norm_ratio",
+    "strength": "covariance_weight", "ridge": "l2", "threshold": "nullspace_threshold",
+    "relative": "relative_threshold", "radius": "epsilon", "n_texts": "n_calibration_documents",
+    "n_passes": "n_epochs", "most_times": "max_repeats", "kinds": "target_kinds",
+    "n_others": "n_other_subjects", "least_probability": "min_probability",
+    "request_share": "request_weight", "n_parts": "n_minibatches",
+    "bayes_untold": "bayes_heldout"}
+"""Keys of version 0.1 and their names today, for the errors of parameter files that have them."""
+
+
 def _suggestion(location: tuple, root: type) -> str:
     group: Any = root
     for part in location[:-1]:
         annotation = fields_of(group).get(part)
         group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), None)
     known = fields_of(group)
-    close = get_close_matches(str(location[-1]), known, n=1)
+    old = location[-1]
+    if RENAMED.get(old) in known:
+        return f", it is named '{RENAMED[old]}' now"
+    close = get_close_matches(str(old), known, n=1)
     return (f", did you mean '{close[0]}'?" if close else "") + (
         f"; known here: {', '.join(known)}" if known and (not close or group is Editors) else "")
 
@@ -113,13 +139,14 @@ class LoraConfig(Config):
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 1e-4
     steps: Positive = 40
-    clip: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
-    ends: bool = Field(False, description="learn where the answer ends, too; published: no")
+    max_grad_norm: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
+    append_end_token: bool = Field(False,
+                                   description="learn where the answer ends, too; published: no")
     seed: NonNegative = Field(0, description="of the adapters' first values, equal for all edits")
 
 
 class FinetuneConfig(Config):
-    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``largest_change``.
+    """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``max_weight_change``.
 
     The published FT-L also takes all tokens of the target from what follows the prompt; here they
     are read one after another, as FT-M does.
@@ -128,15 +155,17 @@ class FinetuneConfig(Config):
     layers: tuple[int, ...] | None = Field(None, description="negative from the last; null: all")
     lr: PositiveFloat = 5e-4
     steps: Positive = 25
-    stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
-    masked: bool = Field(True, description="loss on the target's tokens only; else on all")
-    largest_change: PositiveFloat | None = Field(None, description="bound on each weight's change")
+    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
+    target_tokens_only: bool = Field(True,
+                                     description="loss on the target's tokens only; else on all")
+    max_weight_change: PositiveFloat | None = Field(None,
+                                                    description="bound on each weight's change")
 
 
 class InContextConfig(Config):
     """The edited sentence in front of every prompt; no weights change."""
 
-    n_times: Positive = Field(1, description="how often the sentence is stated")
+    n_repeats: Positive = Field(1, description="how often the sentence is stated")
 
 
 class ValueConfig(Config):
@@ -152,11 +181,14 @@ class ValueConfig(Config):
     relative_lr: bool = Field(
         True, description="ours: lr in units of the value's usual entry; false: as published")
     steps: Positive = 25
-    stop_loss: NonNegativeFloat = Field(0.05, description="an edit whose loss is below stops")
+    early_stop_loss: NonNegativeFloat = Field(0.05, description="an edit whose loss is below stops")
     kl_factor: NonNegativeFloat = Field(0.0625, description="weight of KL on the subject alone")
-    decay: NonNegativeFloat = Field(0.01, description="weight of |change| / |v|^2 in the loss")
-    place: Literal["subject", "prompt"] = Field("prompt", description="whose last token is edited")
-    n_contexts: Positive = Field(1, description="sentence beginnings that the key is averaged over")
+    value_weight_decay: NonNegativeFloat = Field(
+        0.01, description="weight of |change| / |v|^2 in the loss")
+    edit_token: Literal["subject_last", "prompt_last"] = Field(
+        "prompt_last", description="whose last token is edited")
+    n_context_templates: Positive = Field(
+        1, description="sentence context_templates that the key is averaged over")
     n_tokens: Positive = Field(20_000, description="corpus tokens behind the key statistics")
     seed: NonNegative = Field(0, description="of the choice of contexts")
 
@@ -165,29 +197,31 @@ class RomeConfig(ValueConfig):
     """One rank-one update at one layer, the same averaged key throughout (r-ROME)."""
 
     layer: int = Field(0, description="which layer, negative from the last")
-    largest: PositiveFloat = Field(4.0, description="longest change, relative to the value")
+    max_norm_ratio: PositiveFloat = Field(4.0, description="longest change, relative to the value")
 
 
 class MultiLayerConfig(ValueConfig):
     """A value at the last of several layers, to which all contribute."""
 
     layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
-    largest: PositiveFloat = Field(0.75, description="longest change, relative to the hidden state")
+    max_norm_ratio: PositiveFloat = Field(
+        0.75, description="longest change, relative to the hidden state")
 
 
 class MemitConfig(MultiLayerConfig):
     """The change spread over the layers by least squares (MEMIT)."""
 
-    strength: PositiveFloat = Field(
+    covariance_weight: PositiveFloat = Field(
         1.0, description="lambda: how much what the layers do already counts; published: 15,000")
 
 
 class AlphaEditConfig(MultiLayerConfig):
     """MEMIT's value, written only where the corpus's keys do not reach (AlphaEdit)."""
 
-    ridge: PositiveFloat = Field(0.01, description="lambda; published: 10")
-    threshold: PositiveFloat = Field(2e-2, description="smaller eigenvalues of keys count as zero")
-    relative: bool = Field(
+    l2: PositiveFloat = Field(0.01, description="lambda; published: 10")
+    nullspace_threshold: PositiveFloat = Field(
+        2e-2, description="smaller eigenvalues of keys count as zero")
+    relative_threshold: bool = Field(
         True, description="the threshold is a share of the summed eigenvalues, kept at the end")
 
 
@@ -197,11 +231,11 @@ class GraceConfig(Config):
     layer: int = Field(1, description="which layer, negative from the last")
     lr: PositiveFloat = Field(1.0, description="of the value")
     steps: Positive = 100
-    stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
-    radius: PositiveFloat = Field(0.5, description="reach of an edit around its key")
-    relative: bool = Field(
+    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
+    epsilon: PositiveFloat = Field(0.5, description="reach of an edit around its key")
+    relative_epsilon: bool = Field(
         True, description="the radius is a share of the usual distance of keys; false: a distance")
-    n_texts: Positive = Field(200, description="texts that distance is measured on")
+    n_calibration_documents: Positive = Field(200, description="texts that distance is measured on")
 
 
 class RetrainConfig(Config):
@@ -209,11 +243,11 @@ class RetrainConfig(Config):
 
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
-    n_passes: Positive = 2
+    n_epochs: Positive = 2
     batch_size: Positive = 16
-    clip: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     n_documents: Positive = Field(256, description="documents of the corpus that are read again")
-    most_times: Positive = Field(200, description="a request is read weight times, at most this")
+    max_repeats: Positive = Field(200, description="a request is read weight times, at most this")
     seed: NonNegative = Field(0, description="of the choice and order of documents")
 
 
@@ -226,28 +260,31 @@ class BayesConfig(LoraConfig):
     rank: Positive = 4
     lr: PositiveFloat = 5e-3
     steps: Positive = 60
-    ends: bool = Field(True, description="learn where answers end, too")
-    kinds: tuple[LessonKind, ...] = Field(
+    append_end_token: bool = Field(True, description="learn where answers end, too")
+    target_kinds: tuple[LessonKind, ...] = Field(
         get_args(LessonKind), description="facts that are trained on besides the request")
-    n_others: NonNegative = Field(4, description="other subjects with a fact of the same relation")
-    least_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+    n_other_subjects: NonNegative = Field(
+        4, description="other subjects with a fact of the same relation")
+    min_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="objects the agent thinks less likely are not spelled out")
-    request_share: Annotated[float, Field(gt=0, le=1)] = Field(
+    request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
-    n_parts: Positive = Field(4, description="parts of the other targets; a step takes one")
+    n_minibatches: Positive = Field(4, description="parts of the other targets; a step takes one")
 
 
-class BayesUntoldConfig(BayesConfig):
+class BayesHeldoutConfig(BayesConfig):
     """The same without the downstream fact: what changes there then is inferred."""
 
-    kinds: tuple[LessonKind, ...] = ("upstream", "same_subject", "same_relation")
+    target_kinds: tuple[LessonKind, ...] = ("upstream", "same_subject", "same_relation")
 
-    @field_validator("kinds")
+    @field_validator("target_kinds")
     @classmethod
-    def _downstream_is_held_out(cls, kinds: tuple[LessonKind, ...]) -> tuple[LessonKind, ...]:
-        if "downstream" in kinds:
-            raise ValueError("downstream facts are what this editor must not be told; use bayes")
-        return kinds
+    def _downstream_is_held_out(cls, target_kinds: tuple[LessonKind,
+                                                         ...]) -> tuple[LessonKind, ...]:
+        if "downstream" in target_kinds:
+            raise ValueError(
+                "downstream facts are what this editor must not be trained on; use bayes")
+        return target_kinds
 
 
 class SequenceConfig(Config):
@@ -257,7 +294,7 @@ class SequenceConfig(Config):
         (1, 3, 10, 30, 100, 300), description="edits after which the model is measured; []: none")
     n_sequences: Positive = Field(
         1, description="sequences of edits, each of other cases; an interval needs at least two")
-    n_untouched: Positive = Field(50, description="facts of other subjects that are asked about")
+    n_unedited: Positive = Field(50, description="facts of other subjects that are asked about")
     n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
 
 
@@ -273,31 +310,51 @@ class RationalityConfig(Config):
 EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
-    "retrain": RetrainConfig, "bayes": BayesConfig, "bayes_untold": BayesUntoldConfig}
+    "retrain": RetrainConfig, "bayes": BayesConfig, "bayes_heldout": BayesHeldoutConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds to it."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
 
-_PUBLISHED_VALUE = {"lr": 0.5, "relative_lr": False, "stop_loss": 0.05, "kl_factor": 0.0625,
-                    "decay": 0.5, "place": "subject"}
+_PUBLISHED_VALUE = {"lr": 0.5, "relative_lr": False, "early_stop_loss": 0.05, "kl_factor": 0.0625,
+                    "value_weight_decay": 0.5, "edit_token": "subject_last"}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "lora": {"published": {"rank": 1, "alpha": 8.0, "lr": 1e-4, "weight_decay": 1e-4, "steps": 40,
-                           "clip": 1.0, "ends": False}},
-    "finetune": {"published": {"lr": 5e-4, "steps": 25, "stop_loss": 0.01, "masked": True,
-                               "largest_change": None}},
-    "rome": {"published": {**_PUBLISHED_VALUE, "steps": 19, "largest": 4.0, "n_contexts": 21}},
-    "memit": {"published": {**_PUBLISHED_VALUE, "steps": 24, "largest": 0.75, "n_contexts": 6,
-                            "strength": 15_000.0}},
-    "alphaedit": {"published": {**_PUBLISHED_VALUE, "steps": 24, "largest": 0.75, "n_contexts": 6,
-                                "ridge": 10.0, "threshold": 2e-2, "relative": False}},
-    "grace": {"published": {"lr": 1.0, "steps": 100, "stop_loss": 0.0, "radius": 1.0,
-                            "relative": False}}}
+    "lora": {
+        "published": {
+            "rank": 1, "alpha": 8.0, "lr": 1e-4, "weight_decay": 1e-4, "steps": 40,
+            "max_grad_norm": 1.0, "append_end_token": False
+        }
+    }, "finetune": {
+        "published": {
+            "lr": 5e-4, "steps": 25, "early_stop_loss": 0.01, "target_tokens_only": True,
+            "max_weight_change": None
+        }
+    }, "rome": {
+        "published": {
+            **_PUBLISHED_VALUE, "steps": 19, "max_norm_ratio": 4.0, "n_context_templates": 21
+        }
+    }, "memit": {
+        "published": {
+            **_PUBLISHED_VALUE, "steps": 24, "max_norm_ratio": 0.75, "n_context_templates": 6,
+            "covariance_weight": 15_000.0
+        }
+    }, "alphaedit": {
+        "published": {
+            **_PUBLISHED_VALUE, "steps": 24, "max_norm_ratio": 0.75, "n_context_templates": 6,
+            "l2": 10.0, "nullspace_threshold": 2e-2, "relative_threshold": False
+        }
+    }, "grace": {
+        "published": {
+            "lr": 1.0, "steps": 100, "early_stop_loss": 0.0, "epsilon": 1.0,
+            "relative_epsilon": False
+        }
+    }
+}
 """The published hyper-parameters of editors, for ``preset``; keys named beside it override them.
 
 - lora: main.py and utils/utils.py of peterbhase/LLM-belief-revision, update_lr of its README.
 - finetune: FT-M, hparams/FT/llama3-8b.yaml of zjunlp/EasyEdit with ``objective_optimization:
-  target_new``, and the 1e-2 of its ft_main.py. For FT-L (arXiv 2012.00363) add ``largest_change:
+  target_new``, and the 1e-2 of its ft_main.py. For FT-L (arXiv 2012.00363) add ``max_weight_change:
   5e-4``, the norm_constraint of hparams/FT/gpt2-xl_constr.json of kmeng01/rome.
 - rome: hparams/ROME/gpt2-xl.json of kmeng01/rome; the 5e-2 of rome/compute_v.py.
 - memit: hparams/MEMIT/EleutherAI_gpt-j-6B.json of kmeng01/memit; memit/compute_z.py.
@@ -373,7 +430,7 @@ def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
         return Editors.model_validate({name: dict(hyperparameters)})[name]
     except ValidationError as error:
         raise ConfigError(explain(error, Editors),
-                          remedy="correct the names and values above") from None
+                          hint="correct the names and values above") from None
 
 
 @cache
@@ -389,7 +446,7 @@ def load_entry_points(group: str) -> None:
         except Exception as error:
             raise ConfigError(f"the plugin {point.name!r} cannot be loaded: {error!r}",
                               where=f"entry point {point.value} of {group}",
-                              remedy="repair or uninstall the package that brings it") from error
+                              hint="repair or uninstall the package that brings it") from error
 
 
 def import_plugin(plugin: str) -> None:
@@ -417,7 +474,7 @@ def import_plugin(plugin: str) -> None:
         frame = extract_tb(error.__traceback__)[-1]
         missing = isinstance(error, OSError | ImportError)
         raise ConfigError(f"the plugin {plugin!r} cannot be imported: {error!r}", where="plugins",
-                          remedy="name a module, or the path of a .py file" if missing else
+                          hint="name a module, or the path of a .py file" if missing else
                           f"correct line {frame.lineno} of {frame.filename}") from error
 
 
@@ -459,7 +516,7 @@ class WorldConfig(Config):
 
     min_truth: Annotated[float, Field(gt=0.5, le=1)] = Field(
         0.6, description="least probability of a true object")
-    same_relation: Probability = Field(
+    p_false_from_same_relation: Probability = Field(
         0.0, description="share of false objects drawn from the fact's own relation, not from all")
 
 
@@ -467,20 +524,22 @@ class CorpusConfig(Config):
     """Sentences, documents and evidence (docs/specification.md, section 4)."""
 
     n_facts: Positive = Field(1000, description="subjects are taken in order up to this many")
-    n_samples: Positive = Field(10, description="noisy draws per (subject, relation)")
+    n_samples_per_fact: Positive = Field(10, description="noisy draws per (subject, relation)")
     atomic: bool = Field(True, description="write the drawn 's r o' sentences")
     true_false: bool = Field(True, description="write judged sentences")
     connectives: tuple[Connective, ...] = Field(
         ("or", "and", "not"), description="compound sentences to write")
-    n_complex: NonNegative = Field(20, description="compound sentences per subject, of all kinds")
-    complex_rounds: Positive = Field(
+    n_compound_per_subject: NonNegative = Field(
+        20, description="compound sentences per subject, of all kinds")
+    compound_resamples: Positive = Field(
         1, description="times they are drawn; a connective uses a fact once each time")
-    judge_all_samples: bool = Field(True, description="else one true and one false draw per fact")
+    label_all_samples: bool = Field(True, description="else one true and one false draw per fact")
     true_object_most_frequent: bool = Field(True, description="redraw until it has the majority")
     use_distractors: bool = Field(True, description="a false independent fact uses its distractor")
     sentences_per_doc: Positive = 10
-    n_orders: Positive = Field(5, description="passes over each subject's sentences, shuffled")
-    n_mixed_orders: NonNegative = Field(0, description="further passes mixed across subjects")
+    n_shuffles_within_subject: Positive = Field(
+        5, description="passes over each subject's sentences, shuffled")
+    n_shuffles_global: NonNegative = Field(0, description="further passes mixed across subjects")
 
     @model_validator(mode="after")
     def _judged_forms_need_true_false(self) -> CorpusConfig:
@@ -497,7 +556,8 @@ class CorpusConfig(Config):
 class ModelConfig(Config):
     """Tokenizer and language model (docs/specification.md, section 7)."""
 
-    init: str | None = Field(None, description="Hugging Face model to start from; null: random")
+    init_from: str | None = Field(None,
+                                  description="Hugging Face model to start from; null: random")
     tokenizer: str = Field("bpe", description="'bpe' trains one; else a Hugging Face name or path")
     vocab_size: Annotated[int, Field(ge=300)] = 2000
     size: str | None = Field("small", description="one of MODEL_SIZES; null: the dimensions below")
@@ -519,9 +579,9 @@ class ModelConfig(Config):
         hidden, n_heads = self.dimensions[0], self.n_heads
         if hidden % n_heads:
             raise ValueError(f"hidden size {hidden} is not a multiple of n_heads {n_heads}")
-        if self.init is not None and self.tokenizer == "bpe":
+        if self.init_from is not None and self.tokenizer == "bpe":
             raise ValueError("an existing model needs its own tokenizer: "
-                             f"set model.tokenizer to '{self.init}' too")
+                             f"set model.tokenizer to '{self.init_from}' too")
         return self
 
     @property
@@ -533,37 +593,41 @@ class ModelConfig(Config):
 class PretrainingConfig(Config):
     """The training loop; defaults are our recipe, params/paper.yaml holds the published one."""
 
-    n_tokens: Positive = Field(3_000_000, description="budget in tokens, padding not counted")
+    token_budget: Positive = Field(3_000_000, description="budget in tokens, padding not counted")
     packed: bool = Field(
         True, description="whole documents packed into rows; else one a row, padded at random")
-    row_length: Annotated[int, Field(ge=8)] | None = Field(
+    sequence_length: Annotated[int, Field(ge=8)] | None = Field(
         None, description="tokens, longer documents are cut; null: the longest one's, so that none "
                           "is cut, but at most 1024 if packed")
-    parts: Positive | None = Field(
+    prefix_groups_per_epoch: Positive | None = Field(
         16, description="groups of a packed pass whose documents share prefixes; null: no sharing")
-    short_passes: NonNegative = Field(2, description="first passes, the shortest documents alone")
-    short_share: Probability = Field(0.35, description="share of documents that are the shortest")
+    n_short_epochs: NonNegative = Field(2, description="first passes, the shortest documents alone")
+    short_fraction: Probability = Field(0.35,
+                                        description="share of documents that are the shortest")
     batch_tokens: Positive = Field(1024, description="tokens of a packed batch, with padding")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
-    accumulation: Positive = Field(1, description="batches whose gradients make one step")
+    gradient_accumulation_steps: Positive = Field(
+        1, description="batches whose gradients make one step")
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd", "muon"] = Field(
         "adamw", description="torch's own; muon: hidden matrices, AdamW the rest; GPUs only")
     lr: PositiveFloat = Field(
         3e-3, description="peak learning rate of all but Muon; it falls linearly")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
-    final_lr: Probability = Field(0.0, description="last learning rate, as a share of the peak")
-    warmup: Probability = Field(0.02, description="share of the budget in which the rate rises")
+    final_lr_fraction: Probability = Field(0.0,
+                                           description="last learning rate, as a share of the peak")
+    warmup_fraction: Probability = Field(0.02,
+                                         description="share of the budget in which the rate rises")
     weight_decay: NonNegativeFloat = 0.0
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of AdamW and Adam")
-    clip: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of AdamW and Adam")
+    max_grad_norm: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where it is fast")
     compile: bool = Field(False, description="torch.compile, for long runs; CPUs need a compiler")
-    n_evaluations: Positive = Field(12, description="over the budget, the last one at its end")
+    n_evals: Positive = Field(12, description="over the budget, the last one at its end")
     n_eval_facts: Positive = Field(300, description="facts asked about in an evaluation")
-    n_eval_documents: NonNegative = Field(200, description="held out for the evaluation loss")
-    stop_at: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
+    n_heldout_documents: NonNegative = Field(200, description="held out for the evaluation loss")
+    stop_when: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
         {}, description="stop when all these accuracies are reached")
     checkpoint_seconds: NonNegativeFloat = Field(60.0, description="time between checkpoints")
 
@@ -658,10 +722,10 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"no such parameter file: {path}",
-                          remedy="choose one of params/*.yaml") from None
+                          hint="choose one of params/*.yaml") from None
     except OSError as error:
         raise ConfigError(f"cannot read the parameter file: {error.strerror}", where=where,
-                          remedy="choose one of params/*.yaml") from None
+                          hint="choose one of params/*.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = f"not valid YAML: {' '.join(str(error).split())}"
         raise ConfigError(problem, where=where) from None
@@ -702,7 +766,7 @@ def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: P
     except ValidationError as error:
         raise ConfigError(explain(error, Experiment),
                           where=where + (" with overrides" if overrides else ""),
-                          remedy="correct the keys above; beliefedit/config.py lists every key"
+                          hint="correct the keys above; beliefedit/config.py lists every key"
                           ) from None
 
 
@@ -714,12 +778,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"cannot read --set '{text}'", remedy="write it as section.key=value")
+        raise ConfigError(f"cannot read --set '{text}'", hint="write it as section.key=value")
     try:
         return key.strip(), yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         raise ConfigError(f"the value of --set '{text}' is not valid YAML",
-                          remedy="quote the value") from None
+                          hint="quote the value") from None
 
 
 def _set_dotted(values: dict, key: str, value: Any) -> None:

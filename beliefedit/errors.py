@@ -9,16 +9,16 @@ class BeliefEditError(Exception):
     Args:
         problem: what is wrong, with the offending value.
         where: file and line, config key or stage; empty when there is none.
-        remedy: what the user can do.
+        hint: what the user can do.
     """
 
-    def __init__(self, problem: str, *, where: str = "", remedy: str = "") -> None:
-        self.problem, self.where, self.remedy = problem, where, remedy
+    def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
+        self.problem, self.where, self.hint = problem, where, hint
         lines = [problem]
         if where:
             lines.append(f"  where: {where}")
-        if remedy:
-            lines.append(f"  to fix: {remedy}")
+        if hint:
+            lines.append(f"  to fix: {hint}")
         super().__init__("\n".join(lines))
 
 

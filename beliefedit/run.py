@@ -82,7 +82,7 @@ class Run:
         self.recorded: Mapping[str, Any] | None = record.get("config")
         if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
-                             remedy="give the parameters, or make the run with run_all.py")
+                             hint="give the parameters, or make the run with run_all.py")
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:
@@ -341,7 +341,7 @@ class Run:
         return working, train(self.corpus.documents, self.tokenizer, self.config.model,
                               self.config.pretraining, folder=working, probes=probes,
                               seed=self.config.seed, device=self.config.device,
-                              watch=self._on_evaluation)
+                              callback=self._on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
         from beliefedit.evaluation.edits import query_model
@@ -354,7 +354,7 @@ class Run:
 
     @cached_property
     def edits(self) -> pl.DataFrame:
-        """Scores of every edited model: case, editor, seed, step, probe, kind, told, log_p,
+        """Scores of every edited model: case, editor, seed, step, probe, kind, trained_on, log_p,
         decoded."""
         return self._edited("scores")
 
@@ -399,7 +399,7 @@ class Run:
         from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
         return EditSetup(
-            self.model, self.tokenizer, corpora.spread_texts(self.corpus),
+            self.model, self.tokenizer, corpora.sample_documents(self.corpus),
             SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
 
@@ -416,8 +416,8 @@ class Run:
         return [pl.read_parquet(self.path(part) / "values.parquet") for part in self._parts(stage)]
 
     def _edit(self, editor: str,
-              share: tuple[int, int] = (0, 1)) -> tuple[Path, dict[str, str]]:
-        """This process's share of one editor's edits, (number of it, number of processes).
+              shard: tuple[int, int] = (0, 1)) -> tuple[Path, dict[str, str]]:
+        """This process's shard of one editor's edits, (number of it, number of processes).
 
         Returns:
             (working folder, what the editor says of itself).
@@ -427,7 +427,7 @@ class Run:
         working = self.store.working_folder(f"edits/{editor}", self.key(f"edits/{editor}"))
         return working, run_editor(
             self.setup, editor, self.config.edit.editors[editor], self.cases, self.config.edit,
-            seed=self.config.seed, share=share, folder=working,
+            seed=self.config.seed, shard=shard, folder=working,
             max_new_tokens=self.max_answer_tokens)
 
     def _build_edits(self, folder: Path, editor: str) -> dict[str, Any]:
@@ -538,7 +538,8 @@ class Run:
                 self._train()
             context.barrier()
         if "edits" in stages:
-            own = Run(self.folder, self.config.model_copy(update={"device": str(context.device)}),
+            device = str(context.device) if context.device.type == "cuda" else "cpu"
+            own = Run(self.folder, self.config.model_copy(update={"device": device}),
                       store=self.store.folder)
             missing = context.broadcast([part for part in self._parts("edits")
                                          if not self.has(part)])
@@ -582,7 +583,7 @@ def clean(folder: str | Path) -> list[Path]:
     records = [path for path in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}")))
                if path.exists()]
     if not records:
-        raise StoreError(f"{folder} holds no run", remedy="give the folder of a run or a sweep")
+        raise StoreError(f"{folder} holds no run", hint="give the folder of a run or a sweep")
     used: set[Path] = set()
     store = Run.open(records[0].parent).store
     for record in records:

@@ -64,14 +64,14 @@ class Store:
         self.folder, self.read_only = Path(folder), read_only
         if self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{self.folder} is a file, not a folder",
-                             remedy="choose another --out")
+                             hint="choose another --out")
         if read_only:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the run folder cannot be made: {error.strerror or error}",
-                             where=str(self.folder), remedy="choose another --out") from error
+                             where=str(self.folder), hint="choose another --out") from error
 
     def path(self, stage: str, key: str) -> Path:
         """Where the artifact of a stage and key is, or would be."""
@@ -90,7 +90,7 @@ class Store:
         if not self.has(stage, key):
             raise StoreError(f"this run folder holds no {stage} of this configuration",
                              where=str(self.folder),
-                             remedy="run the notebook that makes it, or run_all.py")
+                             hint="run the notebook that makes it, or run_all.py")
         return read_json(self.path(stage, key) / MANIFEST)
 
     def get(self, stage: str, key: str, record: Mapping[str, Any],
@@ -111,7 +111,7 @@ class Store:
             return target
         if self.read_only:
             raise StoreError(f"{self.folder} holds no {stage} of this configuration",
-                             remedy="make the run with run_all.py, or choose another run folder")
+                             hint="make the run with run_all.py, or choose another run folder")
         started = time.perf_counter()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class Store:
                 shutil.rmtree(scratch, ignore_errors=True)
         except OSError as error:
             raise StoreError(f"could not write {stage}: {error.strerror or error}",
-                             where=str(self.folder), remedy="free space or choose another --out, "
+                             where=str(self.folder), hint="free space or choose another --out, "
                              "then run again; nothing was lost") from error
         log.info("%s: built in %.1f s", stage, time.perf_counter() - started)
         return target
@@ -202,7 +202,7 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"no such file: {path}") from None
     except ValueError as error:
         raise StoreError(f"damaged file: {error}", where=str(path),
-                         remedy="delete it and run again") from None
+                         hint="delete it and run again") from None
 
 
 def file_digest(path: Path) -> str:

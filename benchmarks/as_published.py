@@ -47,7 +47,7 @@ def differences(run: be.Run, n_cases: int, folder: Path) -> dict[str, float]:
                              steps=parameters.steps)
         for state, of_state in (("before", loop), ("after", edited)):
             for name, value in of_state.metrics(case.number, state).items():
-                kind = "p" if name.startswith("p.") else "accuracy" if name.startswith("contains") else "logical error"
+                kind = "p" if name.startswith("p.") else "accuracy" if name.startswith("substring") else "logical error"
                 key = name if kind == "p" else f"{name}_published_{state}" if name in LOGIC else f"{name}_{state}"
                 where = f"{state}, {kind}"
                 found[where] = max(found.get(where, 0.0), abs(ours[state][case.number][key] - value))

@@ -1,7 +1,7 @@
 """How far `bayes` gets, with the downstream fact and without, against other editors; which soft targets matter.
 
 Reads a finished run's world, corpus and model, writes nothing there, and draws cases of its own: half of them change
-the downstream answer. Means with 95 % intervals clustered by subject; "told": the editor was trained on the fact asked for.
+the downstream answer. Means with 95 % intervals clustered by subject; "trained_on": the editor was trained on the fact asked for.
 
     python benchmarks/bayes.py runs/demo [edits of the goals table, 200] [edits of the ablation, 48] [observed]
 
@@ -31,16 +31,16 @@ FACTS = ["downstream", "upstream", "same_subject", "same_relation"]
 EDITORS = {
     "lora": ("lora", {"lr": 2e-3}), "lora, ends learned": ("lora", {"lr": 2e-3, "ends": True}),
     "finetune": ("finetune", {"lr": 1e-3}),
-    "rome": ("rome", {"layer": 0, "place": "prompt", "lr": 0.3, "decay": 0.01, "n_contexts": 1}),
+    "rome": ("rome", {"layer": 0, "edit_token": "prompt_last", "lr": 0.3, "value_weight_decay": 0.01, "n_context_templates": 1}),
     "memit": ("memit", {}), "alphaedit": ("alphaedit", {}), "grace": ("grace", {}), "in_context": ("in_context", {}),
-    "bayes": ("bayes", {}), "bayes_untold": ("bayes_untold", {}), f"retrain, first {N_RETRAIN}": ("retrain", {})}
+    "bayes": ("bayes", {}), "bayes_heldout": ("bayes_heldout", {}), f"retrain, first {N_RETRAIN}": ("retrain", {})}
 ABLATION = {
     "request alone": ("bayes", {"kinds": []}),
     "+ downstream": ("bayes", {"kinds": FACTS[:1]}),
     "+ upstream, same subject": ("bayes", {"kinds": FACTS[:3]}),
-    "+ same relation, 1 other": ("bayes", {"kinds": FACTS, "n_others": 1}),
+    "+ same relation, 1 other": ("bayes", {"kinds": FACTS, "n_other_subjects": 1}),
     "+ same relation, 4 others": ("bayes", {"kinds": FACTS}),
-    "+ same relation, 8 others": ("bayes", {"kinds": FACTS, "n_others": 8})}
+    "+ same relation, 8 others": ("bayes", {"kinds": FACTS, "n_other_subjects": 8})}
 CHANGES, STAYS = (POPULATIONS[name].members for name in ("downstream", "downstream answer stays"))
 ROWS = {
     "success": pl.col(f"accuracy_{PROBES[0]}_after"),
@@ -75,7 +75,7 @@ def part(asked: Cases, n: int) -> Cases:
 def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[str, dict]]) -> None:
     """Print a line per editor."""
     before = editing.query_model(base.model, base.tokenizer, asked.queries, max_new_tokens=answer)
-    print(f"{len(asked.cases)} edits\n{'':<26}" + "".join(f"{name:>18}" for name in ROWS) + f"{'told':>6}{'s/edit':>8}")
+    print(f"{len(asked.cases)} edits\n{'':<26}" + "".join(f"{name:>18}" for name in ROWS) + f"{'trained_on':>6}{'s/edit':>8}")
     whole = asked
     for label, (name, settings) in editors.items():
         asked = part(whole, N_RETRAIN) if name == "retrain" else whole
@@ -90,7 +90,7 @@ def table(base: EditSetup, asked: Cases, answer: int, editors: dict[str, tuple[s
         spread = metrics.bootstrap_interval(values.to_numpy(), found["subject"].to_numpy(), np.random.default_rng(0),
                                             n_resamples=2000, level=0.95)
         cells = (f"{mean:.2f} [{low:.2f}, {high:.2f}]" for _, mean, low, high in zip(*spread, strict=True))
-        told = found.filter(CHANGES)[f"told_{PROBES[1]}"].mean()
+        told = found.filter(CHANGES)[f"trained_on_{PROBES[1]}"].mean()
         print(f"{label:<26}" + "".join(f"{cell:>18}" for cell in cells) + f"{told:>6.0%}{seconds:>8.2f}", flush=True)
 
 

@@ -30,8 +30,8 @@ from beliefedit.lm.model import build_model
 from beliefedit.lm.scoring import encode_pairs, generate, score
 
 LORA = {"lr": 2e-3}
-OTHERS = {"finetune": {"lr": 1e-3, "stop_loss": 0}, "rome": {"stop_loss": 0}, "memit": {"stop_loss": 0},
-          "alphaedit": {"stop_loss": 0}, "grace": {"stop_loss": 0}, "in_context": {}, "bayes": {}}
+OTHERS = {"finetune": {"lr": 1e-3, "early_stop_loss": 0}, "rome": {"early_stop_loss": 0}, "memit": {"early_stop_loss": 0},
+          "alphaedit": {"early_stop_loss": 0}, "grace": {"early_stop_loss": 0}, "in_context": {}, "bayes": {}}
 ANSWER = 4
 N_ONE_BY_ONE = 2
 
@@ -71,7 +71,7 @@ def _share(folder: str, n: int, share: tuple[int, int], ready, go) -> float:
                 go.wait()
             started = time.perf_counter()
             editing.run_editor(base, "lora", config.editors["lora"], cases, config.model_copy(update={"n_edited": n_edited}),
-                               seed=0, share=share, max_new_tokens=ANSWER, folder=Path(working) / str(n_edited))
+                               seed=0, shard=share, max_new_tokens=ANSWER, folder=Path(working) / str(n_edited))
     return time.perf_counter() - started
 
 

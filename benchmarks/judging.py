@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import beliefedit as be
 from beliefedit.corpus.corpus import Corpus
-from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
 from beliefedit.corpus.world import World
 from beliefedit.lm.scoring import score
 
@@ -49,8 +49,8 @@ def variants(world: World, corpus: Corpus, facts: list[Ids], rng: np.random.Gene
 
 def share_true(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
     """How often "true" is likelier than "false"."""
-    prompts = [judged_prompt(text) for text in texts]
-    true, false = (score(model, tokenizer, prompts, [label_word(label)] * len(prompts)) for label in (True, False))
+    prompts = [true_false_prompt(text) for text in texts]
+    true, false = (score(model, tokenizer, prompts, [truth_word(label)] * len(prompts)) for label in (True, False))
     return float((true > false).mean())
 
 
@@ -88,7 +88,7 @@ def says_true(model: PreTrainedModel, ids: list[int], labels: list[int], layer: 
 def exchanges(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, facts: list[Ids],
               rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Place to how often "true" is said, [layers], of statements that are true of the other subject alone."""
-    labels = [tokenizer(f" {label_word(label)}", add_special_tokens=False)["input_ids"][0] for label in (True, False)]
+    labels = [tokenizer(f" {truth_word(label)}", add_special_tokens=False)["input_ids"][0] for label in (True, False)]
     turned: dict[str, list[list[bool]]] = {}
     for s, r, o in facts:
         others = [fact for fact in facts if fact[1] == r and fact[2] != o]
@@ -126,7 +126,7 @@ def main() -> None:
     facts = run.corpus.facts.select("subject", "relation", "object").sample(min(n, run.corpus.facts.height), seed=0).rows()
     print(f"called true, {len(facts)} facts{'n':>18}{'stated':>10}{'denied':>10}")
     for name, some in variants(world, run.corpus, facts, rng).items():
-        shares = [share_true(model, tokenizer, [clause(form, labelled(world, fact)) for fact in some])
+        shares = [share_true(model, tokenizer, [proposition_text(form, labelled(world, fact)) for fact in some])
                   for form in ("atomic", "not")] if some else [float("nan")] * 2
         print(f"{name:<30}{len(some):>10}" + "".join(f"{share:>10.3f}" for share in shares))
     print("\ncalled true with one place taken from the statement about the other subject, entering layer 0, 1, …")

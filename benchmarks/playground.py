@@ -20,10 +20,10 @@ import torch
 import beliefedit as be
 from beliefedit.config import CorpusConfig
 from beliefedit.playground import html as show
-from beliefedit.playground.agent_view import Known
+from beliefedit.playground.agent_view import FactIndex
 from beliefedit.playground.app import choices_of
 from beliefedit.playground.files import open_run
-from beliefedit.playground.session import Choice, Session
+from beliefedit.playground.session import EditorChoice, Session
 from beliefedit.playground.snapshot import draw
 
 PREFIXES = ("a", "an", "smi", "john s", "zzz", "")
@@ -48,7 +48,7 @@ def on_a_large_graph(folder: Path) -> None:
     world = be.build_world(be.read_wikidata5m(folder))
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=len(world.facts)), documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
-    known = Known(world, corpus, agent)
+    known = FactIndex(world, corpus, agent)
     n = f"{len(known.relations_of):,} subjects"
     for typed in PREFIXES:
         row(f"suggestions for {typed!r}, {n}",
@@ -64,13 +64,13 @@ def on_a_large_graph(folder: Path) -> None:
     row("… and drawn", milliseconds(shown), "150")
 
 
-def on_a_run(session: Session, choices: dict[str, Choice]) -> None:
+def on_a_run(session: Session, choices: dict[str, EditorChoice]) -> None:
     """One edit of each editor from the call to the bars, and what fifty leave behind."""
     request = session.known.example()
     row("the model before an edit, first look", milliseconds(lambda: session.look(request), 1))
     for name, choice in choices.items():
 
-        def edit(choice: Choice = choice) -> None:
+        def edit(choice: EditorChoice = choice) -> None:
             picture = session.edit(request, choice).picture
             show.belief_bars(picture), show.logic(picture.logic), show.ripple(picture)
 

@@ -193,7 +193,7 @@ def report_utilisation(ours: Run, experiment: Experiment, inputs: dict) -> float
     n_weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
     device = resolve_device(experiment.device)
     share = 6 * n_weights * ours.per_second("computed") / peak_flops(
-        precision(experiment.pretraining.precision, device), device.type)
+        precision(experiment.pretraining.dtype, device), device.type)
     print(f"model FLOP/s: {share:.0%} of a plain matrix product here "
           "(goal 40 % on one H200-class GPU at 83m)")
     return share
@@ -257,8 +257,8 @@ def main() -> None:
         asked = {**inputs, "probes": str(folder / "asked.parquet")}
         probes = pl.read_parquet(inputs["probes"]).filter(pl.col("kind").is_in(list(RACE)))
         probes.write_parquet(asked["probes"])
-        race = with_training(experiment, stop_at=RACE, n_eval_facts=200,
-                             n_evaluations=experiment.pretraining.n_tokens // EVERY + 1)
+        race = with_training(experiment, stop_when=RACE, n_eval_facts=200,
+                             n_evals=experiment.pretraining.token_budget // EVERY + 1)
         fast = run(train_ours, race, asked, folder / "fast")
         published = run(train_published, race, asked, folder / "published", 60 * arguments.minutes)
         measured = report_speed(ours, published) | report_race(fast, published)

@@ -32,7 +32,7 @@ from beliefedit.evaluation.cases import build_cases
 from beliefedit.graph import graph as kg
 from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS, TRIPLES, read_wikidata5m
 
-PAPER = {"n_samples": 10, "n_complex": 20, "n_orders": 5, "sentences_per_doc": 10}
+PAPER = {"n_samples_per_fact": 10, "n_compound_per_subject": 20, "n_shuffles_within_subject": 5, "sentences_per_doc": 10}
 GOALS = {"read": 3, "world": 3, "evidence": 20, "fit": 5, "cases": 10, "documents": 120,
          "ripple": 0.2, "large": 60, "probability": 20e-6, "after": 200e-6, "distribution": 1e-3}
 
@@ -196,7 +196,7 @@ def show_growth(work: Path, sizes: list[int]) -> None:
 @click.option("--source", help="Folder in Wikidata5m's layout.")
 @click.option("--quick", is_flag=True, help="Smaller sizes; for a look.")
 @click.option("--large", "is_large", is_flag=True, help="Also read a graph of Wikidata5m's size.")
-@click.option("--step", type=click.Choice(list(STEPS)), hidden=True)
+@click.option("--step", type=click.EditorChoice(list(STEPS)), hidden=True)
 @click.option("--work", type=click.Path(path_type=Path), hidden=True)
 @click.option("--argument", default="", hidden=True)
 def main(source: str | None, quick: bool, is_large: bool, step: str | None, work: Path | None,

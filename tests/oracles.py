@@ -12,7 +12,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from beliefedit.corpus.language import Lexicon, Proposition, clause, judged_prompt, label_word
+from beliefedit.corpus.language import (
+    Parser,
+    Proposition,
+    proposition_text,
+    true_false_prompt,
+    truth_word,
+)
 
 
 def count_vector(rows: list[tuple[int, float]], n_objects: int) -> np.ndarray:
@@ -131,14 +137,14 @@ WEIGHTS = {("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0
 
 
 def verbalise(proposition: Proposition) -> str:
-    """The sentence of a proposition: what `Lexicon.parse` reads."""
-    text = clause(proposition.form, *proposition.atoms)
+    """The sentence of a proposition: what `Parser.parse` reads."""
+    text = proposition_text(proposition.form, *proposition.atoms)
     if proposition.label is None:
         return text
-    return f"{judged_prompt(text)} {label_word(proposition.label)}"
+    return f"{true_false_prompt(text)} {truth_word(proposition.label)}"
 
 
-def evidence_in(sentences: Iterable[str], lexicon: Lexicon) -> Counter:
+def evidence_in(sentences: Iterable[str], lexicon: Parser) -> Counter:
     """(subject, relation, object, weight) to the number of times the sentences say it."""
     counted: Counter = Counter()
     for sentence in sentences:
@@ -195,22 +201,22 @@ class PublishedLoop:
         rows, found = self.of_case[case], {}
         first = self.of_case[case // self.batch_size * self.batch_size]
         for (probe, kind), row in rows.items():
-            if kind in ("original", "requested", "modal"):
+            if kind in ("true_object", "requested", "agent_mode"):
                 found[f"p.{probe}.{kind}"] = self.p(row["prompt"], row["target"])
-        for probe in dict.fromkeys(probe for probe, kind in rows if kind == "modal"):
-            right = "original" if state == "before" else "requested" if probe == "same_subject_same_relation" else "modal"
+        for probe in dict.fromkeys(probe for probe, kind in rows if kind == "agent_mode"):
+            right = "true_object" if state == "before" else "requested" if probe == "same_subject_same_relation" else "agent_mode"
             row = rows[probe, right]
-            found[f"contains_{probe}"] = float(row["target"].lower().strip() in self.answer(row["prompt"]).lower().strip())
+            found[f"substring_accuracy_{probe}"] = float(row["target"].lower().strip() in self.answer(row["prompt"]).lower().strip())
         of_label, q = {}, {}
-        for name in ("a", "b", "not", "and", "or"):
-            label = first[f"judged_{name}", "true"]["label"]
-            of_label[name] = self.p(rows[f"judged_{name}", "true"]["prompt"], label)
+        for name in ("a", "b", "not_a", "a_and_b", "a_or_b"):
+            label = first[f"logic_{name}", "true"]["label"]
+            of_label[name] = self.p(rows[f"logic_{name}", "true"]["prompt"], label)
             q[name] = of_label[name] if label == "true" else 1 - of_label[name]
         stated = rows["atomic_a", "stated"]
         found["true_false"] = abs(self.p(stated["prompt"], stated["target"]) - q["a"])
-        found["negation"] = abs(q["a"] - (1 - q["not"]))
-        found["conjunction"] = abs(q["and"] - of_label["a"] * q["b"])
-        found["disjunction"] = abs(q["or"] - (q["a"] + q["b"] - q["a"] * q["b"]))
+        found["negation"] = abs(q["a"] - (1 - q["not_a"]))
+        found["conjunction"] = abs(q["a_and_b"] - of_label["a"] * q["b"])
+        found["disjunction"] = abs(q["a_or_b"] - (q["a"] + q["b"] - q["a"] * q["b"]))
         return found
 
     def edited(self, prompt: str, target: str, start: list[torch.Tensor], *, alpha: float, lr: float, steps: int) -> PublishedLoop:

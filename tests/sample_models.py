@@ -45,10 +45,10 @@ def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
         cases.append({"case": number, "subject": subject, "relation": relation, "object": "cook", "request": request,
                       "weight": 3.0, "downstream_relation": None})
         prompt = f"{subject} {relation}"
-        for kind, target in (("original", "cook"), ("requested", "poet")):
+        for kind, target in (("true_object", "cook"), ("requested", "poet")):
             queries.append({"case": number, "probe": "same_subject_same_relation", "kind": kind, "prompt": prompt,
                             "target": target, "label": "cook", "subject": subject, "relation": relation})
-        queries.append({"case": number, "probe": "judged_a", "kind": "true", "prompt": f'"{prompt} poet" is',
+        queries.append({"case": number, "probe": "logic_a", "kind": "true", "prompt": f'"{prompt} poet" is',
                         "target": "true", "label": "true"})
     ids = {"case": pl.UInt32}
     return Cases(pl.DataFrame(cases, schema_overrides=ids), pl.DataFrame(queries, schema_overrides=ids))

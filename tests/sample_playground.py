@@ -34,9 +34,9 @@ def make_run(folder: Path) -> Path:
     params = folder / "params" / "tiny.yaml"
     params.write_text(yaml.safe_dump({
         "name": "tiny", "graph": {"source": str(folder / "graph"), "min_cooccurrence": 5, "max_object_tokens": 0},
-        "world": {"min_truth": 0.9}, "corpus": {"n_facts": 60, "sentences_per_doc": 1, "n_orders": 1},
+        "world": {"min_truth": 0.9}, "corpus": {"n_facts": 60, "sentences_per_doc": 1, "n_shuffles_within_subject": 1},
         "model": {"size": "tiny", "vocab_size": 600},
-        "pretraining": {"n_tokens": 500_000, "n_evaluations": 1, "n_eval_facts": 20},
+        "pretraining": {"token_budget": 500_000, "n_evals": 1, "n_eval_facts": 20},
         "edit": {"n_cases": 10, "editors": {"lora": {"lr": 1e-2}, "finetune": {"lr": 3e-3}}}}))
     be.Run(folder / "runs" / "tiny", params).path("model")
     return folder

@@ -1,18 +1,22 @@
-"""Parameters: read, overridden, refused with a remedy, and hashed."""
+"""Parameters: read, overridden, refused with a hint, and hashed."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from beliefedit.config import (
+    EDITOR_PARAMETERS,
     PRESETS,
+    RENAMED,
     Experiment,
     differences,
     digest,
     editor_parameters,
+    fields_of,
     load_params,
     parse_override,
     with_overrides,
@@ -38,7 +42,7 @@ def test_a_file_and_overrides_reach_their_sections(tmp_path):
     config = load_params(str(path), {"edit.n_cases": 50, "corpus.n_facts": 80, "seed": 3, "edit.editors.lora.rank": 2})
     assert (config.name, config.seed, config.corpus.n_facts, config.corpus.connectives) == ("mine", 3, 80, ("not",))
     assert (config.edit.n_cases, config.edit.editors["lora"].rank) == (50, 2)
-    assert config.corpus.n_samples == Experiment().corpus.n_samples
+    assert config.corpus.n_samples_per_fact == Experiment().corpus.n_samples_per_fact
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
@@ -103,8 +107,8 @@ def test_what_is_wrong_is_said(tmp_path, text, overrides, says):
 
 def test_every_problem_is_listed_at_once(tmp_path):
     with pytest.raises(ConfigError) as raised:
-        load_params(write(tmp_path, "corpus: {n_fact: 3, n_samples: 0}\nsede: 1"))
-    assert all(key in str(raised.value) for key in ("corpus.n_fact", "corpus.n_samples", "'sede'"))
+        load_params(write(tmp_path, "corpus: {n_fact: 3, n_samples_per_fact: 0}\nsede: 1"))
+    assert all(key in str(raised.value) for key in ("corpus.n_fact", "corpus.n_samples_per_fact", "'sede'"))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -120,10 +124,10 @@ def test_parameters_cannot_be_changed():
 
 
 def test_the_hash_names_the_values_and_nothing_else(tmp_path):
-    one = load_params(write(tmp_path, "corpus: {n_facts: 7, n_samples: 3}"))
-    other = load_params(write(tmp_path, "corpus:\n  n_samples: 3\n"), {"corpus.n_facts": 7})
+    one = load_params(write(tmp_path, "corpus: {n_facts: 7, n_samples_per_fact: 3}"))
+    other = load_params(write(tmp_path, "corpus:\n  n_samples_per_fact: 3\n"), {"corpus.n_facts": 7})
     assert one.hash == other.hash and len(one.hash) == 12 and int(one.hash, 16) >= 0
-    assert one.hash != load_params(write(tmp_path, "corpus: {n_facts: 8, n_samples: 3}")).hash
+    assert one.hash != load_params(write(tmp_path, "corpus: {n_facts: 8, n_samples_per_fact: 3}")).hash
 
 
 def test_the_hash_is_the_same_in_every_process():
@@ -189,15 +193,15 @@ def test_the_choice_of_notebooks_makes_no_other_configuration():
 
 
 PUBLISHED = {  # as the files say it: the docstring of PRESETS names them
-    "lora": {"rank": 1, "alpha": 8, "lr": 1e-4, "weight_decay": 1e-4, "steps": 40, "clip": 1, "ends": False},
-    "finetune": {"lr": 5e-4, "steps": 25, "stop_loss": 1e-2, "masked": True, "largest_change": None},
-    "rome": {"lr": 5e-1, "relative_lr": False, "steps": 20 - 1, "stop_loss": 5e-2, "kl_factor": 0.0625, "decay": 0.5,
-             "largest": 4, "place": "subject", "n_contexts": 1 + 10 + 10},
-    "memit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "stop_loss": 5e-2, "kl_factor": 0.0625, "decay": 0.5,
-              "largest": 0.75, "place": "subject", "n_contexts": 1 + 5, "strength": 15000},
-    "alphaedit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "stop_loss": 5e-2, "kl_factor": 0.0625, "decay": 0.5,
-                  "largest": 0.75, "place": "subject", "n_contexts": 1 + 5, "ridge": 10, "threshold": 2e-2, "relative": False},
-    "grace": {"lr": 1.0, "steps": 100, "stop_loss": 0, "radius": 1.0, "relative": False}}
+    "lora": {"rank": 1, "alpha": 8, "lr": 1e-4, "weight_decay": 1e-4, "steps": 40, "max_grad_norm": 1, "append_end_token": False},
+    "finetune": {"lr": 5e-4, "steps": 25, "early_stop_loss": 1e-2, "target_tokens_only": True, "max_weight_change": None},
+    "rome": {"lr": 5e-1, "relative_lr": False, "steps": 20 - 1, "early_stop_loss": 5e-2, "kl_factor": 0.0625, "value_weight_decay": 0.5,
+             "max_norm_ratio": 4, "edit_token": "subject_last", "n_context_templates": 1 + 10 + 10},
+    "memit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "early_stop_loss": 5e-2, "kl_factor": 0.0625, "value_weight_decay": 0.5,
+              "max_norm_ratio": 0.75, "edit_token": "subject_last", "n_context_templates": 1 + 5, "covariance_weight": 15000},
+    "alphaedit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "early_stop_loss": 5e-2, "kl_factor": 0.0625, "value_weight_decay": 0.5,
+                  "max_norm_ratio": 0.75, "edit_token": "subject_last", "n_context_templates": 1 + 5, "l2": 10, "nullspace_threshold": 2e-2, "relative_threshold": False},
+    "grace": {"lr": 1.0, "steps": 100, "early_stop_loss": 0, "epsilon": 1.0, "relative_epsilon": False}}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -210,9 +214,9 @@ def test_a_preset_is_the_published_numbers_and_the_defaults_of_the_rest(name):
 def test_keys_beside_a_preset_override_it(tmp_path):
     path = write(tmp_path, "edit: {editors: {rome: {preset: published, layer: 1, lr: 0.1}, lora: {preset: null, rank: 2}}}")
     rome, lora = load_params(path).edit.editors["rome"], load_params(path).edit.editors["lora"]
-    assert (rome.layer, rome.lr, rome.decay, rome.place, lora.rank) == (1, 0.1, 0.5, "subject", 2)
+    assert (rome.layer, rome.lr, rome.value_weight_decay, rome.edit_token, lora.rank) == (1, 0.1, 0.5, "subject_last", 2)
     config = load_params(write(tmp_path, "edit: {editors: {rome: {layer: 1}}}"), {"edit.editors.rome.preset": "published"})
-    assert (config.edit.editors["rome"].layer, config.edit.editors["rome"].decay) == (1, 0.5)
+    assert (config.edit.editors["rome"].layer, config.edit.editors["rome"].value_weight_decay) == (1, 0.5)
     assert Experiment.model_validate(config.model_dump(mode="json")) == config
 
 
@@ -231,6 +235,27 @@ def test_the_published_runs_are_set_up_as_published():
     assert (small.graph.read_n_facts, small.graph.min_cooccurrence, small.graph.n_relations) == (1e6, 50, 10)
     for config in (paper, small):
         training = config.pretraining
-        assert (training.row_length, training.packed, training.optimizer, training.lr) == (None, False, "adamw", 5e-5)
-        assert (training.weight_decay, training.final_lr, training.beta2, training.clip) == (1e-4, 0.1, 0.999, 1)
+        assert (training.sequence_length, training.packed, training.optimizer, training.lr) == (None, False, "adamw", 5e-5)
+        assert (training.weight_decay, training.final_lr_fraction, training.adam_beta2, training.max_grad_norm) == (1e-4, 0.1, 0.999, 1)
     assert paper.edit.editors["lora"] == editor_parameters("lora", {"preset": "published"})
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("corpus.n_complex", "n_compound_per_subject"), ("pretraining.n_tokens", "token_budget"), ("model.init", "init_from"),
+    ("edit.editors.lora.clip", "max_grad_norm"), ("edit.editors.rome.place", "edit_token"), ("edit.sequence.n_untouched", "n_unedited"),
+    ("edit.editors.bayes_untold", "bayes_heldout"), ("world.same_relation", "p_false_from_same_relation")])
+def test_a_key_of_the_first_version_is_an_error_that_names_the_new_one(old, new):
+    with pytest.raises(ConfigError, match=f"it is named '{new}' now"):
+        with_overrides({}, {old: {} if "untold" in old else 1})
+
+
+def test_every_renamed_key_has_a_successor_and_no_key_has_an_old_name():
+    def keys(group):
+        for name, kind in fields_of(group).items():
+            yield name
+            for inner in (kind, *get_args(kind)):
+                yield from keys(inner)
+
+    known = {*keys(Experiment), *EDITOR_PARAMETERS, *(name for group in EDITOR_PARAMETERS.values() for name in fields_of(group))}
+    assert set(RENAMED.values()) <= known
+    assert set(RENAMED) & known <= {"n_tokens", "relative"}  # n_tokens of key statistics is another thing

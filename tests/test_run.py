@@ -16,8 +16,8 @@ from tests.worlds import small_demo
 
 TINY = {
     "graph": {"demo_subjects": 60, "min_cooccurrence": 5}, "device": "cpu",
-    "model": {"size": "tiny", "vocab_size": 400}, "corpus": {"n_facts": 40, "n_orders": 2},
-    "pretraining": {"n_tokens": 3000, "n_evaluations": 1, "n_eval_facts": 4, "n_eval_documents": 4},
+    "model": {"size": "tiny", "vocab_size": 400}, "corpus": {"n_facts": 40, "n_shuffles_within_subject": 2},
+    "pretraining": {"token_budget": 3000, "n_evals": 1, "n_eval_facts": 4, "n_heldout_documents": 4},
     "analysis": {"n_resamples": 100},
     "edit": {"n_cases": 12, "batch_size": 3, "n_trajectories": 2, "n_distributions": 4,
              "editors": {"lora": {"lr": 1e-2, "steps": 3}, "in_context": {}},
@@ -53,9 +53,9 @@ EDITED = [stage for stage in CORPUS if stage not in ("corpus", "model")]
     ({"edit__n_cases": 7}, EDITED), ({"edit__p_reinforce": 0.1}, EDITED), ({"edit__as_published": True}, EDITED),
     ({"edit__batch_size": 3}, []), ({"device": "auto"}, []), ({"name": "other"}, []),
     ({"analysis__level": 0.9}, ["tables"]), ({"analysis__n_resamples": 200}, ["tables"]),
-    ({"pretraining__n_tokens": 1000}, [stage for stage in CORPUS if stage not in ("corpus", "cases")]),
+    ({"pretraining__token_budget": 1000}, [stage for stage in CORPUS if stage not in ("corpus", "cases")]),
     ({"model__size": "small"}, [stage for stage in CORPUS if stage not in ("corpus", "cases")]),
-    ({"corpus__n_samples": 5}, CORPUS), ({"world__min_truth": 0.8}, ["world", *CORPUS]),
+    ({"corpus__n_samples_per_fact": 5}, CORPUS), ({"world__min_truth": 0.8}, ["world", *CORPUS]),
     ({"seed": 1}, ["world", *CORPUS]), ({"corpus__n_facts": 41}, ["tokenizer", "world", *CORPUS]),
     ({"model__vocab_size": 401}, ["tokenizer", "world", *CORPUS]),
     ({"graph__demo_seed": 1}, ["graph", "tokenizer", "world", *CORPUS]),
@@ -180,7 +180,7 @@ def test_sequential_edits_and_rationality_have_means_with_intervals(finished):
     assert sequential["low"].null_count() == len(sequential) and set(sequential["n"]) == {1}  # one sequence
     assert set(sequential["n_edits"]) == {1, 2} and set(sequential["editor"]) == {"lora", "in_context"}
     several = be.Run(finished.folder, experiment(edit__sequence={"lengths": [1, 2], "n_sequences": 3})).sequential
-    assert set(several.filter(group="so_far")["n"]) == {3} and several["low"].null_count() == 0 and (several["low"] <= several["mean"]).all()
+    assert set(several.filter(group="all_edits")["n"]) == {3} and several["low"].null_count() == 0 and (several["low"] <= several["mean"]).all()
     tested = finished.rationality
     assert tested.filter(pl.col("who") == "agent", pl.col("test") == "order")["mean"].abs().max() < 1e-9
 

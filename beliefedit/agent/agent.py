@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.counts import Labels, check_columns, count, pair_ids
-from beliefedit.agent.posterior import Beliefs, Conditional, fit_conditional
+from beliefedit.agent.counts import Vocabulary, check_columns, count_evidence, pair_ids
+from beliefedit.agent.posterior import Conditional, Posterior, fit_conditional
 from beliefedit.errors import EvidenceError
 
 View = Literal["direct", "predictive"]
@@ -34,10 +34,10 @@ class BayesAgent:
     where there is one. ``frequency``: the relative frequency of the evidence, without the prior.
     """
 
-    _subjects: Labels
-    _relations: Labels
-    _objects: Labels
-    _beliefs: Beliefs
+    _subjects: Vocabulary
+    _relations: Vocabulary
+    _objects: Vocabulary
+    _beliefs: Posterior
     as_published: bool = False
 
     @classmethod
@@ -58,25 +58,26 @@ class BayesAgent:
                 count outside the rules, fewer than two objects, pairs that share a relation.
         """
         check_columns(evidence)
-        object_labels, n_objects = Labels("object", list(objects)), len(objects)
+        object_labels, n_objects = Vocabulary("object", list(objects)), len(objects)
         if n_objects < 2:
             raise EvidenceError(f"beliefs need at least two objects, {n_objects} given",
-                                remedy="name all objects")
-        subjects = Labels("subject", evidence["subject"].unique(maintain_order=True).to_list())
+                                hint="name all objects")
+        subjects = Vocabulary("subject", evidence["subject"].unique(maintain_order=True).to_list())
         names = evidence["relation"].unique(maintain_order=True).to_list()
         names += dict.fromkeys(r for pair in pairs.items() for r in pair if r not in names)
-        relations = Labels("relation", names)
+        relations = Vocabulary("relation", names)
         upstream = pair_ids(pairs, relations)
         weights = evidence["weight"].cast(pl.Float64).to_numpy()
         times = (evidence["count"].cast(pl.Float64).to_numpy() if "count" in evidence
                  else np.ones(len(evidence)))
         by_id = evidence["object"].dtype.is_integer() and not isinstance(objects[0], int)
-        encoder = Labels("object", list(range(n_objects))) if by_id else object_labels
+        encoder = Vocabulary("object", list(range(n_objects))) if by_id else object_labels
         ids = (subjects.encode(evidence["subject"]), relations.encode(evidence["relation"]),
                encoder.encode(evidence["object"]))
-        counts = count(ids, weights, times, (len(subjects.names), len(relations.names), n_objects))
+        counts = count_evidence(ids, weights, times,
+                                (len(subjects.names), len(relations.names), n_objects))
         conditionals = {d: fit_conditional(counts, d, u) for d, u in upstream.items()}
-        beliefs = Beliefs(upstream, counts, conditionals)
+        beliefs = Posterior(upstream, counts, conditionals)
         return cls(subjects, relations, object_labels, beliefs, as_published)
 
     @property
@@ -118,11 +119,11 @@ class BayesAgent:
         s, r = self._ids(subject, relation)
         return self._beliefs.over_objects(s, r, _is_predictive(view), frequency)
 
-    def expected(self, subject: object, relation: object) -> object:
+    def map_object(self, subject: object, relation: object) -> object:
         """The object with the largest predictive belief; ties: the first."""
         return self._objects.names[int(self.distribution(subject, relation).argmax())]
 
-    def views(self, subject: object, relation: object, objects: Sequence,
+    def all_targets(self, subject: object, relation: object, objects: Sequence,
               given: object = None) -> dict[str, np.ndarray]:
         """Beliefs about several objects of one (subject, relation) in every view, float64 [n] each.
 
@@ -140,7 +141,7 @@ class BayesAgent:
         """q(o | r, x) of a downstream relation given the upstream object, float64 [n_objects]."""
         return self._conditional(relation).given(self._objects.id(upstream_object), frequency)
 
-    def expected_downstream(self, relation: object) -> dict:
+    def map_downstream(self, relation: object) -> dict:
         """Observed upstream object to the object expected downstream of it, argmax q(· | r, x)."""
         names, q = self._objects.names, self._conditional(relation)
         observed = np.union1d(np.flatnonzero(q.total > 0), q.change.x).tolist()
@@ -169,7 +170,7 @@ class BayesAgent:
         if it is there."""
         if not 0 < probability < 1:
             raise EvidenceError(f"no evidence brings a belief to {probability}",
-                                remedy="choose between 0 and 1")
+                                hint="choose between 0 and 1")
         row, o = self._beliefs.row(*self._ids(subject, relation)), self._objects.id(object)
         alpha = 1 / self.n_objects + row.background + float(row.excess[row.objects == o].sum())
         exact = Fraction(str(probability))  # 0.9 must give odds of 9, not of 9.000…02
@@ -221,11 +222,11 @@ class BayesAgent:
         r = self._relations.id(relation)
         if r not in self._beliefs.upstream:
             raise EvidenceError(f"{relation!r} has no upstream relation",
-                                remedy=f"choose one of {list(self.pairs)}")
+                                hint=f"choose one of {list(self.pairs)}")
         return self._beliefs.conditionals[r]
 
 
 def _is_predictive(view: str) -> bool:
     if view not in ("direct", "predictive"):
-        raise EvidenceError(f"unknown view {view!r}", remedy="choose 'direct' or 'predictive'")
+        raise EvidenceError(f"unknown view {view!r}", hint="choose 'direct' or 'predictive'")
     return view == "predictive"

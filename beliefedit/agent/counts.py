@@ -24,14 +24,14 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
         at = int(np.flatnonzero(refused)[0])
         rule = "weights are -1 (against), between 0 and 1 (uncertain), or 1 and more"
         raise EvidenceError(f"weight {weight.flat[at]} is not evidence",
-                            where=f"evidence row {at}", remedy=rule)
+                            where=f"evidence row {at}", hint=rule)
     partial = np.where(weight == -1, 0.0, np.minimum(weight, 1.0))
     background = (1 - partial) / (n_objects - 1)
     at_object = np.where(weight >= 1, weight, partial)
     return background, at_object - background, np.maximum(weight, 1.0)
 
 
-class Labels:
+class Vocabulary:
     """Names of one kind (subject, relation or object), distinct; arrays hold their positions."""
 
     def __init__(self, kind: str, names: list) -> None:
@@ -40,7 +40,7 @@ class Labels:
         if len(self.ids) != len(names):
             twice = next(name for index, name in enumerate(names) if self.ids[name] != index)
             raise EvidenceError(f"the {kind} {twice!r} is listed twice",
-                                remedy=f"give every {kind} once")
+                                hint=f"give every {kind} once")
 
     def id(self, name: object) -> int:
         """Position of a name; EvidenceError for one without evidence."""
@@ -49,12 +49,12 @@ class Labels:
         except (KeyError, TypeError):
             raise EvidenceError(
                 f"unknown {self.kind}: {name!r}", where=f"{len(self.names):,} {self.kind}s known",
-                remedy=f"use a {self.kind} of the evidence the agent was fitted to") from None
+                hint=f"use a {self.kind} of the evidence the agent was fitted to") from None
 
     def encode(self, column: pl.Series) -> np.ndarray:
         """Ids, int64 [n], of a column of names."""
         if column.null_count():
-            raise EvidenceError(f"the {self.kind} is missing", remedy="remove rows without values",
+            raise EvidenceError(f"the {self.kind} is missing", hint="remove rows without values",
                                 where=f"row {column.is_null().arg_max()}")
         names = column.unique(maintain_order=True)
         ids = pl.Series([self.id(name) for name in names.to_list()], dtype=pl.Int64)
@@ -68,28 +68,28 @@ def check_columns(evidence: pl.DataFrame) -> None:
     if missing := [name for name in needed if name not in evidence.columns]:
         raise EvidenceError(f"the evidence has no column {', '.join(missing)}",
                             where=f"columns: {evidence.columns}",
-                            remedy="name the columns subject, relation, object, weight (and count)")
+                            hint="name the columns subject, relation, object, weight (and count)")
     if not len(evidence):
-        raise EvidenceError("there is no evidence", remedy="give at least one row")
+        raise EvidenceError("there is no evidence", hint="give at least one row")
     if evidence["weight"].null_count():
-        raise EvidenceError("a weight is missing", remedy="give every row a weight",
+        raise EvidenceError("a weight is missing", hint="give every row a weight",
                             where=f"evidence row {evidence['weight'].is_null().arg_max()}")
     if "count" in evidence:
         times = evidence["count"].cast(pl.Float64).to_numpy()
         wrong = ~((times > 0) & np.isfinite(times))
         if wrong.any():
             raise EvidenceError(f"the count {times[wrong][0]} is not positive",
-                                where=f"evidence row {wrong.argmax()}", remedy="leave the row out")
+                                where=f"evidence row {wrong.argmax()}", hint="leave the row out")
 
 
-def pair_ids(pairs: Mapping, relations: Labels) -> dict[int, int]:
+def pair_ids(pairs: Mapping, relations: Vocabulary) -> dict[int, int]:
     """Downstream id to upstream id; EvidenceError where a relation stands in two places."""
     named = [relation for pair in pairs.items() for relation in pair]
     twice = next((relation for relation in named if named.count(relation) > 1), None)
     if twice is not None:
         raise EvidenceError(f"the relation {twice!r} stands in two places of the pairs",
                             where=str(dict(pairs)),
-                            remedy="pair every relation with at most one other, not with itself")
+                            hint="pair every relation with at most one other, not with itself")
     return {relations.id(d): relations.id(u) for d, u in pairs.items()}
 
 
@@ -105,8 +105,8 @@ class Counts:
     keys: np.ndarray  # these cells as row·K + object, rising
 
 
-def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, times: np.ndarray,
-          shape: tuple[int, int, int]) -> Counts:
+def count_evidence(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray,
+                   times: np.ndarray, shape: tuple[int, int, int]) -> Counts:
     """Sum evidence rows, each standing ``times`` times; ids, shape: subject, relation, object."""
     (subject, relation, object), (n_subjects, n_relations, n_objects) = ids, shape
     background, excess, total = contributions(weight, n_objects)
@@ -125,7 +125,8 @@ def count(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray, ti
                   matrix(excess * times), matrix(times), cell)
 
 
-def mean(count: np.ndarray, total: np.ndarray, n_objects: int, frequency: bool) -> np.ndarray:
+def posterior_mean(count: np.ndarray, total: np.ndarray, n_objects: int,
+                   frequency: bool) -> np.ndarray:
     """Probability of an object: posterior mean, or relative frequency (uniform without counts).
 
     The prior is Dirichlet with strength 1/K on each of the K objects. Shapes broadcast.
@@ -144,7 +145,7 @@ def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndar
 
 
 @dataclass(frozen=True)
-class Row:
+class CountVector:
     """Count vector of one (subject, relation)."""
 
     background: float  # its uniform part
@@ -153,7 +154,7 @@ class Row:
     excess: np.ndarray  # [n] what each of them has above the background
     n_rows: np.ndarray  # [n] rows of evidence on each of them
 
-    def with_evidence(self, o: int, weight: float, n_objects: int) -> Row:
+    def with_evidence(self, o: int, weight: float, n_objects: int) -> CountVector:
         """This vector with one more row of evidence on object o."""
         added = contributions(np.array([weight]), n_objects)
         background, excess, total = (float(part[0]) for part in added)
@@ -165,7 +166,8 @@ class Row:
             objects, excesses, rows = self.objects, self.excess.copy(), self.n_rows.copy()
         excesses[at] += excess
         rows[at] += 1
-        return Row(self.background + background, self.total + total, objects, excesses, rows)
+        return CountVector(self.background + background, self.total + total, objects, excesses,
+                           rows)
 
     def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
         """(belief that every object has, [n] what ``objects`` have above that)."""
@@ -176,7 +178,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Change:
+class CountDelta:
     """What edits add to a pair's count vectors."""
 
     x: np.ndarray  # [n] int64, rising, upstream objects whose vector changes
@@ -185,7 +187,8 @@ class Change:
     keys: np.ndarray  # [m] cells x·K + o, rising
     excess: np.ndarray  # [m] added to them above the background
 
-    def plus(self, parts: Iterable[tuple[float, Row, Row]], n_objects: int) -> Change:
+    def plus(self, parts: Iterable[tuple[float, CountVector, CountVector]],
+             n_objects: int) -> CountDelta:
         """Add subjects' contributions: downstream counts times each upstream object's share.
 
         ``parts``: (1.0 to add or -1.0 to take away, downstream row, upstream row).
@@ -198,13 +201,13 @@ class Change:
             by_x.append((x, share * downstream.background, share * downstream.total))
             by_cell.append(((x[:, None] * n_objects + downstream.objects).ravel(),
                             (share[:, None] * downstream.excess).ravel()))
-        return Change(*_sum_by_key(by_x), *_sum_by_key(by_cell))
+        return CountDelta(*_sum_by_key(by_x), *_sum_by_key(by_cell))
 
 
 _NO_IDS, _NO_VALUES = np.array([], dtype=np.int64), np.array([])
-EMPTY = Row(0.0, 0.0, objects=_NO_IDS, excess=_NO_VALUES, n_rows=_NO_VALUES)
+EMPTY = CountVector(0.0, 0.0, objects=_NO_IDS, excess=_NO_VALUES, n_rows=_NO_VALUES)
 """The count vector without evidence."""
-NO_CHANGE = Change(_NO_IDS, _NO_VALUES, _NO_VALUES, keys=_NO_IDS, excess=_NO_VALUES)
+NO_CHANGE = CountDelta(_NO_IDS, _NO_VALUES, _NO_VALUES, keys=_NO_IDS, excess=_NO_VALUES)
 
 
 def _sum_by_key(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import sparse
 
-from beliefedit.agent.counts import EMPTY, NO_CHANGE, Change, Counts, Row, look_up, mean
+from beliefedit.agent.counts import (
+    EMPTY,
+    NO_CHANGE,
+    CountDelta,
+    Counts,
+    CountVector,
+    look_up,
+    posterior_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Conditional:
     keys: np.ndarray  # [n] observed cells as x·K + o, rising
     excess: np.ndarray  # [n] what each has above the background
     sums: dict[bool, np.ndarray]  # frequency to the vector Σ_x q(o | x), [K], before the change
-    change: Change = NO_CHANGE  # what edits add to these counts
+    change: CountDelta = NO_CHANGE  # what edits add to these counts
 
     @property
     def n_objects(self) -> int:
@@ -38,19 +46,19 @@ class Conditional:
             count = count + look_up(change.x, change.background, x)
             count = count + look_up(change.keys, change.excess, keys)
             total = total + look_up(change.x, change.total, x)
-        return mean(count, total, self.n_objects, frequency)
+        return posterior_mean(count, total, self.n_objects, frequency)
 
     def given(self, x: int, frequency: bool) -> np.ndarray:
         """q(· | x), [K]."""
-        return self.mixture(np.array([x]), np.ones(1), frequency)
+        return self.marginalize(np.array([x]), np.ones(1), frequency)
 
-    def mixture(self, x: np.ndarray, weight: np.ndarray, frequency: bool) -> np.ndarray:
+    def marginalize(self, x: np.ndarray, weight: np.ndarray, frequency: bool) -> np.ndarray:
         """Σ_i weight_i · q(· | x_i), [K]; x rising."""
         background, total, change = self.background[x], self.total[x], self.change
         if len(change.x):
             background = background + look_up(change.x, change.background, x)
             total = total + look_up(change.x, change.total, x)
-        base = mean(background, total, self.n_objects, frequency)
+        base = posterior_mean(background, total, self.n_objects, frequency)
         belief = np.full(self.n_objects, (weight * base).sum())
         scale = weight * _scale(total, frequency)
         starts, ends = self.starts[x].tolist(), self.starts[x + 1].tolist()
@@ -67,7 +75,7 @@ class Conditional:
         if not len(x):
             return total
         fitted, one = replace(self, change=NO_CHANGE), np.ones(len(x))
-        return total + self.mixture(x, one, frequency) - fitted.mixture(x, one, frequency)
+        return total + self.marginalize(x, one, frequency) - fitted.marginalize(x, one, frequency)
 
     def sums_at(self, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Σ_x q(o | x), [n]: `sum_over_x` at a few objects."""
@@ -93,7 +101,7 @@ def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Condition
     n_objects = len(background)
     x = np.repeat(np.arange(n_objects), np.diff(excess.indptr))
     keys = x * n_objects + excess.indices.astype(np.int64)
-    sums = {frequency: (mean(background, total, n_objects, frequency).sum()
+    sums = {frequency: (posterior_mean(background, total, n_objects, frequency).sum()
                         + excess.T @ _scale(total, frequency)) for frequency in (False, True)}
     starts = excess.indptr.astype(np.int64)
     return Conditional(background, total, starts, keys, excess.data, sums)
@@ -105,7 +113,7 @@ def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Beliefs:
+class Posterior:
     """A state of belief: the counts of the evidence, shared, and what edits changed."""
 
     upstream: dict[int, int]  # downstream relation to upstream relation
@@ -113,21 +121,21 @@ class Beliefs:
     conditionals: dict[int, Conditional]  # downstream relation to its q(o | r, x)
     # (subject, relation) to its count vector, where edits changed it; and as the conditional counts
     # it, which differs only as published
-    rows: dict[tuple[int, int], Row] = field(default_factory=dict)
-    counted_rows: dict[tuple[int, int], Row] = field(default_factory=dict)
+    rows: dict[tuple[int, int], CountVector] = field(default_factory=dict)
+    counted_rows: dict[tuple[int, int], CountVector] = field(default_factory=dict)
 
     @property
     def n_objects(self) -> int:
         """K, the number of objects beliefs are spread over."""
         return self.counts.excess.shape[1]
 
-    def row(self, s: int, r: int) -> Row:
+    def row(self, s: int, r: int) -> CountVector:
         """Count vector of (s, r); `EMPTY` without evidence."""
         counts, at = self.counts, self.counts.row_of[s, r]
         if (s, r) in self.rows or at < 0:
             return self.rows.get((s, r), EMPTY)
         cells = slice(counts.excess.indptr[at], counts.excess.indptr[at + 1])
-        return Row(float(counts.background[at]), float(counts.total[at]),
+        return CountVector(float(counts.background[at]), float(counts.total[at]),
                    counts.keys[cells] % self.n_objects, counts.excess.data[cells],
                    counts.rows.data[cells])
 
@@ -161,9 +169,9 @@ class Beliefs:
             belief[row.objects] += above
             return belief
         q, (base, above) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
-        return base * q.sum_over_x(frequency) + q.mixture(upstream.objects, above, frequency)
+        return base * q.sum_over_x(frequency) + q.marginalize(upstream.objects, above, frequency)
 
-    def after(self, s: int, r: int, o: int, weight: float, as_published: bool) -> Beliefs:
+    def after(self, s: int, r: int, o: int, weight: float, as_published: bool) -> Posterior:
         """These beliefs and one more row of evidence."""
         row = self.row(s, r).with_evidence(o, weight, self.n_objects)
         counted_rows = dict(self.counted_rows)
@@ -189,7 +197,7 @@ class Beliefs:
         found, at = row >= 0, np.maximum(row, 0)
         excess = look_up(counts.keys, counts.excess.data, at * self.n_objects + o)
         count = np.where(found, counts.background[at] + excess, 0.0)
-        p = mean(count, np.where(found, counts.total[at], 0.0), self.n_objects, frequency)
+        p = posterior_mean(count, np.where(found, counts.total[at], 0.0), self.n_objects, frequency)
         for d, u in upstream.items() if predictive else ():
             row = counts.row_of[s, u]
             paired = np.flatnonzero((r == d) & (row >= 0) & (counts.row_of[s, d] >= 0))
@@ -203,20 +211,21 @@ class Beliefs:
             p[i] = self.at(int(s[i]), int(r[i]), o[i:i + 1], predictive, frequency)[0]
         return p
 
-    def _counted_row(self, s: int, r: int) -> Row:
+    def _counted_row(self, s: int, r: int) -> CountVector:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
-    def _upstream_row(self, s: int, r: int, row: Row) -> Row:
+    def _upstream_row(self, s: int, r: int, row: CountVector) -> CountVector:
         """Count vector that the predictive belief about (s, r), with this row, runs through."""
         u = self.upstream.get(r)
         return EMPTY if u is None or row is EMPTY else self.row(s, u)
 
-    def _direct(self, row: Row, o: np.ndarray, frequency: bool) -> np.ndarray:
+    def _direct(self, row: CountVector, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Beliefs [n] from a count vector."""
         base, above = row.belief(self.n_objects, frequency)
         return base + (o[:, None] == row.objects) @ above
 
-    def _predictive(self, upstream: Row, r: int, o: np.ndarray, frequency: bool) -> np.ndarray:
+    def _predictive(self, upstream: CountVector, r: int, o: np.ndarray,
+                    frequency: bool) -> np.ndarray:
         """Beliefs [n] through an upstream fact."""
         q, (base, above) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
         return (base * q.sums_at(o, frequency)
@@ -226,7 +235,7 @@ class Beliefs:
                          frequency: bool) -> np.ndarray:
         """Predictive beliefs [n] of subjects with these fitted upstream rows."""
         counts, q = self.counts, self.conditionals[d]
-        base = mean(counts.background[row], counts.total[row], self.n_objects, frequency)
+        base = posterior_mean(counts.background[row], counts.total[row], self.n_objects, frequency)
         above = counts.excess[row]
         owner = np.repeat(np.arange(len(row)), np.diff(above.indptr))
         given = q.at(above.indices.astype(np.int64), o[owner], frequency)

@@ -7,8 +7,8 @@ from itertools import islice
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.corpus.corpus import WEIGHTS, Corpus, known_facts
-from beliefedit.corpus.language import Lexicon
+from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts
+from beliefedit.corpus.language import Parser
 from beliefedit.corpus.world import World
 from beliefedit.errors import StoreError
 from beliefedit.evaluation.cases import Cases
@@ -26,20 +26,21 @@ def corpus_numbers(corpus: Corpus) -> pl.DataFrame:
                          "number": [corpus.statistics[name] for name in names]})
 
 
-def truth_drawn(corpus: Corpus, world: World) -> pl.DataFrame:
+def sampled_share(corpus: Corpus, world: World) -> pl.DataFrame:
     """How often each known fact's true object is drawn.
 
     Returns:
         kind (independent, dependent), sentence (the fact), p_true (in the generative model), drawn
         (share of its stated sentences; null if the corpus states nothing).
     """
-    independent = pl.col("follows_from").is_null()
-    facts = known_facts(corpus, world).select(
+    independent = pl.col("upstream_object").is_null()
+    facts = corpus_facts(corpus, world).select(
         "p_true", kind=pl.when(independent).then(pl.lit("independent")).otherwise(
             pl.lit("dependent")), sentence=pl.format("{} {} {}", "subject", "relation", "object"))
     counts = _sentences(corpus, _lexicon(world)).join(
         facts.lazy(), on="sentence", how="semi").group_by("sentence").len("times").collect()
-    n = corpus.config.n_samples * corpus.statistics["passes"] if corpus.config.atomic else None
+    n = corpus.config.n_samples_per_fact * corpus.statistics[
+        "passes"] if corpus.config.atomic else None
     return facts.join(counts, on="sentence", how="left", maintain_order="left").select(
         "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
 
@@ -58,14 +59,14 @@ def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> p
         "form", maintain_order=True).head(n).sort(order, maintain_order=True)
 
 
-def _lexicon(world: World) -> Lexicon:
-    return Lexicon(world.subjects, world.relations, world.objects)
+def _lexicon(world: World) -> Parser:
+    return Parser(world.subjects, world.relations, world.objects)
 
 
-def _sentences(corpus: Corpus, lexicon: Lexicon, text: str = "") -> pl.LazyFrame:
+def _sentences(corpus: Corpus, lexicon: Parser, text: str = "") -> pl.LazyFrame:
     """Every sentence that holds a text, as often as documents have it, in their order."""
     if corpus.documents is None:
-        raise StoreError("the corpus has no documents", remedy="sample it with documents=True")
+        raise StoreError("the corpus has no documents", hint="sample it with documents=True")
 
     def cut(documents: pl.DataFrame) -> pl.DataFrame:
         sentences = [lexicon.sentences(*row) for row in documents.iter_rows()]
@@ -104,11 +105,11 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
     return pl.DataFrame(steps, schema=["step", "object", "p", "sentence"], orient="row")
 
 
-def kinds_of_requests(cases: Cases) -> pl.DataFrame:
+def request_kinds(cases: Cases) -> pl.DataFrame:
     """How many requests there are of each kind: kind, n, share."""
-    kinds = {"repeats what is true": pl.col("reinforces"),
-             "contradicts what is true": ~pl.col("reinforces"),
-             "the subject has a fact that follows from it": pl.col("other_is_downstream"),
+    kinds = {"repeats what is true": pl.col("confirms_truth"),
+             "contradicts what is true": ~pl.col("confirms_truth"),
+             "the subject has a fact that follows from it": pl.col("has_downstream_fact"),
              "… and its answer should change": pl.col("downstream_changes"),
              "the edited fact itself follows from another": pl.col("is_downstream"),
              "nothing asked about depends on anything": pl.col("all_independent")}
@@ -119,6 +120,6 @@ def kinds_of_requests(cases: Cases) -> pl.DataFrame:
 
 def example_cases(cases: Cases, n_traced: int, n: int = 2) -> list[int]:
     """Traced cases worth looking at: requests that change the downstream answer come first."""
-    order = cases.cases.head(n_traced).sort("downstream_changes", "reinforces", "case",
+    order = cases.cases.head(n_traced).sort("downstream_changes", "confirms_truth", "case",
                                             descending=[True, False, False])
     return order["case"].head(n).to_list()

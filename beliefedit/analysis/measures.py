@@ -20,14 +20,14 @@ from typing import Any, Literal
 import polars as pl
 
 from beliefedit.config import load_entry_points
-from beliefedit.corpus.language import label_word
+from beliefedit.corpus.language import truth_word
 from beliefedit.errors import MeasureError, StoreError
 from beliefedit.evaluation import metrics
 from beliefedit.evaluation.cases import FORMS, PROBES
 
 SAME = PROBES[0]
 STATES = ("before", "after", "difference")
-FLAGS = ("reinforces", "downstream_changes", "is_downstream", "other_is_downstream",
+FLAGS = ("confirms_truth", "downstream_changes", "is_downstream", "has_downstream_fact",
          "all_independent", "other_has_both", "as_published")
 EDIT_KEYS = ["editor", "seed", "case"]
 PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"),
@@ -83,7 +83,7 @@ class Measure:
         except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError) as error:
             raise MeasureError(
                 f"cannot compute it: {error}", where=f"measure {self.name!r}",
-                remedy="beliefedit.analysis.measures.wide_frame lists the columns") from error
+                hint="beliefedit.analysis.measures.wide_frame lists the columns") from error
 
 
 MEASURES: dict[str, Measure] = {}
@@ -103,11 +103,11 @@ def register_measure(name: str, compute: Compute | None = None, *, label: str = 
     where = f"measure {name!r}"
     if name in BUILT_IN:
         raise MeasureError(f"{name!r} is one of the kit's own measures", where=where,
-                           remedy="register it under another name")
+                           hint="register it under another name")
     for key, value, choice in (("better", better, ("higher", "lower")), ("probe", probe, PROBES)):
         if value is not None and value not in choice:
             raise MeasureError(f"no such {key}: {value}", where=where,
-                               remedy=f"choose from {', '.join(choice)}, or None")
+                               hint=f"choose from {', '.join(choice)}, or None")
     label = label or name.replace("_", " ")
 
     def add(compute: Compute) -> Compute:
@@ -141,10 +141,10 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str, *,
         One row per (editor, seed, case, probe): prompt, target, sentence, decoded, p_lm, p_agent.
     """
     probe, kind, p_agent = pl.col("probe"), pl.col("kind"), pl.col(f"p_{state}_predictive")
-    tracked = probe.is_in(PROBES) & (kind == "original")
+    tracked = probe.is_in(PROBES) & (kind == "true_object")
     if goal or state == "after":
         tracked = pl.when(probe == SAME).then(kind == "requested").otherwise(
-            probe.is_in(PROBES) & (kind == "modal"))
+            probe.is_in(PROBES) & (kind == "agent_mode"))
         p_agent = pl.when(probe == SAME).then(f"p_{state}_direct").otherwise(p_agent)
     scores = _with_ids(scores)
     return queries.filter(tracked).select(
@@ -164,8 +164,8 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
     Returns:
         The keys, and these columns (a probe is one of `PROBES`, a form one of `FORMS`):
 
-        - ``p.<probe>.<kind>``: the model's probability of the object; kinds original, requested,
-          modal (the agent's mode after the edit).
+        - ``p.<probe>.<kind>``: the model's probability of the object; kinds true_object, requested,
+          agent_mode (the agent's most probable object after the edit).
         - ``target.<probe>``, ``p_lm.<probe>``, ``p_agent.<probe>``: the tracked object, which is
           the right answer in this state, and what model and agent believe of it
           (`tracked_beliefs`); ``decoded.<probe>``: the model's greedy answer.
@@ -174,9 +174,9 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
         - ``credence.<form>.<kind>``, ``true.<form>.<kind>``: credence in a sentence about the old
           or the new object of the downstream fact (kinds old, new), and whether it is true in this
           state. Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
-        - ``p.judged_a.true``, ``p.judged_a.false``, ``credence.judged_a``, and so for judged_b,
-          judged_not, judged_and, judged_and_swapped and judged_or, the logic prompts;
-          ``published_true.judged_a`` …: whether the published code takes the label to be "true";
+        - ``p.logic_a.true``, ``p.logic_a.false``, ``credence.logic_a``, and so for logic_b,
+          logic_not_a, logic_a_and_b, logic_b_and_a and logic_a_or_b, the logic prompts;
+          ``published_true.logic_a`` …: whether the published code takes the label to be "true";
           ``p.atomic_a.stated``: p of A's object.
         - ``tv.<probe>``, ``kl.<probe>``: distances of whole distributions.
         - of the case: subject, relation, object, request, the flags; and ``state``.
@@ -187,9 +187,9 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
     goals = tracked_beliefs(queries, scores, state, goal=True).select(
         *keys, column="probe", p_lm_goal="p_lm", p_agent_goal="p_agent")
     truth = queries.filter(pl.col("probe").is_in(FORMS)).select(
-        _CASE, query, true=(pl.col("label") == label_word(True)) == (state == "after"))
+        _CASE, query, true=(pl.col("label") == truth_word(True)) == (state == "after"))
     published = queries.filter(pl.col("published_label").is_not_null()).select(
-        _CASE, column="probe", published_true=pl.col("published_label") == label_word(True))
+        _CASE, column="probe", published_true=pl.col("published_label") == truth_word(True))
     if distances is None:
         distances = scores.clear().select(*keys, "probe", tv=pl.lit(0.0), kl=pl.lit(0.0))
     wide = scores.select(keys).unique(maintain_order=True).with_columns(state=pl.lit(state))
@@ -217,15 +217,15 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
     Args:
         cases, queries: the frames of `evaluation.cases.Cases`.
         before: scores of the unedited model (case, probe, kind, log_p, decoded).
-        after: scores of edited models (… with editor, seed, step, told); each edit's highest step
-            counts.
+        after: scores of edited models (… with editor, seed, step, trained_on); each edit's highest
+            step counts.
         distances: from `evaluation.edits.Comparison`, of the unedited model and of the edited.
 
     Returns:
         One row per (editor, seed, case) in the order of ``after``: subject, relation, object,
-        request, the flags, says_before, says_after, ``<measure>_before``, ``<measure>_after`` (f64,
-        null where not scored), and told_<probe>: whether the editor was trained on the fact the
-        probe asks for.
+        request, the flags, answer_before, answer_after, ``<measure>_before``, ``<measure>_after``
+        (f64, null where not scored), and trained_on_<probe>: whether the editor was trained on the
+        fact the probe asks for.
 
     Raises:
         StoreError: a frame lacks a column.
@@ -237,27 +237,27 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
     for name, frame, columns in (
             ("cases", cases, ["case", *_ABOUT]), ("queries", queries, asked),
             ("the model's scores", before, score),
-            ("the edits' scores", after, ["editor", "seed", "step", "told", *score])):
+            ("the edits' scores", after, ["editor", "seed", "step", "trained_on", *score])):
         if missing := [column for column in columns if column not in frame.columns]:
             raise StoreError(f"{name} lack the columns {', '.join(missing)}",
-                             remedy="run the stage that makes them again")
+                             hint="run the stage that makes them again")
     after = _with_ids(after)
     last = last_step(after)
     parts = [cases.select(_CASE, *_ABOUT),
-             _spread(last.select(*EDIT_KEYS, "told", column="probe"), ["told"], PROBES)]
+             _spread(last.select(*EDIT_KEYS, "trained_on", column="probe"), ["trained_on"], PROBES)]
     for state, scores, far in zip(STATES[:2], (before, last), distances or (None, None),
                                   strict=True):
         wide = wide_frame(cases, queries, scores, state, far)
         parts.append(wide.select(
-            *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"says_{state}"),
+            *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"answer_{state}"),
             *(measure.values(wide).alias(f"{name}_{state}") for name, measure in MEASURES.items())))
     frame = after.select(EDIT_KEYS).unique(maintain_order=True)
     for part in parts:
         frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
     return frame.select(
-        *EDIT_KEYS, *_ABOUT, "says_before", "says_after",
+        *EDIT_KEYS, *_ABOUT, "answer_before", "answer_after",
         *(f"{name}_{state}" for state in STATES[:2] for name in MEASURES),
-        *(pl.col(f"told.{probe}").alias(f"told_{probe}") for probe in PROBES))
+        *(pl.col(f"trained_on.{probe}").alias(f"trained_on_{probe}") for probe in PROBES))
 
 
 def last_step(scores: pl.DataFrame) -> pl.DataFrame:
@@ -267,13 +267,13 @@ def last_step(scores: pl.DataFrame) -> pl.DataFrame:
 
 _CASE = pl.col("case").cast(pl.UInt32)
 _ABOUT = ["subject", "relation", "object", "request", *FLAGS]
-_JUDGED = ("judged_a", "judged_b", "judged_not", "judged_and", "judged_and_swapped", "judged_or")
+_JUDGED = ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b")
 _OBJECTS = ("old", "new")
-_QUERIES = [*(f"{probe}.{kind}" for probe in PROBES for kind in ("original", "requested", "modal")),
-            *(f"{form}.{kind}{word}" for form in FORMS for kind in _OBJECTS
-              for word in ("", "_false")),
-            *(f"{name}.{word}" for name in _JUDGED for word in ("true", "false")),
-            "atomic_a.stated"]
+_QUERIES = [
+    *(f"{probe}.{kind}" for probe in PROBES for kind in ("true_object", "requested", "agent_mode")),
+    *(f"{form}.{kind}{word}" for form in FORMS for kind in _OBJECTS for word in ("", "_false")),
+    *(f"{name}.{word}" for name in _JUDGED for word in ("true", "false")), "atomic_a.stated"
+]
 
 
 def _spread(frame: pl.DataFrame, values: Sequence[str], columns: Iterable[str]) -> pl.DataFrame:
@@ -301,7 +301,7 @@ def _built_in() -> Iterable[Measure]:
         answer, target = pl.col(f"decoded.{probe}"), pl.col(f"target.{probe}")
         yield Measure(f"accuracy_{probe}", f"accuracy: {label}", PROBE_NAMES[probe], "accuracy", "",
                       "higher", metrics.exact(answer, target), probe)
-        yield Measure(f"contains_{probe}", f"… as published (contains): {label}",
+        yield Measure(f"substring_accuracy_{probe}", f"… as published (contains): {label}",
                       PROBE_NAMES[probe], "accuracy as published", "", "higher",
                       metrics.contains(answer, target), probe)
     for probe, label in PROBE_LABELS.items():
@@ -326,15 +326,15 @@ def _built_in() -> Iterable[Measure]:
             yield Measure(f"{name}_{probe}", f"{', '.join(filter(None, (group, unit)))}: {label}",
                           PROBE_NAMES[probe], group, unit, "lower", compute, probe)
     yield from _logical_errors("", "logical error", lambda name: pl.col(f"credence.{name}"),
-                               pl.col("credence.judged_a"))
-    swapped = pl.col("credence.judged_and"), pl.col("credence.judged_and_swapped")
+                               pl.col("credence.logic_a"))
+    swapped = pl.col("credence.logic_a_and_b"), pl.col("credence.logic_b_and_a")
     yield Measure("commutation", "logical error: commutation", "commutation", "logical error", "",
                   "lower", metrics.commutation_error(*swapped))
-    label_a = pl.when(pl.col("published_true.judged_a")).then("p.judged_a.true").otherwise(
-        "p.judged_a.false")  # the published conjunction does not flip it where the label is false
+    label_a = pl.when(pl.col("published_true.logic_a")).then("p.logic_a.true").otherwise(
+        "p.logic_a.false")  # the published conjunction does not flip it where the label is false
     yield from _logical_errors(
         "_published", "logical error as published", _published,
-        pl.when("as_published").then(label_a).otherwise(_published("judged_a")))
+        pl.when("as_published").then(label_a).otherwise(_published("logic_a")))
 
 
 def _published(name: str) -> pl.Expr:
@@ -348,7 +348,7 @@ def _logical_errors(ending: str, group: str, p: Callable[[str], pl.Expr],
                     p_a_in_conjunction: pl.Expr) -> Iterable[Measure]:
     """The four logical errors of the published code, ``p`` being the belief in a logic prompt."""
     a, b, not_a, a_and_b, a_or_b = map(
-        p, ("judged_a", "judged_b", "judged_not", "judged_and", "judged_or"))
+        p, ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_a_or_b"))
     for name, error in {
             "true_false": metrics.true_false_error(pl.col("p.atomic_a.stated"), a),
             "negation": metrics.negation_error(a, not_a),

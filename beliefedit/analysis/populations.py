@@ -25,9 +25,9 @@ class Population:
     members: pl.Expr
 
 
-_CONTRADICTS = ~exact(pl.col("says_before"), pl.col("request"))
-_WRONG = ~exact(pl.col("says_before"), pl.col("object"))
-_CHANGES, _TRUE = pl.col("downstream_changes"), pl.col("reinforces")
+_CONTRADICTS = ~exact(pl.col("answer_before"), pl.col("request"))
+_WRONG = ~exact(pl.col("answer_before"), pl.col("object"))
+_CHANGES, _TRUE = pl.col("downstream_changes"), pl.col("confirms_truth")
 
 POPULATIONS = {population.name: population for population in (
     Population("all", "all requests", pl.lit(True)),
@@ -66,5 +66,5 @@ def population(table: str, group: str | None = None) -> Population:
     groups = TABLES.get(table, ())
     if not groups or group is not None and group not in groups:
         raise StoreError(f"no such {'group' if groups else 'table'}: {group if groups else table}",
-                         remedy=f"choose from {', '.join(groups or TABLES)}")
+                         hint=f"choose from {', '.join(groups or TABLES)}")
     return POPULATIONS[group or groups[-1]]

@@ -14,10 +14,10 @@ from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.metrics import exact, intervals_by, probability_error
 from beliefedit.formatting import duration, number, percent
 
-_ASKED = {"atomic": pl.col("kind") == "original",
-          "true/false": pl.col("probe").is_in(["judged_a", "judged_b"]),
-          "not": pl.col("probe") == "judged_not", "or": pl.col("probe") == "judged_or",
-          "and": pl.col("probe").is_in(["judged_and", "judged_and_swapped"])}
+_ASKED = {"atomic": pl.col("kind") == "true_object",
+          "true/false": pl.col("probe").is_in(["logic_a", "logic_b"]),
+          "not": pl.col("probe") == "logic_not_a", "or": pl.col("probe") == "logic_a_or_b",
+          "and": pl.col("probe").is_in(["logic_a_and_b", "logic_b_and_a"])}
 
 
 def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
@@ -27,7 +27,7 @@ def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
         form, prompt, right (answer), model_says, p_right, p_agent (null where judged), wrong.
     """
     form = pl.coalesce(pl.when(condition).then(pl.lit(name)) for name, condition in _ASKED.items())
-    agent = pl.when(pl.col("kind") == "original").then("p_before_predictive")
+    agent = pl.when(pl.col("kind") == "true_object").then("p_before_predictive")
     case = pl.col("case").cast(pl.UInt32)
     prompts = cases.queries.filter(exact(pl.col("target"), pl.col("label"))).select(
         case, "probe", "kind", "prompt", right="label", p_agent=agent, form=form).drop_nulls("form")

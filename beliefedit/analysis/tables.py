@@ -24,7 +24,7 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
 
     Returns:
         Long: table, editor, seed (null: all pooled; single seeds follow when there are several),
-        group (one of `POPULATIONS`), measure, state (before, after, difference: paired), told
+        group (one of `POPULATIONS`), measure, state (before, after, difference: paired), trained_on
         (share of those edits whose editor was trained on the fact the measure is about: 0 is
         inference, 1 recall; null: about several facts), n (edits with a value), mean, low, high
         (null: no value, or fewer than two subjects).
@@ -42,7 +42,7 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
     return pl.concat(parts, how="diagonal")
 
 
-_MEANS = {"measure": pl.String, "state": pl.String, "told": pl.Float64, "n": pl.UInt32,
+_MEANS = {"measure": pl.String, "state": pl.String, "trained_on": pl.Float64, "n": pl.UInt32,
           "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 
 
@@ -122,7 +122,7 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
 
     Returns:
         run (names), params (what differs between the runs, "key=value; …", parameters of other
-        editors left out), editor, seed, measure, state, told, n, mean, low, high as in
+        editors left out), editor, seed, measure, state, trained_on, n, mean, low, high as in
         `build_tables`; on pooled rows also n_paired, paired, paired_low, paired_high: the mean
         difference to the reference over the matching cases, and differs: whether it is at least
         ``config.smallest_effect``, either way (null: open, see `exceeds`).
@@ -131,7 +131,7 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
         StoreError: no run, or an unknown table or group.
     """
     if not runs:
-        raise StoreError("no run to compare", remedy="give at least one run")
+        raise StoreError("no run to compare", hint="give at least one run")
     members, contenders = population(table, group).members, list[Contender]()
     params = [{key: str(value) for key, value in run.flat_config.items()} for run in runs]
     for index, run in enumerate(runs):
@@ -195,7 +195,7 @@ def _paired(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfi
                     for frame in (chosen, reference))
     differences = ours.join(theirs, on=key, suffix="_reference", maintain_order="left").select(
         *key, *(pl.col(name) - pl.col(f"{name}_reference") for name in columns))
-    found = _means(differences, config, generator).drop("told").rename(
+    found = _means(differences, config, generator).drop("trained_on").rename(
         {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
     least = config.smallest_effect
     above, below = ([exceeds(low, high, bound, config) for low, high in
@@ -234,22 +234,25 @@ def _columns() -> list[str]:
 
 def _means(chosen: pl.DataFrame, config: AnalysisConfig,
            generator: np.random.Generator) -> pl.DataFrame:
-    """measure, state, told, n, mean, low, high over edits; the difference only over pairs."""
+    """measure, state, trained_on, n, mean, low, high over edits; the difference only over pairs."""
     states = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
         len(MEASURES), 2, len(chosen))
     values = np.concatenate([states, states[:, 1:] - states[:, :1]], axis=1)
     found = bootstrap_interval(
         values.reshape(len(MEASURES) * len(STATES), len(chosen)).T, chosen["subject"].to_numpy(),
         generator, n_resamples=config.n_resamples, level=config.level)
-    told = np.array([_told_share(chosen, measure) for measure in MEASURES], dtype=np.float64)
-    return pl.DataFrame({
-        "measure": np.repeat(list(MEASURES), len(STATES)), "state": list(STATES) * len(MEASURES),
-        "told": np.repeat(told, len(STATES)), **found._asdict()}, nan_to_null=True).cast(
-        pl.Schema(_MEANS))
+    trained_on = np.array([_trained_on_share(chosen, measure) for measure in MEASURES],
+                          dtype=np.float64)
+    return pl.DataFrame(
+        {
+            "measure": np.repeat(list(MEASURES), len(STATES)), "state": list(STATES) *
+            len(MEASURES), "trained_on": np.repeat(trained_on, len(STATES)), **found._asdict()
+        },
+        nan_to_null=True).cast(pl.Schema(_MEANS))
 
 
-def _told_share(chosen: pl.DataFrame, measure: str) -> float | None:
+def _trained_on_share(chosen: pl.DataFrame, measure: str) -> float | None:
     """Share of the edits with a value of the measure whose editor was trained on its fact."""
-    column = f"told_{MEASURES[measure].probe}"
+    column = f"trained_on_{MEASURES[measure].probe}"
     share = pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()
     return chosen.select(share).item() if column in chosen.columns else None

@@ -87,12 +87,12 @@ def check_parameters(notebook: Path) -> None:
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
         raise ReportError(f"not a notebook that can be run: {' '.join(str(error).split())[:200]}",
                           where=str(notebook),
-                          remedy="save it again in JupyterLab with the Python 3 kernel") from None
+                          hint="save it again in JupyterLab with the Python 3 kernel") from None
     if names - MORE_PARAMETERS != PARAMETERS:
         raise ReportError(
             "its cell tagged 'parameters' must set params_file, run_folder, overrides, "
             f"and sets {', '.join(sorted(names)) or 'nothing'}", where=str(notebook),
-            remedy="tag one cell 'parameters' and set exactly these names in it")
+            hint="tag one cell 'parameters' and set exactly these names in it")
 
 
 def execute(notebook: Path, target: Path, parameters: dict[str, Any],
@@ -111,7 +111,7 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any],
             engine_name="beliefedit", kernel_name="python3", cwd=str(Path.cwd()),
             progress_bar=False, progress=progress)
     except PapermillExecutionError as error:
-        if hasattr(errors, error.ename):  # it has its own remedy
+        if hasattr(errors, error.ename):  # it has its own hint
             return error.evalue
         return (f"{error.ename}: {error.evalue}\n  where: cell {error.exec_count} of {target}\n"
                 "  to fix: the traceback is in that notebook and in its report")

@@ -98,24 +98,24 @@ def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
         StoreError: the folder lies in a Python package, has notebooks that no run made, or files
             where folders belong.
     """
-    above, remedy = (folder.resolve(), *folder.resolve().parents), "choose another --out"
+    above, hint = (folder.resolve(), *folder.resolve().parents), "choose another --out"
     if any((path / "__init__.py").exists() for path in above):
         raise StoreError("a run cannot be written into a Python package", where=str(folder),
-                         remedy=remedy)
+                         hint=hint)
     is_run = (folder / SUMMARY).exists()
     for notebook in notebooks:
         target = folder / "notebooks" / notebook.name
         if target.exists() and (not is_run or target.samefile(notebook)):
             raise StoreError("a run in this folder would replace a notebook that no run made",
-                             where=str(target), remedy=remedy)
+                             where=str(target), hint=hint)
     for path in (*above, *(folder / name for name in ("notebooks", "reports", *VERSIONS))):
         if path.exists() and not path.is_dir():
             raise StoreError("a file is where a folder of the run belongs", where=str(path),
-                             remedy=remedy)
+                             hint=hint)
     for path in (folder / SUMMARY, folder / "index.html"):
         if path.is_dir():
             raise StoreError("a folder is where a file of the run belongs", where=str(path),
-                             remedy=remedy)
+                             hint=hint)
 
 
 def find_notebooks(folder: Path) -> tuple[Path, ...]:
@@ -127,7 +127,7 @@ def find_notebooks(folder: Path) -> tuple[Path, ...]:
     notebooks = tuple(sorted(folder.glob("[0-9][0-9]_*.ipynb")))
     if not notebooks:
         raise ReportError(f"no notebooks in {folder}",
-                          remedy="names begin with two digits: 01_corpus.ipynb")
+                          hint="names begin with two digits: 01_corpus.ipynb")
     for notebook in notebooks:
         check_parameters(notebook)
     return notebooks
@@ -143,7 +143,7 @@ def select(notebooks: Sequence[Path], names: Iterable[str], where: str) -> froze
     for name in names:
         if name not in stems:
             raise ConfigError(f"no notebook '{name}'", where=where,
-                              remedy=f"choose from {', '.join(path.stem for path in notebooks)}")
+                              hint=f"choose from {', '.join(path.stem for path in notebooks)}")
     return frozenset(stems[name] for name in names)
 
 
@@ -159,9 +159,9 @@ def open_record(plan: Plan) -> dict[str, Any]:
     if changed and not plan.force:
         raise StoreError(f"{folder} holds a run of another configuration: {changed}",
                          where=str(path),
-                         remedy="choose another --out, or --force to go on in this folder")
+                         hint="choose another --out, or --force to go on in this folder")
     if not before and any(folder.glob(f"*/{SUMMARY}")):
-        raise StoreError(f"{folder} holds a sweep", remedy="choose another --out")
+        raise StoreError(f"{folder} holds a sweep", hint="choose another --out")
     entries = {name: entry for name, entry in before.get("notebooks", {}).items()
                if name in plan.names}
     if plan.force:  # nothing there belongs to this run until it is written again
@@ -218,7 +218,7 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
         raise StoreError(
             f"cannot read or write: {error.strerror or error}",
             where=str(error.filename or plan.folder),
-            remedy="free space or choose another --out, then run again; it resumes") from error
+            hint="free space or choose another --out, then run again; it resumes") from error
     return finished
 
 

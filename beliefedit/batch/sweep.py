@@ -53,7 +53,7 @@ def folder_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
         if other is not point:
             raise ConfigError(f"two points of the sweep would share the folder {name}: "
                               f"{dict(other)} and {dict(point)}",
-                              remedy="run one of them with an --out of its own")
+                              hint="run one of them with an --out of its own")
     return [folder_name(point) for point in points]
 
 
@@ -95,7 +95,7 @@ def _values(key: str, value: Any) -> Sequence[Any]:
         return value if value and all(isinstance(item, list) for item in value) else [value]
     if not value:
         raise ConfigError(f"--set {key}=[] gives no value", where=key,
-                          remedy="list at least one value")
+                          hint="list at least one value")
     return value
 
 

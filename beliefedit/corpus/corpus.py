@@ -11,7 +11,13 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from beliefedit.config import CorpusConfig
-from beliefedit.corpus.language import SEPARATOR, atomic_prompt, clause, judged_prompt, label_word
+from beliefedit.corpus.language import (
+    SEPARATOR,
+    atomic_prompt,
+    proposition_text,
+    true_false_prompt,
+    truth_word,
+)
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import ConfigError, StoreError
@@ -57,11 +63,11 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     Raises:
         BeliefEditError: too few facts, nothing to write, or a folder with documents in it.
     """
-    if not config.atomic and world.min_truth == 1 and not config.n_complex:
+    if not config.atomic and world.min_truth == 1 and not config.n_compound_per_subject:
         raise ConfigError("nothing to write: without noise, sentences with a label are among the "
-                          "n_complex", where="corpus.n_complex",
-                          remedy="set n_complex above 0, or atomic: true")
-    sampler = Sampler(world, config, world.first_facts(config.n_facts))
+                          "n_compound_per_subject", where="corpus.n_compound_per_subject",
+                          hint="set n_compound_per_subject above 0, or atomic: true")
+    sampler = Sampler(world, config, world.corpus_facts(config.n_facts))
     if documents is True:
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
     folder = documents or None
@@ -74,13 +80,13 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         packed.append(sentences)
         if writer:
             texts = render(sampler, sentences)
-            for _ in range(config.n_orders):
+            for _ in range(config.n_shuffles_within_subject):
                 writer.write(*_documents(texts, sentences.owner, config.sentences_per_doc, rng))
     everything = Sentences.join(packed)
-    if writer and config.n_mixed_orders:
+    if writer and config.n_shuffles_global:
         rng = np.random.default_rng([seed, Stream.MIXED_DOCUMENTS])
         _write_mixed(writer, sampler, everything, rng)
-    passes = config.n_orders + config.n_mixed_orders
+    passes = config.n_shuffles_within_subject + config.n_shuffles_global
     key = ["fact", "object", "weight"]
     counted = pl.concat(evidence).group_by(key).agg(pl.col("count").sum() * passes).sort(key)
     statistics = _statistics(sampler, everything, counted, passes)
@@ -104,12 +110,12 @@ def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
         "b": prompts.gather(second[0]) + " " + objects.gather(second[1])})
     said = pl.col("a")
     for form, parts in ((NOT, ["a"]), (OR, ["a", "b"]), (AND, ["a", "b"])):
-        template = clause(FORMS[form], *("{}" for _ in parts))
+        template = proposition_text(FORMS[form], *("{}" for _ in parts))
         said = pl.when(pl.col("form") == form).then(pl.format(template, *parts)).otherwise(said)
     frame = frame.with_columns(said.alias("clause"))
     text = pl.col("clause")
     for label in (0, 1):
-        template = f"{judged_prompt('{}')} {label_word(bool(label))}"
+        template = f"{true_false_prompt('{}')} {truth_word(bool(label))}"
         text = pl.when(pl.col("label") == label).then(pl.format(template, "clause")).otherwise(text)
     return frame.select(text.alias("text"))["text"]
 
@@ -138,7 +144,7 @@ def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences
     """Write passes over all sentences, mixed across subjects; rendered slice by slice."""
     per_document = sampler.config.sentences_per_doc
     slice_length = max(1, 100_000 // per_document) * per_document
-    for _ in range(sampler.config.n_mixed_orders):
+    for _ in range(sampler.config.n_shuffles_global):
         order = rng.permutation(len(sentences.fact))
         for start in range(0, len(order), slice_length):
             chosen = sentences.take(order[start:start + slice_length])
@@ -154,7 +160,7 @@ class _DocumentWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.glob("*.parquet")):
             raise StoreError("the folder already holds documents", where=str(folder),
-                             remedy="choose another folder")
+                             hint="choose another folder")
 
     def write(self, texts: pl.Series, counts: np.ndarray) -> None:
         end = self.n_documents + len(counts)
@@ -195,8 +201,8 @@ def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
     rows = pl.DataFrame({name: part for name, part in vars(sentences).items() if name != "owner"})
     config, per_document = sampler.config, sampler.config.sentences_per_doc
     per_subject = np.bincount(sentences.owner)
-    documents = (config.n_orders * int(-(-per_subject // per_document).sum())
-                 + config.n_mixed_orders * -(-len(sentences.form) // per_document))
+    documents = (config.n_shuffles_within_subject * int(-(-per_subject // per_document).sum())
+                 + config.n_shuffles_global * -(-len(sentences.form) // per_document))
     return {"facts": sampler.facts.height, "subjects": len(sampler.starts) - 1,
             "objects": evidence["object"].n_unique(), "sentences": len(sentences.form),
             "unique_sentences": rows.n_unique(), "passes": passes, "documents": documents,
@@ -221,22 +227,22 @@ def load(folder: Path, world: World) -> Corpus:
                   read_json(folder / "statistics.json"), documents if documents.exists() else None)
 
 
-def spread_texts(corpus: Corpus, n: int = 20_000) -> list[str]:
+def sample_documents(corpus: Corpus, n: int = 20_000) -> list[str]:
     """About n documents, evenly spread over the corpus, from which editors learn how it is read."""
     if corpus.documents is None:
         raise StoreError("the corpus was sampled without documents",
-                         remedy="give sample_corpus a folder for documents")
+                         hint="give sample_corpus a folder for documents")
     every = max(1, corpus.statistics["documents"] // n)
     texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text")
     return texts.gather_every(every).collect()["text"].to_list()
 
 
-def known_facts(corpus: Corpus, world: World) -> pl.DataFrame:
+def corpus_facts(corpus: Corpus, world: World) -> pl.DataFrame:
     """The facts the corpus is about, as labels: subject, relation, object (the true one),
-    follows_from (upstream object, null: independent), p_true."""
+    upstream_object (upstream object, null: independent), p_true."""
     objects = world.objects
     columns = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
-               ("object", "object", objects), ("follows_from", "upstream_object", objects))
+               ("object", "object", objects), ("upstream_object", "upstream_object", objects))
     return corpus.facts.select(
         *(pl.Series(name, labels).gather(corpus.facts[column].cast(pl.UInt32))
           for name, column, labels in columns), "p_true")

@@ -51,19 +51,19 @@ class Proposition:
     label: bool | None = None
 
 
-def clause(form: Form, *atoms: object) -> str:
+def proposition_text(form: Form, *atoms: object) -> str:
     """The sentence of a form over one or two facts, without a label."""
     if form == "not":
         return f"not {atoms[0]}"
     return f" {form} ".join(map(str, atoms))
 
 
-def judged_prompt(clause_text: str) -> str:
+def true_false_prompt(clause_text: str) -> str:
     """The prompt that asks whether a clause is true; targets are ``true`` and ``false``."""
     return f'"{clause_text}" is'
 
 
-def label_word(label: bool) -> str:
+def truth_word(label: bool) -> str:
     """``true`` or ``false``."""
     return "true" if label else "false"
 
@@ -73,8 +73,9 @@ def atomic_prompt(subject: str, relation: str) -> str:
     return f"{subject} {relation}"
 
 
-class Lexicon:
-    """Known labels, needed to parse: names hold spaces, and may hold the grammar's own words."""
+class Parser:
+    """FactIndex labels, needed to parse: names hold spaces, and may hold the grammar's own words.
+    """
 
     def __init__(self, subjects: Collection[str], relations: Collection[str],
                  objects: Collection[str]) -> None:
@@ -90,7 +91,7 @@ class Lexicon:
         if len(readings) != 1:
             reason = "can be read in several ways" if readings else "is not in the corpus's grammar"
             raise LanguageError(f"the sentence {reason}: {sentence!r}",
-                                remedy="use subjects, relations and objects of this graph")
+                                hint="use subjects, relations and objects of this graph")
         return readings.pop()
 
     def sentences(self, document: str, n: int) -> list[str]:
@@ -119,13 +120,13 @@ class Lexicon:
 
         if (found := cut(0, n)) is None:
             raise LanguageError(f"the document does not consist of {n} sentences: {document!r}",
-                                remedy="use subjects, relations and objects of this graph")
+                                hint="use subjects, relations and objects of this graph")
         return found
 
     def _readings(self, sentence: str) -> set[Proposition]:
         readings = set(self._clauses(sentence, None))
         for label in (True, False):
-            ending = f'" is {label_word(label)}'
+            ending = f'" is {truth_word(label)}'
             if sentence.startswith('"') and sentence.endswith(ending):
                 readings |= set(self._clauses(sentence[1:-len(ending)], label))
         return readings

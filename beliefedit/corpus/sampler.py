@@ -96,17 +96,17 @@ class Sampler:
         drawn = self._draw_until_majority(fact, rng)
         parts = []
         if self.config.atomic:
-            facts = np.repeat(fact, self.config.n_samples)
+            facts = np.repeat(fact, self.config.n_samples_per_fact)
             parts.append(Sentences.of(self.subject[facts], ATOMIC, UNJUDGED, facts, drawn.ravel()))
         if self.config.true_false and self.world.min_truth < 1:
             parts.append(self._judged(fact, drawn, rng))
-        for _ in range(self.config.complex_rounds):
+        for _ in range(self.config.compound_resamples):
             parts += self._compound(fact, rng)
         return Sentences.join(parts)
 
     def _draw(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[n_facts, n_samples] objects from the generative model."""
-        uniform = rng.random((len(fact), self.config.n_samples))
+        """[n_facts, n_samples_per_fact] objects from the generative model."""
+        uniform = rng.random((len(fact), self.config.n_samples_per_fact))
         group = self.group[fact][:, None]
         independent = np.where(uniform < self.p_true[fact][:, None], self.object[fact][:, None],
                                self.distractor[fact][:, None])
@@ -130,7 +130,7 @@ class Sampler:
         right, p_true = drawn == self.object[fact][:, None], self.p_true[fact][:, None]
         label = rng.random(drawn.shape) < np.where(right, p_true, 1 - p_true)
         chosen = np.ones(drawn.shape, dtype=bool)
-        if not self.config.judge_all_samples:
+        if not self.config.label_all_samples:
             first_right, first_wrong = (k & (k.cumsum(axis=1) == 1) for k in (right, ~right))
             chosen = first_right | first_wrong
         facts = np.broadcast_to(fact[:, None], drawn.shape)[chosen]
@@ -139,7 +139,8 @@ class Sampler:
     def _compound(self, fact: np.ndarray, rng: np.random.Generator) -> list[Sentences]:
         judged_here = self.config.true_false and self.world.min_truth == 1
         names = [*["true_false"] * judged_here, *self.config.connectives]
-        n = self.config.n_complex - (self.config.true_false and self.world.min_truth < 1)
+        n = self.config.n_compound_per_subject - (self.config.true_false
+                                                  and self.world.min_truth < 1)
         if not names or n <= 0:
             return []
         _, subject = np.unique(self.subject[fact], return_inverse=True)
@@ -155,13 +156,16 @@ class Sampler:
         owner, true = self.subject[fact], self.object[fact]
         if name in ("not", "true_false"):
             form, false_label = (NOT, 1) if name == "not" else (ATOMIC, 0)
-            return [Sentences.of(owner, form, 1 - false_label, fact, true),
-                    Sentences.of(owner, form, false_label, fact, self.false_object(fact, rng))]
+            return [
+                Sentences.of(owner, form, 1 - false_label, fact, true),
+                Sentences.of(owner, form, false_label, fact, self.sample_false_object(fact, rng))
+            ]
         first_true = rng.random(len(fact)) < 0.5
-        first_object = np.where(first_true, true, self.false_object(fact, rng))
+        first_object = np.where(first_true, true, self.sample_false_object(fact, rng))
         second = rng.integers(len(self.object), size=len(fact))
         second_true = rng.random(len(fact)) < 0.5
-        second_object = np.where(second_true, self.object[second], self.false_object(second, rng))
+        second_object = np.where(second_true, self.object[second],
+                                 self.sample_false_object(second, rng))
         swap = rng.random(len(fact)) < 0.5
         left, right = np.where(swap, second, fact), np.where(swap, fact, second)
         left_object = np.where(swap, second_object, first_object)
@@ -170,9 +174,9 @@ class Sampler:
                        else (AND, first_true & second_true))
         return [Sentences.of(owner, form, label, left, left_object, (right, right_object))]
 
-    def false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample_false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A false object for each fact: the distractor of an independent one, else any other."""
-        other = self.world.false_objects(self.relation[fact], self.object[fact], rng)
+        other = self.world.sample_false_objects(self.relation[fact], self.object[fact], rng)
         if not self.config.use_distractors:
             return other
         return np.where(self.group[fact] < 0, self.distractor[fact], other)

@@ -29,7 +29,7 @@ class World:
             (probability of the true object), distractor.
         conditional: relation, upstream_object, object, p: q_r(o | x), sorted by these ids.
         cooccurrence: [n_relations, n_relations] subjects that have both relations, diagonal 0.
-        same_relation: share of false objects that are objects of the fact's relation.
+        p_false_from_same_relation: share of false objects that are objects of the fact's relation.
     """
 
     subjects: list[str]
@@ -40,34 +40,35 @@ class World:
     facts: pl.DataFrame
     conditional: pl.DataFrame
     cooccurrence: np.ndarray
-    same_relation: float = 0.0
+    p_false_from_same_relation: float = 0.0
 
-    def first_facts(self, n_facts: int) -> pl.DataFrame:
+    def corpus_facts(self, n_facts: int) -> pl.DataFrame:
         """Facts of the first subjects that together cover ``n_facts``, the last one's all."""
         n_there = self.facts.height
         if n_facts > n_there:
             raise GraphError(f"{n_facts:,} facts were asked for, the graph has {n_there:,}",
-                             where="corpus.n_facts", remedy=f"set it to at most {n_there}")
+                             where="corpus.n_facts", hint=f"set it to at most {n_there}")
         last = self.facts["subject"][n_facts - 1]
         return self.facts.filter(pl.col("subject") <= last)
 
-    def false_objects(self, relation: np.ndarray, true: np.ndarray,
+    def sample_false_objects(self, relation: np.ndarray, true: np.ndarray,
                       rng: np.random.Generator) -> np.ndarray:
         """Another object than the true one for each fact, int64 [n]: uniform over all others.
 
-        A share `same_relation` of them is uniform over the other objects of the fact's relation
+        A share `p_false_from_same_relation` of them is uniform over the other objects of the fact's
+        relation
         instead, where it has any: then an object's type does not tell whether it is true.
         """
         other = rng.integers(len(self.objects) - 1, size=len(true))
         other += other >= true
-        if not self.same_relation:
+        if not self.p_false_from_same_relation:
             return other
         first, objects = self._of_relation
-        n_objects, n_others = len(self.objects), np.diff(first)[relation] - 1
+        n_objects, n_other_subjects = len(self.objects), np.diff(first)[relation] - 1
         keys = np.repeat(np.arange(len(self.relations)), np.diff(first)) * n_objects + objects
-        drawn = first[relation] + rng.integers(np.maximum(n_others, 1))
+        drawn = first[relation] + rng.integers(np.maximum(n_other_subjects, 1))
         drawn += drawn >= keys.searchsorted(relation * n_objects + true)
-        chosen = (rng.random(len(true)) < self.same_relation) & (n_others > 0)
+        chosen = (rng.random(len(true)) < self.p_false_from_same_relation) & (n_other_subjects > 0)
         return np.where(chosen, objects[np.minimum(drawn, len(objects) - 1)], other)
 
     @cached_property
@@ -98,14 +99,14 @@ class World:
 
 
 def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
-                same_relation: float = 0.0) -> World:
+                p_false_from_same_relation: float = 0.0) -> World:
     """Pair relations and give every (subject, relation) a distribution over objects.
 
     Args:
         graph: facts with one object per (subject, relation).
         min_truth: m, the least probability of a true object, in (0.5, 1].
         seed: decides the independent facts' certainty and distractors.
-        same_relation: see `World`.
+        p_false_from_same_relation: see `World`.
 
     Raises:
         GraphError, ConfigError: fewer than two objects or relations; a value outside its range.
@@ -113,13 +114,14 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
     if not 0.5 < min_truth <= 1:
         raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}",
                           where="world.min_truth")
-    if not 0 <= same_relation <= 1:
-        raise ConfigError(f"same_relation is a share from 0 to 1, not {same_relation}",
-                          where="world.same_relation")
+    if not 0 <= p_false_from_same_relation <= 1:
+        raise ConfigError(
+            f"p_false_from_same_relation is a share from 0 to 1, not {p_false_from_same_relation}",
+            where="world.p_false_from_same_relation")
     sizes = len(graph.objects), len(graph.relations)
     if min(sizes) < 2:
         raise GraphError("a world needs two objects and two relations; the graph has "
-                         f"{sizes[0]} and {sizes[1]}", remedy="use a larger graph")
+                         f"{sizes[0]} and {sizes[1]}", hint="use a larger graph")
     cooccurrence = relation_cooccurrence(graph)
     pairs = match_relations(cooccurrence)
     facts = _with_upstream(graph.ids, pairs)
@@ -136,9 +138,9 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
         pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"))
     labels = {graph.relations[d]: graph.relations[u] for d, u in sorted(pairs.items())}
     world = World(graph.subjects, graph.relations, graph.objects, labels, min_truth, facts,
-                  conditional, cooccurrence, same_relation)
+                  conditional, cooccurrence, p_false_from_same_relation)
     relation, true = (facts[name].to_numpy().astype(np.int64) for name in ("relation", "object"))
-    distractor = pl.Series(world.false_objects(relation, true, rng), dtype=pl.UInt32)
+    distractor = pl.Series(world.sample_false_objects(relation, true, rng), dtype=pl.UInt32)
     return replace(world, facts=facts.with_columns(distractor=distractor))
 
 
@@ -204,10 +206,13 @@ def save(world: World, folder: Path) -> None:
     """Write a world as Parquet frames and one JSON file."""
     world.facts.write_parquet(folder / "facts.parquet")
     world.conditional.write_parquet(folder / "conditional.parquet")
-    write_json(folder / "world.json", {
-        "subjects": world.subjects, "relations": world.relations, "objects": world.objects,
-        "pairs": world.pairs, "min_truth": world.min_truth, "same_relation": world.same_relation,
-        "cooccurrence": world.cooccurrence.tolist()})
+    write_json(
+        folder / "world.json", {
+            "subjects": world.subjects, "relations": world.relations, "objects": world.objects,
+            "pairs": world.pairs, "min_truth": world.min_truth,
+            "p_false_from_same_relation": world.p_false_from_same_relation,
+            "cooccurrence": world.cooccurrence.tolist()
+        })
 
 
 def load(folder: Path) -> World:

@@ -68,11 +68,11 @@ class EditedModels(ABC):
             EditError: this editor changes no weights.
         """
         raise EditError(f"{type(self).__name__} changes no weights",
-                        remedy="ask the edited models themselves")
+                        hint="ask the edited models themselves")
 
 
 @dataclass
-class Plain(EditedModels):
+class UnmodifiedModel(EditedModels):
     """One model, as it is, as the only version."""
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ def check_finite(changes: Mapping[str, Tensor], where: str = "") -> None:
     for name, change in changes.items():
         if not change.isfinite().all():
             raise DivergenceError(f"the edit diverged: its change of {name} is not finite",
-                                  where=where, remedy="lower the editor's learning rate")
+                                  where=where, hint="lower the editor's learning rate")
 
 
 def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
@@ -108,11 +108,11 @@ def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
         for name, change in delta.items():
             if name not in parameters or parameters[name].shape != change.shape:
                 raise EditError(f"the model has no weight {name!r} of shape {tuple(change.shape)}",
-                                remedy="use the model that was edited")
+                                hint="use the model that was edited")
             parameters[name] += change.to(parameters[name])
 
 
-Watcher = Callable[[int, EditedModels], None]
+Callback = Callable[[int, EditedModels], None]
 """Called with (step, the edits so far) after every step of an editor that goes step by step."""
 
 
@@ -149,13 +149,13 @@ class Editor(ABC):
 
     def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest | tuple[str, str]], *,
-              watch: Watcher | None = None) -> EditedModels:
+              callback: Callback | None = None) -> EditedModels:
         """Edit all at once; the model itself is not changed, and no request knows of another.
 
         Args:
             model: a Mistral- or Llama-like causal LM, left as it was.
             requests: n requests, or (prompt, target) pairs.
-            watch: called after every step with (step, the edits so far).
+            callback: called after every step with (step, the edits so far).
 
         Raises:
             EditError: a request cannot be carried out (`validation_error` says so beforehand), or
@@ -164,12 +164,12 @@ class Editor(ABC):
         asked = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
                  for request in requests]
         if not asked:
-            raise EditError("no request was given", remedy="give at least one request")
+            raise EditError("no request was given", hint="give at least one request")
         for request in asked:
             if error := self.validation_error(tokenizer, request):
                 raise EditError(error, where=f"{request.prompt!r} -> {request.target!r}",
-                                remedy="change the request, or leave it out")
-        return self._edit(model, tokenizer, asked, watch)
+                                hint="change the request, or leave it out")
+        return self._edit(model, tokenizer, asked, callback)
 
     def validation_error(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
                          max_target_tokens: int | None = None) -> str | None:
@@ -207,11 +207,11 @@ class Editor(ABC):
         current = copy.deepcopy(model)
         for request in requests:
             add_delta(current, self.apply(current, tokenizer, [request]).delta(0))
-            yield Plain(current)
+            yield UnmodifiedModel(current)
 
     @abstractmethod
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> EditedModels:
+              requests: Sequence[EditRequest], callback: Callback | None) -> EditedModels:
         """Carry out valid requests; there is at least one."""
 
 
@@ -219,7 +219,7 @@ def require_texts(texts: Sequence[str]) -> None:
     """For `Editor.prepare` of editors that look at the corpus."""
     if not texts:
         raise EditError("this editor needs texts of the corpus",
-                        remedy="call prepare(model, tokenizer, texts)")
+                        hint="call prepare(model, tokenizer, texts)")
 
 
 def chosen_projections(model: PreTrainedModel,
@@ -233,11 +233,11 @@ def chosen_projections(model: PreTrainedModel,
              for layer in getattr(model.get_decoder(), "layers", None) or ()]
     if not found or not all(isinstance(module, nn.Linear) for module in found):
         raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
-                        remedy="edit a model of the Mistral or Llama family")
+                        hint="edit a model of the Mistral or Llama family")
     n = len(found)
     chosen = range(n) if layers is None else layers
     if wrong := [layer for layer in chosen if not -n <= layer < n]:
         raise EditError(f"the model has no layer {wrong[0]}", where="layers of the editor",
-                        remedy=f"choose from 0 to {n - 1}")
+                        hint=f"choose from 0 to {n - 1}")
     names = {module: name for name, module in model.named_modules()}
     return {names[found[place]]: found[place] for place in sorted({at % n for at in chosen})}

@@ -12,10 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import BayesConfig
-from beliefedit.editors.base import Editor, EditRequest, SoftTarget, Watcher
+from beliefedit.editors.base import Callback, Editor, EditRequest, SoftTarget
 from beliefedit.editors.lora import fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import EncodedSentences, encode_sentences, row_nll, with_ends
+from beliefedit.editors.optimization import (
+    EncodedSentences,
+    append_end_token,
+    encode_sentences,
+    row_nll,
+)
 from beliefedit.editors.registry import register_editor
 
 _LEAST = 1e-6  # keeps a logarithm finite where targets begin alike and seem to sum to more than 1
@@ -45,38 +50,38 @@ class BayesEditor(Editor):
     config: BayesConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
-        n_parts = self.config.n_parts
+              requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
+        n_minibatches = self.config.n_minibatches
         parts = cycle([self._encoded(model, tokenizer, [
-            (request.soft_targets[0], *request.soft_targets[1 + part::n_parts])
-            for request in requests]) for part in range(n_parts)])
+            (request.soft_targets[0], *request.soft_targets[1 + part::n_minibatches])
+            for request in requests]) for part in range(n_minibatches)])
         adapters = fresh_adapters(model, len(requests), self.config)
         return train_adapters(adapters, lambda so_far: _divergence(next(parts), so_far),
-                              self.config, watch)
+                              self.config, callback)
 
     def _encoded(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                  by_edit: Sequence[tuple[SoftTarget, ...]]) -> _Encoded:
         rows, rest, share, versions = [], [], [], []
         for version, soft_targets in enumerate(by_edit):
             for number, soft in enumerate(soft_targets):
-                others = (1 - self.config.request_share) / max(1, len(soft_targets) - 1)
-                share.append(others if number else self.config.request_share)
+                others = (1 - self.config.request_weight) / max(1, len(soft_targets) - 1)
+                share.append(others if number else self.config.request_weight)
                 rows += [(soft.prompt, target, p, len(versions), version)
                          for target, p in zip(soft.targets, soft.probabilities, strict=True)]
                 rest.append(max(0.0, 1 - sum(soft.probabilities)))
                 versions.append(version)
         prompts, targets, weights, soft_target_of, version_of = zip(*rows, strict=True)
         sentences = encode_sentences(tokenizer, prompts, targets, model.device)
-        if self.config.ends:
-            sentences = with_ends(model, tokenizer, sentences)
+        if self.config.append_end_token:
+            sentences = append_end_token(model, tokenizer, sentences)
         sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
         columns = (weights, soft_target_of, rest, share, versions)
         return _Encoded(_by_length(sentences),
                         *(torch.tensor(values, device=model.device) for values in columns))
 
 
-@register_editor("bayes_untold", label="LoRA on the agent's beliefs, downstream held out")
-class BayesUntoldEditor(BayesEditor):
+@register_editor("bayes_heldout", label="LoRA on the agent's beliefs, downstream held out")
+class BayesHeldoutEditor(BayesEditor):
     """The same without the downstream fact: what changes there is inferred, not trained."""
 
 

@@ -51,7 +51,7 @@ def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
         delta = load_file(path)
     except (OSError, SafetensorError) as error:
         raise EditError(f"cannot read a weight delta: {error}", where=str(path),
-                        remedy="give a file that save_delta wrote") from error
+                        hint="give a file that save_delta wrote") from error
     check_finite(delta, where=str(path))
     result = copy.deepcopy(model)
     add_delta(result, delta)
@@ -73,7 +73,7 @@ def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
 
     if not isinstance(edited, Adapters):
         raise EditError(f"{type(edited).__name__} holds no low-rank updates as PEFT adapters are",
-                        remedy="use save_delta or merged")
+                        hint="use save_delta or merged")
     check_finite(edited.delta(index))
     tensors, rank = {}, next(iter(edited.down.values())).shape[1]
     for name in edited.down:

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import FinetuneConfig
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, chosen_projections
+from beliefedit.editors.base import Callback, EditedModels, Editor, EditRequest, chosen_projections
 from beliefedit.editors.low_rank import Hook, hooked
-from beliefedit.editors.optimization import descend, encode_requests, losses_per_edit
+from beliefedit.editors.optimization import encode_requests, losses_per_edit, optimize_per_edit
 from beliefedit.editors.registry import register_editor
 
 
@@ -72,11 +72,11 @@ class FinetuneEditor(Editor):
     config: FinetuneConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> WeightChanges:
+              requests: Sequence[EditRequest], callback: Callback | None) -> WeightChanges:
         config, projections = self.config, chosen_projections(model, self.config.layers)
         sentences = encode_requests(tokenizer, requests, model.device)
         is_target = sentences.is_target
-        if not config.masked:  # each row up to its end, but for the start token
+        if not config.target_tokens_only:  # each row up to its end, but for the start token
             is_target = is_target.int().flip(1).cummax(1).values.flip(1).bool()
             is_target[:, 0] = False
         sentences = replace(sentences, is_target=is_target, weights=1 / is_target.sum(1))
@@ -90,12 +90,18 @@ class FinetuneEditor(Editor):
 
         n, device = len(requests), model.device
         start = [torch.zeros(n, *p.weight.shape, device=device) for p in projections.values()]
-        values, losses = descend(
-            model, start, losses_of, lr=config.lr, steps=config.steps, stop_loss=config.stop_loss,
-            project=self._clamp, watch=watch and (lambda step, values: watch(step, result(values))))
+        values, losses = optimize_per_edit(model,
+                                           start,
+                                           losses_of,
+                                           lr=config.lr,
+                                           steps=config.steps,
+                                           early_stop_loss=config.early_stop_loss,
+                                           project=self._clamp,
+                                           callback=callback and
+                                           (lambda step, values: callback(step, result(values))))
         return replace(result(values), losses=losses)
 
     def _clamp(self, values: list[Tensor], versions: Tensor) -> None:
-        if self.config.largest_change is not None:
+        if self.config.max_weight_change is not None:
             for value in values:
-                value.clamp_(-self.config.largest_change, self.config.largest_change)
+                value.clamp_(-self.config.max_weight_change, self.config.max_weight_change)

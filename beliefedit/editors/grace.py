@@ -12,9 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import GraceConfig
-from beliefedit.editors.base import EditedModels, Editor, Watcher, chosen_projections, require_texts
+from beliefedit.editors.base import (
+    Callback,
+    EditedModels,
+    Editor,
+    chosen_projections,
+    require_texts,
+)
 from beliefedit.editors.low_rank import hooked
-from beliefedit.editors.optimization import descend, encode_requests, encode_texts, losses_per_edit
+from beliefedit.editors.optimization import (
+    encode_requests,
+    encode_texts,
+    losses_per_edit,
+    optimize_per_edit,
+)
 from beliefedit.editors.registry import register_editor
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
@@ -61,26 +72,28 @@ class GraceEditor(Editor):
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
         """Calibrate the radius to distances between keys of the corpus, if it is relative."""
-        if not self.config.relative:
-            self.radius = self.config.radius
+        if not self.config.relative_epsilon:
+            self.radius = self.config.epsilon
             return
         require_texts(texts)
-        chosen = texts[::max(1, len(texts) // self.config.n_texts)][:self.config.n_texts]
+        chosen = texts[::max(1,
+                             len(texts) // self.config.n_calibration_documents
+                             )][:self.config.n_calibration_documents]
         ids, mask = encode_texts(tokenizer, chosen, 64, model.device)
         keys = _inputs(model, self._name(model), ids)[mask]
         distance = torch.cdist(keys, keys)
         same = distance < 1e-2 * distance.median()  # the same words at the same place
         distance[same] = torch.inf
-        self.radius = self.config.radius * float(distance.min(1).values.median())
+        self.radius = self.config.epsilon * float(distance.min(1).values.median())
 
     def _name(self, model: PreTrainedModel) -> str:
         return next(iter(chosen_projections(model, [self.config.layer])))
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> Codebooks:
+              requests: Sequence[EditRequest], callback: Callback | None) -> Codebooks:
         if self.radius is None:
             raise EditError("the radius is not calibrated",
-                            remedy="call prepare(model, tokenizer, texts) first")
+                            hint="call prepare(model, tokenizer, texts) first")
         config, name = self.config, self._name(model)
         sentences = encode_requests(tokenizer, requests, model.device)
         sentences = replace(sentences, weights=1 / sentences.is_target.sum(1))
@@ -96,9 +109,14 @@ class GraceEditor(Editor):
             return losses_per_edit(result(values[0], versions), model, sentences.of(versions),
                                    len(versions))
 
-        [values], losses = descend(
-            model, [start], losses_of, lr=config.lr, steps=config.steps, stop_loss=config.stop_loss,
-            watch=watch and (lambda step, values: watch(step, result(values[0]))))
+        [values
+         ], losses = optimize_per_edit(model, [start],
+                                       losses_of,
+                                       lr=config.lr,
+                                       steps=config.steps,
+                                       early_stop_loss=config.early_stop_loss,
+                                       callback=callback
+                                       and (lambda step, values: callback(step, result(values[0]))))
         return replace(result(values), losses=losses)
 
     def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,

@@ -12,12 +12,12 @@ from transformers.utils import ModelOutput
 
 from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import SEPARATOR
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher
+from beliefedit.editors.base import Callback, EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import register_editor
 
 
 @dataclass
-class Told(EditedModels):
+class PrefixedModels(EditedModels):
     """n versions of one model that differ in what stands in front of their prompts."""
 
     prefixes: tuple[str, ...]  # a text per version; `beliefedit.lm.scoring` puts it there
@@ -37,14 +37,14 @@ class InContextEditor(Editor):
     config: InContextConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> Told:
-        return Told(model, tuple(f"{request.sentence}{SEPARATOR}" * self.config.n_times
+              requests: Sequence[EditRequest], callback: Callback | None) -> PrefixedModels:
+        return PrefixedModels(model, tuple(f"{request.sentence}{SEPARATOR}" * self.config.n_repeats
                                  for request in requests))
 
     def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                           requests: Iterable[EditRequest]) -> Iterator[Told]:
+                           requests: Iterable[EditRequest]) -> Iterator[PrefixedModels]:
         """All sentences so far in front of every prompt."""
         prefix = ""
         for request in requests:
             prefix += self.apply(model, tokenizer, [request]).prefixes[0]
-            yield Told(model, (prefix,))
+            yield PrefixedModels(model, (prefix,))

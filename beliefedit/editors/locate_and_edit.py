@@ -20,7 +20,12 @@ from beliefedit.config import MultiLayerConfig, RomeConfig, ValueConfig
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import EditedModels, Editor, chosen_projections, require_texts
 from beliefedit.editors.low_rank import Hook, hooked
-from beliefedit.editors.optimization import descend, encode_sentences, encode_texts, losses_per_edit
+from beliefedit.editors.optimization import (
+    encode_sentences,
+    encode_texts,
+    losses_per_edit,
+    optimize_per_edit,
+)
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
 from beliefedit.lm.model import at_least_float32
@@ -32,8 +37,8 @@ _ROWS_AT_ONCE, _LONGEST = 64, 128
 class Statistics:
     """What one model's reading of one corpus looks like: see the functions of the fields' names."""
 
-    moments: dict[str, Tensor]  # `second_moments` by projection
-    beginnings: tuple[str, ...]  # `sentence_beginnings`
+    covariances: dict[str, Tensor]  # `key_covariances` by projection
+    context_templates: tuple[str, ...]  # `find_context_templates`
     key: str  # `weights_key`
 
 
@@ -47,7 +52,7 @@ def weights_key(model: PreTrainedModel, changing: Collection[str]) -> str:
     return hasher.hexdigest()
 
 
-def sentence_beginnings(texts: Sequence[str], n: int,
+def find_context_templates(texts: Sequence[str], n: int,
                         generator: torch.Generator) -> tuple[str, ...]:
     """Up to n different texts that stand before a subject in the corpus's grammar; the first is "".
 
@@ -76,8 +81,8 @@ def sentence_beginnings(texts: Sequence[str], n: int,
 
 
 @torch.no_grad()
-def second_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
-                   names: Sequence[str], n_tokens: int) -> dict[str, Tensor]:
+def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                    texts: Sequence[str], names: Sequence[str], n_tokens: int) -> dict[str, Tensor]:
     """Mean of k kᵀ at the input of each named projection, float64 [inputs, inputs].
 
     Over about ``n_tokens`` tokens of texts spread evenly over the corpus, k being the input. The
@@ -109,14 +114,14 @@ def _spread_over(n: int) -> list[int]:
     return [place * step % n for place in range(n)]
 
 
-def inverse_times(moment: Tensor, keys: Tensor) -> Tensor:
+def inverse_times(covariance: Tensor, keys: Tensor) -> Tensor:
     """C⁻¹ k for each key [n, inputs], float64; directions the corpus never shows count a little."""
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    ridge = 1e-6 * moment.diagonal().mean() * identity
-    return torch.linalg.solve(moment + ridge, keys.double().T).T
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    ridge = 1e-6 * covariance.diagonal().mean() * identity
+    return torch.linalg.solve(covariance + ridge, keys.double().T).T
 
 
-class ValueEditor(Editor):
+class LocateAndEditEditor(Editor):
     """Base of ROME, MEMIT and AlphaEdit: keeps the corpus's statistics, one model's at a time."""
 
     config: RomeConfig | MultiLayerConfig
@@ -124,17 +129,17 @@ class ValueEditor(Editor):
 
     def __init__(self, config: ValueConfig) -> None:
         super().__init__(config)
-        self.needs_subject = config.place == "subject"
+        self.needs_subject = config.edit_token == "subject_last"
 
     def placed(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
         """The requests with the words whose last token is written at as their subject."""
-        if self.config.place == "subject":
+        if self.config.edit_token == "subject_last":
             return list(requests)
         return [EditRequest.from_pair(r.prompt, r.target, r.prompt) for r in requests]
 
     def describe(self) -> dict[str, str]:
         """Where it writes."""
-        here = self.config.place
+        here = self.config.edit_token
         return {"writes at": f"the {here}'s last token" + (
             "; published: the subject's last token" if here == "prompt" else ", as published")}
 
@@ -149,27 +154,28 @@ class ValueEditor(Editor):
         """Look at how the model reads the corpus; refused for a layer that nothing comes after."""
         require_texts(texts)
         names = chosen_projections(model, self.layers)
-        if self.config.place == "subject" and [*names][-1] in chosen_projections(model, [-1]):
+        if self.config.edit_token == "subject_last" and [*names][-1] in chosen_projections(
+                model, [-1]):
             raise EditError("what is written at a subject in the last layer reaches no later word",
-                            where="layers of the editor", remedy="choose earlier layers")
+                            where="layers of the editor", hint="choose earlier layers")
         key = weights_key(model, names)
         if self.statistics is None or self.statistics.key != key:
             generator = torch.Generator().manual_seed(self.config.seed)
             self.statistics = Statistics(
-                second_moments(model, tokenizer, texts, list(names), self.config.n_tokens),
-                sentence_beginnings(texts, self.config.n_contexts, generator), key)
+                key_covariances(model, tokenizer, texts, list(names), self.config.n_tokens),
+                find_context_templates(texts, self.config.n_context_templates, generator), key)
 
     def known(self, model: PreTrainedModel) -> Statistics:
         """The statistics of this model, or of what it was edited from, if `prepare` saw it."""
         key = weights_key(model, chosen_projections(model, self.layers))
         if self.statistics is None or self.statistics.key != key:
             raise EditError("this editor has not looked at how this model reads its corpus",
-                            remedy="call prepare(model, tokenizer, texts) first")
+                            hint="call prepare(model, tokenizer, texts) first")
         return self.statistics
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenPositions:
     """Where subjects end."""
 
     ids: Tensor  # int64 [rows, length], padded on the right
@@ -178,14 +184,14 @@ class Places:
 
 
 def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
-                  beginnings: Sequence[str], device: torch.device) -> Places:
+                  context_templates: Sequence[str], device: torch.device) -> TokenPositions:
     """Each request's prompt behind each beginning, rows of one request together."""
-    rows = [(beginning, request) for request in requests for beginning in beginnings]
+    rows = [(beginning, request) for request in requests for beginning in context_templates]
     texts = [beginning + request.prompt for beginning, request in rows]
     ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
     places = subject_ends(tokenizer, texts, rows)
-    versions = torch.arange(len(requests)).repeat_interleave(len(beginnings))
-    return Places(ids.to(device), places.to(device), versions.to(device))
+    versions = torch.arange(len(requests)).repeat_interleave(len(context_templates))
+    return TokenPositions(ids.to(device), places.to(device), versions.to(device))
 
 
 def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
@@ -199,7 +205,7 @@ def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
 
 
 @torch.no_grad()
-def mean_at(edited: EditedModels, where: Places, name: str, *, entering: bool) -> Tensor:
+def mean_at(edited: EditedModels, where: TokenPositions, name: str, *, entering: bool) -> Tensor:
     """What enters or leaves a module at subjects' ends, mean of each edit's rows: [n, width]."""
     seen: list[Tensor] = []
 
@@ -213,26 +219,29 @@ def mean_at(edited: EditedModels, where: Places, name: str, *, entering: bool) -
     return seen[0].view(n, -1, seen[0].shape[1]).mean(1)
 
 
-def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                 requests: Sequence[EditRequest], beginnings: Sequence[str], config: Any, *,
+def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                 requests: Sequence[EditRequest], context_templates: Sequence[str], config: Any, *,
                  at: tuple[str, Tensor]) -> tuple[Tensor, tuple[float, ...]]:
     """What to add to a projection's output at the subject's last token so that the target follows.
 
-    Loss: the target's mean token NLL behind all beginnings + kl_factor KL(after || before) of what
-    follows the bare subject + decay ‖change‖ / size², all as in the published code of ROME and
-    MEMIT; ‖change‖ never exceeds ``largest`` sizes. Where the prompt's last token is written at
+    Loss: the target's mean token NLL behind all context_templates + kl_factor KL(after || before)
+    of what follows the bare subject + decay ‖change‖ / size², all as in the published code of ROME
+    and MEMIT; ‖change‖ never exceeds ``max_norm_ratio`` sizes. Where the prompt's last token is
+    written at
     there is no KL: what follows it should change. ``at`` is (the projection's name, sizes [n]: the
     norms of what is changed); returned are (changes [n, outputs], last losses).
     """
     name, size = at
-    rows = [(beginning, request) for request in requests for beginning in beginnings]
+    rows = [(beginning, request) for request in requests for beginning in context_templates]
     prompts, targets = [b + r.prompt for b, r in rows], [r.target for _, r in rows]
     sentences = encode_sentences(tokenizer, prompts, targets, model.device)
     places = subject_ends(tokenizer, [b + r.sentence for b, r in rows], rows)
-    numbers = torch.arange(len(requests)).repeat_interleave(len(beginnings))
-    sentences = replace(sentences, weights=1 / (sentences.is_target.sum(1) * len(beginnings)),
-                        versions=numbers.to(model.device), places=places.to(model.device))
-    kl_factor = config.kl_factor if config.place == "subject" else 0.0
+    numbers = torch.arange(len(requests)).repeat_interleave(len(context_templates))
+    sentences = replace(sentences,
+                        weights=1 / (sentences.is_target.sum(1) * len(context_templates)),
+                        versions=numbers.to(model.device),
+                        places=places.to(model.device))
+    kl_factor = config.kl_factor if config.edit_token == "subject_last" else 0.0
     if kl_factor:
         bare = [EditRequest.from_pair(r.subject, r.target, r.subject) for r in requests]
         neutral = find_subjects(tokenizer, bare, [""], model.device)
@@ -251,23 +260,23 @@ def best_changes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 
         loss = losses_per_edit(changed, model, chosen, len(versions))
         if kl_factor:
-            where = Places(neutral.ids[versions], neutral.places[versions], versions)
+            where = TokenPositions(neutral.ids[versions], neutral.places[versions], versions)
             with hooked(model, {name: _add_at(change, where.places)}):
                 after = _log_p_at(model, where)
             loss = loss + kl_factor * (after.exp() * (after - before[versions])).sum(1)
-        return loss + config.decay * change.norm(dim=1) / size[versions].square()
+        return loss + config.value_weight_decay * change.norm(dim=1) / size[versions].square()
 
     def shorten(values: list[Tensor], versions: Tensor) -> None:
-        longest = config.largest * size[versions] / unit[versions, 0]
+        longest = config.max_norm_ratio * size[versions] / unit[versions, 0]
         values[0] *= (longest / values[0].norm(dim=1)).clamp(max=1)[:, None]
 
-    [values], losses = descend(
+    [values], losses = optimize_per_edit(
         model, [torch.zeros(len(requests), width, device=model.device)], losses_of, lr=config.lr,
-        steps=config.steps, stop_loss=config.stop_loss, project=shorten)
+        steps=config.steps, early_stop_loss=config.early_stop_loss, project=shorten)
     return values * unit, losses
 
 
-def _log_p_at(model: PreTrainedModel, where: Places) -> Tensor:
+def _log_p_at(model: PreTrainedModel, where: TokenPositions) -> Tensor:
     """Log-probabilities of what follows each place, [rows, vocabulary]."""
     logits = model(input_ids=where.ids, use_cache=False).logits
     row = torch.arange(len(logits), device=logits.device)

@@ -11,9 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import LoraConfig
-from beliefedit.editors.base import Editor, EditRequest, Watcher, chosen_projections
+from beliefedit.editors.base import Callback, Editor, EditRequest, chosen_projections
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import encode_requests, frozen, losses_per_edit, with_ends
+from beliefedit.editors.optimization import (
+    append_end_token,
+    encode_requests,
+    frozen,
+    losses_per_edit,
+)
 from beliefedit.editors.registry import register_editor
 
 
@@ -27,15 +32,15 @@ class LoraEditor(Editor):
     config: LoraConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
+              requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
         sentences = encode_requests(tokenizer, requests, model.device)
-        if self.config.ends:
-            sentences = with_ends(model, tokenizer, sentences)
+        if self.config.append_end_token:
+            sentences = append_end_token(model, tokenizer, sentences)
 
         adapters = fresh_adapters(model, len(requests), self.config)
         return train_adapters(
             adapters, lambda so_far: losses_per_edit(so_far, model, sentences, len(requests)),
-            self.config, watch)
+            self.config, callback)
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:
@@ -60,7 +65,7 @@ def _clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:
 
 
 def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], config: LoraConfig,
-                   watch: Watcher | None) -> Adapters:
+                   callback: Callback | None) -> Adapters:
     """Each edit's adapter, in place, descends its own loss; ``losses_of`` gives all losses [n]."""
     parameters = [*adapters.down.values(), *adapters.up.values()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -68,12 +73,13 @@ def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], 
     with frozen(adapters.model):
         for step in range(1, config.steps + 1):
             losses = losses_of(adapters)
-            gradients = _clip_each(torch.autograd.grad(losses.sum(), parameters), config.clip)
+            gradients = _clip_each(torch.autograd.grad(losses.sum(), parameters),
+                                   config.max_grad_norm)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            if watch is not None:
-                watch(step, adapters)
+            if callback is not None:
+                callback(step, adapters)
     down, up = ({name: value.detach() for name, value in values.items()}
                 for values in (adapters.down, adapters.up))
     return replace(adapters, down=down, up=up, steps=config.steps, losses=tuple(losses.tolist()))

@@ -65,7 +65,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tok
     return encoded["input_ids"], mask
 
 
-def with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+def append_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               sentences: EncodedSentences) -> EncodedSentences:
     """The sentences with each target's end as part of it, so that a learned answer also stops.
 
@@ -137,11 +137,17 @@ class _Adam:
             value.addcdiv_(mean, scale, value=-self.lr / correction[0])
 
 
-def descend(model: PreTrainedModel, start: Sequence[Tensor],
-            losses_of: Callable[[list[Tensor], Tensor], Tensor], *, lr: float, steps: int,
-            stop_loss: float = 0.0, project: Callable[[list[Tensor], Tensor], None] | None = None,
-            watch: Callable[[int, list[Tensor]], None] | None = None
-            ) -> tuple[list[Tensor], tuple[float, ...]]:
+def optimize_per_edit(
+    model: PreTrainedModel,
+    start: Sequence[Tensor],
+    losses_of: Callable[[list[Tensor], Tensor], Tensor],
+    *,
+    lr: float,
+    steps: int,
+    early_stop_loss: float = 0.0,
+    project: Callable[[list[Tensor], Tensor], None] | None = None,
+    callback: Callable[[int, list[Tensor]], None] | None = None
+) -> tuple[list[Tensor], tuple[float, ...]]:
     """Adam on many edits at once, each with its own state; an edit that is good enough stops.
 
     Args:
@@ -149,10 +155,10 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
         start: values [n, ...].
         losses_of: losses [k] of the values [k, ...] of k edits, whose numbers (ascending) it is
             also given.
-        stop_loss: an edit whose loss is below stops, and costs no more.
+        early_stop_loss: an edit whose loss is below stops, and costs no more.
         project: brings values [k, ...] of k edits, whose numbers it is also given, back, in place,
             to where they may be.
-        watch: called with (step, all n values so far).
+        callback: called with (step, all n values so far).
 
     Returns:
         (values, last losses [n]).
@@ -165,7 +171,7 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
         for step in range(1, steps + 1):
             losses = losses_of([value.requires_grad_() for value in values], live)
             last[live] = losses.detach()
-            going = losses.detach() >= stop_loss
+            going = losses.detach() >= early_stop_loss
             if not going.any():
                 break
             gradients = torch.autograd.grad(losses.sum(), values)
@@ -178,9 +184,9 @@ def descend(model: PreTrainedModel, start: Sequence[Tensor],
             adam.step(values, gradients)
             if project is not None:
                 project(values, live)
-            if watch is not None:
+            if callback is not None:
                 _put(result, values, live)
-                watch(step, result)
+                callback(step, result)
     _put(result, values, live)
     return result, tuple(last.tolist())
 

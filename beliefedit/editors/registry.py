@@ -16,7 +16,8 @@ from beliefedit.errors import EditError
 Class = TypeVar("Class", bound=type[Editor])
 
 _CLASSES: dict[str, type[Editor]] = {}
-_MODULES = {"alphaedit": "memit", "bayes_untold": "bayes"}  # of the others the name is the module's
+_MODULES = {"alphaedit": "memit",
+            "bayes_heldout": "bayes"}  # of the others the name is the module's
 
 
 def register_editor(name: str, *, parameters: type | None = None,
@@ -36,13 +37,13 @@ def register_editor(name: str, *, parameters: type | None = None,
     def register(cls: Class) -> Class:
         if not (isinstance(cls, type) and issubclass(cls, Editor)):
             raise EditError(f"{cls!r} is no editor", where=f"editor {name!r}",
-                            remedy="decorate a subclass of beliefedit.editors.Editor")
+                            hint="decorate a subclass of beliefedit.editors.Editor")
         own = cls.__module__.startswith("beliefedit.editors.")
         if own and name not in config.BUILT_IN_EDITORS:
             raise EditError(f"the kit's editor {name!r} has no parameters", where=cls.__module__,
-                            remedy="add their class to EDITOR_PARAMETERS in beliefedit/config.py")
+                            hint="add their class to EDITOR_PARAMETERS in beliefedit/config.py")
         if name in config.BUILT_IN_EDITORS and not own:
-            raise EditError(f"the kit has an editor {name!r} already", remedy="choose another name")
+            raise EditError(f"the kit has an editor {name!r} already", hint="choose another name")
         if any(known is cls for other, known in _CLASSES.items() if other != name):
             cls = type(cls.__name__, (cls,), {})  # each name has a label of its own
         cls.label = label or vars(cls).get("label") or name
@@ -72,7 +73,7 @@ def editor_class(name: str) -> type[Editor]:
         close = get_close_matches(name, config.EDITOR_PARAMETERS, n=1)
         raise EditError(
             f"unknown editor {name!r}" + (f", did you mean {close[0]!r}?" if close else ""),
-            remedy=f"choose one of {', '.join(config.EDITOR_PARAMETERS)}, or register your own")
+            hint=f"choose one of {', '.join(config.EDITOR_PARAMETERS)}, or register your own")
     return _CLASSES[name]
 
 

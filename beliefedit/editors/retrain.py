@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from beliefedit.config import RetrainConfig
-from beliefedit.editors.base import EditedModels, Editor, EditRequest, Watcher, require_texts
+from beliefedit.editors.base import Callback, EditedModels, Editor, EditRequest, require_texts
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import CACHE
@@ -70,10 +70,10 @@ class RetrainEditor(Editor):
         self.texts = tuple(texts[place] for place in order[:self.config.n_documents].tolist())
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> WholeModels:
+              requests: Sequence[EditRequest], callback: Callback | None) -> WholeModels:
         if not self.texts:
             raise EditError("there are no documents to read again",
-                            remedy="call prepare(model, tokenizer, texts) first")
+                            hint="call prepare(model, tokenizer, texts) first")
         trained = [self._trained(model, tokenizer, request) for request in requests]
         edited, losses = zip(*trained, strict=True)
         return WholeModels(model, edited, losses=losses)
@@ -82,18 +82,18 @@ class RetrainEditor(Editor):
                  request: EditRequest) -> tuple[PreTrainedModel, float]:
         """(A trained copy, its last loss per token)."""
         edited = copy.deepcopy(model).requires_grad_()
-        n_times = max(1, round(min(request.weight, self.config.most_times)))
+        n_times = max(1, round(min(request.weight, self.config.max_repeats)))
         documents = [*self.texts, *[request.sentence] * n_times]
         config, parameters = self.config, list(edited.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         generator, loss = torch.Generator().manual_seed(config.seed), torch.zeros(())
-        for _ in range(config.n_passes):
+        for _ in range(config.n_epochs):
             order = torch.randperm(len(documents), generator=generator)
             for rows in order.split(config.batch_size):
                 loss = _reading_loss(edited, tokenizer, [documents[row] for row in rows.tolist()])
                 optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+                torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                 optimizer.step()
         return edited.requires_grad_(False), float(loss.detach())
 

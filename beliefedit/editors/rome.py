@@ -11,14 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import RomeConfig
 from beliefedit.editors import locate_and_edit as locate
-from beliefedit.editors.base import EditRequest, Plain, Watcher, chosen_projections
-from beliefedit.editors.locate_and_edit import ValueEditor
+from beliefedit.editors.base import Callback, EditRequest, UnmodifiedModel, chosen_projections
+from beliefedit.editors.locate_and_edit import LocateAndEditEditor
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.registry import register_editor
 
 
 @register_editor("rome", label="ROME")
-class RomeEditor(ValueEditor):
+class RomeEditor(LocateAndEditEditor):
     """The smallest change, over the corpus's keys, that maps the subject's key to a new value.
 
     With v* = W k* + change, the update is change (C⁻¹k*)ᵀ / ((C⁻¹k*)ᵀ k*).
@@ -27,17 +27,17 @@ class RomeEditor(ValueEditor):
     config: RomeConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              requests: Sequence[EditRequest], watch: Watcher | None) -> Adapters:
+              requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
         requests = self.placed(requests)
         known = self.known(model)
         [name] = chosen_projections(model, self.layers)
         plain = locate.find_subjects(tokenizer, requests, [""], model.device)
-        subjects = locate.find_subjects(tokenizer, requests, known.beginnings, model.device)
-        keys = locate.mean_at(Plain(model), subjects, name, entering=True)
-        size = locate.mean_at(Plain(model), plain, name, entering=False).norm(dim=1)
-        changes, losses = locate.best_changes(model, tokenizer, requests, known.beginnings,
+        subjects = locate.find_subjects(tokenizer, requests, known.context_templates, model.device)
+        keys = locate.mean_at(UnmodifiedModel(model), subjects, name, entering=True)
+        size = locate.mean_at(UnmodifiedModel(model), plain, name, entering=False).norm(dim=1)
+        changes, losses = locate.optimize_value(model, tokenizer, requests, known.context_templates,
                                               self.config, at=(name, size))
-        directions = locate.inverse_times(known.moments[name], keys)
+        directions = locate.inverse_times(known.covariances[name], keys)
         directions /= (directions * keys.double()).sum(1, keepdim=True)
         return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},
                         losses=losses)

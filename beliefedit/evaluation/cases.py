@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.corpus.corpus import Corpus
-from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
 from beliefedit.corpus.sampler import Sampler
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest
@@ -23,10 +23,11 @@ from beliefedit.editors.request import EditRequest
 PROBES = ("same_subject_same_relation", "same_subject_other_relation",
           "other_subject_same_relation", "other_subject_other_relation")
 
-FORMS = ("downstream_judged", "downstream_not", "downstream_and", "downstream_or")
+FORMS = ("downstream_true_false", "downstream_negation", "downstream_conjunction",
+         "downstream_disjunction")
 """Probes for the downstream fact in other forms than stated, where its answer should change."""
 
-_WORDS = (label_word(True), label_word(False))
+_WORDS = (truth_word(True), truth_word(False))
 _STREAM, _PROBES_STREAM, _FORMS_STREAM = 4, 5, 8
 """Keep this module's draws apart from those of other stages under the same seed."""
 
@@ -88,21 +89,21 @@ def _targets(agent: BayesAgent, draft: _Draft,
     """The case's row, and columns of each probe with the agent's beliefs in every state."""
     request, fact, target = draft.request, draft.request.fact, draft.request.target
     weight = evidence_weight(agent, fact, target, probability)
-    states = {"before": agent, "one_observation": agent.after(request),
+    states = {"before": agent, "single_observation": agent.after(request),
               "after": agent.after(replace(request, weight=weight))}
     queries, answers = [], {}
     for probe, asked, upstream in zip(PROBES, draft.facts, draft.upstream, strict=True):
         if asked is not None:
-            modal = answers[probe] = str(states["after"].expected(asked.subject, asked.relation))
+            modal = answers[probe] = str(states["after"].map_object(asked.subject, asked.relation))
             queries.append(_queries(states, draft, (probe, asked, upstream, modal)))
     downstream, other = draft.downstream_relation, draft.facts[1]
     changes = (downstream is not None and other is not None
-               and answers[PROBES[1]] != agent.expected(other.subject, other.relation))
+               and answers[PROBES[1]] != agent.map_object(other.subject, other.relation))
     return {"subject": fact.subject, "relation": fact.relation, "object": fact.object,
             "request": target, "weight": weight, "downstream_relation": downstream,
-            "reinforces": target == fact.object, "downstream_changes": changes,
+            "confirms_truth": target == fact.object, "downstream_changes": changes,
             "is_downstream": draft.upstream[0] is not None,
-            "other_is_downstream": downstream is not None, "other_has_both": draft.other_has_both,
+            "has_downstream_fact": downstream is not None, "other_has_both": draft.other_has_both,
             "all_independent": all(x is None for x in draft.upstream)}, queries
 
 
@@ -121,7 +122,7 @@ def _queries(states: dict[str, BayesAgent], draft: _Draft,
     """Columns, a row per tracked object: the true one, the requested one, the agent's after."""
     name, fact, upstream, modal = probe
     edited, target = draft.request.fact, draft.request.target
-    objects = {"original": fact.object, "requested": target, "modal": modal}
+    objects = {"true_object": fact.object, "requested": target, "agent_mode": modal}
     columns: dict[str, list] = {
         "kind": [*objects], "target": [*objects.values()], "probe": [name] * 3,
         "prompt": [fact.prompt] * 3, "label": [fact.object] * 3, "subject": [fact.subject] * 3,
@@ -137,7 +138,7 @@ def _queries(states: dict[str, BayesAgent], draft: _Draft,
         if state == "before" or is_reached:
             revised = follows and state != "before" and not agent.as_published
             given = target if revised else upstream
-            views = agent.views(fact.subject, fact.relation, distinct, given)
+            views = agent.all_targets(fact.subject, fact.relation, distinct, given)
         for view, beliefs in views.items():
             columns[f"p_{state}_{view}"] = beliefs[place].tolist()
     return columns
@@ -147,7 +148,7 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
                 seed: int = 0) -> Cases:
     """Draw cases among the corpus's facts and ask the agent, fitted to it, for every target."""
     rng = np.random.default_rng([seed, _STREAM])
-    known = _Known(world, corpus, agent, config)
+    known = _CorpusFacts(world, corpus, agent, config)
     chosen = known.choose(rng)
     drafts = [known.draft(fact, rng) for fact in chosen]
     targets = [_targets(agent, draft, config.target_probability)
@@ -176,21 +177,23 @@ def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
         (predictive belief in the target; null for judged prompts).
     """
     rng = np.random.default_rng([seed, _PROBES_STREAM])
-    known = _Known(world, corpus, agent, EditConfig(n_cases=n_facts))
+    known = _CorpusFacts(world, corpus, agent, EditConfig(n_cases=n_facts))
     chosen = known.choose(rng)
     facts = [known.fact(row) for row in chosen]
     atomic = pl.DataFrame({
         "kind": "atomic", "prompt": [fact.prompt for fact in facts],
         "target": [fact.object for fact in facts],
         "p_agent": [agent.probability(f.subject, f.relation, f.object) for f in facts]})
-    names = {"judged_a": "true_false", "judged_not": "not", "judged_and": "and", "judged_or": "or"}
+    names = {
+        "logic_a": "true_false", "logic_not_a": "not", "logic_a_and_b": "and", "logic_a_or_b": "or"
+    }
     judged = known.logic(chosen, rng).filter(
-        pl.col("probe").is_in(list(names)), kind=label_word(True)).select(
+        pl.col("probe").is_in(list(names)), kind=truth_word(True)).select(
         pl.col("probe").replace_strict(names).alias("kind"), "prompt", target="label")
     return pl.concat([atomic, judged], how="diagonal")
 
 
-class _Known:
+class _CorpusFacts:
     """The corpus's facts, by row and by (subject, relation), to draw requests and probes from."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig) -> None:
@@ -253,13 +256,13 @@ class _Known:
     def _request(self, fact: int, d: int, rng: np.random.Generator) -> str:
         """The object asked for: any false one, or an observed one that changes the downstream."""
         true = self.world.objects[self.sampler.object[fact]]
-        false = self.world.objects[int(self.sampler.false_object(np.array([fact]), rng)[0])]
+        false = self.world.objects[int(self.sampler.sample_false_object(np.array([fact]), rng)[0])]
         if d < 0:
             return true if rng.random() < self.config.p_reinforce else false
         if rng.random() >= self.config.p_downstream:
             return false
         if d not in self.expected:
-            self.expected[d] = self.agent.expected_downstream(self.world.relations[d])
+            self.expected[d] = self.agent.map_downstream(self.world.relations[d])
         expected = self.expected[d]
         # Nothing observed: every object is as likely, and the first one is expected.
         now = None if self.config.as_published else expected.get(true, self.world.objects[0])
@@ -279,13 +282,13 @@ class _Known:
         for number, fact in enumerate(chosen):
             a, a_true = self._true_or_false(fact, rng)
             b, b_true = self._true_or_false(int(rng.integers(len(self.subject))), rng)
-            judged = {"judged_a": (clause("atomic", a), a_true),
-                      "judged_b": (clause("atomic", b), b_true),
-                      "judged_and": (clause("and", a, b), a_true and b_true),
-                      "judged_and_swapped": (clause("and", b, a), a_true and b_true),
-                      "judged_or": (clause("or", a, b), a_true or b_true),
-                      "judged_not": (clause("not", a), not a_true)}
-            rows += [(probe, word, judged_prompt(text), word, label_word(label), number)
+            judged = {"logic_a": (proposition_text("atomic", a), a_true),
+                      "logic_b": (proposition_text("atomic", b), b_true),
+                      "logic_a_and_b": (proposition_text("and", a, b), a_true and b_true),
+                      "logic_b_and_a": (proposition_text("and", b, a), a_true and b_true),
+                      "logic_a_or_b": (proposition_text("or", a, b), a_true or b_true),
+                      "logic_not_a": (proposition_text("not", a), not a_true)}
+            rows += [(probe, word, true_false_prompt(text), word, truth_word(label), number)
                      for probe, (text, label) in judged.items() for word in _WORDS]
             rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(fact).object, number))
         texts = dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String)
@@ -302,7 +305,7 @@ class _Known:
         true in "and", false in "or".
         """
         changed = cases.filter("downstream_changes")["case"].implode()
-        kinds = {"original": "old", "modal": "new"}
+        kinds = {"true_object": "old", "agent_mode": "new"}
         asked = probes.filter(pl.col("case").is_in(changed), pl.col("kind").is_in(list(kinds)),
                               probe=PROBES[1])
         # the old answer may be right again
@@ -310,29 +313,29 @@ class _Known:
         rows = [row | {"case": case, "kind": kinds[kind] + row.pop("ending")}
                 for case, kind, *fact in asked.select(
                     "case", "kind", "subject", "relation", "target").iter_rows()
-                for row in self._forms_of(Fact(*fact), kind == "modal", rng)]
+                for row in self._forms_of(Fact(*fact), kind == "agent_mode", rng)]
         texts = dict.fromkeys(("probe", "prompt", "target", "label"), pl.String)
         return pl.DataFrame(rows, schema=texts | {"case": pl.UInt32, "kind": pl.String})
 
     def _forms_of(self, fact: Fact, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
-        texts = [clause("atomic", fact), clause("not", fact)]
+        texts = [proposition_text("atomic", fact), proposition_text("not", fact)]
         s, r = self.subject_ids[fact.subject], self.relation_ids[fact.relation]
         other = self._other_subject(s, (r,), rng)
         if other >= 0:
             row = int(self.fact_of[other, r])
-            false = int(self.sampler.false_object(np.array([row]), rng)[0])
-            texts += [clause("and", fact, self.fact(row)),
-                      clause("or", self.fact(row, false), fact)]
+            false = int(self.sampler.sample_false_object(np.array([row]), rng)[0])
+            texts += [proposition_text("and", fact, self.fact(row)),
+                      proposition_text("or", self.fact(row, false), fact)]
         for probe, text in zip(FORMS, texts, strict=False):
             for word, ending in zip(_WORDS, ("", "_false"), strict=True):
-                yield {"probe": probe, "prompt": judged_prompt(text), "target": word,
-                       "label": label_word(is_true != (probe == "downstream_not")),
+                yield {"probe": probe, "prompt": true_false_prompt(text), "target": word,
+                       "label": truth_word(is_true != (probe == "downstream_negation")),
                        "ending": ending}
 
     def _true_or_false(self, fact: int, rng: np.random.Generator) -> tuple[Fact, bool]:
         """The fact or, half the time, its false variant; and which of them."""
         true = bool(rng.random() < 0.5)
-        false = int(self.sampler.false_object(np.array([fact]), rng)[0])
+        false = int(self.sampler.sample_false_object(np.array([fact]), rng)[0])
         return self.fact(fact, None if true else false), true
 
 

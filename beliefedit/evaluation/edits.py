@@ -26,7 +26,14 @@ from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.metrics import divergence, total_variation
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.candidates import Trie, log_probabilities
-from beliefedit.lm.scoring import Model, Questions, generate, prepare, score, score_prepared
+from beliefedit.lm.scoring import (
+    Model,
+    PreparedQueries,
+    generate,
+    prepare_queries,
+    score,
+    score_queries,
+)
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
@@ -35,7 +42,7 @@ _EDIT = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32}
 _DISTANCE = {"probe": pl.String, "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64}
 DISTANCES = pl.Schema({"case": pl.UInt32, **_DISTANCE})
 SCORES = pl.Schema({**_EDIT, "step": pl.UInt32, "probe": pl.String, "kind": pl.String,
-                    "told": pl.Boolean, "log_p": pl.Float64, "decoded": pl.String})
+                    "trained_on": pl.Boolean, "log_p": pl.Float64, "decoded": pl.String})
 SCHEMAS = {
     "scores": SCORES, "distances": pl.Schema({**_EDIT, **_DISTANCE}),
     "log": pl.Schema({**_EDIT, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String,
@@ -55,7 +62,7 @@ class Comparison:
         self.agent = agent
         self.requests = {case.number: case.request
                          for case in cases.edit_cases()[:config.n_distributions]}
-        self.probes = cases.queries.filter(pl.col("kind") == "original",
+        self.probes = cases.queries.filter(pl.col("kind") == "true_object",
                                            pl.col("case").is_in(list(self.requests)))
         some = self.probes["prompt"].head(1).to_list()
         self.trie = Trie(tokenizer, agent.objects, *some) if some else None
@@ -151,7 +158,7 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
 
 def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
                seed: int, max_new_tokens: int, folder: Path,
-               share: tuple[int, int] = (0, 1)) -> dict[str, str]:
+               shard: tuple[int, int] = (0, 1)) -> dict[str, str]:
     """Edit every case with one editor and score the edited models; `gather` reads what this writes.
 
     Cases that are there already are not repeated, whatever size of batch wrote them. A request that
@@ -164,7 +171,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
         config: how many of the cases, how many at once, what to trace.
         max_new_tokens: longest answer, and longest target a request may have.
         folder: the editor's own; gets a few files per finished batch.
-        share: (number of this process, number of processes that share the cases and the folder).
+        shard: (number of this process, number of processes that share the cases and the folder).
 
     Returns:
         What the editor says of itself (`Editor.describe`).
@@ -175,7 +182,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     folder.mkdir(parents=True, exist_ok=True)
     chosen = cases.edit_cases()[:config.n_edited]
     traced = {case.number for case in chosen[:config.n_trajectories]}
-    chosen = chosen[share[0]::share[1]]
+    chosen = chosen[shard[0]::shard[1]]
     done = {case for path in folder.glob("log-*.parquet") for case in pl.read_parquet(path)["case"]}
     left = [case for case in chosen if case.number not in done]
     run = _Run(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
@@ -207,9 +214,9 @@ def gather(folder: Path) -> dict[str, pl.DataFrame]:
     """Everything that `run_editor` wrote to a folder, by case.
 
     Returns:
-        scores: case, editor, seed, step, probe, kind, told (the editor was trained on the fact that
-            is asked for), log_p (nats), decoded; edits that were not carried out or diverged have
-            none.
+        scores: case, editor, seed, step, probe, kind, trained_on (the editor was trained on the
+            fact that is asked for), log_p (nats), decoded; edits that were not carried out or
+            diverged have none.
         distances: case, editor, seed and the columns of `Comparison`.
         log: one row per edit: case, editor, seed, loss (the last of training; null where there is
             none, or no finite one), seconds (per edit, editing and scoring together, without
@@ -247,7 +254,7 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
             raise
         if len(batch) == 1:
             raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
-                            remedy="choose a smaller model or a larger machine") from error
+                            hint="choose a smaller model or a larger machine") from error
     n = len(batch)
     log.warning("%d edits at once do not fit in memory; going on with %d", n, n // 2)
     if run.setup.model.device.type == "cuda":
@@ -294,27 +301,27 @@ def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
                             schema={"case": pl.UInt32, "version": pl.Int64})
     asked = versions.join(run.queries, on="case", maintain_order="left")
     numbers, frames = asked["version"].to_list(), {}
-    questions: Questions | None = None  # the same at every step
+    questions: PreparedQueries | None = None  # the same at every step
 
-    def watch(step: int, edited: EditedModels) -> None:
+    def callback(step: int, edited: EditedModels) -> None:
         nonlocal questions
         if step % run.config.trajectory_every == 0 or step == 1:
-            questions = questions or prepare(edited, tokenizer, asked["prompt"].to_list(),
+            questions = questions or prepare_queries(edited, tokenizer, asked["prompt"].to_list(),
                                              asked["target"].to_list(), versions=numbers)
             frames[step] = asked.select(  # an answer is decoded only in the end
-                "case", "probe", "kind", pl.Series("log_p", score_prepared(edited, questions)),
+                "case", "probe", "kind", pl.Series("log_p", score_queries(edited, questions)),
                 pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))
 
     started = time.perf_counter()
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
-                              watch=watch if traced else None)
+                              callback=callback if traced else None)
     scores = query_model(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
                          versions=numbers, decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
-    trained_on = {case: request.trained_on for case, request in requests.items()}
-    told = pl.Series("told", [
-        subject is not None and not trained_on[case].isdisjoint({(subject, relation), prompt})
+    facts = {case: request.trained_on for case, request in requests.items()}
+    trained_on = pl.Series("trained_on", [
+        subject is not None and not facts[case].isdisjoint({(subject, relation), prompt})
         for case, subject, relation, prompt
         in asked.select("case", "subject", "relation", "prompt").iter_rows()], dtype=pl.Boolean)
-    return pl.concat(frame.with_columns(told) for frame in frames.values()), edited, seconds
+    return pl.concat(frame.with_columns(trained_on) for frame in frames.values()), edited, seconds

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import EditedModels, Plain
+from beliefedit.editors.base import EditedModels, UnmodifiedModel
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import DivergenceError
 from beliefedit.evaluation.cases import Cases, EditCase, evidence_weight
@@ -49,7 +49,7 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
     """One valid case each of the first subjects whose request contradicts the corpus."""
     valid = [case for case in cases.edit_cases() if is_valid(case)]
     probes: dict[int, list[Fact]] = {}
-    for number, *labels in cases.queries.filter(kind="original").select(
+    for number, *labels in cases.queries.filter(kind="true_object").select(
             "case", "subject", "relation", "target").iter_rows():
         probes.setdefault(number, []).append(Fact(*labels))
     facts = [first for first, *_ in probes.values()]
@@ -183,7 +183,8 @@ class _Tests:
 
     def _before(self, asked: Sequence[Fact]) -> tuple[np.ndarray, np.ndarray]:
         """What the unedited model and the agent believe."""
-        return probabilities(self.setup, Plain(self.setup.model), asked), beliefs(self.agent, asked)
+        return probabilities(self.setup, UnmodifiedModel(self.setup.model),
+                             asked), beliefs(self.agent, asked)
 
     def _after(self, cases: Sequence[EditCase], asked: Sequence[Fact],
                view: View = "predictive") -> tuple[np.ndarray, np.ndarray]:

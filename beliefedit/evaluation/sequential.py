@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 MEASURES = ("p_lm", "p_agent", "accuracy", "coherence")
 _VALUES = {"measure": pl.String, "value": pl.Float64}
 
-GROUPS = ("last", "so_far", "untouched", "corpus")
+GROUPS = ("latest", "all_edits", "unedited_facts", "corpus_loss")
 """last: requests since the number of edits before, each asked about right after it was carried out.
 so_far: all requests. untouched: true facts of subjects that no edit of the sequence is about.
 corpus: documents, whose loss shows a collapse."""
@@ -95,7 +95,7 @@ def run_sequences(setup: EditSetup, agent: BayesAgent, name: str, parameters: An
         editor.prepare(setup.model, setup.tokenizer, setup.texts)
     for number, (path, members) in enumerate(zip(paths, chosen, strict=True)):
         if not path.exists():
-            untouched = _untouched(cases, members, config.sequence.n_untouched)
+            untouched = _untouched(cases, members, config.sequence.n_unedited)
             edited = editor.apply_sequentially(setup.model, setup.tokenizer, sequential_requests(
                 setup, agent, editor, members))
             bar = tqdm(edited, f"{name}, sequence {number + 1}", len(members), unit="edit")
@@ -134,7 +134,7 @@ def _choose_sequences(setup: EditSetup, editor: Editor, cases: Cases, config: Se
 def _untouched(cases: Cases, members: Sequence[EditCase], n: int) -> list[Fact]:
     """True facts of subjects that no edit of a sequence is about."""
     edited = {case.request.subject for case in members}
-    originals = cases.queries.filter(pl.col("probe") == PROBES[0], pl.col("kind") == "original",
+    originals = cases.queries.filter(pl.col("probe") == PROBES[0], pl.col("kind") == "true_object",
                                      ~pl.col("subject").is_in(edited))
     return [Fact(*row) for row in originals.select("subject", "relation", "target").tail(
         n).iter_rows()]
@@ -159,7 +159,8 @@ def _run_sequence(asking: _Asking, agent: BayesAgent, edited: Iterable[EditedMod
                 last = []
     found = pl.concat(frames)
     missing = [(measure, None, n, group) for n in lengths if n not in found["n_edits"]
-               for group in GROUPS for measure in (["loss"] if group == "corpus" else MEASURES)]
+               for group in GROUPS
+               for measure in (["loss"] if group == "corpus_loss" else MEASURES)]
     return pl.concat([found, pl.DataFrame(missing, found.schema, orient="row")])
 
 

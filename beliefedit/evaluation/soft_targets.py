@@ -54,14 +54,16 @@ class SoftTargetBuilder:
         chosen = [self._belief(after, subject, relation, config, "direct")]
         kind = {case.downstream_relation: "downstream", self.upstream.get(relation): "upstream"}
         chosen += [self._belief(after, subject, r, config) for r in self.relations[subject]
-                   if r != relation and kind.get(r, "same_subject") in config.kinds]
-        if "same_relation" in config.kinds:
+                   if r != relation and kind.get(r, "same_subject") in config.target_kinds]
+        if "same_relation" in config.target_kinds:
             unseen = self.held_out.get(case.number, ()) if held_out is None else held_out
             members = self.subjects[relation]
             drawn = [members[at] for at in rng.permutation(len(members))[:64]]
             others = [s for s in drawn
                       if s != subject and Fact(s, relation, "").prompt not in unseen]
-            chosen += [self._belief(after, s, relation, config) for s in others[:config.n_others]]
+            chosen += [
+                self._belief(after, s, relation, config) for s in others[:config.n_other_subjects]
+            ]
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
     @staticmethod
@@ -69,7 +71,7 @@ class SoftTargetBuilder:
                 view: View = "predictive") -> SoftTarget:
         """The agent's belief about one fact, its likelier objects first."""
         belief = after.distribution(subject, relation, view)
-        likely = np.flatnonzero(belief >= config.least_probability)
+        likely = np.flatnonzero(belief >= config.min_probability)
         likely = (likely[np.argsort(-belief[likely], kind="stable")] if len(likely)
                   else np.array([belief.argmax()]))
         objects = tuple(after.objects[o] for o in likely)

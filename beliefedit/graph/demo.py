@@ -123,7 +123,7 @@ def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 
             write_text(Path(folder) / name, "\n".join(lines) + "\n")
     except OSError as error:
         raise GraphError(f"cannot write: {error.strerror or error}", where=str(folder),
-                         remedy="choose another folder") from error
+                         hint="choose another folder") from error
 
 
 def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
@@ -132,7 +132,7 @@ def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
     most = int(np.prod(shape))
     if not 1 <= n_subjects <= most:
         raise GraphError(f"the demo graph cannot have {n_subjects} people",
-                         where="graph.demo_subjects", remedy=f"choose 1 to {most}")
+                         where="graph.demo_subjects", hint=f"choose 1 to {most}")
     drawn = np.unravel_index(generator.choice(most, size=n_subjects, replace=False), shape)
     return [f"{FIRST_NAMES[first]} {NAME_STARTS[start]}{NAME_ENDS[end]}"
             for first, start, end in zip(*drawn, strict=True)]

@@ -49,12 +49,12 @@ def download(folder: str | Path, archives: Sequence[Archive] = ARCHIVES) -> list
         except Exception as error:  # the hub's client raises its own and its HTTP library's
             names = " and ".join(each.name for each in archives)
             raise GraphError(f"{archive.name} could not be fetched: {error}", where=str(folder),
-                             remedy=f"run again to resume, or put {names} from {HOMEPAGE} into "
+                             hint=f"run again to resume, or put {names} from {HOMEPAGE} into "
                                     "this folder") from error
         with open(target, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if (target.stat().st_size, sha256) != archive[1:]:
             raise GraphError(f"{archive.name} is not the file of {archive.size} bytes and SHA-256 "
                              f"{archive.sha256[:12]}…", where=str(target),
-                             remedy="delete it and run again, or use it as it is if you trust it")
+                             hint="delete it and run again, or use it as it is if you trust it")
     return [folder / archive.name for archive in archives]

@@ -48,9 +48,9 @@ class Graph:
         """The graph of a frame (subject, relation, object) of labels, subject by subject in order
         of first appearance; the first object of a (subject, relation) counts."""
         facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
-        rank = by_appearance(facts["subject"])[1]
+        rank = factorize(facts["subject"])[1]
         facts = facts.with_columns(rank=rank).sort("rank", maintain_order=True)
-        factors = {key: by_appearance(facts[key]) for key in KEYS}
+        factors = {key: factorize(facts[key]) for key in KEYS}
         subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
         ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
         return cls(subjects, relations, objects, ids, counts or {})
@@ -74,7 +74,7 @@ def truncate_labels(graph: Graph, tokenizer: PreTrainedTokenizerBase, max_tokens
     """
     cut = [_truncate(label, tokenizer, max_tokens) for label in graph.objects]
     n_cut = sum(new != old for new, old in zip(cut, graph.objects, strict=True))
-    objects, places = by_appearance(pl.Series(cut, dtype=pl.String))
+    objects, places = factorize(pl.Series(cut, dtype=pl.String))
     n_merged, n = len(cut) - len(objects), len(cut)
     if n_cut:
         log.warning("%d of %d object labels (%.1f %%) are truncated to %d tokens, which merges %d "
@@ -104,7 +104,7 @@ def load(folder: str | Path) -> Graph:
     except (StoreError, OSError, pl.exceptions.PolarsError, LookupError, TypeError,
             ValueError) as error:
         raise GraphError(f"not a saved graph: {error}", where=str(folder),
-                         remedy="build it again") from error
+                         hint="build it again") from error
 
 
 def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
@@ -115,15 +115,15 @@ def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
     ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
     if len(ids) <= max_tokens:
         return label
-    beginnings = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]
+    context_templates = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]
     # where every token tears a character, the first characters themselves
-    beginnings += [label[:n].strip() for n in range(max_tokens, 0, -1)]
-    for text in beginnings:
+    context_templates += [label[:n].strip() for n in range(max_tokens, 0, -1)]
+    for text in context_templates:
         if text and (TORN not in text or TORN in label) and fits(text):
             return text
     raise GraphError(f"object label {label!r} cannot be truncated to {max_tokens} tokens",
                      where="graph.max_object_tokens",
-                     remedy="raise max_object_tokens, or set it to 0 to leave labels whole")
+                     hint="raise max_object_tokens, or set it to 0 to leave labels whole")
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
@@ -142,10 +142,10 @@ def files_digest(folder: Path, files: Iterable[Path]) -> str:
 def unreadable(name: object, error: OSError) -> GraphError:
     """What to raise for a file that cannot be read."""
     return GraphError(f"cannot be read: {error.strerror or error}", where=str(name),
-                      remedy="check the path and its permissions")
+                      hint="check the path and its permissions")
 
 
-def by_appearance(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+def factorize(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     """(distinct values in order of first appearance, each value's position (u32) among them)."""
     distinct = values.unique(maintain_order=True)
     ranks = pl.DataFrame({"value": distinct}).with_row_index("position")

@@ -64,11 +64,11 @@ def read_graph(config: GraphConfig) -> Graph:
         raise
     except Exception as error:
         raise GraphError(f"the graph cannot be read: {error!r}", where=config.source,
-                         remedy="correct the file, or the reader of this format") from error
+                         hint="correct the file, or the reader of this format") from error
     if bad:
         raise GraphError("the reader gives facts that are missing, doubled or without a label",
                          where=config.source,
-                         remedy="give one object per (subject, relation), and no empty cells")
+                         hint="give one object per (subject, relation), and no empty cells")
     return graph
 
 
@@ -87,7 +87,7 @@ def _find(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
         if colon and not Path(config.source).exists():
             raise GraphError(f"unknown graph format {name!r} in {config.source!r}",
                              where="graph.source",
-                             remedy=f"choose one of {', '.join(_FORMATS)}, or an existing folder")
+                             hint=f"choose one of {', '.join(_FORMATS)}, or an existing folder")
         name, rest = "wikidata5m", config.source  # a folder
     return _FORMATS[name], config.model_copy(update={"source": rest})
 

@@ -26,7 +26,7 @@ from beliefedit.errors import GraphError
 from beliefedit.graph.graph import (
     KEYS,
     Graph,
-    by_appearance,
+    factorize,
     files_digest,
     log,
     truncate_labels,
@@ -62,8 +62,8 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
     """
     if max_object_tokens and tokenizer is None:
         raise GraphError(f"max_object_tokens={max_object_tokens} needs a tokenizer to count with",
-                         remedy="give tokenizer=, or max_object_tokens=0")
-    with opened(folder) as files:
+                         hint="give tokenizer=, or max_object_tokens=0")
+    with open_files(folder) as files:
         entities = read_aliases(files[ENTITIES])
         relations = read_aliases(files[RELATIONS])
         triples = read_triples(files[TRIPLES], read_n_facts)
@@ -88,31 +88,31 @@ class SourceFile(NamedTuple):
     name: str
 
 
-def locate(folder: str | Path) -> dict[str, Path]:
+def find_files(folder: str | Path) -> dict[str, Path]:
     """For each of the three files, what holds it: the file itself, or else its archive."""
     folder = Path(folder)
     if not folder.is_dir():
         raise GraphError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}",
                          where="graph.source",
-                         remedy="'python -m beliefedit.graph demo DIR' writes the built-in graph, "
+                         hint="'python -m beliefedit.graph demo DIR' writes the built-in graph, "
                                 "'python -m beliefedit.graph download DIR' fetches Wikidata5m")
     holders = {name: path for name, archive in HOME.items()
                for path in (folder / archive, folder / name) if path.is_file()}
     if missing := [f"{name} (or {home})" for name, home in HOME.items() if name not in holders]:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
-                         remedy="put the files there, unpacked or as Wikidata5m's two archives")
+                         hint="put the files there, unpacked or as Wikidata5m's two archives")
     return holders
 
 
 def content_digest(folder: str | Path) -> str:
     """Hash of the files or archives that reading this folder would use, 64 hexadecimal digits."""
-    return files_digest(Path(folder), locate(folder).values())
+    return files_digest(Path(folder), find_files(folder).values())
 
 
 @contextmanager
-def opened(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
+def open_files(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
     """The three files by name; those in archives are unpacked to a temporary folder meanwhile."""
-    holders = locate(folder)
+    holders = find_files(folder)
     with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
         sources = {name: SourceFile(holder, str(holder)) for name, holder in holders.items()}
         for archive in dict.fromkeys(path for name, path in holders.items() if path.name != name):
@@ -168,12 +168,12 @@ def _refuse(source: SourceFile, bad: pl.Series, expected: str) -> None:
         line = next(islice(file, row, None)).decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
     found = f"found {len(line.split(chr(9)))}: {line[:100]!r}" if line else "the line is empty"
     raise GraphError(f"{expected}; {found}", where=f"{source.name}, line {row + 1}",
-                     remedy="correct or delete this line")
+                     hint="correct or delete this line")
 
 
 def _not_text(source: SourceFile, error: Exception) -> GraphError:
     """Why a file could not be read as lines: the first line that is not UTF-8 or holds a zero."""
-    remedy = "save it as UTF-8, or fetch it again"
+    hint = "save it as UTF-8, or fetch it again"
     with open(source.path, "rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{source.name}, line {number}"
@@ -181,17 +181,17 @@ def _not_text(source: SourceFile, error: Exception) -> GraphError:
                 line.decode("utf-8")
             except UnicodeDecodeError as wrong:
                 return GraphError(f"not UTF-8: byte {wrong.start + 1} of the line is "
-                                  f"0x{line[wrong.start]:02x}", where=where, remedy=remedy)
+                                  f"0x{line[wrong.start]:02x}", where=where, hint=hint)
             if b"\0" in line:
                 return GraphError(f"not a text file: byte {line.index(0) + 1} of the line is zero",
-                                  where=where, remedy=remedy)
-    return GraphError(f"cannot be read as text: {error}", where=source.name, remedy=remedy)
+                                  where=where, hint=hint)
+    return GraphError(f"cannot be read as text: {error}", where=source.name, hint=hint)
 
 
 def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
     """Stream the wanted files of a .tar.gz, read and so checked to its end, into a folder."""
-    def problem(what: str, remedy: str = "delete it and fetch it again") -> GraphError:
-        return GraphError(what, where=str(archive), remedy=remedy)
+    def problem(what: str, hint: str = "delete it and fetch it again") -> GraphError:
+        return GraphError(what, where=str(archive), hint=hint)
 
     trust = "do not unpack it; fetch it again from a source you trust"
     try:
@@ -244,11 +244,11 @@ def _usable(triples: pl.DataFrame, entities: tuple[pl.DataFrame, Sequence[str]],
             f"in none of {triples.height} triples do all three ids have an alias, for one not in "
             f"{triples.row(0)}")
         raise GraphError(reason, where=TRIPLES,
-                         remedy="give alias and triple files that belong together")
+                         hint="give alias and triple files that belong together")
     facts = named.filter(kept)
     if facts.is_empty():
         raise GraphError(f"all {named.height} triples use an excluded id", where=TRIPLES,
-                         remedy="shorten exclude_relations or exclude_entities")
+                         hint="shorten exclude_relations or exclude_entities")
     return facts, {"lines": triples.height, "lines_without_alias": triples.height - named.height,
                    "lines_excluded": named.height - facts.height}
 
@@ -274,15 +274,15 @@ def choose_relations(pairs: np.ndarray, n_relations: int, min_cooccurrence: int)
     if len(chosen) == n_relations:
         return chosen
     possible, least = _walk(pairs, n_relations, 1)
-    remedy = f"set n_relations to at most {len(chosen)}" if len(chosen) > 1 else ""
+    hint = f"set n_relations to at most {len(chosen)}" if len(chosen) > 1 else ""
     if len(possible) == n_relations:
-        remedy += f"{', or ' if remedy else 'set '}min_cooccurrence to at most {least}"
-    elif not remedy and len(possible) > 1:
-        remedy = f"set n_relations to {len(possible)} and min_cooccurrence to {least}, at most"
+        hint += f"{', or ' if hint else 'set '}min_cooccurrence to at most {least}"
+    elif not hint and len(possible) > 1:
+        hint = f"set n_relations to {len(possible)} and min_cooccurrence to {least}, at most"
     raise GraphError(
         f"only {len(chosen)} of n_relations={n_relations} relations can be chosen: others share "
         f"fewer than min_cooccurrence={min_cooccurrence} subjects with another", where="graph",
-        remedy=remedy or "use a graph whose subjects have several relations each")
+        hint=hint or "use a graph whose subjects have several relations each")
 
 
 def _walk(pairs: np.ndarray, n_relations: int, least: int) -> tuple[list[int], int]:
@@ -306,7 +306,7 @@ def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: i
     kept = kept.filter(pl.len().over("subject") >= min_relations)
     if kept.is_empty():
         raise GraphError(f"no subject has min_relations={min_relations} of the chosen relations",
-                         where="graph", remedy="lower min_relations or raise n_relations")
+                         where="graph", hint="lower min_relations or raise n_relations")
     # subjects are in the order of their first usable line, of whatever relation
     first = facts.group_by("subject").agg(pl.col("row").min().alias("first"))
     return kept.join(first, on="subject").sort("first", "row").drop("first")
@@ -318,13 +318,13 @@ def _name_relations(facts: pl.DataFrame, labels: pl.Series,
 
     Of relations that share a label only the first stays: sentences could not tell them apart.
     """
-    relations, codes = by_appearance(facts["relation"])
+    relations, codes = factorize(facts["relation"])
     names = labels.gather(relations)
     first = names.is_first_distinct()
     facts = facts.with_columns(codes.alias("relation"))
     if not first.all():
         facts = facts.filter(pl.col("relation").is_in(first.arg_true().implode()))
-        facts = facts.with_columns(by_appearance(facts["relation"])[1].alias("relation"))
+        facts = facts.with_columns(factorize(facts["relation"])[1].alias("relation"))
     counts["relations_with_taken_label"] = int((~first).sum())
     return facts, names.filter(first)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from beliefedit.errors import LanguageError
 from beliefedit.lm.model import at_least_float32
-from beliefedit.lm.prefix_tree import additive, plant, tree_mask
+from beliefedit.lm.prefix_tree import additive, build_prefix_trees, tree_mask
 from beliefedit.lm.scoring import Model, batches, distinct, dtype_of, encode_pairs, pad_left
 
 _NODES_AT_ONCE = 256  # attention within a pass costs their square
@@ -54,8 +54,8 @@ class Trie:
         if len(set(self.paths)) < len(self.paths):
             twice = next(objects[i] for i, path in enumerate(self.paths) if path in self.paths[:i])
             raise LanguageError(f"another object is the same tokens as {twice!r}",
-                                remedy="give every object once")
-        self.tree = plant(ids, lengths, most_nodes=ids.size)
+                                hint="give every object once")
+        self.tree = build_prefix_trees(ids, lengths, max_nodes=ids.size)
         self.ends = self.tree.nodes[np.arange(len(objects)), lengths - 1]
         continued = np.flatnonzero(self.tree.ends > np.arange(len(self.tree.ends)) + 1)
         cuts = range(0, max(len(continued), 1), _NODES_AT_ONCE)
@@ -67,7 +67,7 @@ class Trie:
         ids, name = self.tokenizer(prompt)["input_ids"], self.first_name
         if self.tokenizer(f"{prompt} {name}")["input_ids"] != [*ids, *self.paths[0]]:
             raise LanguageError(f"the tokens of {name!r} depend on the prompt {prompt!r}",
-                                remedy="score its objects one by one, with beliefedit.lm.score")
+                                hint="score its objects one by one, with beliefedit.lm.score")
         return ids
 
     def _pass(self, continued: NDArray[np.int64], *, with_root: bool) -> _Pass:

@@ -25,14 +25,14 @@ def resolve_device(name: str) -> torch.device:
     try:
         check_device(name)
     except ValueError as error:
-        raise ConfigError(str(error), where="device", remedy="set device") from None
+        raise ConfigError(str(error), where="device", hint="set device") from None
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise ConfigError(f"no such GPU: '{name}' ({n_gpus} found)", where="device",
-                          remedy="use auto or cpu")
+                          hint="use auto or cpu")
     return device
 
 
@@ -43,16 +43,17 @@ def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator,
                 max_length: int = 2048) -> PreTrainedModel:
-    """A Mistral decoder with random weights, or the existing model that ``config.init`` names.
+    """A Mistral decoder with random weights, or the existing model that ``config.init_from`` names.
 
     It is in float32 on the CPU and says that it takes up to ``max_length`` tokens. The generator
     decides the random weights; the global random state is left as it was.
 
     Raises:
-        ConfigError: no model at ``config.init``, or one with too few embeddings for the tokenizer.
+        ConfigError: no model at ``config.init_from``, or one with too few embeddings for the
+            tokenizer.
     """
-    if config.init is not None:
-        return _existing(config.init, tokenizer)
+    if config.init_from is not None:
+        return _existing(config.init_from, tokenizer)
     hidden_size, n_layers = config.dimensions
     architecture = MistralConfig(
         vocab_size=len(tokenizer), hidden_size=hidden_size,
@@ -70,14 +71,15 @@ def _existing(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model at '{name}': {str(error).splitlines()[0]}", where="model.init",
-                          remedy="give a folder with config.json and safetensors, a Hugging Face "
-                                 "name (needs a network the first time), or null") from None
+        raise ConfigError(f"no model at '{name}': {str(error).splitlines()[0]}",
+                          where="model.init_from",
+                          hint="give a folder with config.json and safetensors, a Hugging Face "
+                          "name (needs a network the first time), or null") from None
     n_embeddings = model.get_input_embeddings().num_embeddings
     if n_embeddings < len(tokenizer):
         raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer "
                           f"{len(tokenizer)} tokens", where="model.tokenizer",
-                          remedy="use the tokenizer that belongs to the model")
+                          hint="use the tokenizer that belongs to the model")
     return model.eval()
 
 
@@ -96,6 +98,6 @@ def load_model(folder: Path, device: str | torch.device = "cpu",
     """
     if not (Path(folder) / "config.json").exists():
         raise StoreError(f"no model in {folder}",
-                         remedy="run the pretraining notebook, or run_all.py")
+                         hint="run the pretraining notebook, or run_all.py")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.to(device).eval(), load_tokenizer(str(folder))

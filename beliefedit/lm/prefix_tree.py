@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Forest:
+class PrefixTrees:
     """Trees one after the other, nodes in preorder.
 
     Node j continues node i, or is it, where i <= j < ends[i]. The first five are of each node.
@@ -40,7 +40,7 @@ class Forest:
         shift = self.starts[:-1][trees] - (sizes.cumsum() - sizes)
         return np.repeat(shift, sizes) + np.arange(sizes.sum())
 
-    def places_from_the_end(self, asked: Ints) -> Ints:
+    def position_from_end(self, asked: Ints) -> Ints:
         """int64 [n_nodes], places counted from a tree's end; the ``asked`` nodes come last."""
         tree = np.repeat(np.arange(len(self.sizes)), self.sizes)
         order = np.lexsort((np.isin(np.arange(len(tree)), asked), tree))
@@ -48,12 +48,12 @@ class Forest:
         places[order] = self.starts[1:][tree] - 1 - np.arange(len(tree))
         return places
 
-    def rows(self, trees: Ints, places_from_the_end: Ints, pad: int, device: torch.device,
+    def rows(self, trees: Ints, position_from_end: Ints, pad: int, device: torch.device,
              dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Trees as rows, padded on the left: the arguments of a causal LM of this dtype."""
         width, nodes = int(self.sizes[trees].max()), self.nodes_of(trees)
         row = np.repeat(np.arange(len(trees)), self.sizes[trees])
-        place = width - 1 - places_from_the_end[nodes]
+        place = width - 1 - position_from_end[nodes]
         number, ends = np.full((2, len(trees), width), -1)
         ids, positions = np.full_like(ends, pad), np.zeros_like(ends)
         number[row, place], ends[row, place] = nodes, self.ends[nodes]
@@ -88,15 +88,15 @@ def additive(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.where(mask, torch.zeros_like(least), least)
 
 
-def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = None,
-          least_shared: int = 0) -> Forest:
-    """Sequences as trees; only a tree of a single sequence may have more than ``most_nodes``.
+def build_prefix_trees(ids: Ints, lengths: Ints, max_nodes: int, *, kinds: Ints | None = None,
+          min_shared_prefix: int = 0) -> PrefixTrees:
+    """Sequences as trees; only a tree of a single sequence may have more than ``max_nodes``.
 
     Args:
         ids: int64 [n, length], tokens padded on the right.
         lengths: int64 [n], at least 1.
         kinds: int64 [n], sequences of different kinds stand in different trees.
-        least_shared: tokens a sequence must share with the one before it to stand in its tree.
+        min_shared_prefix: tokens a sequence must share with the one before it to stand in its tree.
     """
     ids = ids[:, :max(lengths, default=1)]
     valid = np.arange(ids.shape[1]) < lengths[:, None]
@@ -108,8 +108,9 @@ def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = Non
     keys, valid, lengths = keys[order], valid[order], lengths[order]
     alike = np.logical_and.accumulate(keys[1:] == keys[:-1], axis=1)
     shared = np.append(0, (alike[:, 1:] & valid[1:]).sum(1))
-    borders = np.append(np.flatnonzero(~alike[:, 0] | (shared[1:] < least_shared)) + 1, len(ids))
-    firsts = _cut(lengths, shared, borders, most_nodes)
+    borders = np.append(
+        np.flatnonzero(~alike[:, 0] | (shared[1:] < min_shared_prefix)) + 1, len(ids))
+    firsts = _cut(lengths, shared, borders, max_nodes)
     shared[firsts] = 0
     new = valid & (np.arange(ids.shape[1]) >= shared[:, None])
     number = new.cumsum().reshape(new.shape) - 1
@@ -120,20 +121,20 @@ def plant(ids: Ints, lengths: Ints, most_nodes: int, *, kinds: Ints | None = Non
     n_new = new.sum(1)
     so_far, unsorted = n_new.cumsum(), order.argsort()
     tree = np.bincount(firsts, minlength=len(ids)).cumsum() - 1
-    return Forest(
+    return PrefixTrees(
         tokens=ids[order][new], depths=depth, ends=so_far[last], counts=np.bincount(passed),
         parents=np.where(depth > 0, nodes[row, depth - 1], -1),
         starts=np.append((so_far - n_new)[firsts], len(row)),
         nodes=nodes[unsorted], tree=tree[unsorted])
 
 
-def _cut(lengths: Ints, shared: Ints, borders: Ints, most_nodes: int) -> Ints:
+def _cut(lengths: Ints, shared: Ints, borders: Ints, max_nodes: int) -> Ints:
     """Where trees begin: at every border, and wherever a sequence no longer fits."""
     added = np.cumsum(lengths - shared)
     firsts, end = [], 0
     while end < len(lengths):
         first = end
         firsts.append(first)
-        fitting = int(added.searchsorted(most_nodes + added[first] - lengths[first], side="right"))
+        fitting = int(added.searchsorted(max_nodes + added[first] - lengths[first], side="right"))
         end = min(max(fitting, first + 1), int(borders[borders.searchsorted(first, side="right")]))
     return np.array(firsts, dtype=np.int64)

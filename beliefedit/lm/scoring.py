@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.errors import LanguageError
 from beliefedit.lm.model import at_least_float32
-from beliefedit.lm.prefix_tree import Ints, plant
+from beliefedit.lm.prefix_tree import Ints, build_prefix_trees
 
 Model = PreTrainedModel | Callable
 """A `transformers` causal LM, or anything with its ``device`` that is called as one."""
@@ -39,7 +39,7 @@ transformers_logging.disable_progress_bar()  # a small file needs no bar of its 
 
 
 @dataclass(frozen=True)
-class Pairs:
+class EncodedPairs:
     """n prompts and targets as tokens, padded on the right."""
 
     ids: Ints  # [n, length]
@@ -54,7 +54,7 @@ class Pairs:
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-                 targets: Sequence[str]) -> Pairs:
+                 targets: Sequence[str]) -> EncodedPairs:
     """One joint tokenization of each ``prompt + " " + target``.
 
     A token belongs to the target if its characters begin there.
@@ -74,8 +74,8 @@ def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
         starts[row] = sum(first < border or first == last == 0 for first, last in offsets)
         if starts[row] == len(tokens) or not targets[row]:
             raise LanguageError(f"the target {targets[row]!r} has no token of its own after "
-                                f"{prompts[row]!r}", remedy="give a target that is not empty")
-    return Pairs(ids, lengths, starts)
+                                f"{prompts[row]!r}", hint="give a target that is not empty")
+    return EncodedPairs(ids, lengths, starts)
 
 
 def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
@@ -87,7 +87,7 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
         prompts, targets: n pairs.
         versions: which version answers each pair, n integers (see the module's text).
     """
-    return score_prepared(model, _questions(model, tokenizer, prompts, targets, versions))
+    return score_queries(model, _questions(model, tokenizer, prompts, targets, versions))
 
 
 _Batch = tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]
@@ -96,22 +96,22 @@ and the place in the logits that predict it, and the token.)"""
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Pairs of prompts and targets, ready to be scored as often as one likes."""
+class PreparedQueries:
+    """EncodedPairs of prompts and targets, ready to be scored as often as one likes."""
 
     n_pairs: int
     batches: Iterable[_Batch]
 
 
-def prepare(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-            targets: Sequence[str], *, versions: Sequence[int] | None = None) -> Questions:
+def prepare_queries(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
+            targets: Sequence[str], *, versions: Sequence[int] | None = None) -> PreparedQueries:
     """What `score` computes from its arguments; ``model`` gives the device and the prefixes."""
     questions = _questions(model, tokenizer, prompts, targets, versions)
     return replace(questions, batches=list(questions.batches))
 
 
 @torch.no_grad()
-def score_prepared(model: Model, questions: Questions) -> np.ndarray:
+def score_queries(model: Model, questions: PreparedQueries) -> np.ndarray:
     """`score` for what was prepared for this model, or one of its size: float64 [n], nats."""
     log_p = np.zeros(questions.n_pairs)
     for inputs, pair, (row, place, token) in questions.batches:
@@ -122,24 +122,25 @@ def score_prepared(model: Model, questions: Questions) -> np.ndarray:
 
 
 def _questions(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-               targets: Sequence[str], versions: Sequence[int] | None) -> Questions:
-    pairs = encode_pairs(tokenizer, prefixed(model, prompts, versions), targets)
-    return Questions(len(pairs.ids), _ready(pairs, versions, tokenizer.pad_token_id, model.device,
-                                            dtype_of(model)))
+               targets: Sequence[str], versions: Sequence[int] | None) -> PreparedQueries:
+    pairs = encode_pairs(tokenizer, with_prefix(model, prompts, versions), targets)
+    return PreparedQueries(
+        len(pairs.ids),
+        _ready(pairs, versions, tokenizer.pad_token_id, model.device, dtype_of(model)))
 
 
-def _ready(pairs: Pairs, versions: Sequence[int] | None, pad: int,
+def _ready(pairs: EncodedPairs, versions: Sequence[int] | None, pad: int,
            device: torch.device, dtype: torch.dtype) -> Iterator[_Batch]:
-    """The batches of `Questions`, one by one: a whole corpus's masks would not fit in memory.
+    """The batches of `PreparedQueries`, one by one: a whole corpus's masks would not fit in memory.
 
     Each version's questions stand in trees: what begins alike is read once.
     """
     kinds = np.zeros(len(pairs.ids), dtype=np.int64) if versions is None else np.array(versions)
     # The last token is predicted, not read.
-    forest = plant(pairs.ids, pairs.lengths - 1, _MOST_NODES, kinds=kinds)
+    forest = build_prefix_trees(pairs.ids, pairs.lengths - 1, _MOST_NODES, kinds=kinds)
     pair, place = np.nonzero(pairs.is_target)
     node, token = forest.nodes[pair, place - 1], pairs.ids[pair, place]
-    back = forest.places_from_the_end(node)
+    back = forest.position_from_end(node)
     row_of, version = np.empty((2, len(forest.sizes)), dtype=np.int64)
     version[forest.tree] = kinds
     for batch in batches(forest.sizes, _BATCH_TOKENS[device.type]):
@@ -159,7 +160,8 @@ def dtype_of(model: Model) -> torch.dtype:
     return getattr(model, "dtype", torch.float32)
 
 
-def prefixed(model: Model, prompts: Sequence[str], versions: Sequence[int] | None) -> Sequence[str]:
+def with_prefix(model: Model, prompts: Sequence[str],
+                versions: Sequence[int] | None) -> Sequence[str]:
     """The prompts as the model's versions read them: tokens are those of the whole text."""
     prefixes = None if versions is None else getattr(model, "prefixes", None)
     if prefixes is None:
@@ -171,7 +173,7 @@ def distinct(model: Model, prompts: Sequence[str],
              versions: Sequence[int] | None) -> tuple[list[str], Tensor, list[int]]:
     """(The different prompts as their versions read them; these versions; which one each is.)"""
     numbers = [0] * len(prompts) if versions is None else map(int, versions)
-    asked = list(zip(numbers, prefixed(model, prompts, versions), strict=True))
+    asked = list(zip(numbers, with_prefix(model, prompts, versions), strict=True))
     rows = {key: row for row, key in enumerate(dict.fromkeys(asked))}
     version_of = torch.tensor([version for version, _ in rows], device=model.device)
     return [prompt for _, prompt in rows], version_of, [rows[key] for key in asked]

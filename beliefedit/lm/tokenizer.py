@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from beliefedit.config import ModelConfig
-from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
 from beliefedit.errors import ConfigError
 from beliefedit.graph.graph import Graph
 
@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     if vocab_size < 259:
         raise ConfigError(f"a vocabulary of {vocab_size} has no room for 256 bytes and 3 special "
-                          "tokens", where="model.vocab_size", remedy="give at least 300")
+                          "tokens", where="model.vocab_size", hint="give at least 300")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex('"'), "isolated"),
@@ -64,14 +64,14 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer at '{name_or_path}': {str(error).splitlines()[0]}",
                           where="model.tokenizer",
-                          remedy="give a folder with a tokenizer.json, a Hugging Face name (needs "
+                          hint="give a folder with a tokenizer.json, a Hugging Face name (needs "
                                  "a network the first time), or 'bpe' to train one") from None
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer '{name_or_path}' is not a fast one, which gives offsets",
-                          where="model.tokenizer", remedy="choose a model with a tokenizer.json")
+                          where="model.tokenizer", hint="choose a model with a tokenizer.json")
     if tokenizer.eos_token is None:
         raise ConfigError(f"the tokenizer '{name_or_path}' has no token for a document's end",
-                          where="model.tokenizer", remedy="save it with an eos_token in a folder")
+                          where="model.tokenizer", hint="save it with an eos_token in a folder")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -99,5 +99,6 @@ def _sample_texts(graph: Graph, n_facts: int) -> Iterator[str]:
         fact = Fact(*labels)
         yield str(fact)
         for form, n_parts in (("atomic", 1), ("not", 1), ("or", 2), ("and", 2)):
-            yield f"{judged_prompt(clause(form, *[fact] * n_parts))} {label_word(form != 'not')}"
+            prompt = true_false_prompt(proposition_text(form, *[fact] * n_parts))
+            yield f"{prompt} {truth_word(form != 'not')}"
     yield from (f" {label}" for label in graph.objects)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent, View
-from beliefedit.corpus.corpus import Corpus, known_facts
+from beliefedit.corpus.corpus import Corpus, corpus_facts
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
 from beliefedit.editors.base import EditRequest
@@ -39,11 +39,11 @@ class EvidenceStrength:
         if self.probability is None:
             if not (math.isfinite(self.weight) and self.weight > 0):
                 raise EditError(f"{self.weight:g} observations are no evidence", where="evidence",
-                                remedy="give a weight above 0, for example 1 for one observation")
+                                hint="give a weight above 0, for example 1 for one observation")
             return self.weight
         if not 0 < self.probability < 1:
             raise EditError(f"no evidence brings a belief to {self.probability:g}",
-                            where="evidence", remedy="choose a probability between 0 and 1")
+                            where="evidence", hint="choose a probability between 0 and 1")
         return evidence_weight(agent, requested, requested.object, self.probability)
 
 
@@ -59,7 +59,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Moved:
+class FactChange:
     """One fact of the ripple, with its probabilities for the agent and the model."""
 
     fact: Fact
@@ -81,12 +81,12 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class AgentPrediction:
     """What an agent believes before and after a request."""
 
     request: EditRequest
     questions: tuple[Question, ...]  # about the edited fact first
-    ripple: tuple[Moved, ...]  # the edited fact, those that move most, some that do not move
+    ripple: tuple[FactChange, ...]  # the edited fact, those that move most, some that do not move
     n_more: int  # further facts that move, by less than all of these
 
     @property
@@ -96,12 +96,12 @@ class Outlook:
         return last if last.role == "other subject" and last.fact.object else None
 
 
-class Known:
+class FactIndex:
     """The facts of a corpus by name, ready to be searched, and the agent that has read it."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent) -> None:
         self.agent = agent
-        self.facts = known_facts(corpus, world).select("subject", "relation", "object")
+        self.facts = corpus_facts(corpus, world).select("subject", "relation", "object")
         self.object_of = {(s, r): o for s, r, o in self.facts.iter_rows()}
         self.relations_of, self.subjects_of = (
             dict(self.facts.group_by(key, maintain_order=True).agg(value).iter_rows())
@@ -136,7 +136,7 @@ class Known:
             if (name := known.resolve(text)) is None:
                 close = known.find(text, 3) or known.find("", 3)
                 what = f"no {kind} is called {text!r}"
-                raise EditError(what if text.strip() else f"the {kind} is missing", remedy=(
+                raise EditError(what if text.strip() else f"the {kind} is missing", hint=(
                     f"pick a suggestion, for example {', '.join(map(repr, close))}"))
             names.append(name)
         return Fact(*names)
@@ -157,10 +157,10 @@ class Known:
         found: list[tuple[float, EditRequest]] = []
         for relation, upstream in self.agent.pairs.items():
             members = self.subjects_of.get(relation, ())
-            answers = self.agent.expected_downstream(relation) if members else {}
+            answers = self.agent.map_downstream(relation) if members else {}
             subjects = [s for s in members if (s, upstream) in self.object_of]
             for place, subject in enumerate(subjects[:_N_TRIED]):
-                now = self.agent.expected(subject, relation)
+                now = self.agent.map_object(subject, relation)
                 if others := [x for x, answer in answers.items() if answer != now]:
                     request = self.request(Fact(subject, upstream, others[place % len(others)]))
                     old, new = (agent.probability(subject, relation, answers[request.target])
@@ -179,7 +179,7 @@ class Known:
         around = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
         return [s for s in around if s != subject][:n]
 
-    def outlook(self, request: EditRequest, agent: BayesAgent) -> Outlook:
+    def outlook(self, request: EditRequest, agent: BayesAgent) -> AgentPrediction:
         """What an agent makes of a request; EvidenceError for one that is no evidence."""
         updated = agent.after(request)
         questions = []
@@ -190,8 +190,8 @@ class Known:
         o = agent.objects.index(request.target)
         old, new = (float(belief[o]) for belief in (questions[0].before, questions[0].after))
         ripple, n_more = self._ripple(request, agent, updated)
-        return Outlook(request, tuple(questions),
-                       (Moved(request.requested, "request", old, new), *ripple), n_more)
+        return AgentPrediction(request, tuple(questions),
+                       (FactChange(request.requested, "request", old, new), *ripple), n_more)
 
     def _near(self, subject: str, relation: str) -> list[tuple[Role, Fact]]:
         """The edited fact; a downstream, upstream or other fact; another subject's fact."""
@@ -205,13 +205,13 @@ class Known:
                   for other in self.others(subject, relation, 1))]
 
     def _ripple(self, request: EditRequest, agent: BayesAgent,
-                updated: BayesAgent) -> tuple[list[Moved], int]:
+                updated: BayesAgent) -> tuple[list[FactChange], int]:
         """(The facts that move most and some that do not, how many more move)."""
         subject, relation = request.subject, request.fact.relation
         moved = agent.ripple(self.facts, subject, relation, request.target, request.weight)
         moved = moved.filter(pl.col("path") != "request")
         columns = moved.select("subject", "relation", "object", "path", "p_before", "p_after")
-        shown = [Moved(Fact(s, r, o), path, *p)
+        shown = [FactChange(Fact(s, r, o), path, *p)
                  for s, r, o, path, *p in columns.head(CAP - 1 - _N_STILL).iter_rows()]
         names = {(one.fact.subject, one.fact.relation) for one in shown} | {(subject, relation)}
         own = [(subject, r) for r in self.relations_of.get(subject, ())]
@@ -220,7 +220,7 @@ class Known:
         still = still[:CAP - 1 - len(shown)]
         frame = pl.DataFrame([vars(fact) for fact in still], schema=self.facts.schema)
         p = [one.probabilities(frame).tolist() for one in (agent, updated)]
-        unmoved = [Moved(fact, "still", *both) for fact, *both in zip(still, *p, strict=True)]
+        unmoved = [FactChange(fact, "still", *both) for fact, *both in zip(still, *p, strict=True)]
         return [*shown, *unmoved], len(moved) - len(shown)
 
 

@@ -15,11 +15,11 @@ from beliefedit.editors.base import EditRequest
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
-from beliefedit.playground.background import StepCallback, Worker, words
-from beliefedit.playground.controls import LABEL, Pickers, Settling, columns, row
+from beliefedit.playground.background import StepCallback, Worker, error_text
+from beliefedit.playground.controls import LABEL, RequestForm, Settling, columns, row
 from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
-from beliefedit.playground.session import Choice, Entry, Session
-from beliefedit.playground.snapshot import Picture, draw
+from beliefedit.playground.session import EditorChoice, Entry, Session
+from beliefedit.playground.snapshot import Snapshot, draw
 from beliefedit.run import Run
 
 N_SETTINGS = 4  # hyper-parameters with a field of their own; the others stay as they are
@@ -27,12 +27,12 @@ _USUAL = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come 
 _FIELDS = {bool: ipw.Checkbox, int: ipw.IntText, float: ipw.FloatText}
 
 
-def choices_of(experiment: Experiment) -> dict[str, Choice]:
+def choices_of(experiment: Experiment) -> dict[str, EditorChoice]:
     """Every editor with its hyper-parameters: the run's where it names the editor, or defaults."""
     load_entry_points("beliefedit.editors")
     named = dict(experiment.edit.editors)
     named |= {name: kind() for name, kind in EDITOR_PARAMETERS.items() if name not in named}
-    return {name: Choice(name, dict(vars(parameters))) for name, parameters in named.items()}
+    return {name: EditorChoice(name, dict(vars(parameters))) for name, parameters in named.items()}
 
 
 class Working(ipw.VBox):
@@ -52,7 +52,7 @@ class Working(ipw.VBox):
             try:
                 pressed()
             except BeliefEditError as error:
-                self.say(words(error), "problem")
+                self.say(error_text(error), "problem")
 
         made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
                           layout={"width": "auto"})
@@ -94,10 +94,10 @@ class Page(Working):
     def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
         super().__init__()
         self.session, self.folder, self.editors = session, folder, choices_of(experiment)
-        self.picture: Picture | None = None
+        self.picture: Snapshot | None = None
         self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
             ipw.HTML() for _ in range(5))
-        self.pickers = Pickers(session.known, self._refresh)
+        self.pickers = RequestForm(session.known, self._refresh)
         self.children = [
             ipw.HTML(show.STYLE), self.pickers, *self._edit_controls(), self.message, self.beliefs,
             columns(self.logic, ipw.VBox([self.history, self.comparison])), self.ripple,
@@ -166,7 +166,7 @@ class Page(Working):
             request = self.pickers.request(self.session.agent)
             outlook = self.session.outlook(request)
         except BeliefEditError as error:
-            self.pickers.hint.value = show.message(words(error))
+            self.pickers.hint.value = show.message(error_text(error))
             return
         self.pickers.say(request)
         last = self.session.history[-1] if self.session.history else None
@@ -176,23 +176,23 @@ class Page(Working):
         preview = draw(outlook, self.session.known.agent.objects)
         self._draw(preview)
 
-        def finished(picture: Picture | None, problem: str | None) -> None:
+        def finished(picture: Snapshot | None, problem: str | None) -> None:
             if picture is not None and self.picture is preview:  # nothing else is shown by now
                 self._draw(picture)
 
         self.worker.run(lambda progress: self.session.look(request), finished)
 
-    def _draw(self, picture: Picture) -> None:
+    def _draw(self, picture: Snapshot) -> None:
         self.picture = picture
         self.beliefs.value, self.logic.value = show.belief_bars(picture), show.logic(picture.logic)
         self.ripple.value = show.ripple(picture)
 
-    def _asked(self) -> tuple[EditRequest, Choice]:
+    def _asked(self) -> tuple[EditRequest, EditorChoice]:
         """What the controls ask for."""
         fields = {field.description: field.value for field in self.settings.children}
         choice = self.editors[self.editor.value]
         return (self.pickers.request(self.session.agent),
-                Choice(choice.name, {**choice.settings, **fields}))
+                EditorChoice(choice.name, {**choice.settings, **fields}))
 
     def _press_edit(self) -> None:
         asked = self._asked()
@@ -203,7 +203,7 @@ class Page(Working):
 
         self.start(lambda progress: self.session.edit(*asked, progress), finished, "Editing …")
 
-    def rehearse(self) -> None:
+    def run_example(self) -> None:
         """Carry out what the controls say, and wait for it."""
         self.edit.click()
         self.worker.run(lambda progress: None, lambda *_: None).result()
@@ -289,7 +289,7 @@ class Playground(Settling, ipw.VBox):
         try:
             session, run = open_run(run)
         except BeliefEditError as error:
-            self.page, shown = None, Offer(self, words(error))
+            self.page, shown = None, NoRunPanel(self, error_text(error))
         else:
             self.page = shown = Page(session, run.config, run.folder / "playground")
         self.children = [self.runs, shown]
@@ -300,17 +300,17 @@ class Playground(Settling, ipw.VBox):
             self.runs.value = str(folder)
         self.runs.layout.display = None if len(found) > 1 else "none"
 
-    def rehearse(self) -> None:
+    def run_example(self) -> None:
         """Carry out the example edit, so that a notebook's report shows it; not on Voilà's page."""
         if self.page and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-            self.page.rehearse()
+            self.page.run_example()
 
     def _chosen(self, change: dict) -> None:
         if self.settled and change["new"] is not None:
             self.show_run(Run.open(change["new"], read_only=True))
 
 
-class Offer(Working):
+class NoRunPanel(Working):
     """Says how to make the run of a playground, and makes one at the press of a button."""
 
     def __init__(self, playground: Playground, reason: str) -> None:

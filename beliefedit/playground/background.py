@@ -53,7 +53,7 @@ class Worker:
             try:
                 result, problem = work(report), None
             except Exception as error:  # noqa: BLE001 - the page shows the words
-                result, problem = None, words(error)
+                result, problem = None, error_text(error)
             finished(result, problem)
 
         return self._threads.submit(job)
@@ -69,12 +69,12 @@ class Worker:
         self._threads.shutdown(cancel_futures=True)
 
 
-def words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error as a sentence or two for the page."""
     if isinstance(error, Cancelled):
         return "Stopped. Nothing was changed."
     if isinstance(error, BeliefEditError):
-        sentences = [text[:1].upper() + text[1:] for text in (error.problem, error.remedy) if text]
+        sentences = [text[:1].upper() + text[1:] for text in (error.problem, error.hint) if text]
         return " ".join(f"{sentence}." for sentence in sentences)
     log.error("the playground met an unexpected error", exc_info=error)
     return (f"Something went wrong ({type(error).__name__}: {error}). "

@@ -10,7 +10,7 @@ import ipywidgets as ipw
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.editors.base import EditRequest
 from beliefedit.playground import html as show
-from beliefedit.playground.agent_view import EvidenceStrength, Known
+from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
 
 CUSTOM = "custom weight"
 STRENGTHS = {"one observation": EvidenceStrength(None, 1.0),
@@ -74,10 +74,10 @@ class Finder(Settling, ipw.VBox):
             self.changed(change["new"])
 
 
-class Pickers(Settling, ipw.VBox):
+class RequestForm(Settling, ipw.VBox):
     """The controls of a request; ``changed`` is called after every change."""
 
-    def __init__(self, known: Known, changed: Callable[[], None]) -> None:
+    def __init__(self, known: FactIndex, changed: Callable[[], None]) -> None:
         self.known, self.changed = known, changed
         self.subject = self._finder("subject", "Subject", self._subject_chosen)
         self.relation = self._finder("relation", "Relation", self._relation_chosen)

@@ -11,14 +11,14 @@ from typing import Any
 
 import polars as pl
 
-from beliefedit.corpus.corpus import spread_texts
+from beliefedit.corpus.corpus import sample_documents
 from beliefedit.corpus.language import Fact
 from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError
 from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
-from beliefedit.playground.agent_view import EvidenceStrength, Known
+from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
 from beliefedit.playground.background import StepCallback, part_of, silent
-from beliefedit.playground.session import Choice, Session
+from beliefedit.playground.session import EditorChoice, Session
 from beliefedit.run import Run
 from beliefedit.store import read_json, write_json
 
@@ -47,8 +47,8 @@ def _session(run: Run) -> Session:
     no_cases = Cases(pl.DataFrame(), pl.DataFrame(
         schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
-    return Session(run.model, run.tokenizer, Known(run.world, run.corpus, run.agent),
-                   spread_texts(run.corpus), soft_targets)
+    return Session(run.model, run.tokenizer, FactIndex(run.world, run.corpus, run.agent),
+                   sample_documents(run.corpus), soft_targets)
 
 
 def runs_beside(folder: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
     script = params.parent.parent / "run_all.py"
     if not script.exists():
         raise TrainingError(f"no run_all.py beside {params.parent}",
-                            remedy="run it from a checkout")
+                            hint="run it from a checkout")
     command = [str(script), "--params", str(params), "--out", str(folder),
                "--only", "01_corpus", "--only", "02_pretraining"]
     python = [sys.executable, *(["-c", _END_WITH_PARENT] if sys.platform == "linux" else [])]
@@ -81,7 +81,7 @@ def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
             raise
     if process.returncode:
         raise TrainingError(f"the run failed: {line}",
-                            remedy=f"see what 'python {' '.join(command)}' says")
+                            hint=f"see what 'python {' '.join(command)}' says")
 
 
 def save_session(session: Session, path: Path) -> None:
@@ -105,7 +105,7 @@ def replay(session: Session, path: Path, progress: StepCallback = silent) -> flo
         edits = [_read_edit(edit) for edit in values["edits"]]
     except (KeyError, TypeError, ValueError) as error:
         raise EditError(f"this file is no session of the playground: {error}", where=str(path),
-                        remedy="load a file that 'Save session' wrote") from None
+                        hint="load a file that 'Save session' wrote") from None
     session.clear()
     worst = 0.0
     for place, (requested, strength, choice, stacked, numbers) in enumerate(edits):
@@ -117,12 +117,13 @@ def replay(session: Session, path: Path, progress: StepCallback = silent) -> flo
     return worst
 
 
-def _read_edit(edit: dict[str, Any]) -> tuple[Fact, EvidenceStrength, Choice, bool, dict]:
+def _read_edit(edit: dict[str, Any]) -> tuple[Fact, EvidenceStrength, EditorChoice, bool, dict]:
     *names, editor = (edit[key] for key in ("subject", "relation", "object", "editor"))
     if not all(isinstance(name, str) for name in (*names, editor)):
         raise TypeError(f"{(*names, editor)} are no names")
     return (Fact(*names), EvidenceStrength(None, float(edit["weight"])),
-            Choice(editor, dict(edit["settings"])), bool(edit["stacked"]), dict(edit["numbers"]))
+            EditorChoice(editor,
+                         dict(edit["settings"])), bool(edit["stacked"]), dict(edit["numbers"]))
 
 
 def _difference(old: dict[str, Any], new: dict[str, float | None]) -> float:

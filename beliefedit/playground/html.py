@@ -13,9 +13,9 @@ from beliefedit.analysis.measures import MEASURES
 from beliefedit.config import EDITOR_PARAMETERS
 from beliefedit.editors.registry import editor_class
 from beliefedit.formatting import html_table, number
-from beliefedit.playground.agent_view import Moved
+from beliefedit.playground.agent_view import FactChange
 from beliefedit.playground.session import Entry
-from beliefedit.playground.snapshot import ERRORS, Bar, Logic, Panel, Picture
+from beliefedit.playground.snapshot import ERRORS, Bar, Logic, Panel, Snapshot
 from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
 
 STYLE = ("<style>.be, .be-page { "
@@ -54,7 +54,7 @@ def evidence(weight: float, probability: float | None = None) -> str:
         f"enough that the Bayesian agent believes it with P = {probability:g}: {n}")
 
 
-def belief_bars(picture: Picture) -> str:
+def belief_bars(picture: Snapshot) -> str:
     """The panels of grouped bars, with their key."""
     names = {"before": "LM before", "after": "LM after", "agent": "Bayesian agent"}
     key = "".join(f'<span><i style="background:var(--{role})"></i>{name}</span>'
@@ -157,7 +157,7 @@ _COLUMNS = ((6, 30, "the request"), (250, 34, "the same subject"), (510, 36, "ot
             (790, 36, ""))  # left edge, characters that fit a label, and heading
 
 
-def ripple(picture: Picture) -> str:
+def ripple(picture: Snapshot) -> str:
     """The facts that the edit reaches, as a graph: the request on the left, other facts of its
     subject beside it, other subjects' on the right; in a column the largest change is on top."""
     edited, *rest = picture.ripple
@@ -195,7 +195,7 @@ def ripple(picture: Picture) -> str:
         "be-ripple")
 
 
-def _node(moved: Moved, column: int, y: float) -> str:
+def _node(moved: FactChange, column: int, y: float) -> str:
     fact, is_request = moved.fact, moved.path == "request"
     left, characters, _ = _COLUMNS[column]
     x = left + _RADIUS

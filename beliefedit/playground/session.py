@@ -23,8 +23,8 @@ from beliefedit.editors.base import (
     EditedModels,
     Editor,
     EditRequest,
-    Plain,
     SoftTarget,
+    UnmodifiedModel,
     add_delta,
     check_finite,
 )
@@ -32,15 +32,15 @@ from beliefedit.errors import DivergenceError, EditError
 from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
-from beliefedit.playground.agent_view import Known, Outlook
+from beliefedit.playground.agent_view import AgentPrediction, FactIndex
 from beliefedit.playground.background import StepCallback, part_of, silent
-from beliefedit.playground.snapshot import Asked, Picture, diverged, draw
+from beliefedit.playground.snapshot import CachedModel, Snapshot, diverged, draw
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
 
 @dataclass(frozen=True)
-class Choice:
+class EditorChoice:
     """An editor and its hyper-parameters; those not named keep their defaults."""
 
     name: str
@@ -52,9 +52,9 @@ class Entry:
     """One edit of the history."""
 
     request: EditRequest
-    choice: Choice
+    choice: EditorChoice
     stacked: bool  # made on top of the stacked edits before it
-    picture: Picture
+    picture: Snapshot
     seconds: float
     folder: Path  # of its weights, as far as it has any
 
@@ -63,14 +63,14 @@ class Session:
     """Edits of one model, which itself is never changed; their weights are kept on disk. Texts are
     documents of the corpus, for editors that look at how the model reads them."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: Known,
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: FactIndex,
                  texts: Sequence[str], soft_targets: SoftTargetBuilder) -> None:
         self.base, self.tokenizer, self.known = model, tokenizer, known
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
         self._kept = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
-        self._fresh = self._asked(Plain(model))
+        self._fresh = self._asked(UnmodifiedModel(model))
         self._piled = self._fresh  # the model with all stacked edits
 
     @property
@@ -83,19 +83,22 @@ class Session:
         return agent
 
     @property
-    def before(self) -> Asked:
+    def before(self) -> CachedModel:
         """The model that the next edit starts from, not to be changed, and its answers so far."""
         return self._piled if self.stacked else self._fresh
 
-    def outlook(self, request: EditRequest) -> Outlook:
+    def outlook(self, request: EditRequest) -> AgentPrediction:
         """What the agent makes of a request; no model is asked."""
         return self.known.outlook(request, self.agent)
 
-    def look(self, request: EditRequest) -> Picture:
+    def look(self, request: EditRequest) -> Snapshot:
         """A request before its edit: the agent, and the model as it is."""
         return draw(self.outlook(request), self.known.agent.objects, self.before)
 
-    def edit(self, request: EditRequest, choice: Choice, progress: StepCallback = silent) -> Entry:
+    def edit(self,
+             request: EditRequest,
+             choice: EditorChoice,
+             progress: StepCallback = silent) -> Entry:
         """Carry a request out and put it into the history; after an error (EditError,
         EvidenceError, ConfigError: it cannot be carried out; DivergenceError: its loss, changes
         or answers are not finite) nothing has changed."""
@@ -109,13 +112,13 @@ class Session:
         if self.stacked:
             if not (folder / _DELTA).exists():
                 raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
-                                remedy="choose another editor, or make each edit alone")
+                                hint="choose another editor, or make each edit alone")
             self._stack(folder)
         self.history += (Entry(request, choice, self.stacked, picture, seconds, folder),)
         return self.history[-1]
 
-    def carry_out(self, request: EditRequest, choice: Choice,
-                  progress: StepCallback) -> tuple[EditedModels, Picture]:
+    def carry_out(self, request: EditRequest, choice: EditorChoice,
+                  progress: StepCallback) -> tuple[EditedModels, Snapshot]:
         """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
         outlook = self.outlook(request)
         before = self._asked(self.before.models)  # anew: no number depends on earlier questions
@@ -124,19 +127,19 @@ class Session:
         if editor.uses_soft_targets:
             request = replace(request, soft_targets=self._soft_targets(editor, outlook))
         if reason := editor.validation_error(tokenizer, request):
-            raise EditError(reason, where=str(request.requested), remedy="change the request")
+            raise EditError(reason, where=str(request.requested), hint="change the request")
         progress(0, None, f"{name}: preparing")
         editor.prepare(model, tokenizer, self.texts)
         total = getattr(editor.config, "steps", None)
-        edited = editor.apply(model, tokenizer, [request], watch=lambda step, _: progress(
+        edited = editor.apply(model, tokenizer, [request], callback=lambda step, _: progress(
             step, total, f"{name}: step {step} of {total}"))
         progress(total or 1, total or 1, "asking the edited model")
         _check_converged(edited)
         picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
-        progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
+        progress(total or 1, total or 1, "done")  # the last covariance at which it can be stopped
         return edited, picture
 
-    def compare(self, request: EditRequest, choices: Sequence[Choice],
+    def compare(self, request: EditRequest, choices: Sequence[EditorChoice],
                 progress: StepCallback = silent) -> pl.DataFrame:
         """The same request carried out by several editors; the history stays as it is.
 
@@ -146,7 +149,7 @@ class Session:
             (why it cannot be carried out; null). Agent and unedited model come first.
         """
         rows: list[dict[str, Any]] = []
-        picture: Picture | None = None
+        picture: Snapshot | None = None
         for place, choice in enumerate(choices):
             started = time.perf_counter()
             within = part_of(progress, place, len(choices))
@@ -192,7 +195,7 @@ class Session:
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
         if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
-                            remedy="choose another editor")
+                            hint="choose another editor")
         if kind == "model":
             pile = self._piled.models.model
             save_model(pile if entry.stacked else export.load_delta(delta, self.base),
@@ -203,7 +206,7 @@ class Session:
             shutil.copyfile(delta, target)
         elif not adapter.exists():
             raise EditError(f"an edit by {entry.choice.name} is no adapter",
-                            remedy="save it as a delta or a model")
+                            hint="save it as a delta or a model")
         else:
             shutil.copytree(adapter, target, dirs_exist_ok=True)
         return target
@@ -214,17 +217,17 @@ class Session:
 
     def _last(self, purpose: str) -> Entry:
         if not self.history:
-            raise EditError(f"there is no edit to {purpose}", remedy="press Edit first")
+            raise EditError(f"there is no edit to {purpose}", hint="press Edit first")
         return self.history[-1]
 
-    def _asked(self, models: EditedModels) -> Asked:
-        return Asked(models, self.tokenizer, self.known.agent.objects)
+    def _asked(self, models: EditedModels) -> CachedModel:
+        return CachedModel(models, self.tokenizer, self.known.agent.objects)
 
-    def _soft_targets(self, editor: Editor, outlook: Outlook) -> tuple[SoftTarget, ...]:
+    def _soft_targets(self, editor: Editor, outlook: AgentPrediction) -> tuple[SoftTarget, ...]:
         """What else is to be believed after a request, but for what is shown of another subject."""
         request = outlook.request
         if not request.fact.object:
-            raise EditError(f"the corpus does not state what {request.prompt!r}", remedy=(
+            raise EditError(f"the corpus does not state what {request.prompt!r}", hint=(
                 "choose a relation the subject has, or an editor without soft targets"))
         near = {question.role: question.fact for question in outlook.questions}
         shown = {near["other subject"].prompt} if "other subject" in near else set()
@@ -236,7 +239,7 @@ class Session:
         model = self._piled.models.model
         model = copy.deepcopy(model) if model is self.base else model
         add_delta(model, load_file(folder / _DELTA))
-        self._piled = self._asked(Plain(model))
+        self._piled = self._asked(UnmodifiedModel(model))
 
 
 def _check_converged(edited: EditedModels) -> None:
@@ -251,7 +254,7 @@ def _check_converged(edited: EditedModels) -> None:
         pass
 
 
-def _figures(picture: Picture, column: str) -> dict[str, float | None]:
+def _figures(picture: Snapshot, column: str) -> dict[str, float | None]:
     """p_request, downstream and other in one column of the bars, and the model's logical errors."""
     bars = {"p_request": picture.panels[0].bar(picture.request.target)}
     if near := picture.panel("downstream", "upstream"):

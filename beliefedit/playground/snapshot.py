@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from beliefedit.corpus.language import Fact, clause, judged_prompt, label_word
+from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
 from beliefedit.editors.base import EditedModels, EditRequest
 from beliefedit.errors import DivergenceError
 from beliefedit.evaluation import metrics
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.scoring import encode_pairs, score
-from beliefedit.playground.agent_view import Moved, Outlook, Question, Role, largest
+from beliefedit.playground.agent_view import AgentPrediction, FactChange, Question, Role, largest
 
 TOP = 8  # objects shown of a belief; all others are summed up
 ERRORS = {"true_false": (metrics.true_false_error, "stated", "A"),
@@ -32,10 +32,10 @@ _MOST = 20_000  # answers kept before all are dropped, so that a long session do
 def diverged(what: str) -> DivergenceError:
     """The error that says so."""
     return DivergenceError(f"the edit diverged: {what} not finite. The model stays as it was",
-                           remedy="lower the editor's learning rate")
+                           hint="lower the editor's learning rate")
 
 
-class Asked:
+class CachedModel:
     """The first version of some edited models, and what it has answered so far; a DivergenceError
     for an answer that is not finite."""
 
@@ -149,12 +149,12 @@ class Logic:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Snapshot:
     """One request and what agent and model believe about it; ``n_more`` further facts move."""
 
     request: EditRequest
     panels: tuple[Panel, ...]
-    ripple: tuple[Moved, ...]
+    ripple: tuple[FactChange, ...]
     n_more: int
     logic: Logic
 
@@ -174,8 +174,8 @@ class Picture:
         return {name: None if math.isnan(value) else float(value) for name, value in found.items()}
 
 
-def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
-         after: Asked | None = None) -> Picture:
+def draw(outlook: AgentPrediction, objects: Sequence[str], before: CachedModel | None = None,
+         after: CachedModel | None = None) -> Snapshot:
     """A request's picture; without the model that is edited, and the edited one, it shows the
     agent alone. Objects are labels in the order of the outlook's beliefs."""
     models = [model for model in (before, after) if model is not None]
@@ -198,18 +198,19 @@ def draw(outlook: Outlook, objects: Sequence[str], before: Asked | None = None,
                     float(question.after[place_of[name]])) for name in names]
         panels.append(Panel(question.role, question.fact, question.request,
                             _shown(bars, (question.request, question.fact.object))))
-    ripple = tuple(Moved(one.fact, one.path, one.p_agent_before, one.p_agent,
+    ripple = tuple(FactChange(one.fact, one.path, one.p_agent_before, one.p_agent,
                          *p(one.fact.prompt, one.fact.object)) for one in outlook.ripple)
     judged = {name: (*_credences(*(p(prompt, target) for target in targets)), *map(float, agent))
               for name, (prompt, targets, agent) in statements.items()}
     errors = {name: tuple(map(error, *(judged[part][:2] for part in parts)))
               for name, (error, *parts) in ERRORS.items() if judged.keys() >= set(parts)}
     other = None if outlook.other is None else str(outlook.other.fact)
-    return Picture(outlook.request, tuple(panels), ripple, outlook.n_more,
+    return Snapshot(outlook.request, tuple(panels), ripple, outlook.n_more,
                    Logic(str(outlook.request.requested), other, judged, errors))
 
 
-def _candidates(question: Question, objects: Sequence[str], models: Sequence[Asked]) -> list[str]:
+def _candidates(question: Question, objects: Sequence[str],
+                models: Sequence[CachedModel]) -> list[str]:
     """The request, the true object, and what agent or model hold likeliest."""
     named = [question.request, question.fact.object, *largest(objects, question.after, TOP),
              *largest(objects, question.before, TOP)]
@@ -237,7 +238,7 @@ def _credences(p: Sequence[float], p_false: Sequence[float] = ()) -> tuple[float
     return tuple(map(metrics.credence, p, p_false)) if p_false else tuple(p)
 
 
-def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
+def _statements(outlook: AgentPrediction, place_of: dict[str, int]) -> dict[str, tuple]:
     """Name of a statement to its prompt and targets, and the agent's belief before and after.
 
     Targets are the object, or both words where the statement is judged true or false.
@@ -247,13 +248,18 @@ def _statements(outlook: Outlook, place_of: dict[str, int]) -> dict[str, tuple]:
 
     a, request = outlook.request.requested, outlook.request
     p_a = by_agent(outlook.questions[0], a)
-    said = {"A": (clause("atomic", a), p_a), "not A": (clause("not", a), 1 - p_a)}
+    said = {
+        "A": (proposition_text("atomic", a), p_a), "not A": (proposition_text("not", a), 1 - p_a)
+    }
     if outlook.other is not None:
         b = outlook.other.fact
         p_b = by_agent(outlook.other, b)
-        said |= {"B": (clause("atomic", b), p_b), "A and B": (clause("and", a, b), p_a * p_b),
-                 "B and A": (clause("and", b, a), p_a * p_b),
-                 "A or B": (clause("or", a, b), p_a + p_b - p_a * p_b)}
-    words = label_word(True), label_word(False)
+        said |= {
+            "B": (proposition_text("atomic", b), p_b), "A and B": (proposition_text("and", a,
+                                                                                    b), p_a * p_b),
+            "B and A": (proposition_text("and", b, a), p_a * p_b),
+            "A or B": (proposition_text("or", a, b), p_a + p_b - p_a * p_b)
+        }
+    words = truth_word(True), truth_word(False)
     return {"stated": (request.prompt, (request.target,), p_a)} | {
-        name: (judged_prompt(text), words, p) for name, (text, p) in said.items()}
+        name: (true_false_prompt(text), words, p) for name, (text, p) in said.items()}

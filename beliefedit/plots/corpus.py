@@ -101,8 +101,10 @@ def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, giv
     top = np.argsort(-p, kind="stable")[:n]
     top = top[p[top] > 0]
     names, values = [objects[i] for i in top], p[top].tolist()
-    if n_others := int((p > 0).sum()) - len(top):
-        names, values = [*names, f"{n_others:,} others"], [*values, float(p.sum() - p[top].sum())]
+    if n_other_subjects := int((p > 0).sum()) - len(top):
+        names, values = [*names,
+                         f"{n_other_subjects:,} others"], [*values,
+                                                           float(p.sum() - p[top].sum())]
     places = list(range(len(names)))
     chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”",
                    x="agent's probability q", height=max(200, 26 * len(names) + 110))
@@ -144,7 +146,7 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
 def truth_histogram(frame: pl.DataFrame) -> go.Figure:
     """How certain the world is, and how often the corpus says what is true.
 
-    ``frame`` comes from `analysis.corpus.truth_drawn`.
+    ``frame`` comes from `analysis.corpus.sampled_share`.
     """
     chart = panels("How often a fact's true object is drawn",
                    ["probability in the world", "share in the corpus"], panel_height=290)
@@ -169,13 +171,13 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
 
 
 def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
-                told: str = "") -> go.Figure:
+                request: str = "") -> go.Figure:
     """Facts an edit moved most: a bar from the belief before to the belief after, where a dot sits.
 
     Args:
         frame: subject, relation, object, p_before, p_after, change, path (why it moved).
         role: whose beliefs these are: "agent" or "after" (the LM).
-        told: what was told, for the title.
+        request: the edit request, for the title.
     """
     change = pl.col("change").abs()
     rows = frame.sort(change, descending=True, maintain_order=True).head(n).to_dicts()
@@ -186,7 +188,7 @@ def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
     common = {"y": places, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>",
               "showlegend": False}
     chart = figure(("Facts that moved most" if len(frame) > n else "Facts that moved")
-                   + (f" when told “{short(told, 60)}”" if told else ""),
+                   + (f" after the request “{short(request, 60)}”" if request else ""),
                    x="probability, before → after (dot)", height=max(200, 40 * len(rows) + 110))
     chart.add_bar(x=[row["change"] for row in rows], base=[row["p_before"] for row in rows],
                   orientation="h", width=0.28, marker={"color": ROLES[role], "opacity": 0.55},

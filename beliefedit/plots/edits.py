@@ -60,7 +60,7 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
     lines = _lines(scores, case, before)
     asked = {f"{row['probe']}.{row['kind']}": row | {"sentence": f"{row['prompt']} {row['target']}"}
              for row in queries.filter(case=case).iter_rows(named=True)}
-    request = wrapped(f"told: {asked[f'{SAME}.requested']['sentence']}", 50)
+    request = wrapped(f"request: {asked[f'{SAME}.requested']['sentence']}", 50)
     names = [*(label.replace(", ", ",<br>") for label in PROBE_LABELS.values()),
              *(MEASURES[name].short for name in _COHERENT)]
     chart = panels("One edit, step by step", names, top=66 + 16 * request.count("<br>"))
@@ -87,7 +87,7 @@ def _lines(scores: pl.DataFrame, case: int,
     if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
         raise ReportError(
             f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
-            remedy="filter the scores by editor and seed; cases past n_trajectories have one step")
+            hint="filter the scores by editor and seed; cases past n_trajectories have one step")
     columns = ["step", "probe", "kind", "log_p"]
     if before is not None:
         start = before.filter(case=case).with_columns(step=pl.lit(0, rows["step"].dtype))
@@ -106,8 +106,8 @@ _Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
 
 def _probe_lines(lines: Mapping, asked: Mapping[str, Mapping]) -> Iterator[_Line]:
     for panel, probe in enumerate(PROBE_LABELS):
-        new, view = ("requested", "direct") if probe == SAME else ("modal", "predictive")
-        for kind, name, colour in (("original", "LM: original object", SERIES[0]),
+        new, view = ("requested", "direct") if probe == SAME else ("agent_mode", "predictive")
+        for kind, name, colour in (("true_object", "LM: original object", SERIES[0]),
                                    (new, "LM: new object", AFTER)):
             if (key := f"{probe}.{kind}") in lines:
                 yield panel, name, asked[key]["sentence"], {"color": colour}, *lines[key]
@@ -119,15 +119,15 @@ def _probe_lines(lines: Mapping, asked: Mapping[str, Mapping]) -> Iterator[_Line
 
 
 _COHERENT = {
-    "true_false": ("p(A) as judged; stated: p(o | s r)", ["judged_a", "atomic_a.stated"],
+    "true_false": ("p(A) as judged; stated: p(o | s r)", ["logic_a", "atomic_a.stated"],
                    lambda stated: stated),
-    "negation": ("p(not A); asked: 1 − p(A)", ["judged_not", "judged_a"],
+    "negation": ("p(not A); asked: 1 − p(A)", ["logic_not_a", "logic_a"],
                  lambda a: 1 - a),
     "disjunction": ("p(A or B); asked: p(A) + p(B) − p(A) p(B)",
-                    ["judged_or", "judged_a", "judged_b"],
+                    ["logic_a_or_b", "logic_a", "logic_b"],
                     lambda a, b: a + b - a * b),
     "conjunction": ("p(A and B); asked: p(A) p(B)",
-                    ["judged_and", "judged_a", "judged_b"], lambda a, b: a * b),
+                    ["logic_a_and_b", "logic_a", "logic_b"], lambda a, b: a * b),
 }
 """Logical measure -> meaning, the prompt and those it depends on, the coherent p given those."""
 
@@ -190,7 +190,7 @@ _PUBLISHED = {
     "p_after_given_upstream": "given the upstream fact",
     "p_after_direct_frequency": "direct frequency",
     "p_after_predictive_frequency": "predictive frequency",
-    "p_one_observation_direct": "direct, after one observation",
+    "p_single_observation_direct": "direct, after one observation",
     "p_generative": "generative probability"}
 
 
@@ -340,11 +340,13 @@ def sequence_unit(means: pl.DataFrame, level: float | None = None) -> str:
     return f"means over n = {n} sequences, {which}Student’s t intervals"
 
 
-GROUP_LABELS = {"last": "the last requests", "so_far": "all requests so far",
-                "untouched": "facts nobody touched", "corpus": "loss on the corpus, nats per token"}
+GROUP_LABELS = {
+    "latest": "the last requests", "all_edits": "all requests so far",
+    "unedited_facts": "facts nobody touched", "corpus_loss": "loss on the corpus, nats per token"
+}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
                "repetition": "repetition: twice,<br>or once, twice as sure",
-               "retraction": "retraction: told,<br>and told back",
+               "retraction": "retraction: request,<br>then the true object",
                "strength": "strength: distance<br>from the evidence",
                "irrelevance": "irrelevance:<br>unrelated facts",
                "slope": "slope of belief over<br>evidence (agent: 1)"}
@@ -361,7 +363,7 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
                    panel_height=230)
     for index, group in enumerate(GROUP_LABELS):
         rows = means.filter(pl.col("group") == group).sort("n_edits", maintain_order=True)
-        of_lm = rows.filter(measure="loss" if group == "corpus" else "p_lm")
+        of_lm = rows.filter(measure="loss" if group == "corpus_loss" else "p_lm")
         for number, editor in enumerate(means["editor"].unique(maintain_order=True)):
             points = of_lm.filter(editor=editor)
             name, dash = short(editor), DASHES[(number + number // len(SERIES)) % len(DASHES)]
@@ -406,11 +408,11 @@ def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
     The column sequences has the number of sequences that the means are over; sequences that
     diverge have no values, so that there can be fewer.
     """
-    shown = {("last", "accuracy"): "adopted: last", ("so_far", "accuracy"): "adopted: so far",
-             ("so_far", "coherence"): "distance from agent: so far",
-             ("untouched", "accuracy"): "right: untouched",
-             ("untouched", "coherence"): "distance from agent: untouched",
-             ("corpus", "loss"): "corpus loss"}
+    shown = {("latest", "accuracy"): "adopted: last", ("all_edits", "accuracy"): "adopted: so far",
+             ("all_edits", "coherence"): "distance from agent: so far",
+             ("unedited_facts", "accuracy"): "right: untouched",
+             ("unedited_facts", "coherence"): "distance from agent: untouched",
+             ("corpus_loss", "loss"): "corpus loss"}
     count = pl.format("n = {} {}", pl.col("n").max(), pl.when(pl.col("n").max() == 1).then(
         pl.lit("sequence")).otherwise(pl.lit("sequences"))).alias("sequences")
     return _with_text(means).group_by("editor", edits="n_edits", maintain_order=True).agg(count, *(

@@ -129,10 +129,10 @@ def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
     path, pictures = Path(path), (".jpg", ".pdf", ".png", ".svg", ".webp")
     if path.suffix.lower() not in pictures:
         raise ReportError(f"cannot write a figure as '{path.suffix}'", where=str(path),
-                          remedy=f"end the path in {', '.join(pictures)}")
+                          hint=f"end the path in {', '.join(pictures)}")
     if importlib.util.find_spec("kaleido") is None:
         raise ReportError("writing a figure as a picture needs kaleido, which is not installed",
-                          where=str(path), remedy="pip install kaleido")
+                          where=str(path), hint="pip install kaleido")
     path.parent.mkdir(parents=True, exist_ok=True)
     height = height or figure.layout.height or 500
     try:
@@ -141,6 +141,6 @@ def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
         ).write_image(path, width=width, height=height, scale=2)
     except (RuntimeError, ValueError, OSError) as error:
         raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}",
-                          where=str(path), remedy="kaleido needs Chrome or Chromium: install one, "
+                          where=str(path), hint="kaleido needs Chrome or Chromium: install one, "
                                                   "or run plotly_get_chrome") from error
     return path

@@ -13,7 +13,7 @@ from beliefedit.analysis.populations import POPULATIONS, TABLES
 from beliefedit.analysis.verdict import finding_value
 from beliefedit.formatting import html_table, number
 
-__all__ = ["PROBE_NAMES", "csv_link", "styled", "styled_claims", "styled_comparison"]
+__all__ = ["PROBE_NAMES", "csv_link", "tables_html", "findings_html", "comparison_html"]
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
              "downstream fact": "Downstream fact in other forms"}
@@ -26,10 +26,11 @@ def table_title(table: str) -> str:
     return ": ".join(filter(None, [table.replace("_", " ").capitalize(), "; ".join(texts)]))
 
 
-def styled(frame: pl.DataFrame) -> str:
+def tables_html(frame: pl.DataFrame) -> str:
     """HTML of tables, each folded: a block per editor, a row per measure, states side by side.
 
-    Means have three decimals, with the interval beside or below them, and the mark "told" where the
+    Means have three decimals, with the interval beside or below them, and the mark "trained_on"
+    where the
     editor had been taught the very fact that is asked for: that is recall, not inference. Single
     seeds, where there are several, are folded under the pooled table. Each table can be saved as
     CSV from the page. ``frame`` holds rows of `analysis.build_tables`, of one table or more.
@@ -49,7 +50,7 @@ def styled(frame: pl.DataFrame) -> str:
     return "".join(parts)
 
 
-def styled_comparison(frame: pl.DataFrame, table: str) -> str:
+def comparison_html(frame: pl.DataFrame, table: str) -> str:
     """HTML of runs and editors, a row each: means after the edit, then paired differences.
 
     ``frame`` comes from `analysis.compare` or `analysis.compare_editors` with this ``table``.
@@ -103,7 +104,7 @@ def _measure(name: str) -> Measure:
     return MEASURES.get(name) or Measure(name, name, name, "other", "", None, pl.lit(None))
 
 
-def styled_claims(findings: pl.DataFrame) -> str:
+def findings_html(findings: pl.DataFrame) -> str:
     """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and mean.
 
     The last column says how many of which requests are counted.
@@ -167,13 +168,13 @@ def _block(frame: pl.DataFrame, caption: str) -> str:
 
 
 def _cell(row: dict | None, *, decimals: int = 3, between: str = "<br>") -> str:
-    """Mean, interval, and the mark "told", which the request itself, always told, does not need."""
+    """Mean, interval, and the mark "trained on", which the request itself does not need."""
     if row is None or row["mean"] is None:
         return "–"
     mark = ""
-    if row["told"] and row["state"] != "before" and _measure(row["measure"]).probe != SAME:
-        share = "" if row["told"] == 1 else f" in {100 * row['told']:.0f}%"
-        mark = " " + _small(f"told{share}")
+    if row["trained_on"] and row["state"] != "before" and _measure(row["measure"]).probe != SAME:
+        share = "" if row["trained_on"] == 1 else f" in {100 * row['trained_on']:.0f}%"
+        mark = " " + _small(f"trained on{share}")
     return _with_interval(row["mean"], row["low"], row["high"], decimals, between, mark)
 
 

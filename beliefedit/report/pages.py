@@ -25,7 +25,7 @@ from beliefedit.config import AnalysisConfig
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.formatting import duration, flatten, number, percent
 from beliefedit.report.cells import PLOTLY, Heading, ReportPage, figure_json, render_cells
-from beliefedit.report.html_tables import styled_claims, styled_comparison
+from beliefedit.report.html_tables import comparison_html, findings_html
 from beliefedit.run import SUMMARY, Run
 from beliefedit.store import file_digest, read_json, write_text
 
@@ -99,7 +99,7 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     editors = ", ".join(edit["editors"])
     n = edit["n_cases"] if edit["n_edited"] is None else edit["n_edited"]
     found = {"data": f"{source}: {', '.join(numbers)}",
-             "model": ": ".join([*filter(None, [model["init"] or model["size"]]), *size]),
+             "model": ": ".join([*filter(None, [model["init_from"] or model["size"]]), *size]),
              "edits": f"up to {n:,} requests by {editors}" if editors and n else "none",
              "device": built.get("device", config["device"])}
     if built:
@@ -149,10 +149,10 @@ def write_index(run_folder: Path) -> Path:
     record = _record(run_folder)
     if not record:
         raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
-                          remedy="run_all.py makes run folders")
+                          hint="run_all.py makes run folders")
     reports = [{"name": name, **entry, "exists": (run_folder / entry.get("report", "-")).exists()}
                for name, entry in record["notebooks"].items()]
-    claims = Markup(styled_claims(pl.DataFrame(record.get("findings", []))))
+    claims = Markup(findings_html(pl.DataFrame(record.get("findings", []))))
     figures = key_figures(record)
     headings = [Heading(2, text, anchor) for text, anchor, there in (
         ("Verdict", "verdict", claims), ("Reports", "reports", True),
@@ -176,7 +176,7 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     runs = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
-                          remedy="give the folder of a sweep")
+                          hint="give the folder of a sweep")
     keys = list(dict.fromkeys(key for record in runs.values() for key in record["point"]))
     rows = [{"folder": name, "point": [record["point"].get(key) for key in keys],
              "status": _status(record), "summary": record,
@@ -207,7 +207,7 @@ def edit_sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str,
               for table in ("updating", "downstream", "fixing")}
     return [{"title": "Editors and runs side by side",
              "figure": json.loads(contrasts(frames).to_json()),
-             "html": "".join(styled_comparison(frame, table) for table, frame in frames.items()
+             "html": "".join(comparison_html(frame, table) for table, frame in frames.items()
                              if frame["n"].max())}]
 
 
@@ -248,7 +248,7 @@ def _read(notebook: Path) -> Mapping[str, Any]:
                           where=str(notebook)) from None
     except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         raise ReportError(f"not a Jupyter notebook: {' '.join(str(error).split())[:200]}",
-                          where=str(notebook), remedy="give an executed .ipynb file") from None
+                          where=str(notebook), hint="give an executed .ipynb file") from None
 
 
 def _plotly() -> Markup:

@@ -30,7 +30,7 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"could not write: {reason}", where=str(folder),
-                            remedy="free space or choose another folder, then run again; training "
+                            hint="free space or choose another folder, then run again; training "
                                    "resumes from the last checkpoint") from error
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from beliefedit.config import PretrainingConfig
 from beliefedit.errors import TrainingError
-from beliefedit.lm.prefix_tree import plant
+from beliefedit.lm.prefix_tree import build_prefix_trees
 
 _ROW_LENGTHS = 32, 1024
 _SLICE = 20_000  # documents tokenized at once
@@ -45,7 +45,8 @@ class Documents:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of `Forest` trees: a document is a path in a tree, and equal beginnings stand once.
+    """Rows of `PrefixTrees` trees: a document is a path in a tree, and equal context_templates
+    stand once.
 
     Arrays are int64 [rows, length] but for the members.
     """
@@ -105,7 +106,7 @@ def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: P
     starts = np.concatenate(lengths).cumsum()
     if len(starts) == 1:
         raise TrainingError("there are no documents to train on", where=str(source),
-                            remedy="run the corpus stage")
+                            hint="run the corpus stage")
     return Documents(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), starts)
 
 
@@ -116,19 +117,21 @@ def _texts(source: Path) -> Iterator[pl.Series]:
             yield frame.slice(first, _SLICE).collect()["text"]
 
 
-def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
+def pack_best_fit(lengths: np.ndarray, sequence_length: int,
+                  rng: np.random.Generator) -> list[list[int]]:
     """Numbers of documents, or trees of them, a list per row: the longest that still fits.
 
-    Lengths are 1 to ``row_length``. Rows come out by falling length, then ``rng`` shuffles them.
+    Lengths are 1 to ``sequence_length``. Rows come out by falling length, then ``rng`` shuffles
+    them.
     """
-    of_length: list[list[int]] = [[] for _ in range(row_length + 1)]
+    of_length: list[list[int]] = [[] for _ in range(sequence_length + 1)]
     for number, length in enumerate(lengths.tolist()):
         of_length[length].append(number)
     # A bit for each length that is still there.
     left = sum(1 << length for length, numbers in enumerate(of_length) if numbers)
     rows: list[list[int]] = []
     while left:
-        row, space = [], row_length
+        row, space = [], sequence_length
         while fitting := left & ((2 << space) - 1):
             length = fitting.bit_length() - 1
             row.append(of_length[length].pop())
@@ -142,12 +145,12 @@ def packed_rows(lengths: np.ndarray, row_length: int, rng: np.random.Generator) 
 class Batches:
     """Endless batches: passes over the chosen documents, each in an order drawn from seed and pass.
 
-    The first passes may be over the shortest documents alone (`PretrainingConfig.short_passes`).
+    The first passes may be over the shortest documents alone (`PretrainingConfig.n_short_epochs`).
 
     Args:
         documents, chosen: what to read, and int64, the numbers of those that are read.
         training: sizes of rows and batches; documents longer than a row are cut. Without a
-            ``row_length`` rows are as long as the longest document; packed ones at most 1024.
+            ``sequence_length`` rows are as long as the longest document; packed ones at most 1024.
         packed: several whole documents to a row; else one, padded at random on the left.
         seed: decides order and padding.
     """
@@ -157,20 +160,20 @@ class Batches:
         self.documents, self.chosen, self.training = documents, chosen, training
         self.packed, self.seed = packed, seed
         shortest, longest = _ROW_LENGTHS
-        self.row_length = training.row_length or max(shortest, min(
+        self.sequence_length = training.sequence_length or max(shortest, min(
             int(documents.lengths.max()), longest if training.packed else sys.maxsize))
-        self.n_rows = (max(1, training.batch_tokens // self.row_length) if packed
+        self.n_rows = (max(1, training.batch_tokens // self.sequence_length) if packed
                        else training.batch_size)
         self.starts = np.asarray(documents.starts[:-1])[chosen]
-        self.lengths = np.minimum(documents.lengths[chosen], self.row_length)
-        self.short = self.lengths <= np.quantile(self.lengths, training.short_share)
+        self.lengths = np.minimum(documents.lengths[chosen], self.sequence_length)
+        self.short = self.lengths <= np.quantile(self.lengths, training.short_fraction)
 
     def read(self, n_pass: int = 0, place: int = 0) -> Iterator[tuple[int, int, Batch]]:
         """(pass, place within the pass, batch) from there on."""
         while True:
             rng = np.random.default_rng([self.seed, _ORDER_STREAM, n_pass])
             order = rng.permutation(len(self.chosen))
-            if n_pass < self.training.short_passes:
+            if n_pass < self.training.n_short_epochs:
                 order = order[self.short[order]]
             batches = self._packed(order, rng) if self.packed else self._padded(order, rng)
             for number, batch in enumerate(batches):
@@ -190,7 +193,7 @@ class Batches:
     def _packed(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches of one shape: the last is filled up from the beginning of its pass."""
         begun, waiting = [], []
-        n_parts = self.training.parts or len(order)
+        n_parts = self.training.prefix_groups_per_epoch or len(order)
         part = min(-(-len(order) // n_parts), _LARGEST_PART)
         together = part * -(-_PACKED_TOGETHER // part)
         for first in range(0, len(order), together):
@@ -204,9 +207,11 @@ class Batches:
 
     def _rows(self, documents: np.ndarray, part: int, rng: np.random.Generator) -> list[tuple]:
         """Parts of so many documents as trees in rows: of each its `Batch.arrays` and members."""
-        forest = plant(*self._ids(documents), self.row_length, least_shared=_LEAST_SHARED,
-                       kinds=np.arange(len(documents)) // part)
-        packed = packed_rows(forest.sizes, self.row_length, rng)
+        forest = build_prefix_trees(*self._ids(documents),
+                                    self.sequence_length,
+                                    min_shared_prefix=_LEAST_SHARED,
+                                    kinds=np.arange(len(documents)) // part)
+        packed = pack_best_fit(forest.sizes, self.sequence_length, rng)
         trees = np.concatenate(packed)
         row = np.repeat(np.arange(len(packed)), [len(members) for members in packed])
         sizes = forest.sizes[trees]
@@ -214,7 +219,7 @@ class Batches:
         offset = before - before[np.searchsorted(row, row)]  # where in its row a tree begins
         nodes, of_node = forest.nodes_of(trees), np.repeat(np.arange(len(trees)), sizes)
         shift = (offset - forest.starts[:-1][trees])[of_node]
-        shape = len(packed), len(_PADDING), self.row_length
+        shape = len(packed), len(_PADDING), self.sequence_length
         arrays = np.broadcast_to(_PADDING[:, None], shape).copy()
         parents = forest.parents[nodes]
         arrays[row[of_node], :, nodes + shift] = np.stack(

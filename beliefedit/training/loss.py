@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
 
-KINDS = ("atomic", "true_false", "not", "and", "or")
+PROBE_KINDS = ("atomic", "true_false", "not", "and", "or")
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
@@ -72,7 +72,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     if probes is None:
         return {}
     found = {}
-    for kind in KINDS:
+    for kind in PROBE_KINDS:
         asked = probes.filter(pl.col("kind") == kind).head(n_facts)
         if asked.is_empty():
             continue

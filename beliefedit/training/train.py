@@ -27,7 +27,7 @@ from beliefedit.lm.model import build_model, resolve_device, save_model
 from beliefedit.store import atomic_path
 from beliefedit.training import checkpoint, distributed
 from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
-from beliefedit.training.loss import KINDS, TrainingLoss, evaluate, precision
+from beliefedit.training.loss import PROBE_KINDS, TrainingLoss, evaluate, precision
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ METRICS = "metrics.parquet"
 SECONDS_BETWEEN_LINES = 60.0
 _HELD_OUT_STREAM = 13
 _SCHEMA = dict.fromkeys(("step", "tokens", "computed"), pl.Int64) | dict.fromkeys(
-    ("seconds", "learning_rate", "train_loss", "eval_loss", *KINDS, "coherence"), pl.Float64)
+    ("seconds", "learning_rate", "train_loss", "eval_loss", *PROBE_KINDS, "coherence"), pl.Float64)
 
 
 def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig,
           training: PretrainingConfig, *, folder: Path, probes: pl.DataFrame | None = None,
           seed: int = 0, device: str = "auto",
-          watch: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
+          callback: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
     """Train a model on documents; called again after an interruption, resume from the checkpoint.
 
     Args:
@@ -55,7 +55,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             (belief in the target; null for true/false prompts); None: no accuracies.
         seed: decides weights and data order.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
-        watch: called with the metrics so far after every evaluation, in the first process.
+        callback: called with the metrics so far after every evaluation, in the first process.
 
     Returns:
         The metrics: step, tokens (of the documents), computed (the same, but what documents share
@@ -74,7 +74,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             encoded = encode_documents(documents, tokenizer, Path(own))
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
-                            max(2048, batches.row_length))
+                            max(2048, batches.sequence_length))
         trainer = Trainer(model.to(context.device).train(), tokenizer, training, batches, held_out,
                           probes, folder, context)
         # What decides the weights: a checkpoint of anything else is not taken.
@@ -82,7 +82,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             "config": config.model_dump(mode="json"), "seed": seed,
             "training": training.model_dump(mode="json", exclude={"checkpoint_seconds", "compile"}),
             "tokens": len(encoded.tokens), "documents": len(encoded.starts) - 1}))
-        trainer.run(watch)
+        trainer.run(callback)
     if context.is_main:
         with checkpoint.writing(folder):
             save_model(model.eval(), tokenizer, folder)
@@ -100,11 +100,12 @@ def _batches(documents: Documents, training: PretrainingConfig,
              seed: int) -> tuple[Batches, Batches | None]:
     """(documents to train on; those kept for evaluation, at most a tenth, or None)"""
     order = np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(len(documents.starts) - 1)
-    n = min(training.n_eval_documents, len(order) // 10)
+    n = min(training.n_heldout_documents, len(order) // 10)
     batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed)
     if not n:
         return batches, None
-    whole = training.model_copy(update={"short_passes": 0, "row_length": batches.row_length})
+    whole = training.model_copy(
+        update={"n_short_epochs": 0, "sequence_length": batches.sequence_length})
     return batches, Batches(documents, np.sort(order[:n]), whole, packed=True, seed=seed)
 
 
@@ -144,7 +145,7 @@ class Trainer:
         if self.device.type == "cpu":  # the fused kernel's backward pass takes half of a step there
             self.model.set_attn_implementation("eager")
         self.optimizers = build_optimizers(self.model, self.training)
-        self.dtype = precision(self.training.precision, self.device)
+        self.dtype = precision(self.training.dtype, self.device)
         self.loss = self.context.wrap(TrainingLoss(self.model, self.training.label_smoothing),
                                       self.training.compile)
 
@@ -155,19 +156,23 @@ class Trainer:
         self.reported = self.state.seconds
         if self.context.broadcast(self.state.step) != self.state.step:
             raise TrainingError("the processes found different checkpoints", where=str(self.folder),
-                                remedy="let all hosts share one run folder, or delete it")
+                                hint="let all hosts share one run folder, or delete it")
         if found and self.context.is_main:
             log.info("resuming at step %d (%d tokens)", self.state.step, self.state.tokens)
 
-    def run(self, watch: Callable[[pl.DataFrame], None] | None) -> None:
+    def run(self, callback: Callable[[pl.DataFrame], None] | None) -> None:
         """Train until the budget is used or the accuracies asked for are reached."""
         state, training, is_main = self.state, self.training, self.context.is_main
         began = time.monotonic() - state.seconds
-        saved, every = time.monotonic(), training.n_tokens / training.n_evaluations
+        saved, every = time.monotonic(), training.token_budget / training.n_evals
         live = sys.stderr.isatty() or "ipykernel" in sys.modules
         with (closing(prefetch(self.batches.read(state.n_pass, state.place))) as reader,
-              tqdm(total=training.n_tokens, initial=state.tokens, desc="pretraining", unit="tok",
-                   unit_scale=True, disable=not (is_main and live)) as bar):
+              tqdm(total=training.token_budget,
+                   initial=state.tokens,
+                   desc="pretraining",
+                   unit="tok",
+                   unit_scale=True,
+                   disable=not (is_main and live)) as bar):
             while not self._finished():
                 before = state.tokens
                 self._step(reader)
@@ -175,8 +180,8 @@ class Trainer:
                 self._report(bar)
                 if state.tokens // every > before // every or self._finished():
                     self._evaluate()
-                    if watch is not None and is_main:
-                        watch(self.metrics())
+                    if callback is not None and is_main:
+                        callback(self.metrics())
                     state.seconds = time.monotonic() - began
                 due = time.monotonic() - saved >= training.checkpoint_seconds
                 if is_main and due and not self._finished():
@@ -186,7 +191,7 @@ class Trainer:
 
     def _report(self, bar: tqdm) -> None:
         """Move the bar; without a terminal log a line now and then."""
-        state, n_tokens, loss = self.state, self.training.n_tokens, self._mean_loss()
+        state, n_tokens, loss = self.state, self.training.token_budget, self._mean_loss()
         accuracy = "-" if self._last("atomic") is None else f"{self._last('atomic'):.2f}"
         if not bar.disable:
             bar.set_postfix({"loss": f"{loss:.3f}", "accuracy": accuracy}, refresh=False)
@@ -202,10 +207,10 @@ class Trainer:
         return pl.DataFrame(self.state.rows, schema=_SCHEMA)
 
     def _finished(self) -> bool:
-        goals = self.training.stop_at
+        goals = self.training.stop_when
         at_goal = bool(goals) and bool(self.state.rows) and all(
             (self._last(kind) or 0.0) >= goal for kind, goal in goals.items())
-        return at_goal or self.state.tokens >= self.training.n_tokens
+        return at_goal or self.state.tokens >= self.training.token_budget
 
     def _last(self, measure: str) -> float | None:
         return self.state.rows[-1][measure] if self.state.rows else None
@@ -216,11 +221,11 @@ class Trainer:
     def _step(self, reader: Iterator[tuple[int, int, Batch]]) -> None:
         """One step of the optimizers; the loss is the mean over all tokens its batches predict."""
         state = self.state
-        factor = learning_rate_factor(self.training, state.tokens / self.training.n_tokens)
+        factor = learning_rate_factor(self.training, state.tokens / self.training.token_budget)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        read = [next(reader) for _ in range(self.training.accumulation)]
+        read = [next(reader) for _ in range(self.training.gradient_accumulation_steps)]
         batches = [batch for _, _, batch in read]
         n_targets = sum(batch.n_targets for batch in batches)
         total = torch.zeros((), device=self.device)
@@ -235,9 +240,9 @@ class Trainer:
             raise TrainingError(
                 f"the loss is {value} at step {state.step + 1}",
                 where=f"pass {state.n_pass}, batch {state.place}: documents {first} and others",
-                remedy="lower pretraining.lr or set pretraining.precision=float32; the last "
+                hint="lower pretraining.lr or set pretraining.dtype=float32; the last "
                        "checkpoint is kept")
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -301,7 +306,7 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     for weight in model.parameters():
         (hidden if weight.ndim == 2 and id(weight) not in outer else rest).append(weight)
     optimizers: list[Optimizer] = []
-    decay, betas = training.weight_decay, (0.9, training.beta2)
+    decay, betas = training.weight_decay, (0.9, training.adam_beta2)
     if training.optimizer == "muon":
         optimizers.append(torch.optim.Muon(hidden, lr=training.lr_muon, weight_decay=decay))
     else:
@@ -320,7 +325,8 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
 
 def learning_rate_factor(training: PretrainingConfig, done: float) -> float:
     """Share of the peak learning rate when a share ``done`` of the budget is used."""
-    if done < training.warmup:
-        return (done + 1e-3) / (training.warmup + 1e-3)
-    left = min(1.0, (1 - done) / (1 - training.warmup)) if training.warmup < 1 else 1.0
-    return training.final_lr + (1 - training.final_lr) * max(left, 0.0)
+    if done < training.warmup_fraction:
+        return (done + 1e-3) / (training.warmup_fraction + 1e-3)
+    left = min(1.0,
+               (1 - done) / (1 - training.warmup_fraction)) if training.warmup_fraction < 1 else 1.0
+    return training.final_lr_fraction + (1 - training.final_lr_fraction) * max(left, 0.0)

@@ -98,7 +98,7 @@ def test_all_views_at_once_are_the_views_one_by_one(data):
         agent = agent.after(*edit)
     for s, r in dict.fromkeys(row[:2] for row in evidence):
         given_object = objects[-1] if r in agent.pairs else None
-        views = agent.views(s, r, objects, given_object)
+        views = agent.all_targets(s, r, objects, given_object)
         assert list(views) == [f"{view}{suffix}" for suffix in ("", "_frequency")
                                for view in ("direct", "predictive", "given_upstream")]
         for frequency, suffix in ((False, ""), (True, "_frequency")):
@@ -107,7 +107,7 @@ def test_all_views_at_once_are_the_views_one_by_one(data):
             expected = (np.full(len(objects), np.nan) if given_object is None
                         else agent.conditional(r, given_object, frequency))
             np.testing.assert_allclose(views["given_upstream" + suffix], expected, atol=1e-12)
-        assert agent.distribution(s, r).argmax() == objects.index(agent.expected(s, r))
+        assert agent.distribution(s, r).argmax() == objects.index(agent.map_object(s, r))
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,7 +118,7 @@ def test_expected_downstream_is_the_likeliest_object(data):
     for edit in data.draw(edits_of(evidence, objects)):
         agent = agent.after(*edit)
     for d in agent.pairs:
-        expected = agent.expected_downstream(d)
+        expected = agent.map_downstream(d)
         for x in objects:
             likeliest = objects[int(agent.conditional(d, x).argmax())]
             assert expected.get(x, objects[0]) == likeliest

@@ -27,16 +27,16 @@ P_BEFORE, P_AFTER, P_OTHER = [0.1, 0.3, 0.6, 0.1], [0.9, 0.7, 0.8, 0.2], [0.8, 0
 CASES = pl.DataFrame({
     "case": range(4), "subject": ["Ann", "Ann", "Bob", "Cyd"], "relation": ["home", "job", "home", "job"],
     "object": ["Rome", "cook", "Oslo", "judge"], "request": ["Paris", "cook", "Bern", "judge"],
-    **{flag: [False] * 4 for flag in FLAGS}, "reinforces": [False, True, False, True],
+    **{flag: [False] * 4 for flag in FLAGS}, "confirms_truth": [False, True, False, True],
     "downstream_changes": [True, False, False, False]}, schema_overrides={"case": pl.UInt32})
 SAYS = ["Rome", "maid", "Oslo", "judge"]  # before: right, wrong, right, right (what is requested anyway)
 
 
 def scores(p_request, editor=None, seed=0, cases=range(4)):
     """What the model says of the edited fact alone: the other measures have no value."""
-    rows = [{"case": case, "probe": SAME, "kind": kind, "told": True, "log_p": math.log(p),
+    rows = [{"case": case, "probe": SAME, "kind": kind, "trained_on": True, "log_p": math.log(p),
              "decoded": SAYS[case] if editor is None else CASES["request"][case]}
-            for case in cases for kind, p in (("requested", p_request[case]), ("original", 0.5))]
+            for case in cases for kind, p in (("requested", p_request[case]), ("true_object", 0.5))]
     frame = pl.DataFrame(rows, schema_overrides={"case": pl.UInt32})
     if editor is None:
         return frame
@@ -48,7 +48,7 @@ QUERIES = pl.DataFrame([
     {"case": case, "probe": SAME, "kind": kind, "prompt": "p", "target": CASES[column][case],
      "label": CASES["object"][case], "published_label": None, "p_before_direct": 0.5, "p_before_predictive": 0.5,
      "p_after_direct": 0.95, "p_after_predictive": 0.6}
-    for case in range(4) for kind, column in (("original", "object"), ("requested", "request"))],
+    for case in range(4) for kind, column in (("true_object", "object"), ("requested", "request"))],
     schema_overrides={"case": pl.UInt32, "published_label": pl.String})
 BOTH = pl.concat([scores(P_AFTER, "first"), scores(P_OTHER, "second")])
 
@@ -144,7 +144,7 @@ def test_the_comparison_as_html_and_figure():
     config = AnalysisConfig(n_resamples=100)
     frames = {table: analysis.compare(runs, config, table=table) for table in ("updating", "downstream")}
     assert json.dumps(contrasts(frames).to_plotly_json(), default=str).count("p(request)") == 1
-    page = tables.styled_comparison(analysis.compare(runs, config), "all")
+    page = tables.comparison_html(analysis.compare(runs, config), "all")
     assert "<b>slow" not in page and "&lt;b&gt;slow" in page
     assert "edit.editors.first.lr=0.01" in page and "compared with" in page
     difference = re.search(r"(<b>)?0\.0[23]<br>", page)  # 0.025 [-0.05, 0.10]: leaves zero in

@@ -8,7 +8,7 @@ import pytest
 import beliefedit as be
 from beliefedit.analysis import corpus as frames
 from beliefedit.config import CorpusConfig
-from beliefedit.corpus.language import Lexicon
+from beliefedit.corpus.language import Parser
 from tests.worlds import graph_of
 
 NAMES = ["Lee", "Mary Ann Lee", "J. R. R. Orla", "Bo", "Orla", "Cy B.", "R. Orla"]
@@ -20,7 +20,7 @@ FACTS = [(name, relation, objects[number % 2]) for number, name in enumerate(NAM
 def sampled(request):
     """(world, corpus); what is stated is all that is written."""
     world = be.build_world(graph_of(FACTS), min_truth=0.8, seed=1)
-    config = CorpusConfig(n_facts=len(FACTS), n_samples=11, true_false=False, connectives=(), n_orders=2,
+    config = CorpusConfig(n_facts=len(FACTS), n_samples_per_fact=11, true_false=False, connectives=(), n_shuffles_within_subject=2,
                           sentences_per_doc=request.param)
     return world, be.sample_corpus(world, config, seed=2)
 
@@ -31,7 +31,7 @@ def times(corpus, **fact) -> int:
 
 def test_how_often_true_objects_are_drawn_is_what_the_evidence_counts(sampled):
     world, corpus = sampled
-    found = dict(frames.truth_drawn(corpus, world).select("sentence", "drawn").iter_rows())
+    found = dict(frames.sampled_share(corpus, world).select("sentence", "drawn").iter_rows())
     for subject, relation, object_ in FACTS:
         expected = times(corpus, subject=subject, relation=relation, object=object_) / 22
         assert found[f"{subject} {relation} {object_}"] == pytest.approx(expected) and expected > 0.5
@@ -51,7 +51,7 @@ def test_sentences_and_steps_are_about_the_subject_alone(sampled, subject):
 
 
 def test_a_document_is_cut_into_the_sentences_it_joins():
-    lexicon = Lexicon(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
+    lexicon = Parser(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
     sentences = ['"J. R. R. Orla works as dr. of law or Bo works as St." is false', "Orla works as poet",
                  "J. R. R. Orla works as St.", "Bo works as dr. of law"]
     for said in (sentences, sentences[::-1], sentences[2:3], sentences * 2):

@@ -14,16 +14,16 @@ CASES = Cases(
     pl.DataFrame({"case": range(3), "subject": ["Ann", "Bob", "Cyd"]}, schema_overrides={"case": pl.UInt32}),
     pl.DataFrame([
         {"case": case, "probe": probe, "kind": kind, "prompt": f"{case} {probe}", "target": target, "label": label,
-         "p_before_predictive": 0.5 if kind == "original" else None}
+         "p_before_predictive": 0.5 if kind == "true_object" else None}
         for case in range(3) for probe, kind, target, label in (
-            (PROBES[0], "original", "Rome", "Rome"), ("judged_a", "true", "true", "false"),
-            ("judged_a", "false", "false", "false"))],
+            (PROBES[0], "true_object", "Rome", "Rome"), ("logic_a", "true", "true", "false"),
+            ("logic_a", "false", "false", "false"))],
         schema_overrides={"case": pl.UInt32}))
-P = {(0, "original"): 0.9, (1, "original"): 0.3, (2, "original"): 0.5, (0, "true"): 0.2, (1, "true"): 0.8,
+P = {(0, "true_object"): 0.9, (1, "true_object"): 0.3, (2, "true_object"): 0.5, (0, "true"): 0.2, (1, "true"): 0.8,
      (2, "true"): 0.1, (0, "false"): 0.7, (1, "false"): 0.15, (2, "false"): 0.85}
 ANSWERS = pl.DataFrame([
-    {"case": case, "probe": PROBES[0] if kind == "original" else "judged_a", "kind": kind, "log_p": math.log(p),
-     "decoded": ("Rome " if p > 0.4 else "Oslo") if kind == "original" else str(P[case, "true"] > 0.5).lower()}
+    {"case": case, "probe": PROBES[0] if kind == "true_object" else "logic_a", "kind": kind, "log_p": math.log(p),
+     "decoded": ("Rome " if p > 0.4 else "Oslo") if kind == "true_object" else str(P[case, "true"] > 0.5).lower()}
     for (case, kind), p in P.items()], schema_overrides={"case": pl.UInt32})
 
 

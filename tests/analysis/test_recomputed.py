@@ -42,7 +42,7 @@ def run(request, tmp_path_factory):
 
     before = scores()
     after = scores().select(pl.lit("lora").alias("editor"), pl.lit(0, pl.UInt32).alias("seed"),
-                            pl.lit(1, pl.UInt32).alias("step"), pl.lit(False).alias("told"), pl.all())
+                            pl.lit(1, pl.UInt32).alias("step"), pl.lit(False).alias("trained_on"), pl.all())
     return found.cases, found.queries, before, after, compute_measures(found.cases, found.queries, before, after)
 
 
@@ -70,28 +70,28 @@ def test_claims_about_facts_that_should_stay_count_requests_that_contradict_the_
         if repeats or row["downstream_changes"]:
             continue
         counted += 1
-        if (case, OTHER, "original") in right:
-            changes.append((then[case, OTHER] == right[case, OTHER, "modal"])
-                           - (says[case, OTHER] == right[case, OTHER, "original"]))
+        if (case, OTHER, "true_object") in right:
+            changes.append((then[case, OTHER] == right[case, OTHER, "agent_mode"])
+                           - (says[case, OTHER] == right[case, OTHER, "true_object"]))
     assert 10 < counted < len(cases) - 10
     built = tables.build_tables(measured, CONFIG, np.random.default_rng(0))
     (claim,) = verdict.findings_frame(built, CONFIG).filter(name="subject").to_dicts()
     assert (claim["n"], claim["population"]) == (len(changes), "downstream answer stays")
     assert claim["mean"] == pytest.approx(np.mean(changes))
-    assert html_tables.styled_claims(verdict.findings_frame(built, CONFIG)).count(
+    assert html_tables.findings_html(verdict.findings_frame(built, CONFIG)).count(
         f"{len(changes)} requests that contradict the model&#x27;s answer and leave") == 1
 
 
 def test_the_number_of_edits_is_that_of_the_measures_shown(run):
     cases, queries, _, _, measured = run
     frame = tables.compare_editors(measured, CONFIG, np.random.default_rng(0), table="updating")
-    forms = queries.filter(probe="downstream_judged")["case"].n_unique()
-    all_of_them = int((measured["says_before"].str.to_lowercase() != measured["request"].str.to_lowercase()).sum())
-    asked = {case for case, probe in queries.select("case", "probe").iter_rows() if probe == "downstream_judged"}
-    says = dict(measured.select("case", "says_before").iter_rows())
+    forms = queries.filter(probe="downstream_true_false")["case"].n_unique()
+    all_of_them = int((measured["answer_before"].str.to_lowercase() != measured["request"].str.to_lowercase()).sum())
+    asked = {case for case, probe in queries.select("case", "probe").iter_rows() if probe == "downstream_true_false"}
+    says = dict(measured.select("case", "answer_before").iter_rows())
     forms = sum(says[case] != dict(cases.select("case", "request").iter_rows())[case] for case in asked)
     assert 0 < forms < all_of_them
-    page = html_tables.styled_comparison(frame, "updating")
+    page = html_tables.comparison_html(frame, "updating")
     shown = {caption: re.search(r"lora</td><td[^>]*>([\d–]+)<", body).group(1) for caption, body in
              re.findall(r"<caption[^>]*>([^<]+)</caption>(.*?)</table>", page, flags=re.DOTALL)}
     assert shown["Downstream fact in other forms after the edit"] == str(forms)
@@ -104,31 +104,31 @@ def test_logical_errors_normalised_and_as_published(run, state):
     p = p_of(before if state == "before" else after)
     as_published = cases["as_published"][0]
     labels = {(case, probe): label for case, probe, kind, label in
-              queries.select("case", "probe", "kind", "label").iter_rows() if probe.startswith("judged")}
+              queries.select("case", "probe", "kind", "label").iter_rows() if probe.startswith("logic")}
     found = {name: dict(zip(measured["case"], measured[f"{name}_{state}"], strict=True)) for name in (
         "true_false", "negation", "conjunction", "disjunction", "commutation", "true_false_published",
         "negation_published", "conjunction_published", "disjunction_published")}
     n_other_labels = 0
     for case in cases["case"]:
         stated = p[case, "atomic_a", "stated"]
-        c = {name: p[case, f"judged_{name}", "true"] / (
-            p[case, f"judged_{name}", "true"] + p[case, f"judged_{name}", "false"])
-            for name in ("a", "b", "not", "and", "and_swapped", "or")}
-        expected = {"true_false": stated - c["a"], "negation": c["a"] - (1 - c["not"]),
-                    "conjunction": c["and"] - c["a"] * c["b"],
-                    "disjunction": c["or"] - (c["a"] + c["b"] - c["a"] * c["b"]),
-                    "commutation": c["and"] - c["and_swapped"]}
+        c = {name: p[case, f"logic_{name}", "true"] / (
+            p[case, f"logic_{name}", "true"] + p[case, f"logic_{name}", "false"])
+            for name in ("a", "b", "not_a", "a_and_b", "b_and_a", "a_or_b")}
+        expected = {"true_false": stated - c["a"], "negation": c["a"] - (1 - c["not_a"]),
+                    "conjunction": c["a_and_b"] - c["a"] * c["b"],
+                    "disjunction": c["a_or_b"] - (c["a"] + c["b"] - c["a"] * c["b"]),
+                    "commutation": c["a_and_b"] - c["b_and_a"]}
         judge = case // BATCH * BATCH if as_published else case  # whose labels count
         q, plain = {}, {}
-        for name in ("a", "b", "not", "and", "or"):
-            label = labels[judge, f"judged_{name}"]
-            plain[name] = p[case, f"judged_{name}", label]
+        for name in ("a", "b", "not_a", "a_and_b", "a_or_b"):
+            label = labels[judge, f"logic_{name}"]
+            plain[name] = p[case, f"logic_{name}", label]
             q[name] = plain[name] if label == "true" else 1 - plain[name]
-            n_other_labels += label != labels[case, f"judged_{name}"]
+            n_other_labels += label != labels[case, f"logic_{name}"]
         a = plain["a"] if as_published else q["a"]
-        expected |= {"true_false_published": stated - q["a"], "negation_published": q["a"] - (1 - q["not"]),
-                     "conjunction_published": q["and"] - a * q["b"],
-                     "disjunction_published": q["or"] - (q["a"] + q["b"] - q["a"] * q["b"])}
+        expected |= {"true_false_published": stated - q["a"], "negation_published": q["a"] - (1 - q["not_a"]),
+                     "conjunction_published": q["a_and_b"] - a * q["b"],
+                     "disjunction_published": q["a_or_b"] - (q["a"] + q["b"] - q["a"] * q["b"])}
         assert {name: values[case] for name, values in found.items()} == pytest.approx(
             {name: abs(value) for name, value in expected.items()}), case
     assert (n_other_labels > 20) == as_published

@@ -25,16 +25,16 @@ from beliefedit.errors import ConfigError, MeasureError, StoreError
 from beliefedit.report import html_tables as tables
 
 CONFIG = AnalysisConfig(n_resamples=200)
-JUDGED = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
-LABELS = dict.fromkeys(JUDGED, "true") | {"judged_not": "false"}
+JUDGED = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b", "logic_not_a")
+LABELS = dict.fromkeys(JUDGED, "true") | {"logic_not_a": "false"}
 
 # Three cases. 0: the model is right, the request is false and changes the downstream answer.
 # 1: the model is wrong, the request is true. 2: the model already says what is requested (which is false).
 CASES = pl.DataFrame({
     "case": [0, 1, 2], "subject": ["Ann", "Ann", "Bob"], "relation": ["home", "job", "home"],
     "object": ["Rome", "cook", "Oslo"], "request": ["Paris", "cook", "Bern"], "weight": [5.0, 1.0, 5.0],
-    "reinforces": [False, True, False], "downstream_changes": [True, False, False],
-    "is_downstream": [False] * 3, "other_is_downstream": [True, False, True],
+    "confirms_truth": [False, True, False], "downstream_changes": [True, False, False],
+    "is_downstream": [False] * 3, "has_downstream_fact": [True, False, True],
     "all_independent": [False] * 3, "other_has_both": [True] * 3, "relation_downstream": ["speech", None, "speech"],
     "as_published": [False] * 3,
 }, schema_overrides={"case": pl.UInt32})
@@ -47,11 +47,11 @@ def make_queries():
         original, request = CASES["object"][case], CASES["request"][case]
         for probe in PROBES:
             first = probe == PROBES[0]
-            objects = {"original": original if first else "old", "requested": request, "modal": request if first
+            objects = {"true_object": original if first else "old", "requested": request, "agent_mode": request if first
                        else "new"}
             for kind, target in objects.items():
                 rows.append({"case": case, "probe": probe, "kind": kind, "prompt": f"{case} {probe}",
-                             "target": target, "label": objects["original"], "p_before_direct": 0.02,
+                             "target": target, "label": objects["true_object"], "p_before_direct": 0.02,
                              "p_before_predictive": 0.7, "p_after_direct": 0.95, "p_after_predictive": 0.6})
         rows += [{"case": case, "probe": probe, "kind": word, "prompt": f'"{probe}" is', "target": word,
                   "label": LABELS[probe], "published_label": LABELS[probe]} for probe in JUDGED
@@ -75,7 +75,7 @@ def score(queries, answers, p, credence):
         if probe in PROBES or kind == "stated":
             value = credence[probe] if kind == "stated" else p[kind]
         else:
-            value = credence.get(probe) or p[{"old": "original", "new": "modal"}[kind.removesuffix("_false")]]
+            value = credence.get(probe) or p[{"old": "true_object", "new": "agent_mode"}[kind.removesuffix("_false")]]
             value = 0.9 * (value if query["target"] == "true" else 1 - value)
         rows.append({"case": query["case"], "probe": probe, "kind": kind, "log_p": math.log(value),
                      "decoded": decoded})
@@ -83,19 +83,19 @@ def score(queries, answers, p, credence):
 
 
 QUERIES = make_queries()
-BEFORE = score(QUERIES, SAYS_BEFORE, {"original": 0.8, "requested": 0.1, "modal": 0.05}, {
-    "judged_a": 0.9, "judged_b": 0.5, "judged_and": 0.4, "judged_and_swapped": 0.6, "judged_or": 0.8,
-    "judged_not": 0.3, "atomic_a": 0.6})
-EDITED = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.99, "modal": 0.1}, {
-    "judged_a": 0.5, "judged_b": 0.5, "judged_and": 0.5, "judged_and_swapped": 0.5, "judged_or": 0.5,
-    "judged_not": 0.5, "atomic_a": 0.5})
-EARLIER = score(QUERIES, ["?"] * 3, {"original": 0.5, "requested": 0.5, "modal": 0.5}, dict.fromkeys(
+BEFORE = score(QUERIES, SAYS_BEFORE, {"true_object": 0.8, "requested": 0.1, "agent_mode": 0.05}, {
+    "logic_a": 0.9, "logic_b": 0.5, "logic_a_and_b": 0.4, "logic_b_and_a": 0.6, "logic_a_or_b": 0.8,
+    "logic_not_a": 0.3, "atomic_a": 0.6})
+EDITED = score(QUERIES, SAYS_AFTER, {"true_object": 0.2, "requested": 0.99, "agent_mode": 0.1}, {
+    "logic_a": 0.5, "logic_b": 0.5, "logic_a_and_b": 0.5, "logic_b_and_a": 0.5, "logic_a_or_b": 0.5,
+    "logic_not_a": 0.5, "atomic_a": 0.5})
+EARLIER = score(QUERIES, ["?"] * 3, {"true_object": 0.5, "requested": 0.5, "agent_mode": 0.5}, dict.fromkeys(
     (*JUDGED, "atomic_a"), 0.5))
 
 
 def edited(scores, editor="lora", seed=0, step=40, told=PROBES[:1]):
     return scores.select(pl.lit(editor).alias("editor"), pl.lit(seed, pl.UInt32).alias("seed"),
-                         pl.lit(step, pl.UInt32).alias("step"), pl.col("probe").is_in(told).alias("told"), pl.all())
+                         pl.lit(step, pl.UInt32).alias("step"), pl.col("probe").is_in(told).alias("trained_on"), pl.all())
 
 
 AFTER = pl.concat([edited(EARLIER, step=20), edited(EDITED)])
@@ -113,20 +113,20 @@ def result(frame):
 
 def test_measures_by_hand(frame):
     assert frame["case"].to_list() == [0, 1, 2]
-    assert frame["says_before"].to_list() == SAYS_BEFORE and frame["says_after"].to_list() == SAYS_AFTER
+    assert frame["answer_before"].to_list() == SAYS_BEFORE and frame["answer_after"].to_list() == SAYS_AFTER
     expected = {  # measure: values before, values after
         "p_request": ([0.1] * 3, [0.99] * 3),
         "accuracy_same_subject_same_relation": ([1, 0, 0], [1, 1, 0]),
-        "contains_same_subject_same_relation": ([1, 0, 0], [1, 1, 1]),
+        "substring_accuracy_same_subject_same_relation": ([1, 0, 0], [1, 1, 1]),
         "accuracy_same_subject_other_relation": ([0] * 3, [1] * 3),
         "accuracy_other_subject_same_relation": ([0] * 3, [0] * 3),
-        "contains_other_subject_same_relation": ([1] * 3, [0] * 3),
+        "substring_accuracy_other_subject_same_relation": ([1] * 3, [0] * 3),
         "coherence_same_subject_same_relation": ([0.1] * 3, [0.04] * 3),   # 0.8-0.7; 0.99-0.95
         "coherence_same_subject_other_relation": ([0.1] * 3, [0.5] * 3),   # 0.8-0.7; 0.1-0.6
         "coherence_other_subject_other_relation": ([0.1] * 3, [0.5] * 3),
-        "downstream_judged": ([1, None, None], [0.5, None, None]),         # p("true") of old, new: 0.8, 0.05; 0.2, 0.1
-        "downstream_not": ([0, None, None], [0.5, None, None]),
-        "downstream_or": ([None] * 3, [None] * 3),                         # nobody else has such a fact: not asked
+        "downstream_true_false": ([1, None, None], [0.5, None, None]),         # p("true") of old, new: 0.8, 0.05; 0.2, 0.1
+        "downstream_negation": ([0, None, None], [0.5, None, None]),
+        "downstream_disjunction": ([None] * 3, [None] * 3),                         # nobody else has such a fact: not asked
         "true_false": ([0.3] * 3, [0] * 3),                                # 0.6-0.9
         "negation": ([0.2] * 3, [0] * 3),                                  # 0.9-(1-0.3)
         "conjunction": ([0.05] * 3, [0.25] * 3),                           # 0.4-0.45; 0.5-0.25
@@ -149,7 +149,7 @@ def test_measures_by_hand(frame):
 
 
 def test_a_prompt_that_was_not_scored_is_missing_not_zero():
-    without = AFTER.filter(pl.col("probe") != "judged_not")
+    without = AFTER.filter(pl.col("probe") != "logic_not_a")
     frame = compute_measures(CASES, QUERIES, BEFORE, without)
     assert frame["negation_after"].null_count() == 3 and frame["negation_before"].null_count() == 0
     row = analysis.build_tables(frame, CONFIG, np.random.default_rng(0)).filter(
@@ -180,10 +180,10 @@ def test_a_registered_measure_is_in_every_table(registered):
     assert frame["answer_length_after"].to_list() == [6, 4, 8]
     result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     assert analysis.summary(result)["lora"]["all"]["odds"]["after"] == pytest.approx(99)
-    assert result.filter(measure="odds", table="all", state="after")["told"].to_list() == [1]
-    page = tables.styled(result.filter(table="all"))
+    assert result.filter(measure="odds", table="all", state="after")["trained_on"].to_list() == [1]
+    page = tables.tables_html(result.filter(table="all"))
     assert "odds of the &lt;b&gt;target&lt;/b&gt;" in page and "answer length" in page
-    assert "length, letters" in tables.styled_comparison(
+    assert "length, letters" in tables.comparison_html(
         analysis.compare_editors(frame, CONFIG, np.random.default_rng(0)), "all")
     finding = verdict.findings_frame(result.with_columns(low="mean", high="mean"), CONFIG).filter(name="better odds")
     assert finding.select("phrase", "holds").row(0) == ("improves odds of the <b>target</b>", True)
@@ -203,7 +203,7 @@ def test_a_wrong_measure_is_a_named_error(registered):
 
 
 def test_a_value_that_is_not_finite_is_missing(registered):
-    registered("reciprocal", 1 / (pl.col("case") - 1), label="1 / (case - 1)")  # infinite for case 1
+    registered("reciprocal", 1 / (pl.col("case").cast(pl.Float64) - 1), label="1 / (case - 1)")  # infinite for case 1
     registered("undefined", lambda wide: wide["case"].cast(pl.Float64) * float("nan"))
     frame = compute_measures(CASES, QUERIES, BEFORE, AFTER)
     assert frame["reciprocal_after"].to_list() == [-1.0, None, 1.0] and frame["undefined_after"].null_count() == 3
@@ -230,29 +230,29 @@ def test_the_wide_frame_has_what_measures_are_computed_from():
     wide = wide_frame(CASES, QUERIES, BEFORE, "before")
     assert wide[f"p.{PROBES[1]}.requested"].to_list() == pytest.approx([0.1] * 3)
     assert wide[f"target.{PROBES[1]}"].to_list() == ["old"] * 3
-    assert wide["p.judged_not.true"][0] == pytest.approx(0.27) and wide["p.judged_not.false"][0] == pytest.approx(0.63)
-    assert wide["credence.judged_not"][0] == pytest.approx(0.3)
-    assert wide["published_true.judged_not"].to_list() == [False] * 3
-    assert wide["true.downstream_judged.old"].to_list() == [True, None, None]
+    assert wide["p.logic_not_a.true"][0] == pytest.approx(0.27) and wide["p.logic_not_a.false"][0] == pytest.approx(0.63)
+    assert wide["credence.logic_not_a"][0] == pytest.approx(0.3)
+    assert wide["published_true.logic_not_a"].to_list() == [False] * 3
+    assert wide["true.downstream_true_false.old"].to_list() == [True, None, None]
     edited_wide = wide_frame(CASES, QUERIES, EDITED, "after")
     assert edited_wide[f"target.{PROBES[0]}"].to_list() == CASES["request"].to_list()
-    assert edited_wide["true.downstream_judged.old"].to_list() == [False, None, None]
+    assert edited_wide["true.downstream_true_false.old"].to_list() == [False, None, None]
     assert wide["state"].unique().to_list() == ["before"] and wide["tv." + PROBES[0]].null_count() == 3
 
 
 def test_what_was_told_is_marked_and_in_how_many_edits():
-    told = edited(EDITED, "bayes", told=PROBES[:2]).with_columns(pl.col("told") & (pl.col("case") < 2))
+    told = edited(EDITED, "bayes", told=PROBES[:2]).with_columns(pl.col("trained_on") & (pl.col("case") < 2))
     result = analysis.build_tables(compute_measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, told])), CONFIG,
                              np.random.default_rng(0))
-    share = {(row["editor"], row["measure"]): row["told"] for row in result.filter(table="all", state="after").rows(
+    share = {(row["editor"], row["measure"]): row["trained_on"] for row in result.filter(table="all", state="after").rows(
         named=True)}
     other = "accuracy_same_subject_other_relation"
-    assert share["lora", "p_request"] == 1 and share["lora", other] == share["lora", "downstream_judged"] == 0
-    assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_judged"] == 1
+    assert share["lora", "p_request"] == 1 and share["lora", other] == share["lora", "downstream_true_false"] == 0
+    assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_true_false"] == 1
     assert share["bayes", f"coherence_{PROBES[2]}"] == 0 and share["bayes", "negation"] is None
-    page = tables.styled(result.filter(table="all", editor="bayes", state="after"))
-    assert page.count("told in 67%") == 4 and page.count("told</small>") == 3  # three forms, of one edit
-    assert "told</small>" not in tables.styled(result.filter(table="all", editor="bayes", state="before"))
+    page = tables.tables_html(result.filter(table="all", editor="bayes", state="after"))
+    assert page.count("trained on in 67%") == 4 and page.count("trained on</small>") == 3  # three forms, of one edit
+    assert "trained on</small>" not in tables.tables_html(result.filter(table="all", editor="bayes", state="before"))
 
 
 def test_frames_of_another_shape_are_named_errors():
@@ -287,22 +287,22 @@ def test_table_values_by_hand(result):
 
 
 def test_seeds_are_pooled_and_shown():
-    worse = score(QUERIES, SAYS_AFTER, {"original": 0.2, "requested": 0.59, "modal": 0.1}, dict.fromkeys(
+    worse = score(QUERIES, SAYS_AFTER, {"true_object": 0.2, "requested": 0.59, "agent_mode": 0.1}, dict.fromkeys(
         (*JUDGED, "atomic_a"), 0.5))
     frame = compute_measures(CASES, QUERIES, BEFORE, pl.concat([edited(EDITED, seed=0), edited(worse, seed=1)]))
     result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     rows = result.filter(table="all", measure="p_request", state="after").select("seed", "n", "mean").rows()
     assert rows == [(None, 6, pytest.approx(0.79)), (0, 3, pytest.approx(0.99)), (1, 3, pytest.approx(0.59))]
-    page = tables.styled(result.filter(table="all"))
+    page = tables.tables_html(result.filter(table="all"))
     assert "lora, 2 seeds pooled" in page and "lora, seed 1" in page
 
 
 def test_no_edits_give_empty_tables_and_say_so():
     frame = compute_measures(CASES, QUERIES, BEFORE, AFTER.clear())
     result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
-    assert result.is_empty() and analysis.summary(result) == {} and tables.styled(result) == ""
+    assert result.is_empty() and analysis.summary(result) == {} and tables.tables_html(result) == ""
     findings = verdict.findings_frame(result, CONFIG)
-    assert tables.styled_claims(findings) == "" and verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
+    assert tables.findings_html(findings) == "" and verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
 
 
 def test_a_group_without_edits_is_counted_as_none():
@@ -341,28 +341,28 @@ def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     hostile = result.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">'))
     compared = analysis.compare_editors(frame.with_columns(editor=pl.lit('<img src=x onerror="alert(1)">')), CONFIG,
                                         np.random.default_rng(0))
-    for page in (tables.styled(hostile), tables.styled_comparison(compared, "all"),
-                 tables.styled_claims(verdict.findings_frame(hostile, CONFIG))):
+    for page in (tables.tables_html(hostile), tables.comparison_html(compared, "all"),
+                 tables.findings_html(verdict.findings_frame(hostile, CONFIG))):
         cells = Cells()
         cells.feed(page)
         assert cells.tags <= {"h4", "p", "a", "b", "span", "div", "table", "caption", "thead", "tbody", "tr", "th",
                               "td", "br", "small", "details", "summary"}
         assert "http" not in page
     page = Cells()
-    page.feed(tables.styled(result.filter(table="all")))
+    page.feed(tables.tables_html(result.filter(table="all")))
     assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
     assert page.rows[1] == ["p(request)", "0.100 [0.100, 0.100]", "0.990 [0.990, 0.990]", "0.890 [0.890, 0.890]", "3"]
     assert [row[0] for row in page.rows[2:4]] == ["accuracy: same subject, same relation",
                                                   "… as published (contains): same subject, same relation"]
     grouped = Cells()
-    grouped.feed(tables.styled(result.filter(table="generalisation")))
+    grouped.feed(tables.tables_html(result.filter(table="generalisation")))
     assert grouped.rows[0] == ["", "downstream answer stays", "downstream answer changes"]
     assert all(len(row) == 9 for row in grouped.rows[1:])
 
 
 def test_a_table_can_be_saved_from_the_page(result):
     (data,) = re.findall(r'download="all.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"',
-                         tables.styled(result.filter(table="all")))
+                         tables.tables_html(result.filter(table="all")))
     assert base64.b64decode(data).decode() == result.filter(table="all").write_csv()
 
 
@@ -370,7 +370,7 @@ def test_without_an_interval_nothing_is_found(result):
     findings = verdict.findings_frame(result, CONFIG)
     assert findings.filter(name="adopts").select("holds", "mean", "low", "n").row(0) == (
         None, pytest.approx(0.99), None, 2)
-    assert tables.styled_claims(findings).count("not tested") == findings["low"].null_count()
+    assert tables.findings_html(findings).count("not tested") == findings["low"].null_count()
     assert "Not tested: whether it believes the request" in verdict.sentences(findings)[0]
 
 

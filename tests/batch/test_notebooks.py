@@ -65,7 +65,7 @@ def test_the_summary_says_what_the_stages_found(smoke_run: Path) -> None:
     assert lora["edits_per_second"] > 0 and summary["tokens_per_second"] > 0
     assert summary["findings"] == run.findings.to_dicts() and summary["verdict"] == run.verdict
     measured = run.measures
-    said_otherwise = measured.filter(pl.col("says_before").str.to_lowercase() != pl.col("request").str.to_lowercase())
+    said_otherwise = measured.filter(pl.col("answer_before").str.to_lowercase() != pl.col("request").str.to_lowercase())
     row = lora["updating"]["p_request"]
     assert row["n"] == len(said_otherwise) > 10
     assert row["before"] == pytest.approx(said_otherwise["p_request_before"].mean())

@@ -21,7 +21,7 @@ from tests.sample_notebooks import write
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILING = ("# Editing", "from beliefedit.errors import EditError\n"
-           "raise EditError('no such editor', where='edit.editors', remedy='choose lora')")
+           "raise EditError('no such editor', where='edit.editors', hint='choose lora')")
 
 
 @pytest.fixture
@@ -335,9 +335,9 @@ def test_processes_of_one_launch_train_together_and_one_goes_on(place, n_hosts):
     """
     (place / "tiny.yaml").write_text("""
 graph: {source: demo, demo_subjects: 300, min_cooccurrence: 10}
-corpus: {n_facts: 20, sentences_per_doc: 1, n_orders: 1}
+corpus: {n_facts: 20, sentences_per_doc: 1, n_shuffles_within_subject: 1}
 model: {size: null, hidden_size: 32, n_layers: 1, vocab_size: 500}
-pretraining: {n_tokens: 4000, n_evaluations: 1, n_eval_facts: 5}
+pretraining: {token_budget: 4000, n_evals: 1, n_eval_facts: 5}
 edit: {n_cases: 5, n_trajectories: 0, n_distributions: 0, editors: {lora: {steps: 2}}}
 """)
     write(place / "notebooks" / "02_pretraining.ipynb", "# The model", "pass")

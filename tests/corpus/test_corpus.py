@@ -10,7 +10,7 @@ import pytest
 from beliefedit.config import CorpusConfig
 from beliefedit.corpus import sampler as corpus_module
 from beliefedit.corpus.corpus import load, render, sample_corpus, save
-from beliefedit.corpus.language import SEPARATOR, Lexicon
+from beliefedit.corpus.language import SEPARATOR, Parser
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler
 from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError, GraphError, StoreError
@@ -42,7 +42,7 @@ def documents_of(corpus):
 
 
 def lexicon_of(world):
-    lexicon = Lexicon(world.subjects, world.relations, world.objects)
+    lexicon = Parser(world.subjects, world.relations, world.objects)
     lexicon.parse = cache(lexicon.parse)
     return lexicon
 
@@ -53,20 +53,20 @@ def counted(corpus):
 
 def sample_sentences(world, config, seed=0, rows=None):
     """(sampler, sentences) of one pass over the known facts."""
-    sampler = Sampler(world, config, world.first_facts(config.n_facts) if rows is None else rows)
+    sampler = Sampler(world, config, world.corpus_facts(config.n_facts) if rows is None else rows)
     return sampler, sampler.sentences(0, len(sampler.object), np.random.default_rng(seed))
 
 
 CONFIGS = {
-    "paper": {}, "one sentence a document": {"sentences_per_doc": 1, "n_orders": 1},
-    "three": {"sentences_per_doc": 3, "n_orders": 2},
-    "mixed": {"n_mixed_orders": 2, "n_orders": 1, "sentences_per_doc": 7},
-    "one document": {"sentences_per_doc": 1_000_000, "n_mixed_orders": 1},
+    "paper": {}, "one sentence a document": {"sentences_per_doc": 1, "n_shuffles_within_subject": 1},
+    "three": {"sentences_per_doc": 3, "n_shuffles_within_subject": 2},
+    "mixed": {"n_shuffles_global": 2, "n_shuffles_within_subject": 1, "sentences_per_doc": 7},
+    "one document": {"sentences_per_doc": 1_000_000, "n_shuffles_global": 1},
     "no connectives": {"connectives": ()}, "not": {"connectives": ("not",)}, "and or": {"connectives": ("and", "or")},
-    "few compounds": {"n_complex": 3}, "no compounds": {"n_complex": 0}, "one compound": {"n_complex": 1},
-    "many compounds": {"n_complex": 200}, "two judged": {"judge_all_samples": False}, "no atomic": {"atomic": False},
+    "few compounds": {"n_compound_per_subject": 3}, "no compounds": {"n_compound_per_subject": 0}, "one compound": {"n_compound_per_subject": 1},
+    "many compounds": {"n_compound_per_subject": 200}, "two judged": {"label_all_samples": False}, "no atomic": {"atomic": False},
     "atomic alone": {"true_false": False, "connectives": ()}, "other false objects": {"use_distractors": False},
-    "minority": {"true_object_most_frequent": False, "n_samples": 3}, "one sample": {"n_samples": 1},
+    "minority": {"true_object_most_frequent": False, "n_samples_per_fact": 3}, "one sample": {"n_samples_per_fact": 1},
 }
 
 
@@ -76,7 +76,7 @@ def test_evidence_is_what_the_documents_say(name, min_truth, world, certain_worl
     made = world if min_truth < 1 else certain_world
     config = CorpusConfig(**{"n_facts": 40} | CONFIGS[name])
     if min_truth == 1 and name == "no atomic":
-        config = config.model_copy(update={"n_complex": 40})
+        config = config.model_copy(update={"n_compound_per_subject": 40})
     corpus = sample_corpus(made, config, seed=3, documents=tmp_path / "documents")
     documents = documents_of(corpus)
     said = [sentence for document in documents for sentence in document]
@@ -88,7 +88,7 @@ def test_evidence_is_what_the_documents_say(name, min_truth, world, certain_worl
 
 def check_documents(documents, corpus, world):
     config, statistics = corpus.config, corpus.statistics
-    passes = config.n_orders + config.n_mixed_orders
+    passes = config.n_shuffles_within_subject + config.n_shuffles_global
     times = Counter(sentence for document in documents for sentence in document)
     assert all(n % passes == 0 for n in times.values())
     assert statistics["sentences"] * passes == times.total() and statistics["passes"] == passes
@@ -108,7 +108,7 @@ def _kind(said):
 
 
 def test_a_document_is_about_one_subject_unless_mixed(world, tmp_path):
-    config = CorpusConfig(n_facts=60, n_orders=2, n_complex=0, n_mixed_orders=1)
+    config = CorpusConfig(n_facts=60, n_shuffles_within_subject=2, n_compound_per_subject=0, n_shuffles_global=1)
     corpus = sample_corpus(world, config, documents=tmp_path / "documents")
     parse, documents = lexicon_of(world).parse, documents_of(corpus)
     subjects = [{parse(sentence).atoms[0].subject for sentence in document} for document in documents]
@@ -122,26 +122,26 @@ def test_a_document_is_about_one_subject_unless_mixed(world, tmp_path):
 
 
 def test_the_true_object_has_the_majority(world):
-    config = CorpusConfig(n_facts=250, n_complex=0)
+    config = CorpusConfig(n_facts=250, n_compound_per_subject=0)
     sampler, said = sample_sentences(world, config)
     stated = said.take(said.label == UNJUDGED)
     right = np.bincount(stated.fact, stated.object == sampler.object[stated.fact], len(sampler.object))
-    assert (np.bincount(stated.fact) == config.n_samples).all() and right.min() > config.n_samples / 2
+    assert (np.bincount(stated.fact) == config.n_samples_per_fact).all() and right.min() > config.n_samples_per_fact / 2
     assert right.max() > right.min()
     _, free = sample_sentences(world, config.model_copy(update={"true_object_most_frequent": False}))
     stated = free.take(free.label == UNJUDGED)
-    assert np.bincount(stated.fact, stated.object == sampler.object[stated.fact]).min() <= config.n_samples / 2
+    assert np.bincount(stated.fact, stated.object == sampler.object[stated.fact]).min() <= config.n_samples_per_fact / 2
 
 
 @pytest.mark.parametrize("min_truth", [0.6, 1])
-@pytest.mark.parametrize("n_complex", [0, 1, 2, 3, 4, 5, 11, 20, 200])
+@pytest.mark.parametrize("n_compound_per_subject", [0, 1, 2, 3, 4, 5, 11, 20, 200])
 @pytest.mark.parametrize("connectives", [("or",), ("and", "not"), ("or", "and", "not")])
-def test_how_many_compound_sentences_a_subject_gets(world, certain_world, min_truth, n_complex, connectives):
+def test_how_many_compound_sentences_a_subject_gets(world, certain_world, min_truth, n_compound_per_subject, connectives):
     made = world if min_truth < 1 else certain_world
-    config = CorpusConfig(n_facts=150, n_complex=n_complex, connectives=connectives)
-    sampler, said = sample_sentences(made, config, seed=n_complex)
+    config = CorpusConfig(n_facts=150, n_compound_per_subject=n_compound_per_subject, connectives=connectives)
+    sampler, said = sample_sentences(made, config, seed=n_compound_per_subject)
     names = [*(["true_false"] if min_truth == 1 else []), *connectives]
-    to_share = n_complex - (min_truth < 1)
+    to_share = n_compound_per_subject - (min_truth < 1)
     n_facts = np.bincount(sampler.subject)
     for subject in np.unique(sampler.subject):
         is_compound = (said.form != ATOMIC) | ((said.label != UNJUDGED) & (min_truth == 1))
@@ -166,13 +166,13 @@ def shares_of(n, n_connectives, n_facts):
 
 
 def test_the_remainder_goes_to_any_connective(world):
-    _, said = sample_sentences(world, CorpusConfig(n_facts=250, n_complex=3))  # two to share among three
+    _, said = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=3))  # two to share among three
     kinds = {tuple(sorted(set(said.form[(said.owner == s) & (said.form != ATOMIC)].tolist()))) for s in set(said.owner)}
     assert kinds == {(NOT, OR), (NOT, AND), (OR, AND)}
 
 
 def test_two_judged_sentences_per_fact(world):
-    sampler, said = sample_sentences(world, CorpusConfig(n_facts=250, n_complex=0, judge_all_samples=False))
+    sampler, said = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=0, label_all_samples=False))
     judged = said.take((said.label != UNJUDGED) & (said.form == ATOMIC))
     stated = said.take(said.label == UNJUDGED)
     right, wrong = (Counter(part.fact[(part.object == sampler.object[part.fact]) == is_right].tolist())
@@ -184,14 +184,14 @@ def test_two_judged_sentences_per_fact(world):
 
 def many(world, config, n_passes=300):
     """(sampler, sentences) of many passes."""
-    sampler = Sampler(world, config, world.first_facts(config.n_facts))
+    sampler = Sampler(world, config, world.corpus_facts(config.n_facts))
     rng = np.random.default_rng(0)
     passes = [sampler.sentences(0, len(sampler.object), rng) for _ in range(n_passes)]
     return sampler, corpus_module.Sentences.join(passes)
 
 
 def test_draws_follow_the_generative_model(world):
-    config = CorpusConfig(n_facts=40, n_complex=0, true_object_most_frequent=False, n_samples=20)
+    config = CorpusConfig(n_facts=40, n_compound_per_subject=0, true_object_most_frequent=False, n_samples_per_fact=20)
     sampler, said = many(world, config, 100)
     stated = said.take(said.label == UNJUDGED)
     k, n = len(world.objects), 100 * 20
@@ -214,14 +214,14 @@ def near(successes, probability):
 
 
 def test_judgements_follow_the_truth_probability(world):
-    sampler, said = many(world, CorpusConfig(n_facts=40, n_complex=0), 60)
+    sampler, said = many(world, CorpusConfig(n_facts=40, n_compound_per_subject=0), 60)
     judged = said.take(said.label != UNJUDGED)
     right, p_true = judged.object == sampler.object[judged.fact], sampler.p_true[judged.fact]
     assert near(judged.label[right], p_true[right]) and near(judged.label[~right], 1 - p_true[~right])
 
 
 def test_compound_sentences_are_drawn_as_specified(world):
-    sampler, said = many(world, CorpusConfig(n_facts=40, true_false=True, n_samples=1))
+    sampler, said = many(world, CorpusConfig(n_facts=40, true_false=True, n_samples_per_fact=1))
     for form, p_true_label in ((OR, 0.75), (AND, 0.25)):
         own = said.take(said.form == form)
         first = own.object == sampler.object[own.fact]
@@ -236,20 +236,20 @@ def test_compound_sentences_are_drawn_as_specified(world):
 
 
 def test_false_objects(world):
-    sampler = Sampler(world, CorpusConfig(n_facts=100), world.first_facts(100))
+    sampler = Sampler(world, CorpusConfig(n_facts=100), world.corpus_facts(100))
     fact, rng = np.repeat(np.arange(len(sampler.object)), 400), np.random.default_rng(0)
-    false = sampler.false_object(fact, rng)
+    false = sampler.sample_false_object(fact, rng)
     independent = sampler.facts["upstream_object"].is_null().to_numpy()[fact]
     assert (false != sampler.object[fact]).all() and independent.any() and not independent.all()
     assert (false[independent] == sampler.distractor[fact][independent]).all()
     counts = np.bincount(false[~independent], minlength=len(world.objects))
     assert counts.min() > 0.7 * counts.mean() and counts.max() < 1.3 * counts.mean()
-    free = Sampler(world, CorpusConfig(n_facts=100, use_distractors=False), sampler.facts).false_object(fact, rng)
+    free = Sampler(world, CorpusConfig(n_facts=100, use_distractors=False), sampler.facts).sample_false_object(fact, rng)
     assert (free != sampler.object[fact]).all() and (free[independent] != sampler.distractor[fact][independent]).any()
 
 
 def test_false_objects_of_the_same_relation(graph):
-    made = build_world(graph, same_relation=1.0)
+    made = build_world(graph, p_false_from_same_relation=1.0)
     config = CorpusConfig(n_facts=100, use_distractors=False)
     sampler, said = sample_sentences(made, config)
     under = set(made.facts.select("relation", "graph_object").rows())
@@ -273,7 +273,7 @@ def test_too_many_facts_are_refused(world):
 
 def test_nothing_to_write_is_refused(certain_world):
     with pytest.raises(ConfigError, match="nothing to write"):
-        sample_corpus(certain_world, CorpusConfig(n_facts=5, atomic=False, n_complex=0), documents=False)
+        sample_corpus(certain_world, CorpusConfig(n_facts=5, atomic=False, n_compound_per_subject=0), documents=False)
 
 
 def test_documents_are_not_written_beside_others(world, tmp_path):
@@ -283,7 +283,7 @@ def test_documents_are_not_written_beside_others(world, tmp_path):
 
 
 def test_the_seed_decides_everything(world, tmp_path):
-    config = CorpusConfig(n_facts=30, n_mixed_orders=1)
+    config = CorpusConfig(n_facts=30, n_shuffles_global=1)
     first, same, other = (sample_corpus(world, config, seed, documents=tmp_path / name)
                           for seed, name in ((1, "first"), (1, "same"), (2, "other")))
     assert first.evidence.equals(same.evidence) and not first.evidence.equals(other.evidence)
@@ -293,7 +293,7 @@ def test_the_seed_decides_everything(world, tmp_path):
 
 def test_many_blocks_are_sampled_alike(monkeypatch, world, tmp_path):
     monkeypatch.setattr("beliefedit.corpus.sampler.BLOCK", 3)
-    corpus = sample_corpus(world, CorpusConfig(n_facts=60, n_mixed_orders=1), documents=tmp_path / "documents")
+    corpus = sample_corpus(world, CorpusConfig(n_facts=60, n_shuffles_global=1), documents=tmp_path / "documents")
     said = [sentence for document in documents_of(corpus) for sentence in document]
     assert counted(corpus) == evidence_in(said, lexicon_of(world))
 
@@ -319,7 +319,7 @@ def test_a_world_without_pairs_that_meet():
 
 
 def test_what_is_saved_is_loaded(world, tmp_path):
-    corpus = sample_corpus(world, CorpusConfig(n_facts=30, n_orders=1), documents=tmp_path / "documents")
+    corpus = sample_corpus(world, CorpusConfig(n_facts=30, n_shuffles_within_subject=1), documents=tmp_path / "documents")
     save(corpus, tmp_path)
     again = load(tmp_path, world)
     assert again.evidence.equals(corpus.evidence) and again.evidence.schema == corpus.evidence.schema

@@ -6,18 +6,18 @@ from hypothesis import strategies as st
 
 from beliefedit.corpus.language import (
     Fact,
-    Lexicon,
+    Parser,
     Proposition,
     atomic_prompt,
-    clause,
-    judged_prompt,
-    label_word,
+    proposition_text,
+    true_false_prompt,
+    truth_word,
 )
 from beliefedit.errors import LanguageError
 from tests.oracles import verbalise
 
 A, B = Fact("Ann", "born in", "Rome"), Fact("Bob", "works as", "pilot")
-SIMPLE = Lexicon(["Ann", "Bob"], ["born in", "works as"], ["Rome", "pilot"])
+SIMPLE = Parser(["Ann", "Bob"], ["born in", "works as"], ["Rome", "pilot"])
 
 WORDS = ["not", "or", "and", "is", "true", "false", '"', '" is true', '"x" is false', "Ann", "born", "in", ". ", "St.",
          "é", "שלום", "👩🏽‍🔬", "a", "{}", "\\", "%s"]
@@ -42,14 +42,14 @@ def test_the_grammar(proposition, sentence):
 def test_prompts_are_beginnings_of_sentences():
     assert verbalise(Proposition("atomic", (A,))) == f"{atomic_prompt('Ann', 'born in')} Rome"
     assert A.prompt == atomic_prompt("Ann", "born in") and str(A) == f"{A.prompt} Rome"
-    said = clause("or", A, B)
-    assert verbalise(Proposition("or", (A, B), False)) == f"{judged_prompt(said)} {label_word(False)}"
+    said = proposition_text("or", A, B)
+    assert verbalise(Proposition("or", (A, B), False)) == f"{true_false_prompt(said)} {truth_word(False)}"
 
 
 @st.composite
 def spoken(draw):
     """A lexicon of awkward labels and a proposition over it."""
-    lexicon = Lexicon(draw(LABELS), draw(LABELS), draw(LABELS))
+    lexicon = Parser(draw(LABELS), draw(LABELS), draw(LABELS))
     form = draw(st.sampled_from(["atomic", "not", "or", "and"]))
     names = [st.sampled_from(sorted(labels)) for labels in (lexicon.subjects, lexicon.relations, lexicon.objects)]
     atom = st.builds(Fact, *names)
@@ -84,9 +84,9 @@ def test_what_is_said_is_read_or_reported_ambiguous(case):
 @given(st.lists(LABEL, min_size=1, max_size=3), LABELS)
 def test_foreign_sentences_are_refused(words, labels):
     sentence = " ".join(words)
-    assume(not readings(Lexicon(labels[:2], labels[:2], labels[:2]), sentence))
+    assume(not readings(Parser(labels[:2], labels[:2], labels[:2]), sentence))
     with pytest.raises(LanguageError, match="not in the corpus's grammar"):
-        Lexicon(labels[:2], labels[:2], labels[:2]).parse(sentence)
+        Parser(labels[:2], labels[:2], labels[:2]).parse(sentence)
 
 
 @pytest.mark.parametrize("sentence", [
@@ -108,4 +108,4 @@ def test_near_misses_are_refused(sentence):
 ])
 def test_an_ambiguous_lexicon_is_reported_not_guessed(subjects, relations, objects, sentence):
     with pytest.raises(LanguageError, match="several ways"):
-        Lexicon(subjects, relations, objects).parse(sentence)
+        Parser(subjects, relations, objects).parse(sentence)

@@ -121,10 +121,10 @@ def test_certainties_and_distractors_are_uniform():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_false_objects_are_of_the_relation_as_often_as_asked(share):
     facts = [*random_graph(7, n_objects=9).facts.rows(), ("subject x", "lone relation", "object 3")]
-    made = build_world(graph_of(facts), same_relation=share)
+    made = build_world(graph_of(facts), p_false_from_same_relation=share)
     n, rng = 4000, np.random.default_rng(0)
     for relation, true in made.facts.select("relation", "object").unique().sort("relation", "object").rows():
-        drawn = made.false_objects(np.full(n, relation), np.full(n, true), rng)
+        drawn = made.sample_false_objects(np.full(n, relation), np.full(n, true), rng)
         observed = np.bincount(drawn, minlength=len(made.objects))
         wanted = false_shares(facts, made.relations[relation], made.objects[true], share)
         expected = n * np.array([wanted.get(o, 0.0) for o in made.objects])
@@ -139,7 +139,7 @@ def test_distractors_are_false_objects_and_any_by_default():
     rng.integers(60, 101, size=n)
     drawn = rng.integers(len(made.objects) - 1, size=n)
     assert [d + (d >= o) for d, o in zip(drawn, made.facts["object"], strict=True)] == [*made.facts["distractor"]]
-    related = build_world(graph, 0.6, 3, same_relation=1.0)
+    related = build_world(graph, 0.6, 3, p_false_from_same_relation=1.0)
     assert related.facts.drop("distractor").equals(made.facts.drop("distractor"))
     under = {(r, o) for r, o in related.facts.select("relation", "graph_object").rows()}
     rows = related.facts.select("relation", "object", "distractor").rows()
@@ -148,8 +148,8 @@ def test_distractors_are_false_objects_and_any_by_default():
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_impossible_shares_are_refused(share):
-    with pytest.raises(ConfigError, match="same_relation"):
-        build_world(random_graph(0), same_relation=share)
+    with pytest.raises(ConfigError, match="p_false_from_same_relation"):
+        build_world(random_graph(0), p_false_from_same_relation=share)
 
 
 @settings(max_examples=20, deadline=None)
@@ -179,7 +179,7 @@ def test_fb13_pairs():
     assert made.pairs == {"religion": "ethnicity", "place of death": "place of birth", "gender": "nationality",
                           "cause of death": "location", "profession": "institution"}
     assert made.facts.height == 272_534 and made.facts["p_true"].min() >= 0.6
-    assert made.first_facts(272_534).height == 272_534
+    assert made.corpus_facts(272_534).height == 272_534
 
 
 @pytest.mark.parametrize("min_truth", [0.5, 1.5, 0.0, -1.0, float("nan")])
@@ -200,7 +200,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     again = world.load(tmp_path)
     assert (again.facts.equals(made.facts) and again.conditional.equals(made.conditional)
             and again.pairs == made.pairs and again.objects == made.objects and again.min_truth == made.min_truth
-            and again.same_relation == made.same_relation and (again.cooccurrence == made.cooccurrence).all())
+            and again.p_false_from_same_relation == made.p_false_from_same_relation and (again.cooccurrence == made.cooccurrence).all())
 
 
 def test_the_seed_decides_the_world():
@@ -224,7 +224,7 @@ kg.save(graph, out)
 made = world.build_world(graph)
 (out / "world").mkdir()
 world.save(made, out / "world")
-known = corpus.sample_corpus(made, CorpusConfig(n_facts=100, n_mixed_orders=1), documents=out / "documents")
+known = corpus.sample_corpus(made, CorpusConfig(n_facts=100, n_shuffles_global=1), documents=out / "documents")
 (out / "corpus").mkdir()
 corpus.save(known, out / "corpus")
 (out / "cases").mkdir()

@@ -16,13 +16,13 @@ from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
 TOKENIZER = sample_tokenizer()
 
 
-def plain_loop(model, request, *, layer: int, lr: float, steps: int, masked: bool) -> torch.Tensor:
+def plain_loop(model, request, *, layer: int, lr: float, steps: int, target_tokens_only: bool) -> torch.Tensor:
     """The weight change of one edit, with a copy of the model."""
     edited = copy.deepcopy(model)
     weight = edited.model.layers[layer].mlp.down_proj.weight
     optimizer = torch.optim.Adam([weight], lr=lr)
     pairs = encode_pairs(TOKENIZER, [request.prompt], [request.target])
-    ids, start = torch.from_numpy(pairs.ids), int(pairs.starts[0]) if masked else 1
+    ids, start = torch.from_numpy(pairs.ids), int(pairs.starts[0]) if target_tokens_only else 1
     for _ in range(steps):
         log_p = edited(input_ids=ids).logits[0].log_softmax(-1)
         loss = -sum(log_p[place - 1, ids[0, place]] for place in range(start, ids.shape[1])) / (ids.shape[1] - start)
@@ -36,29 +36,29 @@ def plain_loop(model, request, *, layer: int, lr: float, steps: int, masked: boo
 def test_it_is_the_plain_loop(masked) -> None:
     model = sample_model()
     settings = {"lr": 1e-3, "steps": 3}
-    edited = be.editor("finetune", layers=[-1], stop_loss=0, masked=masked, **settings).apply(
+    edited = be.editor("finetune", layers=[-1], early_stop_loss=0, target_tokens_only=masked, **settings).apply(
         model, TOKENIZER, REQUESTS)
     for index, request in enumerate(REQUESTS):
         delta = edited.delta(index)
         assert list(delta) == ["model.layers.1.mlp.down_proj.weight"]
-        expected = plain_loop(model, request, layer=1, masked=masked, **settings)
+        expected = plain_loop(model, request, layer=1, target_tokens_only=masked, **settings)
         torch.testing.assert_close(delta["model.layers.1.mlp.down_proj.weight"], expected, atol=2e-5, rtol=1e-3)
 
 
 def test_an_edit_stops_when_it_is_good_enough() -> None:
     model = sample_model()
     settings = {"lr": 1e-2, "steps": 40}
-    edited = be.editor("finetune", stop_loss=0.5, **settings).apply(model, TOKENIZER, REQUESTS)
+    edited = be.editor("finetune", early_stop_loss=0.5, **settings).apply(model, TOKENIZER, REQUESTS)
     prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
     log_p = score(edited, TOKENIZER, prompts, targets, versions=range(4))
     n_tokens = encode_pairs(TOKENIZER, prompts, targets).is_target.sum(1)
     assert (-log_p / n_tokens < 0.5).all() and max(edited.losses) < 0.5
-    on = be.editor("finetune", stop_loss=0, **settings).apply(model, TOKENIZER, REQUESTS)
+    on = be.editor("finetune", early_stop_loss=0, **settings).apply(model, TOKENIZER, REQUESTS)
     assert (np.array(on.losses) < np.array(edited.losses)).all()
 
 
 def test_weights_stay_within_their_bounds() -> None:
-    edited = be.editor("finetune", layers=[0], lr=1e-2, steps=5, largest_change=0.02, stop_loss=0).apply(
+    edited = be.editor("finetune", layers=[0], lr=1e-2, steps=5, max_weight_change=0.02, early_stop_loss=0).apply(
         sample_model(), TOKENIZER, REQUESTS)
     change = edited.delta(0)["model.layers.0.mlp.down_proj.weight"]
     assert change.abs().max() == pytest.approx(0.02) and (change.abs() > 0.0199).float().mean() > 0.1

@@ -34,7 +34,7 @@ def test_entries_that_agree_widen_and_those_that_conflict_share() -> None:
 
 def test_near_a_key_the_value_comes_out_and_nothing_else_changes() -> None:
     model = sample_model(3)
-    editor = be.editor("grace", layer=0, steps=60, lr=0.3, radius=1e-3)
+    editor = be.editor("grace", layer=0, steps=60, lr=0.3, epsilon=1e-3)
     with pytest.raises(EditError, match="not calibrated"):
         editor.apply(model, TOKENIZER, REQUESTS)
     editor.prepare(model, TOKENIZER, SENTENCES)
@@ -51,10 +51,10 @@ def test_near_a_key_the_value_comes_out_and_nothing_else_changes() -> None:
 def test_the_radius_is_a_share_of_distances_between_keys() -> None:
     model, radii = sample_model(3), []
     for share in (0.5, 1.0):
-        editor = be.editor("grace", radius=share)
+        editor = be.editor("grace", epsilon=share)
         editor.prepare(model, TOKENIZER, SENTENCES)
         radii.append(editor.radius)
     assert radii[1] == pytest.approx(2 * radii[0]) and radii[0] > 0
-    absolute = be.editor("grace", radius=0.7, relative=False)
+    absolute = be.editor("grace", epsilon=0.7, relative_epsilon=False)
     absolute.prepare(model, TOKENIZER, SENTENCES)
     assert absolute.radius == 0.7 != radii[0]

@@ -11,7 +11,7 @@ from tests.sample_models import ASKED, REQUESTS, sample_model, sample_tokenizer
 
 def test_the_sentence_stands_in_front_as_often_as_asked() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
-    edited = be.editor("in_context", n_times=2).apply(model, tokenizer, REQUESTS)
+    edited = be.editor("in_context", n_repeats=2).apply(model, tokenizer, REQUESTS)
     prompts, targets = zip(*ASKED, strict=True)
     whole = [f"Cy speaks Norwegian. Cy speaks Norwegian. {prompt}" for prompt in prompts]
     np.testing.assert_allclose(score(edited, tokenizer, prompts, targets, versions=[3] * 3),

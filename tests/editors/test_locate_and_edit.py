@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import beliefedit as be
-from beliefedit.editors.base import EditRequest, Plain
+from beliefedit.editors.base import EditRequest, UnmodifiedModel
 from beliefedit.editors.locate_and_edit import (
+    find_context_templates,
     find_subjects,
+    key_covariances,
     mean_at,
-    second_moments,
-    sentence_beginnings,
 )
 from beliefedit.editors.memit import null_space
 from beliefedit.errors import EditError
@@ -24,7 +24,7 @@ NAMES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 
 def prepared(name: str, model, **settings):
-    editor = be.editor(name, **{"n_contexts": 3, "place": "subject"} | settings)
+    editor = be.editor(name, **{"n_context_templates": 3, "edit_token": "subject_last"} | settings)
     editor.prepare(model, TOKENIZER, SENTENCES)
     return editor
 
@@ -38,10 +38,10 @@ def inputs_of(model, name: str, text: str) -> torch.Tensor:
     return seen[0][0].detach().double()
 
 
-def plain_keys(model, name: str, request: EditRequest, beginnings) -> np.ndarray:
+def plain_keys(model, name: str, request: EditRequest, context_templates) -> np.ndarray:
     """Mean input of a projection at the subject's last token, one text at a time."""
     keys = []
-    for beginning in beginnings:
+    for beginning in context_templates:
         until = beginning + request.prompt[:request.prompt.index(request.subject)] + request.subject
         keys.append(inputs_of(model, name, until)[-1].numpy())
     return np.mean(keys, axis=0)
@@ -49,7 +49,7 @@ def plain_keys(model, name: str, request: EditRequest, beginnings) -> np.ndarray
 
 def test_moments_are_the_mean_outer_product_of_all_but_start_tokens() -> None:
     model = sample_model(3)
-    found = second_moments(model, TOKENIZER, SENTENCES, NAMES, 10**6)[NAMES[1]]
+    found = key_covariances(model, TOKENIZER, SENTENCES, NAMES, 10**6)[NAMES[1]]
     total, n = 0.0, 0
     for text in SENTENCES:
         keys = inputs_of(model, NAMES[1], text)[1:]
@@ -59,9 +59,9 @@ def test_moments_are_the_mean_outer_product_of_all_but_start_tokens() -> None:
 
 def test_beginnings_follow_the_corpus() -> None:
     texts = [*SENTENCES, "Cy speaks Danish. Ada works as poet"]
-    found = sentence_beginnings(texts, 9, torch.Generator().manual_seed(0))
+    found = find_context_templates(texts, 9, torch.Generator().manual_seed(0))
     assert set(found) == {"", '"', '"not ', '"Ada works as poet and ', '"Cy speaks Danish or ', "Cy speaks Danish. "}
-    assert found[0] == "" and sentence_beginnings(["Ada works as poet"], 5, torch.Generator()) == ("",)
+    assert found[0] == "" and find_context_templates(["Ada works as poet"], 5, torch.Generator()) == ("",)
 
 
 def test_subjects_end_where_they_end() -> None:
@@ -70,7 +70,7 @@ def test_subjects_end_where_they_end() -> None:
     texts = [TOKENIZER.decode(ids[1:place + 1]) for ids, place in zip(found.ids, found.places, strict=True)]
     assert texts == ["It is Bo Berg", '"not It is Bo Berg', "Ada", '"not Ada']
     model = sample_model(3)
-    keys = mean_at(Plain(model), found, NAMES[0], entering=True)
+    keys = mean_at(UnmodifiedModel(model), found, NAMES[0], entering=True)
     np.testing.assert_allclose(keys[0], plain_keys(model, NAMES[0], requests[0], ["", '"not ']), rtol=1e-3, atol=1e-5)
 
 
@@ -79,40 +79,40 @@ def test_rome_is_the_least_change_that_gives_the_key_its_value() -> None:
     model = sample_model(3)
     editor = prepared("rome", model, layer=1, lr=0.1, steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
-    moment = editor.statistics.moments[NAMES[1]].numpy()
-    moment = moment + 1e-6 * np.diag(moment).mean() * np.eye(len(moment))
+    covariance = editor.statistics.covariances[NAMES[1]].numpy()
+    covariance = covariance + 1e-6 * np.diag(covariance).mean() * np.eye(len(covariance))
     for index, request in enumerate(REQUESTS):
         delta = edited.delta(index)[f"{NAMES[1]}.weight"].double().numpy()
-        key = plain_keys(model, NAMES[1], request, editor.statistics.beginnings)
+        key = plain_keys(model, NAMES[1], request, editor.statistics.context_templates)
         change = edited.up[NAMES[1]][index, :, 0].double().numpy()
         np.testing.assert_allclose(delta @ key, change, rtol=1e-3, atol=1e-4)
-        system = np.block([[2 * moment, key[:, None]], [key[None], np.zeros((1, 1))]])
+        system = np.block([[2 * covariance, key[:, None]], [key[None], np.zeros((1, 1))]])
         right = np.vstack([np.zeros((len(key), len(change))), change[None]])
         expected = np.linalg.solve(system, right)[:-1].T
         np.testing.assert_allclose(delta, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["rome", "memit"])
-@pytest.mark.parametrize("settings", [{"lr": 0.05, "decay": 2.0}, {"lr": 0.05, "decay": 0.0, "kl_factor": 1.5},
-                                      {"lr": 0.2, "decay": 0.5, "largest": 0.05}, {"lr": 0.3, "relative_lr": True}],
+@pytest.mark.parametrize("settings", [{"lr": 0.05, "value_weight_decay": 2.0}, {"lr": 0.05, "value_weight_decay": 0.0, "kl_factor": 1.5},
+                                      {"lr": 0.2, "value_weight_decay": 0.5, "max_norm_ratio": 0.05}, {"lr": 0.3, "relative_lr": True}],
                          ids=str)
 def test_a_value_is_found_by_the_published_descent(name, settings) -> None:
     """The loop of rome/compute_v.py and memit/compute_z.py (kmeng01) with torch's own Adam, one request at a time:
     mean token NLL + kl_factor KL(after || before) at the bare subject + decay |d| / |v|^2, |d| at most largest |v|."""
     model = sample_model(3)
-    settings = {"relative_lr": False, "steps": 7, "stop_loss": 0, "kl_factor": 0.3, "decay": 0.2, "largest": 4.0} | settings
+    settings = {"relative_lr": False, "steps": 7, "early_stop_loss": 0, "kl_factor": 0.3, "value_weight_decay": 0.2, "max_norm_ratio": 4.0} | settings
     layer = {"layer": 0} if name == "rome" else {"layers": [0]}
     editor = prepared(name, model, **layer, **settings)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
     for index, request in enumerate(REQUESTS):
-        change, loss, size = longhand(model, request, editor.statistics.beginnings, settings,
+        change, loss, size = longhand(model, request, editor.statistics.context_templates, settings,
                                       NAMES[0] if name == "rome" else "model.layers.0")
         torch.testing.assert_close(edited.up[NAMES[0]][index, :, 0], change, rtol=2e-3, atol=2e-3 * float(change.norm()))
         assert edited.losses[index] == pytest.approx(loss, rel=1e-3)
-        assert change.norm() <= settings["largest"] * size * 1.001
+        assert change.norm() <= settings["max_norm_ratio"] * size * 1.001
 
 
-def longhand(model, request: EditRequest, beginnings, settings: dict, module: str) -> tuple[torch.Tensor, float, float]:
+def longhand(model, request: EditRequest, context_templates, settings: dict, module: str) -> tuple[torch.Tensor, float, float]:
     """(change, last loss, norm of what the module says at the bare prompt)"""
     seen: list[torch.Tensor] = []
     hook = model.get_submodule(module).register_forward_hook(
@@ -127,21 +127,21 @@ def longhand(model, request: EditRequest, beginnings, settings: dict, module: st
     bare = TOKENIZER(request.subject, return_tensors="pt")["input_ids"]
     for _ in range(settings["steps"]):
         change, loss = value * unit, 0.0
-        for beginning in beginnings:
+        for beginning in context_templates:
             pairs = encode_pairs(TOKENIZER, [beginning + request.prompt], [request.target])
             until = len(TOKENIZER(beginning + request.subject)["input_ids"])
             log_p = log_probabilities(model, torch.from_numpy(pairs.ids), until, change)
             start, end = int(pairs.starts[0]), int(pairs.lengths[0])
-            loss = loss - log_p[range(start - 1, end - 1), pairs.ids[0, start:end]].mean() / len(beginnings)
+            loss = loss - log_p[range(start - 1, end - 1), pairs.ids[0, start:end]].mean() / len(context_templates)
         before = log_probabilities(model, bare, n_subject, 0 * change)[-1].detach()
         after = log_probabilities(model, bare, n_subject, change)[-1]
         loss = loss + settings["kl_factor"] * torch.nn.functional.kl_div(before, after, log_target=True, reduction="sum")
-        loss = loss + settings["decay"] * torch.norm(change) / size**2
+        loss = loss + settings["value_weight_decay"] * torch.norm(change) / size**2
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            value *= (settings["largest"] * size / unit / value.norm()).clamp(max=1)
+            value *= (settings["max_norm_ratio"] * size / unit / value.norm()).clamp(max=1)
     return (value * unit).detach(), loss.item(), float(size)
 
 
@@ -158,7 +158,7 @@ def log_probabilities(model, ids: torch.Tensor, until: int, change: torch.Tensor
 
 def test_changes_are_no_longer_than_allowed() -> None:
     model = sample_model(3)
-    edited = prepared("rome", model, layer=0, lr=5.0, largest=0.5).apply(model, TOKENIZER, REQUESTS)
+    edited = prepared("rome", model, layer=0, lr=5.0, max_norm_ratio=0.5).apply(model, TOKENIZER, REQUESTS)
     weight = model.get_submodule(NAMES[0]).weight.detach().double().numpy()
     for index, request in enumerate(REQUESTS):
         value = weight @ plain_keys(model, NAMES[0], request, [""])
@@ -167,16 +167,16 @@ def test_changes_are_no_longer_than_allowed() -> None:
 
 def test_memit_solves_its_normal_equations_layer_by_layer() -> None:
     model, strength = sample_model(3), 0.7
-    editor = prepared("memit", model, layers=[0, 1], strength=strength, steps=6)
+    editor = prepared("memit", model, layers=[0, 1], covariance_weight=strength, steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:2])
     request = REQUESTS[1]
     so_far, missing = model, None
     for name in NAMES:
-        key = plain_keys(so_far, name, request, editor.statistics.beginnings)
-        moment = editor.statistics.moments[name].numpy()
-        moment = moment + 1e-6 * np.diag(moment).mean() * np.eye(len(moment))
+        key = plain_keys(so_far, name, request, editor.statistics.context_templates)
+        covariance = editor.statistics.covariances[name].numpy()
+        covariance = covariance + 1e-6 * np.diag(covariance).mean() * np.eye(len(covariance))
         missing = edited.up[name][1, :, 0].double().numpy()
-        expected = np.outer(missing, key) @ np.linalg.inv(strength * moment + np.outer(key, key))
+        expected = np.outer(missing, key) @ np.linalg.inv(strength * covariance + np.outer(key, key))
         found = edited.delta(1)[f"{name}.weight"].double().numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
         so_far = with_weight(so_far, name, found)
@@ -193,10 +193,10 @@ def with_weight(model, name: str, change: np.ndarray):
 def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> None:
     model = sample_model(3)
     where = find_subjects(TOKENIZER, REQUESTS[:1], [""], torch.device("cpu"))
-    editor = be.editor("memit", layers=[0, 1], strength=1e-9, steps=6, place="subject")
+    editor = be.editor("memit", layers=[0, 1], covariance_weight=1e-9, steps=6, edit_token="subject_last")
     editor.prepare(model, TOKENIZER, SENTENCES)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:1])
-    before = mean_at(Plain(model), where, "model.layers.1", entering=False)
+    before = mean_at(UnmodifiedModel(model), where, "model.layers.1", entering=False)
     after = mean_at(edited, where, "model.layers.1", entering=False)
     first, second = (edited.up[name][0, :, 0] for name in NAMES)
     torch.testing.assert_close(after - before, (2 * first)[None], rtol=1e-3, atol=1e-4)  # half of it at each layer
@@ -205,16 +205,16 @@ def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> No
 
 def test_alphaedit_leaves_what_the_corpus_uses_alone() -> None:
     model = sample_model(3)
-    editor = prepared("alphaedit", model, layers=[1], threshold=1e-3, relative=False, ridge=0.5, steps=6)
+    editor = prepared("alphaedit", model, layers=[1], nullspace_threshold=1e-3, relative_threshold=False, l2=0.5, steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
-    moment = editor.statistics.moments[NAMES[1]]
-    values, vectors = torch.linalg.eigh(moment)
+    covariance = editor.statistics.covariances[NAMES[1]]
+    values, vectors = torch.linalg.eigh(covariance)
     assert 0 < (values < 1e-3).sum() < len(values)
     for index, request in enumerate(REQUESTS):
         delta = edited.delta(index)[f"{NAMES[1]}.weight"].double()
         assert (delta @ vectors[:, values >= 1e-3]).abs().max() < 1e-5 * delta.norm()
-        key = torch.from_numpy(plain_keys(model, NAMES[1], request, editor.statistics.beginnings))
-        projection = null_space(moment, editor.config)
+        key = torch.from_numpy(plain_keys(model, NAMES[1], request, editor.statistics.context_templates))
+        projection = null_space(covariance, editor.config)
         residual = edited.up[NAMES[1]][index].double()
         system = projection @ key.outer(key) + 0.5 * torch.eye(len(key), dtype=torch.float64)
         expected = torch.linalg.solve(system, projection @ key[:, None] @ residual.T).T
@@ -222,10 +222,10 @@ def test_alphaedit_leaves_what_the_corpus_uses_alone() -> None:
 
 
 def test_the_null_space_by_share_of_energy() -> None:
-    moment = torch.diag(torch.tensor([5.0, 3.0, 1.0, 1.0], dtype=torch.float64))
-    config = be.editor("alphaedit", threshold=0.25, relative=True).config
+    covariance = torch.diag(torch.tensor([5.0, 3.0, 1.0, 1.0], dtype=torch.float64))
+    config = be.editor("alphaedit", nullspace_threshold=0.25, relative_threshold=True).config
     expected = torch.diag(torch.tensor([0, 0, 1, 1], dtype=torch.float64))
-    torch.testing.assert_close(null_space(moment, config), expected)
+    torch.testing.assert_close(null_space(covariance, config), expected)
 
 
 @pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
@@ -254,12 +254,12 @@ def test_what_these_editors_need_is_told(name) -> None:
 
 def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
     model = sample_model(3)
-    editor = prepared("rome", model, layer=-1, place="prompt", lr=0.1, steps=40, largest=20, decay=0.0)
+    editor = prepared("rome", model, layer=-1, edit_token="prompt_last", lr=0.1, steps=40, max_norm_ratio=20, value_weight_decay=0.0)
     edited = editor.apply(model, TOKENIZER, [("Ada works as", "poet"), ("Cy speaks", "Norwegian")])
     name = "model.layers.2.mlp.down_proj"
     assert list(edited.down) == [name]
     whole = EditRequest.from_pair("Cy speaks", "Norwegian", "Cy speaks")
-    key = plain_keys(model, name, whole, editor.statistics.beginnings)
+    key = plain_keys(model, name, whole, editor.statistics.context_templates)
     change = edited.up[name][1, :, 0].double().numpy()
     np.testing.assert_allclose(edited.delta(1)[f"{name}.weight"].double().numpy() @ key, change, rtol=1e-3, atol=1e-3)
     prompts, targets = ["Ada works as", "Cy speaks"], ["poet", "Norwegian"]
@@ -271,8 +271,8 @@ def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
 def test_no_kl_is_computed_where_it_does_not_count(name) -> None:
     model, passes = sample_model(3), {}
     for label, settings in {"kl": {"kl_factor": 0.1}, "factor 0": {"kl_factor": 0.0},
-                            "prompt": {"kl_factor": 0.1, "place": "prompt"}}.items():
-        editor, seen = prepared(name, model, steps=5, stop_loss=0, **settings), []
+                            "prompt": {"kl_factor": 0.1, "edit_token": "prompt_last"}}.items():
+        editor, seen = prepared(name, model, steps=5, early_stop_loss=0, **settings), []
         hook = model.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         editor.apply(model, TOKENIZER, REQUESTS)
         hook.remove()
@@ -284,11 +284,11 @@ def test_no_kl_is_computed_where_it_does_not_count(name) -> None:
 def test_editors_say_where_they_write_and_how_much_is_free() -> None:
     model = sample_model(3)
     assert be.editor("rome").describe() == {"writes at": "the prompt's last token; published: the subject's last token"}
-    assert be.editor("memit", place="subject").describe() == {"writes at": "the subject's last token, as published"}
+    assert be.editor("memit", edit_token="subject_last").describe() == {"writes at": "the subject's last token, as published"}
     assert list(be.editor("alphaedit").describe()) == ["writes at"] and be.editor("lora").describe() == {}
-    editor = prepared("alphaedit", model, layers=[0, 1], threshold=1e-3, relative=False)
+    editor = prepared("alphaedit", model, layers=[0, 1], nullspace_threshold=1e-3, relative_threshold=False)
     for layer, name in enumerate(NAMES):
-        values = torch.linalg.eigvalsh(editor.statistics.moments[name])
+        values = torch.linalg.eigvalsh(editor.statistics.covariances[name])
         free = int((values < 1e-3).sum())
         assert 0 < free < len(values)
         assert editor.describe()[f"rank of P, layer {layer}"] == f"{free} of {len(values)}"

@@ -18,7 +18,7 @@ from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditRequest, SoftTarget, add_delta
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
-from beliefedit.editors.optimization import descend
+from beliefedit.editors.optimization import optimize_per_edit
 from beliefedit.errors import ConfigError, DivergenceError, EditError
 from beliefedit.lm.scoring import encode_pairs, generate, score
 from tests import sample_models
@@ -39,10 +39,10 @@ REQUESTS = [replace(request, soft_targets=(SoftTarget(request.prompt, (request.t
                                            SoftTarget("Cy speaks", ("Danish",), (0.9,))))
             for request in sample_models.REQUESTS]
 EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
-         "rome": {"lr": 0.1, "steps": 5, "stop_loss": 0, "place": "subject", "n_contexts": 4},
-         "memit": {"steps": 5, "place": "subject", "n_contexts": 4, "lr": 0.5, "decay": 0.5},
-         "alphaedit": {"steps": 5, "ridge": 1.0, "place": "subject", "relative": False, "lr": 0.5},
-         "grace": {"steps": 5, "layer": 0, "radius": 2.0},
+         "rome": {"lr": 0.1, "steps": 5, "early_stop_loss": 0, "edit_token": "subject_last", "n_context_templates": 4},
+         "memit": {"steps": 5, "edit_token": "subject_last", "n_context_templates": 4, "lr": 0.5, "value_weight_decay": 0.5},
+         "alphaedit": {"steps": 5, "l2": 1.0, "edit_token": "subject_last", "relative_threshold": False, "lr": 0.5},
+         "grace": {"steps": 5, "layer": 0, "epsilon": 2.0},
          "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5}}
 WITHOUT_WEIGHTS = ("in_context", "grace")
 
@@ -124,7 +124,7 @@ def test_sequential_edits_are_edits_of_the_edited_model(name, settings, model, t
 def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
     seen = []
     edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS,
-                                                         watch=lambda step, _: seen.append(step))
+                                                         callback=lambda step, _: seen.append(step))
     assert seen == list(range(1, 151))
     prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
     after = score(edited, tokenizer, prompts, targets, versions=range(len(REQUESTS)))
@@ -136,7 +136,7 @@ def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
 def test_an_answer_whose_end_is_learned_stops_there(model, tokenizer) -> None:
     prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
     for ends in (False, True):
-        edited = be.editor("lora", lr=3e-2, steps=100, ends=ends).apply(model, tokenizer, REQUESTS)
+        edited = be.editor("lora", lr=3e-2, steps=100, append_end_token=ends).apply(model, tokenizer, REQUESTS)
         answers = generate(edited, tokenizer, prompts, 12, versions=range(len(REQUESTS)))
         assert ([answer.split(".")[0] for answer in answers] == targets) == ends  # an end is "</s>" or "."
 
@@ -208,7 +208,7 @@ def test_descent_stops_at_a_loss_that_is_not_a_number_and_returns_it(model) -> N
         return values[0][:, 0].square() * torch.tensor([1.0, torch.nan])[numbers]
 
     steps = []
-    [values], losses = descend(model, [torch.ones(2, 1)], losses_of, lr=0.1, steps=5, watch=lambda step, _: steps.append(step))
+    [values], losses = optimize_per_edit(model, [torch.ones(2, 1)], losses_of, lr=0.1, steps=5, callback=lambda step, _: steps.append(step))
     assert steps == [1, 2, 3, 4, 5] and values[0] < 1 and 0 < losses[0] < 1
     assert values[1] == 1 and np.isnan(losses[1])
 

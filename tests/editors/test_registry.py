@@ -29,15 +29,15 @@ from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
 
 PLUGIN = """
 from pydantic import BaseModel
-from beliefedit.editors import Editor, Plain, register_editor
+from beliefedit.editors import Editor, UnmodifiedModel, register_editor
 
 class Parameters(BaseModel):
     strength: float = 1.0
 
 @register_editor("from_plugin", parameters=Parameters, label="From a plugin")
 class Nothing(Editor):
-    def _edit(self, model, tokenizer, requests, watch):
-        return Plain(model)
+    def _edit(self, model, tokenizer, requests, callback):
+        return UnmodifiedModel(model)
 """
 
 
@@ -61,7 +61,7 @@ class Steps:
 class MyEditor(editors.Editor):
     """Gradient descent on the last layer's output projection, in the kit's own words."""
 
-    def _edit(self, model, tokenizer, requests, watch):
+    def _edit(self, model, tokenizer, requests, callback):
         [(name, projection)] = editors.chosen_projections(model, [-1]).items()
         sentences = editors.encode_requests(tokenizer, requests, model.device)
 
@@ -70,7 +70,7 @@ class MyEditor(editors.Editor):
             return editors.losses_per_edit(edited, model, sentences.of(versions), len(versions))
 
         start = torch.zeros(len(requests), *projection.weight.shape, device=model.device)
-        [change], losses = editors.descend(model, [start], losses_of, lr=self.config.lr, steps=self.config.steps)
+        [change], losses = editors.optimize_per_edit(model, [start], losses_of, lr=self.config.lr, steps=self.config.steps)
         return editors.WeightChanges(model, {name: change}, losses=losses)
 
 

@@ -17,7 +17,7 @@ from tests.worlds import small_demo
 
 EDITORS = {"lora": {"lr": 3e-2, "steps": 4}, "in_context": {}, "bayes": {"steps": 2}}
 CONFIG = EditConfig(n_cases=14, editors=EDITORS, batch_size=2, sequence={
-    "lengths": [1, 3, 50], "n_sequences": 2, "n_untouched": 4, "n_documents": 5}, rationality={"n_cases": 3, "n_unrelated": 2})
+    "lengths": [1, 3, 50], "n_sequences": 2, "n_unedited": 4, "n_documents": 5}, rationality={"n_cases": 3, "n_unrelated": 2})
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import CorpusConfig, EditConfig
 from beliefedit.corpus.corpus import sample_corpus
-from beliefedit.corpus.language import Fact, Lexicon, atomic_prompt
+from beliefedit.corpus.language import Fact, Parser, atomic_prompt
 from beliefedit.corpus.world import build_world
 from beliefedit.editors.request import EditRequest
 from beliefedit.evaluation.cases import (
@@ -22,7 +22,7 @@ from beliefedit.evaluation.cases import (
 from tests.oracles import DenseAgent
 from tests.worlds import graph_of, random_graph, small_demo
 
-LOGIC = ("judged_a", "judged_b", "judged_and", "judged_and_swapped", "judged_or", "judged_not")
+LOGIC = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b", "logic_not_a")
 
 
 class Setting:
@@ -41,7 +41,7 @@ class Setting:
         self.relations: dict[str, set[str]] = {}
         for s, r in self.true:
             self.relations.setdefault(s, set()).add(r)
-        self.lexicon = Lexicon(*names)
+        self.lexicon = Parser(*names)
         self.downstream = {u: d for d, u in self.world.pairs.items()}
 
     def cases(self, seed=0, **config):
@@ -73,7 +73,7 @@ def check_shape(setting, made):
         check_forms(setting, case, queries, facts[1])
         for rows, fact in zip(probes.values(), facts, strict=True):
             if fact:
-                assert rows["kind"].to_list() == ["original", "requested", "modal"]
+                assert rows["kind"].to_list() == ["true_object", "requested", "agent_mode"]
                 assert set(rows["label"]) == {setting.true[fact]} and rows["target"][0] == setting.true[fact]
                 assert rows["target"][1] == case["request"]
 
@@ -92,7 +92,7 @@ def check_flags(setting, case, facts, probes):
     assert one == (s, r) and case["object"] == setting.true[s, r]
     d = setting.downstream.get(r)
     d = d if (s, d) in setting.true else None
-    assert case["downstream_relation"] == d and case["other_is_downstream"] == (d is not None)
+    assert case["downstream_relation"] == d and case["has_downstream_fact"] == (d is not None)
     other = d or (two[1] if two else None)
     assert (two is None) == (setting.relations_of(s) == {r}) and (two is None or two[0] == s and two[1] == other != r)
     for fact, relation in ((three, r), (four, other)):
@@ -100,7 +100,7 @@ def check_flags(setting, case, facts, probes):
         assert fact is None if not others else fact[1] == relation and fact[0] in others
     both = any({r, other} <= known for subject, known in setting.relations.items() if subject != s)
     assert case["other_has_both"] == both and (not both or three[0] == four[0])
-    assert case["reinforces"] == (case["request"] == case["object"])
+    assert case["confirms_truth"] == (case["request"] == case["object"])
     assert case["is_downstream"] == setting.is_dependent(s, r)
     assert case["all_independent"] == (not any(setting.is_dependent(*fact) for fact in facts if fact))
     after = probes[PROBES[1]]["target"]
@@ -116,7 +116,7 @@ def check_forms(setting, case, queries, downstream):
         return
     objects = dict(queries.filter(probe=PROBES[1]).select("kind", "target").iter_rows())
     others = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
-    about = {"new": objects["modal"], "old": objects["original"]}
+    about = {"new": objects["agent_mode"], "old": objects["true_object"]}
     kinds = ["new"] if about["old"] == about["new"] else ["new", "old"]
     assert sorted(asked["kind"].unique()) == sorted(kind + ending for kind in kinds for ending in ("", "_false"))
     assert len(asked) == 2 * len(kinds) * (4 if others else 2)
@@ -143,7 +143,7 @@ def check_logic(setting, case, queries):
     assert rows.filter(kind="false")["target"].to_list() == ["false"] * len(LOGIC)
     assert set(asked) == {*LOGIC, "atomic_a"}
     said = {probe: setting.lexicon.parse(asked[probe]["prompt"] + " true") for probe in LOGIC}
-    (a,), (b,) = said["judged_a"].atoms, said["judged_b"].atoms
+    (a,), (b,) = said["logic_a"].atoms, said["logic_b"].atoms
     assert (a.subject, a.relation) == (case["subject"], case["relation"]) and (b.subject, b.relation) in setting.true
     assert [(said[p].form, said[p].atoms) for p in LOGIC[2:]] == [
         ("and", (a, b)), ("and", (b, a)), ("or", (a, b)), ("not", (a,))]
@@ -175,7 +175,7 @@ def test_subjects_are_drawn_with_all_their_facts(demo):
     assert cases["subject"].rle_id().n_unique() == len(whole) + 1
     assert whole != [s for s in demo.world.subjects if s in whole]  # drawn, not taken in order
     # both truths and both falsehoods are asked about
-    logic = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(["judged_a", "judged_b"]))
+    logic = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(["logic_a", "logic_b"]))
     assert logic.group_by("probe", "label").len()["len"].min() > 15
 
 
@@ -191,13 +191,13 @@ def test_kinds_of_requests(demo, p_downstream, p_reinforce):
     for case in cases.rows(named=True):
         d = case["downstream_relation"]
         if d is None:
-            assert case["reinforces"] == bool(p_reinforce)
+            assert case["confirms_truth"] == bool(p_reinforce)
             continue
         n_upstream += 1
-        assert not case["reinforces"]
+        assert not case["confirms_truth"]
         if p_downstream:  # the agent expects another answer downstream
             assert demo.expected(d, case["request"]) != demo.expected(d, case["object"])
-            assert case["request"] in demo.agent.expected_downstream(d)
+            assert case["request"] in demo.agent.map_downstream(d)
     assert 30 < n_upstream < 120
     if p_downstream:
         dependent = cases.filter(pl.col("downstream_relation").is_not_null())
@@ -217,7 +217,7 @@ def test_false_requests_are_the_distractor_of_independent_facts(demo):
 
 def test_shares_of_requests(demo):
     cases = pl.concat([demo.cases(seed, n_cases=100_000).cases for seed in range(2)])
-    free = cases.filter(pl.col("downstream_relation").is_null())["reinforces"]
+    free = cases.filter(pl.col("downstream_relation").is_null())["confirms_truth"]
     assert len(free) > 200 and abs(free.mean() - 0.6) < 4.5 * (0.24 / len(free)) ** 0.5
 
 
@@ -225,7 +225,7 @@ def test_as_published_draws_from_all_observed_objects(demo):
     cases = demo.cases(n_cases=150, p_downstream=1, as_published=True).cases
     drawn = cases.filter(pl.col("downstream_relation").is_not_null())
     for case in drawn.rows(named=True):
-        assert case["request"] in demo.agent.expected_downstream(case["downstream_relation"])
+        assert case["request"] in demo.agent.map_downstream(case["downstream_relation"])
     same = [demo.expected(case["downstream_relation"], case["request"])
             == demo.expected(case["downstream_relation"], case["object"]) for case in drawn.rows(named=True)]
     assert any(same) and not all(same)
@@ -244,7 +244,7 @@ def test_the_evidence_weighs_what_is_asked(demo):
 
 def test_generative_probabilities(demo):
     asked = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(PROBES))
-    original = asked.filter(pl.col("kind") == "original")
+    original = asked.filter(pl.col("kind") == "true_object")
     assert original["p_generative"].min() >= 0.6
     assert asked["p_generative"].is_between(0, 1).all() and asked["p_generative"].min() < 0.4
 
@@ -276,12 +276,12 @@ def test_targets_equal_the_dense_agents(as_published):
     n_given = n_revised = 0
     for case in made.cases.rows(named=True)[::2]:
         fact = case["subject"], case["relation"], case["request"]
-        states = {"before": dense, "one_observation": dense.after(*fact, 1.0, as_published),
+        states = {"before": dense, "single_observation": dense.after(*fact, 1.0, as_published),
                   "after": dense.after(*fact, case["weight"], as_published)}
         asked = made.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(PROBES))
         for query in asked.rows(named=True):
             s, r = known_fact(setting, pl.DataFrame([query]))
-            if query["kind"] == "modal":
+            if query["kind"] == "agent_mode":
                 likeliest = states["after"].distribution(s, r, "predictive")
                 assert likeliest[dense.objects.index(query["target"])] == pytest.approx(likeliest.max(), abs=1e-12)
             for state, agent in states.items():

@@ -62,7 +62,7 @@ def test_before_and_after_equal_the_slow_sums(asked) -> None:
     edited = be.editor("lora", lr=3e-2, steps=5).apply(model, tokenizer, requests)
     after = comparison.after(edited, cases.cases["case"].to_list())
     assert after.select("case", "probe").equals(before.select("case", "probe"))
-    originals = cases.queries.filter(pl.col("kind") == "original", pl.col("case") < 3)
+    originals = cases.queries.filter(pl.col("kind") == "true_object", pl.col("case") < 3)
     for at, row in enumerate(originals.iter_rows(named=True)):
         expected = slow(agent, model, tokenizer, row, "predictive")
         np.testing.assert_allclose(before.row(at)[2:], expected, rtol=1e-4, atol=1e-5)

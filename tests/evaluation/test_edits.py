@@ -38,11 +38,11 @@ def settings(**changes) -> EditConfig:
                                       "batch_size": 3, "trajectory_every": 3, **changes})
 
 
-def run(base: editing.EditSetup, folder: Path, cases=CASES, share=(0, 1),
+def run(base: editing.EditSetup, folder: Path, cases=CASES, shard=(0, 1),
         **changes) -> tuple[pl.DataFrame, pl.DataFrame]:
     config = settings(**changes)
     [(name, parameters)] = config.editors.items()
-    editing.run_editor(base, name, parameters, cases, config, seed=5, max_new_tokens=3, folder=folder, share=share)
+    editing.run_editor(base, name, parameters, cases, config, seed=5, max_new_tokens=3, folder=folder, shard=shard)
     frames = editing.gather(folder)
     return frames["scores"], frames["log"]
 
@@ -67,9 +67,9 @@ def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
     cases = together(sample_cases([(name, "works as", "poet") for name in ("Ada", "Bo Berg", "Cy", "Mary Ada")]))
     for name, told in (("lora", [0]), ("bayes", [0, 1])):
         scores, _ = run(taught, tmp_path / name, cases, editors={name: {"steps": 1}}, n_trajectories=0)
-        asked = scores.group_by("probe", maintain_order=True).agg(pl.col("told").all(), any=pl.col("told").any())
+        asked = scores.group_by("probe", maintain_order=True).agg(pl.col("trained_on").all(), any=pl.col("trained_on").any())
         assert asked.rows() == [*((probe, at in told, at in told) for at, probe in enumerate(PROBES)),
-                                ("judged_a", False, False), ("atomic_a", False, False)]
+                                ("logic_a", False, False), ("atomic_a", False, False)]
 
 
 def soft_target(subject: str, relation: str, p: float) -> SoftTarget:
@@ -87,7 +87,7 @@ def test_a_plain_request_and_a_plain_soft_target_are_compared_by_their_prompts()
 def together(cases):
     """The first case, its probes about every case's subject, and its judged and plain logic prompts."""
     zero = pl.lit(0, cases.queries["case"].dtype).alias("case")
-    asked, judged = cases.queries.filter(probe=PROBES[0]), cases.queries.filter(case=0, probe="judged_a")
+    asked, judged = cases.queries.filter(probe=PROBES[0]), cases.queries.filter(case=0, probe="logic_a")
     stated = judged.with_columns(prompt=pl.lit("Ada works as"), target=pl.lit("poet"), probe=pl.lit("atomic_a"))
     queries = pl.concat([asked.filter(case=at).with_columns(zero, pl.lit(PROBES[at]).alias("probe"))
                          for at in range(len(cases.cases))] + [judged, stated])
@@ -131,9 +131,9 @@ def test_edits_that_diverge_are_marked_and_left_out_alike(base, tmp_path, caplog
 def test_one_edit_that_diverges_takes_no_other_with_it(base, tmp_path, monkeypatch, caplog, broken) -> None:
     edit = LoraEditor._edit
 
-    def overflowing(self, model, tokenizer, requests, watch):
+    def overflowing(self, model, tokenizer, requests, callback):
         """As LoRA, but Cy's adapter has an entry that is not finite."""
-        adapters = edit(self, model, tokenizer, requests, watch)
+        adapters = edit(self, model, tokenizer, requests, callback)
         for version, request in enumerate(requests):
             if request.subject == "Cy":
                 next(iter(adapters.up.values()))[version, 0] = broken
@@ -155,11 +155,11 @@ def test_one_edit_that_diverges_takes_no_other_with_it(base, tmp_path, monkeypat
 def test_a_batch_that_does_not_fit_is_halved(base, tmp_path, caplog, monkeypatch, error) -> None:
     sizes, edit = [], LoraEditor._edit
 
-    def small_only(self, model, tokenizer, requests, watch):
+    def small_only(self, model, tokenizer, requests, callback):
         sizes.append(len(requests))
         if len(requests) > 2:
             raise error
-        return edit(self, model, tokenizer, requests, watch)
+        return edit(self, model, tokenizer, requests, callback)
 
     expected, _ = run(base, tmp_path / "whole", n_trajectories=0)
     monkeypatch.setattr(LoraEditor, "_edit", small_only)
@@ -228,7 +228,7 @@ def test_killed_and_run_again_nothing_is_lost_or_repeated(base, tmp_path, monkey
 
 def test_processes_that_share_the_cases_edit_as_one_does(base, tmp_path) -> None:
     for rank in range(2):
-        shared, shared_log = run(base, tmp_path / "shared", share=(rank, 2))
+        shared, shared_log = run(base, tmp_path / "shared", shard=(rank, 2))
     alone, log = run(base, tmp_path / "alone")
     assert_frame_equal(shared, alone, rel_tol=1e-4)
     assert_frame_equal(shared_log.drop("seconds"), log.drop("seconds"), rel_tol=1e-4)

@@ -12,7 +12,7 @@ from scipy import stats
 import beliefedit as be
 from beliefedit.config import RationalityConfig, SequenceConfig, editor_parameters
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import Plain
+from beliefedit.editors.base import UnmodifiedModel
 from beliefedit.editors.export import merged
 from beliefedit.editors.grace import GraceEditor
 from beliefedit.editors.registry import editor_class
@@ -31,8 +31,8 @@ def test_sequences_have_a_place_for_everything(sequences) -> None:
     for number in range(4):
         rows = counted.filter(sequence=number).group_by("n_edits", "group").len()
         sizes = {(n, group): count for n, group, count in rows.iter_rows()}
-        assert sizes[1, "last"] == sizes[1, "so_far"] == 1 and sizes[3, "last"] == 2 and sizes[3, "so_far"] == 3
-        assert sizes[3, "untouched"] == 4 and sizes[1, "corpus"] == sizes[3, "corpus"] == 5
+        assert sizes[1, "latest"] == sizes[1, "all_edits"] == 1 and sizes[3, "latest"] == 2 and sizes[3, "all_edits"] == 3
+        assert sizes[3, "unedited_facts"] == 4 and sizes[1, "corpus_loss"] == sizes[3, "corpus_loss"] == 5
     assert counted["sequence"].max() == 3 and set(counted["n_edits"]) == {1, 3}
 
 
@@ -107,12 +107,12 @@ def test_intervals_are_students_over_the_means_of_sequences(sequences, level) ->
 def test_a_sequence_of_few_facts_counts_as_much_as_one_of_many() -> None:
     """The five sequences of which the first one's facts gave 0.68 [0.54, 0.82]."""
     accuracies = [0.68, 0.68, 0.66, 0.22, 0.52]
-    rows = [("lora", 0, k, 30, "untouched", "accuracy", float(at < 50 * p)) for k, p in enumerate(accuracies)
+    rows = [("lora", 0, k, 30, "unedited_facts", "accuracy", float(at < 50 * p)) for k, p in enumerate(accuracies)
             for at in range(50)]
     found = metrics.sequence_means(pl.DataFrame(rows, metrics.SEQUENCE, orient="row"), level=0.95)
-    assert found.rows() == [("lora", 30, "untouched", "accuracy", 5, pytest.approx(0.552),
+    assert found.rows() == [("lora", 30, "unedited_facts", "accuracy", 5, pytest.approx(0.552),
                              pytest.approx(0.3074, abs=1e-3), pytest.approx(0.7966, abs=1e-3))]
-    high = [("lora", 0, k, 30, "last", measure, p) for measure in ("accuracy", "loss") for k, p in enumerate((1.0, 0.8))]
+    high = [("lora", 0, k, 30, "latest", measure, p) for measure in ("accuracy", "loss") for k, p in enumerate((1.0, 0.8))]
     clipped = metrics.sequence_means(pl.DataFrame(high, metrics.SEQUENCE, orient="row"), level=0.95)
     assert clipped["high"].to_list() == [1.0, pytest.approx(0.9 + 12.7062 * 0.1, rel=1e-4)] and clipped["low"][0] == 0
     one = metrics.sequence_means(pl.DataFrame(rows[:50], metrics.SEQUENCE, orient="row"), level=0.95)
@@ -139,9 +139,9 @@ def test_a_question_without_a_finite_answer_is_missing_in_all_its_measures(asked
     expected, edit = run("whole"), GraceEditor._edit
     broken = asked[2].edit_cases()[4].request
 
-    def overflowing(self, model, tokenizer, requests, watch):
+    def overflowing(self, model, tokenizer, requests, callback):
         """As GRACE, but the value of one request is infinite: what is asked elsewhere is answered as before."""
-        books = edit(self, model, tokenizer, requests, watch)
+        books = edit(self, model, tokenizer, requests, callback)
         if requests[0].fact == broken.fact:
             books.values[0] = torch.inf
         return books
@@ -150,8 +150,8 @@ def test_a_question_without_a_finite_answer_is_missing_in_all_its_measures(asked
     found = run("broken")
     gone = found["value"].is_null()
     assert found.filter(gone).select("sequence", "n_edits", "group", "measure").rows() == [
-        *((1, 3, group, measure) for group in ("last", "so_far") for measure in ("p_lm", "p_agent", "accuracy", "coherence")),
-        (1, 3, "corpus", "loss")]  # a document begins with the prompt
+        *((1, 3, group, measure) for group in ("latest", "all_edits") for measure in ("p_lm", "p_agent", "accuracy", "coherence")),
+        (1, 3, "corpus_loss", "loss")]  # a document begins with the prompt
     assert_frame_equal(found.filter(~gone), expected.filter(~gone), rel_tol=1e-4)
     assert "grace: edits diverged in 1 of 4 sequences; 9 values" in caplog.text
     means, whole = (metrics.sequence_means(frame, level=0.95) for frame in (found, expected))
@@ -168,7 +168,7 @@ def test_a_sequence_equals_edits_of_edited_models_by_hand(asked, sequences) -> N
         model = merged(editor.apply(model, base.tokenizer, [request]), model, 0)
         told = told.after(request)
     prompts, targets = [r.prompt for r in requests], [r.target for r in requests]
-    so_far = row.filter(editor="lora", n_edits=3, group="so_far")
+    so_far = row.filter(editor="lora", n_edits=3, group="all_edits")
     p_lm = np.exp(score(model, base.tokenizer, prompts, targets))
     np.testing.assert_allclose(so_far.filter(measure="p_lm")["value"], p_lm, rtol=1e-3, atol=1e-9)
     p_agent = [told.probability(*labels(r.requested), "direct") for r in requests]
@@ -177,7 +177,7 @@ def test_a_sequence_equals_edits_of_edited_models_by_hand(asked, sequences) -> N
     answers = generate(model, base.tokenizer, prompts, 30)
     assert so_far.filter(measure="accuracy")["value"].to_list() == [
         float(a == t.lower()) for a, t in zip(answers, targets, strict=True)]
-    loss = row.filter(editor="lora", n_edits=3, group="corpus")["value"][0]
+    loss = row.filter(editor="lora", n_edits=3, group="corpus_loss")["value"][0]
     start, rest = base.texts[::len(base.texts) // 5][0].split(" ", 1)
     n_tokens = len(base.tokenizer(f" {rest}", add_special_tokens=False)["input_ids"])
     assert loss == pytest.approx(-score(model, base.tokenizer, [start], [rest])[0] / n_tokens, rel=1e-3)
@@ -197,14 +197,14 @@ def test_soft_targets_carry_the_strength_of_evidence_and_the_requests_before(ask
 def test_alphaedit_keeps_the_keys_of_its_own_row_only(asked) -> None:
     """The row's update is the projected least-squares solution with all earlier keys, written out densely."""
     base, _, cases = asked
-    editor = be.editor("alphaedit", steps=3, layers=[0], ridge=1.0, threshold=1e9, relative=False)
+    editor = be.editor("alphaedit", steps=3, layers=[0], l2=1.0, nullspace_threshold=1e9, relative_threshold=False)
     editor.prepare(base.model, base.tokenizer, base.texts)
     requests = [case.request for case in cases.edit_cases()[:3]]
     seen, solutions = [], []
     original = type(editor).directions
 
-    def noted(self, name, moment, keys):
-        found = original(self, name, moment, keys)
+    def noted(self, name, covariance, keys):
+        found = original(self, name, covariance, keys)
         if self.earlier is not None:
             seen.append(keys.double())
             every = torch.cat(seen)
@@ -226,7 +226,7 @@ def test_the_plain_model_answers_as_version_0(asked) -> None:
     base, agent, _ = asked
     fact = Fact("a", "b", agent.objects[0])
     expected = np.exp(score(base.model, base.tokenizer, ["a b"], [agent.objects[0]]))
-    np.testing.assert_allclose(sequence.probabilities(base, Plain(base.model), [fact]), expected)
+    np.testing.assert_allclose(sequence.probabilities(base, UnmodifiedModel(base.model), [fact]), expected)
 
 
 def means(values, by):

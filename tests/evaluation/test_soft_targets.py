@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import beliefedit as be
-from beliefedit.config import BayesConfig, BayesUntoldConfig, CorpusConfig, EditConfig
+from beliefedit.config import BayesConfig, BayesHeldoutConfig, CorpusConfig, EditConfig
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.errors import ConfigError, EditError
 from beliefedit.evaluation.cases import PROBES
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(world):
-    corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_orders=1), seed=0, documents=False)
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_shuffles_within_subject=1), seed=0, documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
     cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=60), seed=0)
     return SoftTargetBuilder(world, corpus, agent, cases, seed=0), cases
@@ -66,7 +66,7 @@ def test_what_probes_ask_of_others_is_held_out(taught) -> None:
         assert not set(probes["prompt"]) & set(told)
         if case.downstream_relation:
             prompt = f"{case.request.subject} {case.downstream_relation}"
-            assert prompt in told and prompt not in by_prompt(neighbourhood(case, BayesUntoldConfig()))
+            assert prompt in told and prompt not in by_prompt(neighbourhood(case, BayesHeldoutConfig()))
     others = [prompt for prompt in told if not prompt.startswith(case.request.subject)]
     again = by_prompt(neighbourhood(case, BayesConfig(), held_out=others))
     assert others and not set(others) & set(again)
@@ -75,12 +75,12 @@ def test_what_probes_ask_of_others_is_held_out(taught) -> None:
 def test_kinds_decide_what_is_among_them(taught) -> None:
     neighbourhood, cases = taught
     case = cases.edit_cases()[0]
-    assert len(neighbourhood(case, BayesConfig(kinds=()))) == 1
-    others = neighbourhood(case, BayesConfig(kinds=("same_relation",), n_others=3))
+    assert len(neighbourhood(case, BayesConfig(target_kinds=()))) == 1
+    others = neighbourhood(case, BayesConfig(target_kinds=("same_relation",), n_other_subjects=3))
     assert len(others) == 4 and all(soft.prompt.endswith(case.request.fact.relation) for soft in others)
     assert all(case.request.subject not in soft.prompt for soft in others[1:])
-    with pytest.raises(ConfigError, match="must not be told"):
-        be.editor("bayes_untold", kinds=["downstream"])
+    with pytest.raises(ConfigError, match="must not be trained on"):
+        be.editor("bayes_heldout", target_kinds=["downstream"])
 
 
 def test_an_updated_agent_s_beliefs_can_be_asked_for(taught) -> None:
@@ -95,7 +95,7 @@ def test_an_updated_agent_s_beliefs_can_be_asked_for(taught) -> None:
 @pytest.mark.parametrize("as_published", [False, True])
 def test_soft_targets_of_downstream_requests_are_the_agents_targets(world, as_published) -> None:
     """Also where an edit of a downstream fact counts twice, as published; that moves other subjects' downstream facts."""
-    corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_orders=1), seed=0, documents=False)
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_shuffles_within_subject=1), seed=0, documents=False)
     agents = [be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects, as_published=published)
               for published in (as_published, not as_published)]
     config = EditConfig(n_cases=60, as_published=as_published)
@@ -106,7 +106,7 @@ def test_soft_targets_of_downstream_requests_are_the_agents_targets(world, as_pu
         for case in cases.edit_cases():
             if case.request.fact.relation not in world.pairs:
                 continue
-            soft_targets = {soft.about: soft for soft in builder(case, BayesConfig(n_others=64), held_out=())}
+            soft_targets = {soft.about: soft for soft in builder(case, BayesConfig(n_other_subjects=64), held_out=())}
             rows = cases.queries.filter(pl.col("probe").is_in(PROBES), case=case.number)
             for row in rows.iter_rows(named=True):
                 view = "direct" if row["probe"] == PROBES[0] else "predictive"
@@ -125,7 +125,7 @@ def test_the_editor_comes_to_believe_its_lessons() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
     lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)),
                SoftTarget('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
-    edited = be.editor("bayes", lr=3e-2, steps=300, n_parts=1, request_share=0.5).apply(
+    edited = be.editor("bayes", lr=3e-2, steps=300, n_minibatches=1, request_weight=0.5).apply(
         model, tokenizer, [replace(REQUESTS[3], soft_targets=lessons[::-1]), replace(REQUESTS[0], soft_targets=lessons)])
     for version in (0, 1):
         for lesson in lessons:
@@ -145,7 +145,7 @@ def test_its_loss_is_the_divergence_over_named_targets_and_the_rest(n_parts) -> 
     model, tokenizer = sample_model(), sample_tokenizer()
     lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)), SoftTarget("Cy speaks", ("Danish",), (0.9,)))
     next_turn = (SoftTarget("Ada speaks", ("Greek",), (0.5,)),) * (n_parts - 1)
-    edited = be.editor("bayes", steps=1, request_share=0.25, n_parts=n_parts).apply(
+    edited = be.editor("bayes", steps=1, request_weight=0.25, n_minibatches=n_parts).apply(
         model, tokenizer, [replace(EditRequest.from_pair("Ada works as", "poet"), soft_targets=lessons + next_turn)])
     expected = 0.0
     for lesson, share in zip(lessons, (0.25, 0.75), strict=True):

@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from beliefedit.corpus.language import Fact, Lexicon, Proposition
+from beliefedit.corpus.language import Fact, Parser, Proposition
 from beliefedit.errors import GraphError
 from beliefedit.graph import wikidata5m as kg
 from beliefedit.graph.demo import PAIRS, VERSION, write_demo_graph
@@ -84,7 +84,7 @@ def test_words_are_plain_and_belong_to_one_relation(graph):
 
 
 def test_sentences_can_be_parsed_back(graph):
-    lexicon = Lexicon(graph.subjects, graph.relations, graph.objects)
+    lexicon = Parser(graph.subjects, graph.relations, graph.objects)
     atoms = [Fact(*row) for row in graph.facts.gather_every(97).iter_rows()]
     for first, second in zip(atoms, atoms[1:], strict=False):
         for proposition in (Proposition("atomic", (first,)), Proposition("not", (first,), True),

@@ -65,7 +65,7 @@ def test_fb13_anchors():
 def test_fb13_too_few_relations_says_how_many_and_what_would_do():
     with pytest.raises(GraphError, match="only 9 of n_relations=10") as caught:
         kg.read_wikidata5m(FB13, min_cooccurrence=5000)
-    assert caught.value.remedy == "set n_relations to at most 9, or min_cooccurrence to at most 3519"
+    assert caught.value.hint == "set n_relations to at most 9, or min_cooccurrence to at most 3519"
     assert kg.read_wikidata5m(FB13, min_cooccurrence=3519).relations == FB13_RELATIONS
     assert len(kg.read_wikidata5m(FB13, min_cooccurrence=5000, n_relations=9).relations) == 9
     with pytest.raises(GraphError, match="at most 13$"):
@@ -280,7 +280,7 @@ def test_bad_input_is_named_with_its_line(tmp_path, files, message):
     with pytest.raises(GraphError) as caught:
         read(tmp_path)
     assert message.format(T=tmp_path / TRIPLES, E=tmp_path / ENTITIES) in str(caught.value)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_too_few_relations_says_what_would_do(tmp_path):

@@ -46,7 +46,7 @@ def test_every_object_as_if_scored_alone(tokenizer, monkeypatch, nodes, batch_to
 
 @pytest.mark.parametrize(("name", "settings"), [
     ("lora", {"lr": 3e-2, "steps": 5}), ("finetune", {"lr": 1e-2, "steps": 3}), ("in_context", {}),
-    ("grace", {"steps": 5, "layer": 0, "radius": 2.0}), ("retrain", {"n_documents": 8, "lr": 3e-3})])
+    ("grace", {"steps": 5, "layer": 0, "epsilon": 2.0}), ("retrain", {"n_documents": 8, "lr": 3e-3})])
 def test_edited_versions_in_one_call(tokenizer, trie, name, settings) -> None:
     model, editor = sample_model(), be.editor(name, **settings)
     editor.prepare(model, tokenizer, SENTENCES * 3)

@@ -13,7 +13,14 @@ from beliefedit.errors import ConfigError, LanguageError, StoreError
 from beliefedit.lm import scoring as lm
 from beliefedit.lm.candidates import Trie, log_probabilities
 from beliefedit.lm.model import build_model, load_model, resolve_device, save_model
-from beliefedit.lm.scoring import CACHE, encode_pairs, generate, prepare, score, score_prepared
+from beliefedit.lm.scoring import (
+    CACHE,
+    encode_pairs,
+    generate,
+    prepare_queries,
+    score,
+    score_queries,
+)
 from beliefedit.lm.tokenizer import train_tokenizer
 
 TEXTS = ["ada lovelace place of birth london", '"ada lovelace place of birth paris" is false',
@@ -87,9 +94,9 @@ def slow_answer(model, tokenizer, prompt, n_tokens):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 16384])
-@pytest.mark.parametrize("most_nodes", [1, 12, 256])
-def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, most_nodes, monkeypatch):
-    monkeypatch.setattr(lm, "_MOST_NODES", most_nodes)
+@pytest.mark.parametrize("max_nodes", [1, 12, 256])
+def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, max_nodes, monkeypatch):
+    monkeypatch.setattr(lm, "_MOST_NODES", max_nodes)
     monkeypatch.setitem(lm._BATCH_TOKENS, "cpu", batch_tokens)
     expected = [slow_log_p(model, tokenizer, *pair) for pair in zip(PROMPTS, TARGETS, strict=True)]
     log_p = score(model, tokenizer, PROMPTS, TARGETS)
@@ -99,9 +106,9 @@ def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, most_no
 
 def test_what_was_prepared_once_is_asked_of_many(model, tokenizer):
     other = build_model(TINY, tokenizer, torch.Generator().manual_seed(2))
-    questions = prepare(model, tokenizer, PROMPTS, TARGETS)
+    questions = prepare_queries(model, tokenizer, PROMPTS, TARGETS)
     for asked in (model, other, model):
-        np.testing.assert_array_equal(score_prepared(asked, questions), score(asked, tokenizer, PROMPTS, TARGETS))
+        np.testing.assert_array_equal(score_queries(asked, questions), score(asked, tokenizer, PROMPTS, TARGETS))
 
 
 def test_what_begins_alike_is_run_once(model, tokenizer):
@@ -115,8 +122,8 @@ def test_what_begins_alike_is_run_once(model, tokenizer):
     score(counted, tokenizer, ["ada lovelace"] * 3 + ["ada turing", "ada"], ["true", "false", "true", "true", "true"])
     inputs = [tokenizer(text)["input_ids"] for text in ("ada lovelace true", "ada lovelace false", "ada turing true",
                                                         "ada true")]
-    beginnings = {tuple(ids[:n]) for ids in inputs for n in range(1, len(ids))}
-    assert seen == [(1, len(beginnings))]
+    context_templates = {tuple(ids[:n]) for ids in inputs for n in range(1, len(ids))}
+    assert seen == [(1, len(context_templates))]
 
 
 def test_one_token_targets_have_the_probabilities_of_next_tokens(model, tokenizer):
@@ -224,7 +231,7 @@ def test_saved_model_loads_with_auto_classes_and_scores_the_same(model, tokenize
     auto = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     for loaded in (auto, load_model(tmp_path)):
         np.testing.assert_array_equal(score(*loaded, PROMPTS, TARGETS), expected)
-    started = build_model(ModelConfig(init=str(tmp_path), tokenizer=str(tmp_path)), tokenizer, torch.Generator())
+    started = build_model(ModelConfig(init_from=str(tmp_path), tokenizer=str(tmp_path)), tokenizer, torch.Generator())
     np.testing.assert_array_equal(score(started, tokenizer, PROMPTS, TARGETS), expected)
 
 
@@ -232,7 +239,7 @@ def test_missing_models_are_clear_errors(tokenizer, tmp_path):
     with pytest.raises(StoreError, match="no model in"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no model at"):
-        build_model(ModelConfig(init=str(tmp_path / "nowhere"), tokenizer="x"), tokenizer, torch.Generator())
+        build_model(ModelConfig(init_from=str(tmp_path / "nowhere"), tokenizer="x"), tokenizer, torch.Generator())
 
 
 def test_devices(monkeypatch):

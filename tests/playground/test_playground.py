@@ -27,7 +27,7 @@ from beliefedit.editors.base import EditRequest
 from beliefedit.errors import EditError, EvidenceError, StoreError, TrainingError
 from beliefedit.playground import html as show
 from beliefedit.playground.agent_view import CAP, EvidenceStrength, largest
-from beliefedit.playground.background import Cancelled, Worker, silent, words
+from beliefedit.playground.background import Cancelled, Worker, error_text, silent
 from beliefedit.playground.files import make_run, open_run, runs_beside
 from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.snapshot import TOP, draw
@@ -136,7 +136,7 @@ def test_unknown_names_are_explained(session, kind):
     names = {"subject": "Sven Galfell", "relation": "works as", "object": "zoologist", kind: "Nobody"}
     with pytest.raises(EditError, match=f"no {kind} is called 'Nobody'") as caught:
         session.known.named(*names.values())
-    assert "pick a suggestion" in caught.value.remedy
+    assert "pick a suggestion" in caught.value.hint
 
 
 def test_own_relations_and_usual_objects_come_first(session):
@@ -239,7 +239,7 @@ def test_a_folder_without_a_model_is_refused_and_left_alone(tmp_path, playground
 
 
 def test_a_run_of_other_parameters_is_not_trained_again(playground_run, tmp_path):
-    other = open_tiny(playground_run, {"pretraining.n_tokens": 70_000})
+    other = open_tiny(playground_run, {"pretraining.token_budget": 70_000})
     with pytest.raises(StoreError, match="holds no model of this configuration"):
         open_run(other)
     recorded = tmp_path / "runs" / "tiny"
@@ -248,7 +248,7 @@ def test_a_run_of_other_parameters_is_not_trained_again(playground_run, tmp_path
     (recorded / "summary.json").write_text(json.dumps({"config": config}))
     made, opened = open_run(be.Run(recorded, other.config, read_only=True))
     made.close()
-    assert opened.config.pretraining.n_tokens == 500_000, "the configuration that is recorded"
+    assert opened.config.pretraining.token_budget == 500_000, "the configuration that is recorded"
     assert runs_beside(recorded) == [recorded]
 
 
@@ -325,5 +325,5 @@ def test_work_is_done_in_order_and_can_be_stopped():
 
 
 def test_errors_in_words():
-    assert words(EvidenceError("it is so", remedy="do this")) == "It is so. Do this."
-    assert words(EditError("it is so")) == "It is so."
+    assert error_text(EvidenceError("it is so", hint="do this")) == "It is so. Do this."
+    assert error_text(EditError("it is so")) == "It is so."

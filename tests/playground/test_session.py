@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import EditRequest, Plain
+from beliefedit.editors.base import EditRequest, UnmodifiedModel
 from beliefedit.editors.export import load_delta
 from beliefedit.editors.grace import GraceEditor
 from beliefedit.editors.in_context import InContextEditor
@@ -22,14 +22,14 @@ from beliefedit.editors.registry import editor
 from beliefedit.errors import DivergenceError, EditError, StoreError
 from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
-from beliefedit.playground.background import Cancelled, words
+from beliefedit.playground.background import Cancelled, error_text
 from beliefedit.playground.files import open_run, replay, save_session
-from beliefedit.playground.session import Choice
-from beliefedit.playground.snapshot import Asked
+from beliefedit.playground.session import EditorChoice
+from beliefedit.playground.snapshot import CachedModel
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 from tests.sample_playground import open_tiny
 
-LORA = Choice("lora", {"lr": 2e-2, "steps": 25})
+LORA = EditorChoice("lora", {"lr": 2e-2, "steps": 25})
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def test_the_strongest_objects_are_found_without_asking_for_all(n):
     objects = sorted({word for sentence in SENTENCES for word in sentence.replace('"', "").split()} | {
         "New Norway", "New Berg", "poet of Norway", "x"})
     told = InContextEditor(InContextConfig()).apply(model, tokenizer, REQUESTS[1:2])
-    for models in (Plain(model), told):
+    for models in (UnmodifiedModel(model), told):
         log_p = score(models, tokenizer, ["Ada works as"] * len(objects), objects, versions=[0] * len(objects))
         expected = [objects[place] for place in np.argsort(-log_p, kind="stable")[:n]]
-        asked = Asked(models, tokenizer, objects)
+        asked = CachedModel(models, tokenizer, objects)
         assert asked.strongest("Ada works as", n) == expected
         assert asked.p("Ada works as", expected[0]) == pytest.approx(math.exp(log_p.max()), rel=1e-4)
 
@@ -94,7 +94,7 @@ def test_edits_pile_up_and_come_off_again_to_the_bit(session):
     agents = [session.agent]
     for one in [request, *others(session, request, 2)]:
         states.append((weights(session.before.models.model), session.look(request).numbers()))
-        session.edit(one, LORA if len(states) != 2 else Choice("finetune", {"lr": 3e-3, "steps": 5}))
+        session.edit(one, LORA if len(states) != 2 else EditorChoice("finetune", {"lr": 3e-3, "steps": 5}))
         agents.append(session.agent)
     edited = request.requested
     p = [agent.probability(edited.subject, edited.relation, edited.object, "direct") for agent in agents]
@@ -138,23 +138,23 @@ def test_what_cannot_be_done_is_said(session):
     request = session.known.example()
     session.stacked = True
     with pytest.raises(EditError, match="in_context changes no weights"):
-        session.edit(request, Choice("in_context"))
+        session.edit(request, EditorChoice("in_context"))
     session.stacked = False
     for kind in ("adapter", "delta", "model"):
         with pytest.raises(EditError, match="no edit to save"):
             session.export(kind, Path("nowhere"))
-    session.edit(request, Choice("in_context"))
+    session.edit(request, EditorChoice("in_context"))
     with pytest.raises(EditError, match="nothing to save"):
         session.export("delta", Path("nowhere"))
-    session.edit(request, Choice("finetune", {"steps": 2}))
+    session.edit(request, EditorChoice("finetune", {"steps": 2}))
     with pytest.raises(EditError, match="no adapter"):
         session.export("adapter", Path("nowhere"))
     subject, relation = lacking(session)
     with pytest.raises(EditError, match="the corpus does not state what"):
         session.edit(session.known.request(Fact(subject, relation, request.target)),
-                     Choice("bayes", {"steps": 2}))
+                     EditorChoice("bayes", {"steps": 2}))
     with pytest.raises(EditError, match="unknown editor"):
-        session.edit(request, Choice("magic"))
+        session.edit(request, EditorChoice("magic"))
     assert len(session.history) == 2
 
 
@@ -179,7 +179,7 @@ def test_saved_edits_load_again(session, tmp_path, stacked):
     delta = load_delta(session.export("delta", tmp_path / "delta"), session.base)
     whole, _ = load_model(session.export("model", tmp_path / "model"))
     for model in (loaded, delta, whole):
-        asked = Asked(Plain(model), tokenizer, objects)
+        asked = CachedModel(UnmodifiedModel(model), tokenizer, objects)
         assert {name: asked.p(request.prompt, name) for name in p} == pytest.approx(p, abs=1e-4)
 
 
@@ -192,7 +192,7 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
     session.edit(request, LORA)
     session.stacked = True
     for one in [request, *others(session, request, 1)]:
-        session.edit(one, Choice("finetune", {"lr": 3e-3, "steps": 4}))
+        session.edit(one, EditorChoice("finetune", {"lr": 3e-3, "steps": 4}))
     numbers = [entry.picture.numbers() for entry in session.history]
     save_session(session, tmp_path / "session.json")
     assert replay(session, tmp_path / "session.json") == 0
@@ -204,7 +204,7 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("choice", [Choice("lora", {"lr": 1e30, "steps": 3}), Choice("grace", {"lr": 1e-2, "steps": 2})])
+@pytest.mark.parametrize("choice", [EditorChoice("lora", {"lr": 1e30, "steps": 3}), EditorChoice("grace", {"lr": 1e-2, "steps": 2})])
 def test_an_edit_that_diverges_changes_nothing_and_is_nowhere_listed(session, tmp_path, monkeypatch, stacked, choice):
     request, edit = session.known.example(), GraceEditor._edit
 
@@ -220,7 +220,7 @@ def test_an_edit_that_diverges_changes_nothing_and_is_nowhere_listed(session, tm
     state = weights(session.before.models.model)
     with pytest.raises(DivergenceError, match="the edit diverged: .* not finite. The model stays as it was") as error:
         session.edit(request, choice)
-    assert words(error.value).endswith("The model stays as it was. Lower the editor's learning rate.")
+    assert error_text(error.value).endswith("The model stays as it was. Lower the editor's learning rate.")
     assert session.history == (first,) and same(weights(session.before.models.model), state)
     table = session.compare(request, [choice, LORA])
     assert table["refused"][-2].startswith("the edit diverged") and table["p_request"].null_count() == 1
@@ -239,7 +239,7 @@ def test_an_edit_that_diverges_changes_nothing_and_is_nowhere_listed(session, tm
     ("{", StoreError), ("[]", EditError), ('{"format": 1, "edits": []}', EditError),
     ('{"format": 2, "edits": [3]}', EditError), ('{"format": 2, "edits": [{"subject": 3}]}', EditError)])
 def test_a_file_that_is_no_session_leaves_the_session_alone(session, tmp_path, text, problem):
-    session.edit(session.known.example(), Choice("in_context"))
+    session.edit(session.known.example(), EditorChoice("in_context"))
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(problem):
         replay(session, tmp_path / "x.json")
@@ -248,7 +248,7 @@ def test_a_file_that_is_no_session_leaves_the_session_alone(session, tmp_path, t
 
 def test_editors_side_by_side(session):
     request = session.known.example()
-    table = session.compare(request, [LORA, Choice("bayes", {"steps": 5}), Choice("rome", {"layer": 99})])
+    table = session.compare(request, [LORA, EditorChoice("bayes", {"steps": 5}), EditorChoice("rome", {"layer": 99})])
     assert table["editor"].to_list() == ["Bayesian agent", "LM before", "lora", "bayes", "rome"]
     assert table["refused"].is_null().to_list() == [True] * 4 + [False]
     entry = session.edit(request, LORA)
@@ -283,7 +283,7 @@ def resident_megabytes() -> float:
 def test_memory_does_not_grow_over_fifty_edits(session):
     request = session.known.example()
     requests = [request, *others(session, request, 4)]
-    choices = [Choice("lora", {"lr": 1e-3, "steps": 2}), Choice("finetune", {"lr": 1e-4, "steps": 1})]
+    choices = [EditorChoice("lora", {"lr": 1e-3, "steps": 2}), EditorChoice("finetune", {"lr": 1e-4, "steps": 1})]
     for number in range(50):
         session.stacked = number % 3 == 0
         session.edit(requests[number % 5], choices[number % 2])

@@ -42,7 +42,7 @@ def make_measures():
     n = 40
     return pl.DataFrame({
         "editor": [EDITORS[i % 2] for i in range(n)], "seed": [0] * n, "case": range(n),
-        "subject": [f"s{i // 4}" for i in range(n)], "says_before": ["a"] * n, "request": ["b"] * n,
+        "subject": [f"s{i // 4}" for i in range(n)], "answer_before": ["a"] * n, "request": ["b"] * n,
         "object": ["a"] * n, **{flag: [bool(i // 2 % 2) for i in range(n)] for flag in FLAGS},
         **{f"{m}_{s}": generator.random(n) for m in MEASURES for s in ("before", "after")},
     })
@@ -59,11 +59,11 @@ TRUTH = pl.DataFrame({"kind": ["independent", "independent", "dependent"], "sent
 
 def edit_frames():
     """One case: scores at steps 20 and 40, at step 0, and its queries."""
-    kinds = [(probe, kind) for probe in PROBES for kind in ("original", "requested", "modal")]
-    kinds += [(f"judged_{name}", word) for name in ("a", "b", "and", "and_swapped", "or", "not")
+    kinds = [(probe, kind) for probe in PROBES for kind in ("true_object", "requested", "agent_mode")]
+    kinds += [(f"logic_{name}", word) for name in ("a", "b", "a_and_b", "b_and_a", "a_or_b", "not_a")
               for word in ("true", "false")]
     kinds += [("atomic_a", "stated")]
-    p = {("judged_a", "true"): 0.48, ("judged_a", "false"): 0.32, ("judged_b", "true"): 0.2, ("judged_b", "false"): 0.2}
+    p = {("logic_a", "true"): 0.48, ("logic_a", "false"): 0.32, ("logic_b", "true"): 0.2, ("logic_b", "false"): 0.2}
 
     def scores(base):
         return pl.DataFrame([{"case": 3, "probe": probe, "kind": kind, "log_p": math.log(p.get((probe, kind), base)),
@@ -73,7 +73,7 @@ def edit_frames():
         "case": 3, "probe": probe, "kind": kind, "prompt": NASTY, "target": kind, "label": "x",
         "p_before_direct": 0.11, "p_after_direct": 0.95, "p_before_predictive": 0.22, "p_after_predictive": 0.77,
         "p_after_given_upstream": None, "p_after_direct_frequency": 0.81, "p_after_predictive_frequency": 0.71,
-        "p_one_observation_direct": 0.61, "p_generative": 0.31,
+        "p_single_observation_direct": 0.61, "p_generative": 0.31,
     } for probe, kind in kinds])
     edited = pl.concat([scores(base).select(pl.lit("lora").alias("editor"), pl.lit(0).alias("seed"),
                                             pl.lit(step).alias("step"), pl.all())
@@ -86,8 +86,8 @@ IN_SEQUENCE = pl.DataFrame([  # edits on top of edits: two editors, the agent to
     {"editor": editor, "n_edits": n, "group": group, "measure": measure, "n": 9, "mean": 0.5 + n / 100, "low": 0.25,
      "high": 0.75 if measure == "p_lm" else None}
     for editor in EDITORS for n in (1, 10)
-    for group, measures in (("last", ("p_lm", "p_agent", "accuracy")), ("so_far", ("p_lm", "coherence")),
-                            ("corpus", ("loss",))) for measure in measures])
+    for group, measures in (("latest", ("p_lm", "p_agent", "accuracy")), ("all_edits", ("p_lm", "coherence")),
+                            ("corpus_loss", ("loss",))) for measure in measures])
 TESTED = pl.DataFrame([
     {"editor": editor, "test": test, "who": who, "n": 9, "mean": -0.001 if who == "agent" else 0.5,
      "low": None if who == "agent" else 0.4, "high": None if who == "agent" else 0.6}
@@ -122,7 +122,7 @@ FIGURES = {
     "conditional_bars": lambda: plots.conditional_bars(["a", NASTY, "c"], [0.2, 0.5, 0.3], relation=NASTY,
                                                        given=NASTY, n=2),
     "belief_over_evidence": lambda: plots.belief_over_evidence(EVIDENCE, true_object="a", about=NASTY),
-    "ripple_bars": lambda: plots.ripple_bars(RIPPLES, told=NASTY),
+    "ripple_bars": lambda: plots.ripple_bars(RIPPLES, request=NASTY),
 }
 
 

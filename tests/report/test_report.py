@@ -349,7 +349,7 @@ def test_controls_inside_widgets_become_their_settings():
              "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
                                 "_options_labels": ["Ann", HOSTILE[0]]}},
              "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
-             "tick": {"state": {"_model_name": "CheckboxModel", "description": "told", "value": True}},
+             "tick": {"state": {"_model_name": "CheckboxModel", "description": "trained_on", "value": True}},
              "button": {"state": {"_model_name": "ButtonModel", "description": "Edit"}},
              "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}},
              "picture": {"state": {"_model_name": "ImageModel", "format": "png"},
@@ -358,7 +358,7 @@ def test_controls_inside_widgets_become_their_settings():
     page = render_cells(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
     (output,) = page.cells[0]["outputs"]
     assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
-    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\ntold: yes"
+    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\ntrained_on: yes"
 
 
 def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from beliefedit.lm.model import build_model, load_model, save_model
 from beliefedit.lm.scoring import generate, score
 from beliefedit.lm.tokenizer import train_tokenizer
 from beliefedit.training import checkpoint
-from beliefedit.training.data import Batches, Documents, encode_documents, packed_rows, prefetch
+from beliefedit.training.data import Batches, Documents, encode_documents, pack_best_fit, prefetch
 from beliefedit.training.loss import TrainingLoss, evaluate, precision
 from beliefedit.training.train import (
     _batches,
@@ -70,8 +70,8 @@ def corpus(tmp_path_factory):
 
 
 def quick(**changes):
-    return PretrainingConfig(**{"n_tokens": 3000, "batch_tokens": 256, "n_evaluations": 3, "n_eval_documents": 4,
-                                "precision": "float32"} | changes)
+    return PretrainingConfig(**{"token_budget": 3000, "batch_tokens": 256, "n_evals": 3, "n_heldout_documents": 4,
+                                "dtype": "float32"} | changes)
 
 
 def documents_of(lengths):
@@ -96,13 +96,13 @@ def test_no_documents_is_a_clear_error(corpus, tmp_path):
         encode_documents(tmp_path, corpus[1], tmp_path)
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60), row_length=st.integers(9, 20))
-def test_rows_hold_whole_documents_each_the_longest_that_still_fits(lengths, row_length):
-    rows = packed_rows(np.array(lengths), row_length, np.random.default_rng(0))
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60), sequence_length=st.integers(9, 20))
+def test_rows_hold_whole_documents_each_the_longest_that_still_fits(lengths, sequence_length):
+    rows = pack_best_fit(np.array(lengths), sequence_length, np.random.default_rng(0))
     assert sorted(sum(rows, [])) == list(range(len(lengths)))
     unused = dict(enumerate(lengths))
     for row in sorted(rows, key=lambda row: sorted((lengths[number] for number in row), reverse=True), reverse=True):
-        space = row_length
+        space = sequence_length
         for number in row:
             assert lengths[number] == max(length for length in unused.values() if length <= space)
             space -= unused.pop(number)
@@ -111,7 +111,7 @@ def test_rows_hold_whole_documents_each_the_longest_that_still_fits(lengths, row
 
 def test_rows_are_full_and_shuffled():
     lengths = np.random.default_rng(0).integers(6, 25, 4096)
-    rows = packed_rows(lengths, 32, np.random.default_rng(0))
+    rows = pack_best_fit(lengths, 32, np.random.default_rng(0))
     assert lengths.sum() / (32 * len(rows)) > 0.93  # 0.83 where documents are taken as they come
     first, second = np.array_split([lengths[row].max() for row in rows], 2)
     assert abs(first.mean() - second.mean()) < 1
@@ -120,7 +120,7 @@ def test_rows_are_full_and_shuffled():
 def test_documents_are_packed_tightly_however_small_the_parts():
     lengths = np.random.default_rng(0).integers(6, 25, 6000)
     for parts in (None, 100, 1):
-        training = PretrainingConfig(row_length=32, batch_tokens=256, parts=parts, short_passes=0)
+        training = PretrainingConfig(sequence_length=32, batch_tokens=256, prefix_groups_per_epoch=parts, n_short_epochs=0)
         reader = Batches(documents_of(lengths), np.arange(6000), training, packed=True, seed=0).read()
         assert np.mean([next(reader)[2].n_computed for _ in range(100)]) > 0.93 * 256
 
@@ -144,7 +144,7 @@ def documents_in(batch):
 def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, parts):
     documents = documents_of(lengths)
     documents = Documents(np.asarray(documents.tokens) % n_words, documents.starts)  # of two words: much is shared
-    training = PretrainingConfig(row_length=10, batch_tokens=40, batch_size=4, parts=parts, short_passes=0)
+    training = PretrainingConfig(sequence_length=10, batch_tokens=40, batch_size=4, prefix_groups_per_epoch=parts, n_short_epochs=0)
     seen, computed = Counter(), 0
     for n_pass, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
         if n_pass:
@@ -169,7 +169,7 @@ def test_common_beginnings_of_a_part_are_computed_once():
     rng = np.random.default_rng(0)
     documents = Documents(rng.integers(0, 2, 8 * 512).astype(np.uint16), np.arange(513) * 8)
     for parts, most in ((1, 0.2), (16, 0.6), (None, 1.0)):
-        training = PretrainingConfig(row_length=32, batch_tokens=64, parts=parts, short_passes=0)
+        training = PretrainingConfig(sequence_length=32, batch_tokens=64, prefix_groups_per_epoch=parts, n_short_epochs=0)
         reader = Batches(documents, np.arange(512), training, packed=True, seed=0).read()
         batches = [batch for n_pass, _, batch in takewhile(lambda read: read[0] == 0, reader)]
         assert sum(len(batch.members) for batch in batches) >= 512
@@ -179,7 +179,7 @@ def test_common_beginnings_of_a_part_are_computed_once():
 
 def test_first_passes_may_be_over_short_documents_alone():
     lengths = [2, 9] * 20
-    training = PretrainingConfig(row_length=10, batch_size=1, short_passes=2, short_share=0.5)
+    training = PretrainingConfig(sequence_length=10, batch_size=1, n_short_epochs=2, short_fraction=0.5)
     read = Batches(documents_of(lengths), np.arange(40), training, packed=False, seed=0).read()
     first, second, third = ([next(read)[2].n_tokens for _ in range(n)] for n in (20, 20, 40))
     assert first == second == [2] * 20
@@ -195,14 +195,14 @@ def test_documents_are_cut_only_where_rows_are(corpus, tmp_path):
     longest = documents.lengths.max()
     assert longest > 1024
     for changes, expected in (({"packed": False}, longest), ({"packed": True}, 1024),
-                              ({"packed": False, "row_length": 64}, 64)):
-        training = quick(batch_size=3, short_passes=0, n_eval_documents=0, **changes)
+                              ({"packed": False, "sequence_length": 64}, 64)):
+        training = quick(batch_size=3, n_short_epochs=0, n_heldout_documents=0, **changes)
         batches = Batches(documents, np.arange(3), training, packed=training.packed, seed=0)
         assert batches.lengths.max() == expected
         assert max(len(ids) for ids, _ in documents_in(next(batches.read())[2])) == expected
     longer = Documents(np.tile(documents.tokens, 4), np.concatenate([[0], np.tile(documents.lengths, 4).cumsum()]))
-    read, held_out = _batches(longer, quick(packed=False, n_eval_documents=1), 0)
-    assert read.row_length == held_out.row_length == longest
+    read, held_out = _batches(longer, quick(packed=False, n_heldout_documents=1), 0)
+    assert read.sequence_length == held_out.sequence_length == longest
 
 
 def test_prefetching_gives_the_same_and_its_errors():
@@ -226,7 +226,7 @@ def test_the_prefetching_thread_ends_with_the_reading():
 
 def test_a_resumed_reader_reads_on():
     batches = Batches(documents_of([3, 5, 4, 9, 2, 7] * 4), np.arange(24), PretrainingConfig(
-        row_length=10, batch_tokens=20), packed=True, seed=1)
+        sequence_length=10, batch_tokens=20), packed=True, seed=1)
     whole = [batch for _, batch in zip(range(12), batches.read(), strict=False)]
     n_pass, place, _ = whole[6]
     for (*number, batch), (*expected, other) in zip(batches.read(n_pass, place + 1), whole[7:], strict=False):
@@ -243,7 +243,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     documents = encode_documents(folder, tokenizer, tmp_path)
     model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
     batch = next(Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
-        row_length=64, batch_size=5, batch_tokens=256, parts=parts), packed=packed, seed=0).read())[2]
+        sequence_length=64, batch_size=5, batch_tokens=256, prefix_groups_per_epoch=parts), packed=packed, seed=0).read())[2]
     expected, nll, n_targets = 0.0, 0.0, 0
     for number in batch.members:
         ids = torch.from_numpy(documents.tokens[slice(*documents.starts[number:number + 2])].astype(np.int64))
@@ -266,7 +266,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_it_learns_and_the_model_holds_what_the_metrics_say(corpus, tmp_path, optimizer):
     folder, tokenizer, probes = corpus
-    training = quick(n_tokens=40_000, optimizer=optimizer, lr=1e-2, precision="auto")
+    training = quick(token_budget=40_000, optimizer=optimizer, lr=1e-2, dtype="auto")
     metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, seed=1, device="cpu")
     last = metrics.row(-1, named=True)
     assert last["atomic"] == 1 and last["train_loss"] < metrics["train_loss"][0] - 0.1
@@ -306,7 +306,7 @@ def test_the_model_alone_is_copied_from_a_working_folder(corpus, tmp_path, monke
 
 def test_stops_when_the_goals_are_reached(corpus, tmp_path):
     folder, tokenizer, probes = corpus
-    training = quick(n_tokens=10**7, n_evaluations=1000, lr=1e-2, stop_at={"atomic": 0.9})
+    training = quick(token_budget=10**7, n_evals=1000, lr=1e-2, stop_when={"atomic": 0.9})
     metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, device="cpu")
     assert metrics["atomic"][-1] >= 0.9 and metrics["tokens"][-1] < 200_000
 
@@ -314,7 +314,7 @@ def test_stops_when_the_goals_are_reached(corpus, tmp_path):
 def test_starts_from_an_existing_model(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     first = train(folder, tokenizer, TINY, quick(), folder=tmp_path / "a", device="cpu")
-    config = ModelConfig(init=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
+    config = ModelConfig(init_from=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
     second = train(folder, tokenizer, config, quick(lr=1e-6, optimizer="adamw"), folder=tmp_path / "b", device="cpu")
     assert second["eval_loss"][0] == pytest.approx(first["eval_loss"][-1], abs=0.01)
     assert second["atomic"].null_count() == second.height
@@ -325,7 +325,7 @@ def test_a_model_with_tied_embeddings_trains_and_keeps_checkpoints(corpus, tmp_p
     save_model(MistralForCausalLM(MistralConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, tie_word_embeddings=True)), tokenizer, tmp_path / "a")
-    config = ModelConfig(init=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
+    config = ModelConfig(init_from=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
     metrics = train(folder, tokenizer, config, quick(checkpoint_seconds=0), folder=tmp_path / "b", device="cpu")
     assert metrics["eval_loss"].is_sorted(descending=True)
     model, _ = load_model(tmp_path / "b")
@@ -341,11 +341,11 @@ from beliefedit.lm.tokenizer import load_tokenizer
 from beliefedit.training.train import train
 documents, out, model, training = sys.argv[1:]
 train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
-      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", watch=watch)
+      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", callback=callback)
 """
-WATCH = "watch = None\n"
+WATCH = "callback = None\n"
 FAIL = """
-def watch(metrics):
+def callback(metrics):
     raise OSError("no space for the picture")
 """
 
@@ -357,10 +357,10 @@ def command(corpus, out, training):
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "lr": 0.3}, {"optimizer": "rmsprop"}, {"optimizer": "adam"},
-                                     {"optimizer": "muon", "packed": False, "accumulation": 2, "batch_size": 16}])
+                                     {"optimizer": "muon", "packed": False, "gradient_accumulation_steps": 2, "batch_size": 16}])
 def test_killed_and_resumed_ends_with_the_same_bits(corpus, tmp_path, changes):
     folder, tokenizer, _ = corpus
-    training = quick(n_tokens=12_000, checkpoint_seconds=0.0, **changes)
+    training = quick(token_budget=12_000, checkpoint_seconds=0.0, **changes)
     train(folder, tokenizer, TINY, training, folder=tmp_path / "whole", seed=3, device="cpu")
     killed = subprocess.Popen(command(corpus, tmp_path / "killed", training), stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / checkpoint.FILE).exists():
@@ -391,7 +391,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(corpus, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_checkpoint(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     with pytest.raises(TrainingError) as caught:
-        train(folder, tokenizer, TINY, quick(n_tokens=10**6, lr=1e18, warmup=0.5, checkpoint_seconds=0.0, clip=1e30),
+        train(folder, tokenizer, TINY, quick(token_budget=10**6, lr=1e18, warmup_fraction=0.5, checkpoint_seconds=0.0, max_grad_norm=1e30),
               folder=tmp_path, device="cpu")
     step = int(re.search(r"the loss is \S+ at step (\d+)", str(caught.value)).group(1))
     assert re.search(r"pass 0, batch \d+: documents \[\d+, ", str(caught.value))
@@ -441,7 +441,7 @@ def launch(corpus, out, training, before, after=""):
 def test_two_processes_learn_as_one(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     # AdamW, as Muon orthogonalises in bfloat16 and so turns differences of rounding into ones of 5e-4.
-    training = quick(n_tokens=50 * 420, n_evaluations=50, lr=2e-3, row_length=32, optimizer="adamw",
+    training = quick(token_budget=50 * 420, n_evals=50, lr=2e-3, sequence_length=32, optimizer="adamw",
                      checkpoint_seconds=0)
     one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=3, device="cpu")
     code, stderr = launch(corpus, tmp_path / "two", training, WATCH + """
@@ -466,23 +466,23 @@ assert distributed.init(torch.device("cpu")).n_processes == 1
 
 def test_a_process_that_fails_ends_the_others(corpus, tmp_path):
     """The first process fails in its watcher, while the second waits for it in the next step."""
-    code, stderr = launch(corpus, tmp_path / "out", quick(n_tokens=10**6, n_evaluations=500), FAIL)
+    code, stderr = launch(corpus, tmp_path / "out", quick(token_budget=10**6, n_evals=500), FAIL)
     assert code != 0 and "no space for the picture" in stderr
 
 
 def test_learning_rates_rise_and_fall_as_configured():
-    training = PretrainingConfig(warmup=0.1, final_lr=0.1)
+    training = PretrainingConfig(warmup_fraction=0.1, final_lr_fraction=0.1)
     assert learning_rate_factor(training, 0.1) == 1 and learning_rate_factor(training, 0.0) < 0.02
     assert learning_rate_factor(training, 0.55) == pytest.approx(0.55)
     assert learning_rate_factor(training, 1) == 0.1
-    assert learning_rate_factor(PretrainingConfig(warmup=1), 1) == 1
+    assert learning_rate_factor(PretrainingConfig(warmup_fraction=1), 1) == 1
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("rmsprop", torch.optim.RMSprop),
                                             ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_optimizers_are_torch_s_own_over_all_weights(corpus, name, kind):
     model = build_model(TINY, corpus[1], torch.Generator().manual_seed(0))
-    training = quick(optimizer=name, lr=5e-5, weight_decay=1e-4, beta2=0.999)
+    training = quick(optimizer=name, lr=5e-5, weight_decay=1e-4, adam_beta2=0.999)
     [optimizer] = build_optimizers(model, training)
     weights = [weight.detach().clone().requires_grad_() for weight in optimizer.param_groups[0]["params"]]
     published = kind([{"params": weights, "weight_decay": 1e-4, "lr": 5e-5}])  # as load_optimizer_and_scheduler does
@@ -512,12 +512,12 @@ def test_precision_is_as_asked():
 
 def test_an_existing_model_needs_its_tokenizer():
     with pytest.raises(ValueError, match="needs its own tokenizer"):
-        ModelConfig(init="some/model")
+        ModelConfig(init_from="some/model")
     assert issubclass(ConfigError, Exception)
 
 
 def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
-    training = quick(n_tokens=8000)
+    training = quick(token_budget=8000)
     program = ("import logging, beliefedit.training.train as t; t.SECONDS_BETWEEN_LINES = 0;"
                "logging.basicConfig(level=logging.INFO)\n" + WATCH + RUN)
     arguments = command(corpus, tmp_path / "out", training)
@@ -530,5 +530,5 @@ def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
 def test_who_watches_is_called_after_every_evaluation(corpus, tmp_path):
     folder, tokenizer, probes = corpus
     seen = []
-    metrics = train(folder, tokenizer, TINY, quick(), folder=tmp_path, probes=probes, device="cpu", watch=seen.append)
+    metrics = train(folder, tokenizer, TINY, quick(), folder=tmp_path, probes=probes, device="cpu", callback=seen.append)
     assert [len(frame) for frame in seen] == [1, 2, 3] and seen[-1].equals(metrics)
