@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from beliefedit.analysis.measures import MEASURES, PROBES, Measure
 from beliefedit.config import EDITOR_PARAMETERS, PRESETS, Experiment
+from beliefedit.evaluation.metrics import divergence, total_variation
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -102,14 +103,28 @@ _TYPES = {int: "integer", float: "number", bool: "boolean", str: "text"}
 
 # Measures
 
+class Answer(NamedTuple):
+    """What the example's model and agent believe after the edit, of three objects there are."""
+
+    prompt: str
+    decoded: str
+    target: str
+    p_lm: tuple[float, float, float]  # of the correct object first
+    p_agent: tuple[float, float, float]
+
+
 EXAMPLE = {
-    "same_subject_same_relation": (
-        "Olga Galland is a citizen of …", "Denmark", "Denmark", 0.92, 0.95),
-    "same_subject_other_relation": ("Olga Galland speaks …", "Norwegian", "Danish", 0.03, 0.67),
-    "other_subject_same_relation": (
-        "Hector Salmond is a citizen of …", "Germany", "Germany", 0.75, 0.85),
-    "other_subject_other_relation": ("Hector Salmond works as …", "baker", "baker", 0.90, 0.82)}
-"""Probe -> (prompt, the model's answer, the correct object, p of it: model, agent)."""
+    "same_subject_same_relation": Answer(
+        "Olga Galland is a citizen of …", "Denmark", "Denmark", (0.92, 0.05, 0.03),
+        (0.95, 0.03, 0.02)),
+    "same_subject_other_relation": Answer(
+        "Olga Galland speaks …", "Norwegian", "Danish", (0.03, 0.90, 0.07), (0.67, 0.13, 0.20)),
+    "other_subject_same_relation": Answer(
+        "Hector Salmond is a citizen of …", "Germany", "Germany", (0.75, 0.20, 0.05),
+        (0.85, 0.05, 0.10)),
+    "other_subject_other_relation": Answer(
+        "Hector Salmond works as …", "baker", "baker", (0.90, 0.05, 0.05), (0.82, 0.08, 0.10))}
+"""Probe -> beliefs."""
 
 STATEMENTS = {"logic_a": (0.68, 0.17), "logic_b": (0.81, 0.09), "logic_not_a": (0.18, 0.72),
               "logic_a_and_b": (0.60, 0.30), "logic_b_and_a": (0.54, 0.36),
@@ -117,7 +132,6 @@ STATEMENTS = {"logic_a": (0.68, 0.17), "logic_b": (0.81, 0.09), "logic_not_a": (
 """Logic prompt -> (p("true"), p("false")) after it; all but "not A" are true sentences."""
 
 STATED = 0.92  # p of A's object after A's atomic prompt
-DISTANCES = {"tv": 0.31, "kl": 0.85}  # these need all objects; they are not computed here
 DOWNSTREAM = {"true_false": (0.70, 0.35), "negation": (0.20, 0.45), "conjunction": (0.60, 0.30),
               "disjunction": (0.65, 0.60)}
 """Form of the downstream fact -> credence in it with the old object and with the new one."""
@@ -180,7 +194,7 @@ PROBE_NAMES_ELSEWHERE = {
         "locality, same relation", "neighbourhood score, specificity (CounterFact); locality "
         "(EasyEdit)"),
     "other_subject_other_relation": (
-        "locality, unrelated fact", "locality (EasyEdit); essence, drawdown")}
+        "locality, unrelated fact", "locality (EasyEdit), drawdown")}
 
 
 def family(name: str) -> str:
@@ -194,11 +208,13 @@ def family(name: str) -> str:
 def example_frame() -> pl.DataFrame:
     """One row of `beliefedit.analysis.measures.wide_frame`: an edited model's answers."""
     row: dict[str, Any] = {"state": "after", "as_published": False}
-    for probe, (_, answer, target, p_lm, p_agent) in EXAMPLE.items():
-        row |= {f"decoded.{probe}": answer, f"target.{probe}": target, f"p_lm.{probe}": p_lm,
-                f"p_agent.{probe}": p_agent, f"p_lm_goal.{probe}": p_lm,
-                f"p_agent_goal.{probe}": p_agent, f"p.{probe}.requested": p_lm}
-        row |= {f"{name}.{probe}": value for name, value in DISTANCES.items()}
+    for probe, answer in EXAMPLE.items():
+        p_lm, p_agent = answer.p_lm[0], answer.p_agent[0]
+        row |= {f"decoded.{probe}": answer.decoded, f"target.{probe}": answer.target,
+                f"p_lm.{probe}": p_lm, f"p_agent.{probe}": p_agent, f"p_lm_goal.{probe}": p_lm,
+                f"p_agent_goal.{probe}": p_agent, f"p.{probe}.requested": p_lm,
+                f"tv.{probe}": float(total_variation(answer.p_lm, answer.p_agent)),
+                f"kl.{probe}": float(divergence(answer.p_agent, answer.p_lm))}
     for name, (p_true, p_false) in STATEMENTS.items():
         row |= {f"p.{name}.true": p_true, f"p.{name}.false": p_false,
                 f"credence.{name}": p_true / (p_true + p_false),
@@ -214,14 +230,16 @@ def example_frame() -> pl.DataFrame:
 
 def example() -> str:
     """The example's answers and credences."""
-    probes = [(f"`{probe}`", prompt, answer, target, _number(p_lm), _number(p_agent))
-              for probe, (prompt, answer, target, p_lm, p_agent) in EXAMPLE.items()]
+    probes = [(f"`{probe}`", answer.prompt, answer.decoded, answer.target,
+               *(", ".join(map(_number, p)) for p in (answer.p_lm, answer.p_agent)))
+              for probe, answer in EXAMPLE.items()]
     text = {"logic_a": "A", "logic_b": "B", "logic_not_a": "not A", "logic_a_and_b": "A and B",
             "logic_b_and_a": "B and A", "logic_a_or_b": "A or B"}
     statements = [(text[name], *map(_number, (p_true, p_false, p_true / (p_true + p_false))))
                   for name, (p_true, p_false) in STATEMENTS.items()]
     return "\n\n".join((
         _table(("probe", "prompt", "answer", "correct object", "p_LM", "p_agent"), probes),
+        "The probabilities are those of three objects, the correct one first. "
         "A is *Olga Galland is a citizen of Denmark*, and the model gives Denmark the probability "
         f"{_number(STATED)} after the atomic prompt of A. B is *Hector Salmond works as baker*.",
         _table(("sentence", 'P("true")', 'P("false")', "credence"), statements)))
@@ -234,7 +252,7 @@ def measures() -> str:
     for measure in MEASURES.values():
         groups.setdefault(measure.group, []).append(measure)
     for group, members in groups.items():
-        parts.append(f"### {group[0].upper()}{group[1:]}\n\n{_families(members)}")
+        parts.append(f"### {_sentence(group)}\n\n{_families(members)}")
         rows = [(f"`{m.name}`", m.short, _number(m.values(frame)[0]), m.unit or "",
                  {"higher": "higher", "lower": "lower", None: "–"}[m.better]) for m in members]
         parts.append(_table(("measure", "of", "example", "unit", "better"), rows))
@@ -252,14 +270,19 @@ def _families(members: list[Measure]) -> str:
     lines = []
     for name in names:
         entry = FAMILIES[name]
-        head = f"- *{name.replace('_', ' ')}*: {entry.meaning}" if len(names) > 1 else (
-            f"{entry.meaning[0].upper()}{entry.meaning[1:]}")
+        head = f"- *{name.replace('_', ' ')}*: {entry.meaning}" if len(names) > 1 else _sentence(
+            entry.meaning)
         elsewhere = f" Elsewhere: {entry.elsewhere}." if entry.elsewhere and not published else ""
         lines.append(f"{head}. Formula: `{entry.formula}`.{elsewhere}")
     if published:
         lines += ["", "Here p is the probability of the sentence's correct label, as in the "
                   "published code, not the credence."]
     return "\n".join(lines)
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital, unless it begins with a symbol such as p."""
+    return text if text[1:2] in " (" else f"{text[0].upper()}{text[1:]}"
 
 
 def _number(value: float) -> str:
