@@ -221,3 +221,13 @@ def test_python_examples_of_a_finished_run_work(path, checkout):
     assert blocks
     result = shell(f"{sys.executable} - <<'END'\n" + "\n".join(blocks) + "\nEND\n", checkout)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_registrations_in_the_page_on_extending_work(tmp_path):
+    blocks = [block for language, block in FENCE.findall((DOCS / "extending.md").read_text(encoding="utf-8"))
+              if language == "python" and "be.register_" in block]
+    assert len(blocks) == 4
+    result = shell(f"{sys.executable} - <<'END'\n" + "\n".join([
+        *blocks, "assert be.editor('one_layer', steps=2).config.steps == 2",
+        "assert {'log_odds_request', 'sum_to_one'} <= set(be.analysis.MEASURES)"]) + "\nEND\n", tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
