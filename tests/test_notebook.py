@@ -81,7 +81,7 @@ def test_the_header_says_where_a_notebook_differs_from_the_run_of_its_folder(tmp
     other = Run(folder, with_overrides({}, {"edit.n_cases": 100, "name": HOSTILE[0]}))
     header = html.unescape(experiment_header(other).data)
     assert f"another configuration than the reports of runs/demo: name experiment -> {HOSTILE[0]}; " in header
-    assert f"edit.n_cases {Experiment().edit.n_cases} -> 100; its artifacts lie beside the run's" in header
+    assert f"edit.n_cases {Experiment().edit.n_cases} -> 100; its artifacts are stored beside the run's" in header
     assert "<script" not in experiment_header(other).data and str(tmp_path) not in header
 
 
@@ -89,7 +89,7 @@ def test_costs_are_those_of_the_stages_that_are_built(tmp_path):
     costs = stage_costs(FakeRun(tmp_path))
     assert costs["stage"].to_list() == ["corpus", "model"] and costs["seconds"].to_list() == [1.5, 60.0]
     assert costs["megabytes"][1] == pytest.approx(3.0, abs=1e-3)
-    assert re.fullmatch(r"Most memory held by this notebook: \d+\.\d\d GB", most_memory())
+    assert re.fullmatch(r"Peak memory of this notebook: \d+\.\d\d GB", most_memory())
 
 
 def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
