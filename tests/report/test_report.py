@@ -216,7 +216,7 @@ def test_what_is_not_a_notebook_is_refused_by_name(tmp_path, content):
     assert not (tmp_path / "bad.html").exists()
 
 
-def test_the_command_writes_beside_the_notebook_or_where_told(tmp_path):
+def test_the_command_writes_beside_the_notebook_or_to_the_output_option(tmp_path):
     nbformat.write(notebook(code("1")), tmp_path / "a.ipynb")
     assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb")]).exit_code == 0
     assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "-o", str(tmp_path / "b.html")]).exit_code == 0
@@ -314,12 +314,12 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
 
 
 def test_what_the_head_says_is_not_repeated_and_without_head_not_lost(tmp_path):
-    told = code("x", shown(text__html="<p>red: not learned</p>"))
-    told.metadata["tags"] = ["remove-output"]
-    made = notebook(told, code("y", shown(text__html="<p>kept</p>")))
-    alone = exported(tmp_path, made)
+    check = code("x", shown(text__html="<p>red: not learned</p>"))
+    check.metadata["tags"] = ["remove-output"]
+    cells = notebook(check, code("y", shown(text__html="<p>kept</p>")))
+    alone = exported(tmp_path, cells)
     assert "red: not learned" in alone and "kept" in alone
-    with_head = exported(tmp_path, made, head={"rows": {"Seed": "0"}})
+    with_head = exported(tmp_path, cells, head={"rows": {"Seed": "0"}})
     assert "red: not learned" not in with_head and "kept" in with_head
 
 
@@ -328,9 +328,9 @@ def test_a_notebook_of_a_run_finds_its_head_and_one_written_over_it_has_none(tmp
     folder = run_folder(tmp_path / "run", learned=False)
     path, page = folder / "notebooks" / "04_analysis.ipynb", folder / "notebooks" / "04_analysis.html"
     path.parent.mkdir()
-    told = code("x", shown(text__html="<p>another configuration</p>"))
-    told.metadata["tags"] = ["remove-output"]
-    nbformat.write(notebook(told), path)
+    header = code("x", shown(text__html="<p>another configuration</p>"))
+    header.metadata["tags"] = ["remove-output"]
+    nbformat.write(notebook(header), path)
     record = json.loads((folder / "summary.json").read_text())
     record["notebooks"]["04_analysis"] = {"title": "x", "status": "done",
                                           "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -338,7 +338,7 @@ def test_a_notebook_of_a_run_finds_its_head_and_one_written_over_it_has_none(tmp
     result = CliRunner().invoke(report.main, [str(path)])
     assert result.exit_code == 0, result.output
     assert "has not learned" in page.read_text() and "another configuration" not in page.read_text()
-    nbformat.write(notebook(told, code("y")), path)
+    nbformat.write(notebook(header, code("y")), path)
     assert CliRunner().invoke(report.main, [str(path)]).exit_code == 0
     assert "has not learned" not in page.read_text() and "another configuration" in page.read_text()
 
@@ -349,7 +349,7 @@ def test_controls_inside_widgets_become_their_settings():
              "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
                                 "_options_labels": ["Ann", HOSTILE[0]]}},
              "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
-             "tick": {"state": {"_model_name": "CheckboxModel", "description": "trained_on", "value": True}},
+             "tick": {"state": {"_model_name": "CheckboxModel", "description": "sequential", "value": True}},
              "button": {"state": {"_model_name": "ButtonModel", "description": "Edit"}},
              "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}},
              "picture": {"state": {"_model_name": "ImageModel", "format": "png"},
@@ -358,7 +358,7 @@ def test_controls_inside_widgets_become_their_settings():
     page = render_cells(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
     (output,) = page.cells[0]["outputs"]
     assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
-    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\ntrained_on: yes"
+    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\nsequential: yes"
 
 
 def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):
