@@ -154,7 +154,7 @@ class RequestForm(Settling, ipw.VBox):
 
 
 def row(*children: ipw.Widget) -> ipw.HBox:
-    """Widgets in a row that wraps."""
+    """Widgets side by side, wrapped on a narrow page."""
     return ipw.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center",
                                       "grid_gap": "2px 10px"})
 

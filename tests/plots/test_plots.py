@@ -82,7 +82,7 @@ def edit_frames():
 
 
 EDITED, QUERIES, BEFORE = edit_frames()
-IN_SEQUENCE = pl.DataFrame([  # edits on top of edits: two editors, the agent told the same
+IN_SEQUENCE = pl.DataFrame([  # sequential edits: two editors, and the agent with the same requests
     {"editor": editor, "n_edits": n, "group": group, "measure": measure, "n": 9, "mean": 0.5 + n / 100, "low": 0.25,
      "high": 0.75 if measure == "p_lm" else None}
     for editor in EDITORS for n in (1, 10)
@@ -289,7 +289,7 @@ def test_published_errors_by_hand():
     assert figure.data[-1].marker.color == style.AGENT and len(figure.layout.annotations) == 8
 
 
-def test_edits_on_top_of_edits_and_tests_of_rationality_by_hand():
+def test_sequential_edits_and_tests_of_rationality_by_hand():
     lines = sequence_lines(IN_SEQUENCE)
     first = [trace for trace in lines.data if trace.xaxis == "x"]
     assert [(trace.name[:5], list(trace.y)) for trace in first] == [
