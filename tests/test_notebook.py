@@ -54,7 +54,7 @@ def test_frames_are_escaped_aligned_by_type_and_rounded():
     assert "n facts" in table and not re.search(r"<script|<img", table)
     cells = re.findall(r"<td[^>]*text-align:(\w+)[^>]*>([^<]*)</td>", table)
     assert [align for align, _ in cells[:4]] == ["right", "left", "right", "left"]
-    assert [cells[place][1] for place in (0, 2, 3, 4, 6, 7)] == ["1,234", "0.000", "yes", "–", "–", "no"]
+    assert [cells[index][1] for index in (0, 2, 3, 4, 6, 7)] == ["1,234", "0.000", "yes", "–", "–", "no"]
     assert "Nothing: none." in show(frame.clear(), "Nothing").data
 
 
@@ -96,8 +96,8 @@ def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
     import plotly.graph_objects as go
 
     drawn = []
-    place = type("Place", (), {"update": lambda self, data, raw: drawn.append(data)})()
-    monkeypatch.setattr("beliefedit.notebook.display", lambda *args, **kwargs: place)
+    output = type("Output", (), {"update": lambda self, data, raw: drawn.append(data)})()
+    monkeypatch.setattr("beliefedit.notebook.display", lambda *args, **kwargs: output)
     draw = live_figure(lambda frame: go.Figure(go.Bar(y=frame["y"].to_list())))
     for value in (1, 2):
         draw(pl.DataFrame({"y": [value]}))

@@ -124,8 +124,8 @@ def test_the_ripple_is_capped_and_says_how_many_more(session):
     shown = [change for change in prediction.ripple if change.path not in ("request", "unchanged")]
     assert len(prediction.ripple) <= CAP and len(shown) + prediction.n_more == len(changed)
     expected = changed.select("subject", "relation", "object", "path", "p_before", "p_after").head(len(shown)).rows()
-    assert [(one.fact.subject, one.fact.relation, one.fact.object, one.path, one.p_agent_before, one.p_agent)
-            for one in shown] == expected
+    assert [(*vars(change.fact).values(), change.path, change.p_agent_before, change.p_agent)
+            for change in shown] == expected
     unchanged = [change for change in prediction.ripple if change.path == "unchanged"]
     assert unchanged and all(change.by_agent == 0 for change in unchanged)
     assert prediction.ripple[0].fact == request.requested and prediction.ripple[0].path == "request"

@@ -301,9 +301,9 @@ def test_sequential_edits_and_tests_of_rationality_by_hand():
     assert set(table["sequences"]) == {"n = 9 sequences"}
     assert lines.layout.title.text == "Sequential edits: means over n = 9 sequences, Student’s t intervals"
     assert sequence_unit(IN_SEQUENCE, 0.9) == "means over n = 9 sequences, 90 % Student’s t intervals"
-    one = IN_SEQUENCE.with_columns(n=pl.lit(1), low=None, high=None)
-    assert sequence_lines(one).layout.title.text == "Sequential edits: n = 1 sequence, no interval"
-    assert set(sequence_table(one)["sequences"]) == {"n = 1 sequence"}
+    single = IN_SEQUENCE.with_columns(n=pl.lit(1), low=None, high=None)
+    assert sequence_lines(single).layout.title.text == "Sequential edits: n = 1 sequence, no interval"
+    assert set(sequence_table(single)["sequences"]) == {"n = 1 sequence"}
     bars = rationality_bars(TESTED)
     assert [list(trace.x) for trace in bars.data] == [[0, 5]] * 3 and bars.data[-1].name == "agent"
     gone = pl.when(editor=EDITORS[0]).then(None)
