@@ -82,7 +82,7 @@ def test_nothing_is_loaded_from_outside(tmp_path):
                                    '<b src=//example.org>kept</b>')))
     page = exported(tmp_path, cells)
     outside = [(tag, attrs) for tag, attrs in _Page(page).elements
-             if any(name in attrs and "//" in (attrs[name] or "") for name in ("src", "href", "srcset"))]
+               if any(name in attrs and "//" in (attrs[name] or "") for name in ("src", "href", "srcset"))]
     assert outside == []
     assert not OUTSIDE.search(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
     assert "kept" in page and "picture not included: far" in page
