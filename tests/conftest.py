@@ -1,4 +1,4 @@
-"""What several tests share: a run of the real notebooks, and Debian's browser without a network."""
+"""Fixtures of several tests: a run of the real notebooks, and Debian's browser without a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from beliefedit.graph.wikidata5m import ENTITIES
 from .sample_notebooks import HOSTILE
 
 HOSTILE_NAMES = HOSTILE[:4]
-"""A script, an image with a handler, a name from right to left, and an emoji made of several characters."""
+"""A script, an image with a handler, a right-to-left name, and an emoji of several characters."""
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = "/usr/bin/chromium"
@@ -26,7 +26,7 @@ BROWSER = "/usr/bin/chromium"
 def run_all(folder: Path, *arguments: str) -> Path:
     """Run run_all.py into a folder as a user does, and return the folder.
 
-    One thread, unless told otherwise: so small a model is no faster on more, and far slower on busy cores.
+    It uses one thread by default: more threads do not speed up such a small model.
     """
     command = [sys.executable, str(ROOT / "run_all.py"), "--out", str(folder), *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
@@ -37,26 +37,26 @@ def run_all(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of all notebooks with the smoke parameters, on a graph whose names try to be markup."""
+    """The run folder of all notebooks with the smoke parameters, on a graph with markup in its names."""
     folder = tmp_path_factory.mktemp("smoke")
     return run_all(folder / "run", "--params", str(ROOT / "params" / "smoke.yaml"), "--set",
                    f"graph.source={write_hostile_graph(folder / 'graph')}", "--set", "graph.max_object_tokens=0")
 
 
 def write_hostile_graph(folder: Path) -> Path:
-    """The smoke parameters' graph; every person and every third object has a name that is more than a name."""
+    """The smoke parameters' graph; people and every third object have hostile names."""
     write_demo_graph(folder, n_subjects=600)
     lines = (folder / ENTITIES).read_text(encoding="utf-8").splitlines()
-    for place, line in enumerate(lines):
-        if int(line.partition("\t")[0][1:]) >= FIRST_PERSON or place % 3 == 0:
-            lines[place] = f"{line} {HOSTILE_NAMES[place % len(HOSTILE_NAMES)]}"
+    for index, line in enumerate(lines):
+        if int(line.partition("\t")[0][1:]) >= FIRST_PERSON or index % 3 == 0:
+            lines[index] = f"{line} {HOSTILE_NAMES[index % len(HOSTILE_NAMES)]}"
     (folder / ENTITIES).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="session")
 def playground_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with params/tiny.yaml and runs/tiny: a tiny trained model whose people have hostile names."""
+    """A folder with params/tiny.yaml and runs/tiny: a tiny trained model of subjects with hostile names."""
     from tests.sample_playground import make_run
 
     return make_run(tmp_path_factory.mktemp("playground") / "tiny")
@@ -64,7 +64,7 @@ def playground_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args() -> dict:
-    """How pytest-playwright starts the browser: Debian's, since it brings none of its own here."""
+    """Arguments of pytest-playwright to start Debian's browser."""
     if not shutil.which(BROWSER):
         message = "no /usr/bin/chromium: apt-get install chromium"
         if os.environ.get("CI"):
@@ -77,14 +77,14 @@ def browser_type_launch_args() -> dict:
 
 @pytest.fixture
 def artifacts() -> Iterator[Path]:
-    """Where screenshots are kept to be looked at."""
+    """The folder of screenshots."""
     folder = ROOT / "test-artifacts"
     folder.mkdir(exist_ok=True)
     yield folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked in_order share a page that each leaves to the next: they keep their order."""
+    """Keep the order of tests marked in_order, which share a page."""
     marked = [item for item in items if item.get_closest_marker("in_order")]
     marked.sort(key=lambda item: (str(item.path), item.function.__code__.co_firstlineno))
     in_order = iter(marked)

@@ -14,20 +14,20 @@ PARAMETERS = 'params_file = "params.yaml"\nrun_folder = "run"\noverrides = {}'
 
 def write(path: Path, *cells: str | tuple[str, str], parameters: str | None = PARAMETERS) -> Path:
     """A notebook from prose ('# ...' opens a Markdown cell) and code; ``parameters`` None leaves that cell out."""
-    made = [new_markdown_cell(cell) if cell.startswith(("#", "Prose")) else new_code_cell(cell) for cell in cells]
+    built = [new_markdown_cell(cell) if cell.startswith(("#", "Prose")) else new_code_cell(cell) for cell in cells]
     if parameters is not None:
-        made.insert(1, new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+        built.insert(1, new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
               "language_info": {"name": "python"}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=made, metadata=kernel), path)
+    nbformat.write(new_notebook(cells=built, metadata=kernel), path)
     return path
 
 
 RICH = (
     """# Do edited models revise their beliefs?
 
-A model that takes in *one* new fact should also change what **follows** from it. The agent's belief in object $o$ is
+A model that adopts *one* new fact should also change its **downstream** facts. The agent's belief in object $o$ is
 
 $$p(o \\mid s, r) = \\frac{n_o + \\alpha\\, q(o \\mid x)}{\\sum_{o'} n_{o'} + \\alpha}$$
 
@@ -63,7 +63,7 @@ loss""",
     """names = ["same subject, same relation", "same subject, other relation", "other subject, same relation", "others"]
 four = style.panels("Four probes of one edit", [style.escape(name) for name in names])
 for i in range(4):
-    for name, colour in [("LM after", style.AFTER), ("rational agent after the edit", style.AGENT)]:
+    for name, colour in [("LM after", style.AFTER), ("Bayesian agent after the edit", style.AGENT)]:
         four.add_scatter(y=np.linspace(0, 1, 40) ** (i + len(name) / 9), name=name, legendgroup=name,
                          showlegend=i == 0, line_color=colour, row=i // 2 + 1, col=i % 2 + 1)
 four""",
@@ -87,7 +87,7 @@ frame""",
 rows = "".join(f"<tr><td>{name}</td>" + "".join(f"<td>{v:.3f} [{v-.03:.3f}, {v+.03:.3f}]</td>"
                for v in np.random.default_rng(i).random(6)) + "</tr>"
                for i, name in enumerate(["lora", "rome", "memit", "grace"]))
-caption = "<caption>Updating: requests that differ from what the model says</caption>"
+caption = "<caption>Updating: requests that contradict the model's answer</caption>"
 HTML(f"<table>{caption}{head}<tbody>{rows}</tbody></table>")""",
     "## Verdict",
     "Markdown('The claim **holds** for ' + hostile[0] + ' and ' + hostile[1] + ', by 0.21 [0.18, 0.25].')",
@@ -105,5 +105,5 @@ RICH_FIGURES = 6
 
 
 def write_rich(path: Path) -> Path:
-    """A notebook with everything a report has to show, and hostile text everywhere."""
+    """A notebook with every kind of output of a report, and hostile text in all of them."""
     return write(path, *RICH)

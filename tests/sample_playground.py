@@ -1,4 +1,4 @@
-"""A tiny trained run whose people have hostile names, for tests of the playground."""
+"""A tiny trained run whose subjects have hostile names, for tests of the playground."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ N_HOSTILE = len(HOSTILE)
 
 
 def write_graph(folder: Path, n_subjects: int = 40) -> None:
-    """The built-in graph, its second and later people renamed to hostile names, and one object too."""
+    """The built-in graph with people, from the second on, renamed to hostile names."""
     demo_graph.write_demo_graph(folder, n_subjects=n_subjects)
     path = folder / "wikidata5m_entity.txt"
     lines = path.read_text(encoding="utf-8").splitlines()
-    people = [place for place, line in enumerate(lines) if line.startswith(f"Q{demo_graph.FIRST_PERSON}"[:3])]
-    first = next(place for place in people if lines[place].startswith(f"Q{demo_graph.FIRST_PERSON}\t"))
-    for place, name in zip(range(first + 1, first + 1 + N_HOSTILE), HOSTILE, strict=True):
-        lines[place] = f"{lines[place].split(chr(9))[0]}\t{name}"
+    people = [index for index, line in enumerate(lines) if line.startswith(f"Q{demo_graph.FIRST_PERSON}"[:3])]
+    first = next(index for index in people if lines[index].startswith(f"Q{demo_graph.FIRST_PERSON}\t"))
+    for index, name in zip(range(first + 1, first + 1 + N_HOSTILE), HOSTILE, strict=True):
+        lines[index] = f"{lines[index].split(chr(9))[0]}\t{name}"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make_run(folder: Path) -> Path:
-    """params/tiny.yaml and runs/tiny in a folder: graph, corpus and a model that knows a little of it."""
+    """params/tiny.yaml and runs/tiny in a folder: graph, corpus and a model trained briefly on it."""
     (folder / "params").mkdir(parents=True)
     write_graph(folder / "graph")
     params = folder / "params" / "tiny.yaml"
@@ -43,6 +43,6 @@ def make_run(folder: Path) -> Path:
 
 
 def open_tiny(folder: Path, overrides: Mapping[str, Any] | None = None) -> be.Run:
-    """The run that `make_run` made, to be read only."""
+    """The run of `make_run`, read-only."""
     return be.Run(folder / "runs" / "tiny", folder / "params" / "tiny.yaml", overrides,
                   read_only=True)

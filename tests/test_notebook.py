@@ -54,7 +54,7 @@ def test_frames_are_escaped_aligned_by_type_and_rounded():
     assert "n facts" in table and not re.search(r"<script|<img", table)
     cells = re.findall(r"<td[^>]*text-align:(\w+)[^>]*>([^<]*)</td>", table)
     assert [align for align, _ in cells[:4]] == ["right", "left", "right", "left"]
-    assert [cells[place][1] for place in (0, 2, 3, 4, 6, 7)] == ["1,234", "0.000", "yes", "–", "–", "no"]
+    assert [cells[index][1] for index in (0, 2, 3, 4, 6, 7)] == ["1,234", "0.000", "yes", "–", "–", "no"]
     assert "Nothing: none." in show(frame.clear(), "Nothing").data
 
 
@@ -81,7 +81,7 @@ def test_the_header_says_where_a_notebook_differs_from_the_run_of_its_folder(tmp
     other = Run(folder, with_overrides({}, {"edit.n_cases": 100, "name": HOSTILE[0]}))
     header = html.unescape(experiment_header(other).data)
     assert f"another configuration than the reports of runs/demo: name experiment -> {HOSTILE[0]}; " in header
-    assert f"edit.n_cases {Experiment().edit.n_cases} -> 100; its artifacts lie beside the run's" in header
+    assert f"edit.n_cases {Experiment().edit.n_cases} -> 100; its artifacts are stored beside the run's" in header
     assert "<script" not in experiment_header(other).data and str(tmp_path) not in header
 
 
@@ -89,15 +89,15 @@ def test_costs_are_those_of_the_stages_that_are_built(tmp_path):
     costs = stage_costs(FakeRun(tmp_path))
     assert costs["stage"].to_list() == ["corpus", "model"] and costs["seconds"].to_list() == [1.5, 60.0]
     assert costs["megabytes"][1] == pytest.approx(3.0, abs=1e-3)
-    assert re.fullmatch(r"Most memory held by this notebook: \d+\.\d\d GB", most_memory())
+    assert re.fullmatch(r"Peak memory of this notebook: \d+\.\d\d GB", most_memory())
 
 
 def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
     import plotly.graph_objects as go
 
     drawn = []
-    place = type("Place", (), {"update": lambda self, data, raw: drawn.append(data)})()
-    monkeypatch.setattr("beliefedit.notebook.display", lambda *args, **kwargs: place)
+    output = type("Output", (), {"update": lambda self, data, raw: drawn.append(data)})()
+    monkeypatch.setattr("beliefedit.notebook.display", lambda *args, **kwargs: output)
     draw = live_figure(lambda frame: go.Figure(go.Bar(y=frame["y"].to_list())))
     for value in (1, 2):
         draw(pl.DataFrame({"y": [value]}))

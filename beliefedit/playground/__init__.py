@@ -1,6 +1,6 @@
-"""The playground: change one belief and see what follows, on a page or as a library.
+"""The playground: change one belief and see which other beliefs change, on a page or as a library.
 
-`search` finds names, `agent_view` asks the agent, `snapshot` asks language models and has all that
-is shown of a request, `session` carries edits out, undoes and keeps them, `html` draws, `files`
-opens runs and saves sessions. Only `controls` and `app` know of widgets.
+`search` finds names, `agent_view` queries the Bayesian agent, `snapshot` queries language models
+and holds the values shown for a request, `session` applies, undoes and stores edits, `html` renders
+the page, `files` opens runs and saves sessions. Only `controls` and `app` use widgets.
 """

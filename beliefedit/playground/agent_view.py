@@ -1,4 +1,4 @@
-"""What the corpus states and what the Bayesian agent makes of a request; no model is needed."""
+"""The facts of the corpus and the agent's beliefs after a request; needs no language model."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from beliefedit.playground.search import Suggestions
 
 Role = Literal["edited", "downstream", "upstream", "same subject", "other subject"]
 
-CAP = 30  # facts drawn in the ripple; the page says how many more there are
-_N_STILL = 8  # places in the ripple that are kept for facts that the agent does not move
+CAP = 30  # facts drawn in the ripple; the page has the number of further facts
+_N_UNCHANGED = 8  # facts in the ripple that the agent does not change
 _N_TRIED = 8  # facts per relation that the example is chosen from
 
 
 @dataclass(frozen=True)
 class EvidenceStrength:
-    """How strong the evidence for a request is."""
+    """The strength of the evidence for a request."""
 
-    probability: float | None = 0.95  # what it brings the agent's belief to; None: weight counts
+    probability: float | None = 0.95  # the agent's belief after the evidence; None: use weight
     weight: float = 1.0  # a number of observations
 
     def observations(self, agent: BayesAgent, requested: Fact) -> float:
-        """What it counts for, for an agent that has not seen it yet; EditError for a probability
-        outside 0 to 1, or a weight that is not positive and finite."""
+        """Its weight in observations for an agent without this evidence; EditError for a
+        probability outside 0 to 1, or a weight that is not positive and finite."""
         if self.probability is None:
             if not (math.isfinite(self.weight) and self.weight > 0):
                 raise EditError(f"{self.weight:g} observations are no evidence", where="evidence",
@@ -53,9 +53,9 @@ class Question:
 
     role: Role
     fact: Fact
-    request: str | None  # the object asked for, where it is the edited fact
-    before: np.ndarray  # the agent's belief [n_objects], direct about the edited fact, predictive
-    after: np.ndarray  # about the others (specification, section 8); after the request
+    request: str | None  # the requested object, if it is the edited fact
+    before: np.ndarray  # the agent's belief [n_objects] before the request: direct for the edited
+    after: np.ndarray  # fact, predictive for others (specification, section 8); after the request
 
 
 @dataclass(frozen=True)
@@ -63,41 +63,41 @@ class FactChange:
     """One fact of the ripple, with its probabilities for the agent and the model."""
 
     fact: Fact
-    path: str  # how the edit reaches it, as `BayesAgent.ripple` says; "still": it does not
+    path: str  # how the edit reaches it, from `BayesAgent.ripple`; "unchanged": it does not
     p_agent_before: float
     p_agent: float
-    p_before: float = math.nan  # the model's, from here on; NaN before it is asked
+    p_before: float = math.nan  # of the model, as below; NaN before it is queried
     p_after: float = math.nan
 
     @property
     def by_agent(self) -> float:
-        """How much the agent moves it."""
+        """The agent's change of probability."""
         return self.p_agent - self.p_agent_before
 
     @property
     def by_model(self) -> float:
-        """How much the edit moves it in the model; NaN before there is an edit."""
+        """The model's change of probability; NaN before there is an edit."""
         return self.p_after - self.p_before
 
 
 @dataclass(frozen=True)
 class AgentPrediction:
-    """What an agent believes before and after a request."""
+    """The beliefs of an agent before and after a request."""
 
     request: EditRequest
-    questions: tuple[Question, ...]  # about the edited fact first
-    ripple: tuple[FactChange, ...]  # the edited fact, those that move most, some that do not move
-    n_more: int  # further facts that move, by less than all of these
+    questions: tuple[Question, ...]  # the edited fact first
+    ripple: tuple[FactChange, ...]  # the edited fact, the largest changes, some unchanged facts
+    n_more: int  # further facts that change, by less than all of these
 
     @property
     def other(self) -> Question | None:
-        """The one about another subject, if the corpus states its object."""
+        """The question about another subject, if the corpus states its object."""
         last = self.questions[-1]
         return last if last.role == "other subject" and last.fact.object else None
 
 
 class FactIndex:
-    """The facts of a corpus by name, ready to be searched, and the agent that has read it."""
+    """The facts of a corpus by name, for search, and the agent fitted to the corpus."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent) -> None:
         self.agent = agent
@@ -106,9 +106,10 @@ class FactIndex:
         self.relations_of, self.subjects_of = (
             dict(self.facts.group_by(key, maintain_order=True).agg(value).iter_rows())
             for key, value in (("subject", "relation"), ("relation", "subject")))
-        usual = self.facts.group_by("relation", "object", maintain_order=True).len()
-        usual = usual.sort("len", descending=True, maintain_order=True)
-        self.usual = dict(usual.group_by("relation", maintain_order=True).agg("object").iter_rows())
+        counts = self.facts.group_by("relation", "object", maintain_order=True).len()
+        counts = counts.sort("len", descending=True, maintain_order=True)
+        self.frequent_objects = dict(
+            counts.group_by("relation", maintain_order=True).agg("object").iter_rows())
         self.downstream = {upstream: downstream for downstream, upstream in agent.pairs.items()}
         self.names = {"subject": Suggestions(list(self.relations_of)),
                       "relation": Suggestions(list(self.subjects_of)),
@@ -116,28 +117,28 @@ class FactIndex:
 
     def suggest(self, kind: str, text: str, subject: str = "", relation: str = "",
                 n: int = 12) -> list[str]:
-        """Names of a kind for what has been typed of one; the subject's own relations, and the
-        usual objects of the relation, come before others."""
+        """Names of a kind that match a typed text; the subject's relations, and the frequent
+        objects of the relation, come first."""
         first = {"relation": self.relations_of.get(subject, ()),
-                 "object": self.usual.get(relation, ())}
+                 "object": self.frequent_objects.get(relation, ())}
         return self.names[kind].find(text, n, first.get(kind, ()))
 
     def fitting(self, subject: str, relation: str, object: str) -> str:
-        """The object itself if the relation has it, else its most usual one that would be new."""
-        usual = self.usual.get(relation, [])
-        news = [name for name in usual if name != self.object_of.get((subject, relation))]
-        return object if object in usual or not news else news[0]
+        """The object itself if the relation has it, else the relation's most frequent other one."""
+        frequent = self.frequent_objects.get(relation, [])
+        new = [name for name in frequent if name != self.object_of.get((subject, relation))]
+        return object if object in frequent or not new else new[0]
 
     def named(self, subject: str, relation: str, object: str) -> Fact:
-        """The fact meant by three names, whatever their case; EditError for an unknown one."""
+        """The fact of three names, in any letter case; EditError for an unknown name."""
         names = []
-        for (kind, known), text in zip(self.names.items(), (subject, relation, object),
-                                       strict=True):
-            if (name := known.resolve(text)) is None:
-                close = known.find(text, 3) or known.find("", 3)
-                what = f"no {kind} is called {text!r}"
-                raise EditError(what if text.strip() else f"the {kind} is missing", hint=(
-                    f"pick a suggestion, for example {', '.join(map(repr, close))}"))
+        for (kind, suggestions), text in zip(self.names.items(), (subject, relation, object),
+                                             strict=True):
+            if (name := suggestions.resolve(text)) is None:
+                similar = suggestions.find(text, 3) or suggestions.find("", 3)
+                problem = f"no {kind} is called {text!r}"
+                raise EditError(problem if text.strip() else f"the {kind} is missing", hint=(
+                    f"pick a suggestion, for example {', '.join(map(repr, similar))}"))
             names.append(name)
         return Fact(*names)
 
@@ -147,85 +148,88 @@ class FactIndex:
 
     def request(self, requested: Fact, strength: EvidenceStrength | None = None,
                 agent: BayesAgent | None = None) -> EditRequest:
-        """The request that a fact become true; its weight is the evidence's for this agent."""
+        """The edit request for a fact, with the evidence's weight for this agent."""
         weight = (strength or EvidenceStrength()).observations(agent or self.agent, requested)
         return EditRequest(self.fact(requested.subject, requested.relation), requested.object,
                            weight)
 
     def example(self) -> EditRequest:
-        """A request whose downstream answer should change clearly, chosen among a few."""
-        found: list[tuple[float, EditRequest]] = []
+        """A request, chosen among a few, with a large change of the downstream fact."""
+        candidates: list[tuple[float, EditRequest]] = []
         for relation, upstream in self.agent.pairs.items():
             members = self.subjects_of.get(relation, ())
             answers = self.agent.map_downstream(relation) if members else {}
             subjects = [s for s in members if (s, upstream) in self.object_of]
-            for place, subject in enumerate(subjects[:_N_TRIED]):
-                now = self.agent.map_object(subject, relation)
-                if others := [x for x, answer in answers.items() if answer != now]:
-                    request = self.request(Fact(subject, upstream, others[place % len(others)]))
+            for index, subject in enumerate(subjects[:_N_TRIED]):
+                current = self.agent.map_object(subject, relation)
+                if others := [x for x, answer in answers.items() if answer != current]:
+                    request = self.request(Fact(subject, upstream, others[index % len(others)]))
                     old, new = (agent.probability(subject, relation, answers[request.target])
                                 for agent in (self.agent, self.agent.after(request)))
-                    found.append((new - old, request))
-        if found:
-            return max(found, key=lambda pair: pair[0])[1]
-        (subject, relation), now = next(iter(self.object_of.items()))
-        other = next(o for o in self.agent.objects if o != now)
+                    candidates.append((new - old, request))
+        if candidates:
+            return max(candidates, key=lambda pair: pair[0])[1]
+        (subject, relation), current = next(iter(self.object_of.items()))
+        other = next(o for o in self.agent.objects if o != current)
         return self.request(Fact(subject, relation, other))
 
     def others(self, subject: str, relation: str, n: int) -> list[str]:
-        """The n subjects with a relation that come after this one, then the first ones."""
+        """The n next subjects with a relation after this one, wrapping around to the first."""
         members = self.subjects_of.get(relation, ())
         start = members.index(subject) + 1 if (subject, relation) in self.object_of else 0
-        around = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
-        return [s for s in around if s != subject][:n]
+        wrapped = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
+        return [s for s in wrapped if s != subject][:n]
 
     def outlook(self, request: EditRequest, agent: BayesAgent) -> AgentPrediction:
-        """What an agent makes of a request; EvidenceError for one that is no evidence."""
+        """An agent's beliefs before and after a request; EvidenceError for invalid evidence."""
         updated = agent.after(request)
         questions = []
-        for role, fact in self._near(request.subject, request.fact.relation):
+        for role, fact in self._question_facts(request.subject, request.fact.relation):
             view: View = "direct" if role == "edited" else "predictive"
             questions.append(Question(role, fact, request.target if role == "edited" else None, *(
-                one.distribution(fact.subject, fact.relation, view) for one in (agent, updated))))
+                state.distribution(fact.subject, fact.relation, view)
+                for state in (agent, updated))))
         o = agent.objects.index(request.target)
         old, new = (float(belief[o]) for belief in (questions[0].before, questions[0].after))
         ripple, n_more = self._ripple(request, agent, updated)
-        return AgentPrediction(request, tuple(questions),
-                       (FactChange(request.requested, "request", old, new), *ripple), n_more)
+        edited = FactChange(request.requested, "request", old, new)
+        return AgentPrediction(request, tuple(questions), (edited, *ripple), n_more)
 
-    def _near(self, subject: str, relation: str) -> list[tuple[Role, Fact]]:
+    def _question_facts(self, subject: str, relation: str) -> list[tuple[Role, Fact]]:
         """The edited fact; a downstream, upstream or other fact; another subject's fact."""
-        own = [r for r in self.relations_of.get(subject, ()) if r != relation]
-        near: list[tuple[Role, str | None]] = [
+        others = [r for r in self.relations_of.get(subject, ()) if r != relation]
+        candidates: list[tuple[Role, str | None]] = [
             ("downstream", self.downstream.get(relation)),
-            ("upstream", self.agent.pairs.get(relation)), *(("same subject", r) for r in own)]
+            ("upstream", self.agent.pairs.get(relation)), *(("same subject", r) for r in others)]
         return [("edited", self.fact(subject, relation)),
-                *[(role, self.fact(subject, r)) for role, r in near if r in own][:1],
+                *[(role, self.fact(subject, r)) for role, r in candidates if r in others][:1],
                 *(("other subject", self.fact(other, relation))
                   for other in self.others(subject, relation, 1))]
 
     def _ripple(self, request: EditRequest, agent: BayesAgent,
                 updated: BayesAgent) -> tuple[list[FactChange], int]:
-        """(The facts that move most and some that do not, how many more move)."""
+        """(The facts that change most and some unchanged ones, number of further changes)."""
         subject, relation = request.subject, request.fact.relation
-        moved = agent.ripple(self.facts, subject, relation, request.target, request.weight)
-        moved = moved.filter(pl.col("path") != "request")
-        columns = moved.select("subject", "relation", "object", "path", "p_before", "p_after")
+        changed = agent.ripple(self.facts, subject, relation, request.target, request.weight)
+        changed = changed.filter(pl.col("path") != "request")
+        columns = changed.select("subject", "relation", "object", "path", "p_before", "p_after")
         shown = [FactChange(Fact(s, r, o), path, *p)
-                 for s, r, o, path, *p in columns.head(CAP - 1 - _N_STILL).iter_rows()]
-        names = {(one.fact.subject, one.fact.relation) for one in shown} | {(subject, relation)}
-        own = [(subject, r) for r in self.relations_of.get(subject, ())]
-        others = [(s, relation) for s in self.others(subject, relation, 2 * _N_STILL)]
-        still = [self.fact(*pair) for pair in (*own, *others) if pair not in names]
-        still = still[:CAP - 1 - len(shown)]
-        frame = pl.DataFrame([vars(fact) for fact in still], schema=self.facts.schema)
-        p = [one.probabilities(frame).tolist() for one in (agent, updated)]
-        unmoved = [FactChange(fact, "still", *both) for fact, *both in zip(still, *p, strict=True)]
-        return [*shown, *unmoved], len(moved) - len(shown)
+                 for s, r, o, path, *p in columns.head(CAP - 1 - _N_UNCHANGED).iter_rows()]
+        names = {(change.fact.subject, change.fact.relation)
+                 for change in shown} | {(subject, relation)}
+        of_subject = [(subject, r) for r in self.relations_of.get(subject, ())]
+        of_others = [(s, relation) for s in self.others(subject, relation, 2 * _N_UNCHANGED)]
+        facts = [self.fact(*pair) for pair in (*of_subject, *of_others) if pair not in names]
+        facts = facts[:CAP - 1 - len(shown)]
+        frame = pl.DataFrame([vars(fact) for fact in facts], schema=self.facts.schema)
+        p = [state.probabilities(frame).tolist() for state in (agent, updated)]
+        unchanged = [FactChange(fact, "unchanged", *p_states)
+                     for fact, *p_states in zip(facts, *p, strict=True)]
+        return [*shown, *unchanged], len(changed) - len(shown)
 
 
 def largest(objects: Sequence[str], p: np.ndarray, n: int) -> list[str]:
-    """The n likeliest objects of a belief [n_objects], ties in order."""
+    """The n most probable objects of a belief [n_objects], ties in order."""
     floor = np.partition(p, -min(n, len(p)))[-min(n, len(p))]
-    place = np.flatnonzero(p >= floor)
-    return [objects[o] for o in place[np.argsort(-p[place], kind="stable")][:n]]
+    ids = np.flatnonzero(p >= floor)
+    return [objects[o] for o in ids[np.argsort(-p[ids], kind="stable")][:n]]

@@ -1,4 +1,4 @@
-"""The playground on a notebook's or Voilà's page: opens a run, or offers to make one."""
+"""The playground as a page of a notebook or Voilà: opens a run, or offers to create one."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from beliefedit.playground.session import EditorChoice, Entry, Session
 from beliefedit.playground.snapshot import Snapshot, draw
 from beliefedit.run import Run
 
-N_SETTINGS = 4  # hyper-parameters with a field of their own; the others stay as they are
-_USUAL = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come first
+N_SETTINGS = 4  # hyper-parameters with an input field; others keep their values
+_FIRST = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come first
 _FIELDS = {bool: ipw.Checkbox, int: ipw.IntText, float: ipw.FloatText}
 
 
 def choices_of(experiment: Experiment) -> dict[str, EditorChoice]:
-    """Every editor with its hyper-parameters: the run's where it names the editor, or defaults."""
+    """Every editor with its hyper-parameters: those of the run, or the defaults."""
     load_entry_points("beliefedit.editors")
-    named = dict(experiment.edit.editors)
-    named |= {name: kind() for name, kind in EDITOR_PARAMETERS.items() if name not in named}
-    return {name: EditorChoice(name, dict(vars(parameters))) for name, parameters in named.items()}
+    editors = dict(experiment.edit.editors)
+    editors |= {name: kind() for name, kind in EDITOR_PARAMETERS.items() if name not in editors}
+    return {name: EditorChoice(name, dict(vars(values))) for name, values in editors.items()}
 
 
 class Working(ipw.VBox):
-    """A part of the page that works in the background, with message, progress and Cancel."""
+    """A part of the page that runs jobs in the background, with message, progress and Cancel."""
 
     def __init__(self) -> None:
         super().__init__()
         self.worker, self.message = Worker(), ipw.HTML()
         self.progress = ipw.IntProgress(description="Progress", style=LABEL)
-        self.idle_only: list[ipw.Widget] = []  # controls that are disabled while work runs
-        self.cancel = self.button("Cancel", "Stop what is running", self.worker.cancel)
+        self.idle_only: list[ipw.Widget] = []  # controls that are disabled while a job runs
+        self.cancel = self.button("Cancel", "Stop the running job", self.worker.cancel)
 
     def button(self, name: str, tooltip: str, pressed: Callable[[], Any],
                kind: str = "") -> ipw.Button:
-        """A button to press while nothing runs; it says what keeps it from doing its work."""
+        """A button that is enabled while no job runs, and shows the error of its action."""
         def press(_: ipw.Button) -> None:
             try:
                 pressed()
             except BeliefEditError as error:
                 self.say(error_text(error), "problem")
 
-        made = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
-                          layout={"width": "auto"})
-        made.on_click(press)
-        self.idle_only.append(made)
-        return made
+        button = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
+                            layout={"width": "auto"})
+        button.on_click(press)
+        self.idle_only.append(button)
+        return button
 
     def start(self, work: Callable[[StepCallback], Any], finished: Callable[[Any], str],
               text: str) -> None:
-        """Run work in the background; ``finished`` shows its result and says what was done."""
+        """Run work in the background; ``finished`` shows its result and returns a message."""
         self.set_busy(True)
         self._show_progress(0, None, text)
 
@@ -77,7 +77,7 @@ class Working(ipw.VBox):
         self.message.value = show.message(text, kind)
 
     def set_busy(self, busy: bool) -> None:
-        """Enable the controls that make sense while work runs, or while none does."""
+        """Enable the controls for a running job, or for none."""
         for control in self.idle_only:
             control.disabled = busy
         self.cancel.disabled = not busy
@@ -89,17 +89,17 @@ class Working(ipw.VBox):
 
 
 class Page(Working):
-    """The playground of one session; what is saved goes to the folder."""
+    """The playground of one session; saved files go to the folder."""
 
     def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
         super().__init__()
         self.session, self.folder, self.editors = session, folder, choices_of(experiment)
-        self.picture: Snapshot | None = None
+        self.snapshot: Snapshot | None = None
         self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
             ipw.HTML() for _ in range(5))
-        self.pickers = RequestForm(session.known, self._refresh)
+        self.form = RequestForm(session.known, self._refresh)
         self.children = [
-            ipw.HTML(show.STYLE), self.pickers, *self._edit_controls(), self.message, self.beliefs,
+            ipw.HTML(show.STYLE), self.form, *self._edit_controls(), self.message, self.beliefs,
             columns(self.logic, ipw.VBox([self.history, self.comparison])), self.ripple,
             self._file_controls()]
         self.add_class("be-page")
@@ -110,18 +110,18 @@ class Page(Working):
     def _edit_controls(self) -> tuple[ipw.Widget, ipw.Widget]:
         labels = [(editor_class(name).label, name) for name in self.editors]
         self.editor = ipw.Dropdown(
-            options=labels, description="Editor", tooltip="How the language model is changed",
+            options=labels, description="Editor", tooltip="The method that edits the model",
             style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
-        self.edit = self.button("Edit", "Change the language model", self._press_edit, "primary")
-        self.undo = self.button("Undo", "Take the last edit back", self._press_undo)
-        compare = self.button("Compare editors", "The same request, several editors",
+        self.edit = self.button("Edit", "Edit the language model", self._press_edit, "primary")
+        self.undo = self.button("Undo", "Undo the last edit", self._press_undo)
+        compare = self.button("Compare editors", "Apply the same request with several editors",
                               self._press_compare)
         self.mode = ipw.ToggleButtons(
             options=[("each edit alone", False), ("sequential edits", True)],
             style={"button_width": "125px"}, layout={"width": "auto"},
-            tooltips=["Every edit starts from the unedited model",
-                      "Every edit is made on top of the earlier ones"])
+            tooltips=["Each edit starts from the unedited model",
+                      "Each edit starts from the model after the earlier edits"])
         self.editor.observe(self._choose_editor, "value")
         self.mode.observe(self._switch, "value")
         self.idle_only.append(self.mode)
@@ -137,19 +137,19 @@ class Page(Working):
         edit, session, again = (self.button(*names) for names in (
             ("Save edit", "Write the last edit to the run folder", self._press_save),
             ("Save session", "Write requests and numbers to the file", self._press_save_session),
-            ("Replay session", "Carry the file's requests out again", self._press_replay)))
+            ("Replay session", "Apply the requests of the file again", self._press_replay)))
         return row(self.kind, edit, self.file, session, again)
 
     def set_busy(self, busy: bool) -> None:
-        """As `Working.set_busy`; shows the history as it is now."""
+        """As `Working.set_busy`, and show the current history."""
         super().set_busy(busy)
         self.history.value = show.history(self.session.history)
         self.undo.disabled = busy or not self.session.history
 
     def _choose_editor(self, _: object = None) -> None:
-        """Fields for the first numbers and switches among the editor's hyper-parameters."""
+        """Show fields for the first numeric and boolean hyper-parameters of the editor."""
         values = self.editors[self.editor.value].settings
-        names = [name for name in dict.fromkeys((*_USUAL, *values))
+        names = [name for name in dict.fromkeys((*_FIRST, *values))
                  if type(values.get(name)) in _FIELDS]
         self.settings.children = [_FIELDS[type(values[name])](
             values[name], description=name, tooltip=f"{name} of the editor", indent=False,
@@ -157,69 +157,70 @@ class Page(Working):
             for name in names[:N_SETTINGS]]
 
     def _fill(self, request: EditRequest) -> None:
-        self.picture = None
-        self.pickers.fill(request, self.session.agent)
+        self.snapshot = None
+        self.form.fill(request, self.session.agent)
 
     def _refresh(self) -> None:
-        """Show the agent's beliefs at once, and the model's as soon as it has answered."""
+        """Show the agent's beliefs at once, and the model's when they are computed."""
         try:
-            request = self.pickers.request(self.session.agent)
-            outlook = self.session.outlook(request)
+            request = self.form.request(self.session.agent)
+            prediction = self.session.outlook(request)
         except BeliefEditError as error:
-            self.pickers.hint.value = show.message(error_text(error))
+            self.form.hint.value = show.message(error_text(error))
             return
-        self.pickers.say(request)
+        self.form.say(request)
         last = self.session.history[-1] if self.session.history else None
         if last and last.request == request and last.stacked == self.session.stacked:
             self._draw(last.picture)
             return
-        preview = draw(outlook, self.session.known.agent.objects)
+        preview = draw(prediction, self.session.known.agent.objects)
         self._draw(preview)
 
-        def finished(picture: Snapshot | None, problem: str | None) -> None:
-            if picture is not None and self.picture is preview:  # nothing else is shown by now
-                self._draw(picture)
+        def finished(snapshot: Snapshot | None, problem: str | None) -> None:
+            if snapshot is not None and self.snapshot is preview:  # the page still shows it
+                self._draw(snapshot)
 
         self.worker.run(lambda progress: self.session.look(request), finished)
 
-    def _draw(self, picture: Snapshot) -> None:
-        self.picture = picture
-        self.beliefs.value, self.logic.value = show.belief_bars(picture), show.logic(picture.logic)
-        self.ripple.value = show.ripple(picture)
+    def _draw(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.beliefs.value = show.belief_bars(snapshot)
+        self.logic.value = show.logic(snapshot.logic)
+        self.ripple.value = show.ripple(snapshot)
 
-    def _asked(self) -> tuple[EditRequest, EditorChoice]:
-        """What the controls ask for."""
+    def _selection(self) -> tuple[EditRequest, EditorChoice]:
+        """The request and the editor in the controls."""
         fields = {field.description: field.value for field in self.settings.children}
         choice = self.editors[self.editor.value]
-        return (self.pickers.request(self.session.agent),
+        return (self.form.request(self.session.agent),
                 EditorChoice(choice.name, {**choice.settings, **fields}))
 
     def _press_edit(self) -> None:
-        asked = self._asked()
+        selection = self._selection()
 
         def finished(entry: Entry) -> str:
             self._draw(entry.picture)
             return f"Edited in {entry.seconds:.1f} s."
 
-        self.start(lambda progress: self.session.edit(*asked, progress), finished, "Editing …")
+        self.start(lambda progress: self.session.edit(*selection, progress), finished, "Editing …")
 
     def run_example(self) -> None:
-        """Carry out what the controls say, and wait for it."""
+        """Apply the edit in the controls, and wait for it."""
         self.edit.click()
         self.worker.run(lambda progress: None, lambda *_: None).result()
-        if self.session.history:  # again from here: a report keeps what the cell's thread has drawn
+        if self.session.history:  # drawn again in this thread, whose output a report keeps
             self._draw(self.session.history[-1].picture)
             self.set_busy(False)
 
     def _press_undo(self) -> None:
         def finished(entry: Entry) -> str:
             self._fill(entry.request)
-            return "The last edit is undone; the model is what it was before it."
+            return "The last edit is undone; the model is as before it."
 
         self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
     def _press_compare(self) -> None:
-        request, chosen = self._asked()
+        request, chosen = self._selection()
         names = dict.fromkeys([*list(self.editors)[:2], "bayes", "in_context"])
         choices = [chosen, *(self.editors[name] for name in names if name != chosen.name)]
 
@@ -241,7 +242,7 @@ class Page(Working):
                    "Saving …")
 
     def _file(self) -> Path:
-        """The session's file, in the folder whatever has been typed."""
+        """The session's file; always in the folder, whatever the typed path."""
         return self.folder / (Path(self.file.value).name or "session.json")
 
     def _press_save_session(self) -> None:
@@ -256,34 +257,36 @@ class Page(Working):
             self.mode.value = self.session.stacked
             if self.session.history:
                 self._fill(self.session.history[-1].request)
-            same = ("all numbers are the same" if difference == 0
-                    else f"numbers differ by up to {difference:.2g}")
-            return f"Replayed {len(self.session.history)} edits; {same}."
+            result = ("all numbers are the same" if difference == 0
+                      else f"numbers differ by up to {difference:.2g}")
+            return f"Replayed {len(self.session.history)} edits; {result}."
 
         self.start(lambda progress: replay(self.session, path, progress), finished, "Replaying …")
 
     def leave(self) -> None:
-        """Stop what runs and delete the session."""
+        """Stop running jobs and delete the session."""
         self.worker.close()
         self.session.close()
         self.close()
 
 
 class Playground(Settling, ipw.VBox):
-    """The playground of a run, which is read-only, and of those beside it; one that is not there is
-    made from its parameter file, or the smoke run from the one beside that."""
+    """The playground of a run and of the runs beside it, all read-only.
+
+    A missing run can be created from its parameter file, or the smoke run from the file beside it.
+    """
 
     def __init__(self, run: Run, params_file: str | Path) -> None:
         self.run, self.params = run, Path(params_file)
         self.page: Page | None = None
-        self.runs = ipw.Dropdown(description="Run", tooltip="Which run's model to edit",
+        self.runs = ipw.Dropdown(description="Run", tooltip="The run whose model is edited",
                                  style=LABEL, layout={"width": "390px"})
         super().__init__([self.runs])
         self.runs.observe(self._chosen, "value")
         self.show_run(run)
 
     def show_run(self, run: Run) -> None:
-        """Show a run's page, or an offer to make the run."""
+        """Show a run's page, or a panel to create the run."""
         if self.page is not None:
             self.page.leave()
         try:
@@ -294,14 +297,14 @@ class Playground(Settling, ipw.VBox):
             self.page = shown = Page(session, run.config, run.folder / "playground")
         self.children = [self.runs, shown]
         folder = run.folder.resolve()
-        found = sorted({folder, *runs_beside(folder)})
+        folders = sorted({folder, *runs_beside(folder)})
         with self.quietly():
-            self.runs.options = [(path.name, str(path)) for path in found]
+            self.runs.options = [(path.name, str(path)) for path in folders]
             self.runs.value = str(folder)
-        self.runs.layout.display = None if len(found) > 1 else "none"
+        self.runs.layout.display = None if len(folders) > 1 else "none"
 
     def run_example(self) -> None:
-        """Carry out the example edit, so that a notebook's report shows it; not on Voilà's page."""
+        """Apply the example edit, so that a notebook's report shows it; not on Voilà's page."""
         if self.page and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
             self.page.run_example()
 
@@ -311,29 +314,29 @@ class Playground(Settling, ipw.VBox):
 
 
 class NoRunPanel(Working):
-    """Says how to make the run of a playground, and makes one at the press of a button."""
+    """Explains how to create the run of a playground, with buttons that create one."""
 
     def __init__(self, playground: Playground, reason: str) -> None:
         super().__init__()
         self.playground, params, folder = playground, playground.params, playground.run.folder
-        smoke = self.button("Make the smoke run (about a minute)",
+        smoke = self.button("Create the smoke run (about a minute)",
                             "A tiny model that has learned little of its corpus",
                             lambda: self._make(params.parent / "smoke.yaml",
                                                folder.parent / "smoke"), "primary")
-        own = self.button(f"Make the run of {params.name}",
-                          "The demo takes about four minutes on two cores",
-                          lambda: self._make(params, folder))
+        full = self.button(f"Create the run of {params.name}",
+                           "Corpus and model of the demo take about two minutes on two cores",
+                           lambda: self._make(params, folder))
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
-        how = show.block("<p>The playground needs a trained model. Make one on the command line "
+        how = show.block("<p>The playground needs a trained model. Create one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")
         self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                         ipw.HBox([smoke, own, self.cancel, self.progress])]
+                         ipw.HBox([smoke, full, self.cancel, self.progress])]
         self.say(reason, "problem")
         self.set_busy(False)
 
     def _make(self, params: Path, folder: Path) -> None:
         def finished(_: object) -> str:
             self.playground.show_run(Run(folder, params, read_only=True))
-            return "The run is made."
+            return "The run is created."
 
         self.start(lambda progress: make_run(params, folder, progress), finished, "Starting …")

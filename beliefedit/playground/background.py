@@ -1,4 +1,4 @@
-"""Long work in the background: one job after another, with progress, stopped on request."""
+"""Jobs in a background thread: one after another, with progress and a way to stop."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from beliefedit.errors import BeliefEditError
 log = logging.getLogger(__name__)
 
 StepCallback = Callable[[int, int | None, str], None]
-"""Called with (steps done, steps in all or None when that is not known, what is being done)."""
+"""Called with (steps done, total steps or None if unknown, description of the current work)."""
 
 
-class Cancelled(Exception):  # noqa: N818 - nothing went wrong
-    """The work was stopped on request."""
+class Cancelled(Exception):  # noqa: N818 - this is no error
+    """The user stopped the work."""
 
 
 def silent(done: int, total: int | None, text: str) -> None:
-    """Progress that is shown nowhere."""
+    """Ignore progress."""
 
 
-def part_of(progress: StepCallback, place: int, n: int) -> StepCallback:
-    """Progress of one of n parts of some work."""
-    return lambda done, total, text: progress(place, n, text)
+def part_of(progress: StepCallback, index: int, n: int) -> StepCallback:
+    """Progress of part number ``index`` of n parts of a job."""
+    return lambda done, total, text: progress(index, n, text)
 
 
 class Worker:
@@ -34,13 +34,13 @@ class Worker:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="playground")
-        self._stop = threading.Event()  # of all jobs until it is set
+        self._stop = threading.Event()  # for all jobs started before it is set
 
     def run(self, work: Callable[[StepCallback], Any], finished: Callable[[Any, str | None], None],
             progress: StepCallback = silent) -> Future:
-        """Start work, which calls the progress it is given between its steps; that call stops it.
+        """Queue work. It calls its progress argument between steps; this call raises on a stop.
 
-        ``finished`` is called in the background with (result, None), or (None, what went wrong).
+        ``finished`` is called in the background with (result, None) or (None, error text).
         """
         stop = self._stop
 
@@ -52,30 +52,30 @@ class Worker:
         def job() -> None:
             try:
                 result, problem = work(report), None
-            except Exception as error:  # noqa: BLE001 - the page shows the words
+            except Exception as error:  # noqa: BLE001 - the page shows the text
                 result, problem = None, error_text(error)
             finished(result, problem)
 
         return self._threads.submit(job)
 
     def cancel(self) -> None:
-        """Stop the job that runs, at its next step, and those that wait."""
+        """Stop the running job at its next step, and all queued jobs."""
         self._stop.set()
         self._stop = threading.Event()
 
     def close(self) -> None:
-        """Stop, and start nothing that still waits."""
+        """Stop, and drop all queued jobs."""
         self.cancel()
         self._threads.shutdown(cancel_futures=True)
 
 
 def error_text(error: BaseException) -> str:
-    """An error as a sentence or two for the page."""
+    """An error as one or two sentences for the page."""
     if isinstance(error, Cancelled):
         return "Stopped. Nothing was changed."
     if isinstance(error, BeliefEditError):
         sentences = [text[:1].upper() + text[1:] for text in (error.problem, error.hint) if text]
         return " ".join(f"{sentence}." for sentence in sentences)
-    log.error("the playground met an unexpected error", exc_info=error)
+    log.error("unexpected error in the playground", exc_info=error)
     return (f"Something went wrong ({type(error).__name__}: {error}). "
             "Nothing was changed; try again.")

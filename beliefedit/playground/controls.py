@@ -1,4 +1,4 @@
-"""Where a request is made: names, searched while typing, and the strength of the evidence."""
+"""The controls of a request: names, with search while typing, and the evidence's strength."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LABEL = {"description_width": "90px"}
 
 
 class Settling:
-    """Keeps widgets from answering to changes that the program makes itself."""
+    """Lets widgets ignore changes that the program makes itself."""
 
     settled = True
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
-        """Changes within are the program's."""
+        """Ignore the changes made in this context."""
         self.settled = False
         try:
             yield
@@ -35,8 +35,10 @@ class Settling:
 
 
 class Finder(Settling, ipw.VBox):
-    """A field to type in, above the names that match, to choose from by mouse or arrow keys;
-    ``changed`` is called with the text after every change."""
+    """A text field above a list of matching names, for the mouse or the arrow keys.
+
+    ``changed`` is called with the text after every change.
+    """
 
     def __init__(self, name: str, suggest: Callable[[str], list[str]],
                  resolve: Callable[[str], str | None], changed: Callable[[str], None]) -> None:
@@ -52,14 +54,14 @@ class Finder(Settling, ipw.VBox):
         super().__init__([self.text, self.list], layout=layout)
 
     def put(self, value: str) -> None:
-        """Show a name and what else there is, without a call to ``changed``."""
+        """Show a name and other suggestions, without a call to ``changed``."""
         with self.quietly():
             self.text.value = value
-            name, found = self.resolve(value), self.suggest(value)
-            if name is not None:  # nothing is looked for: show what else there is
-                found = [*dict.fromkeys([name, *found, *self.suggest("")])][:N_SUGGESTED]
-            self.list.options = found
-            self.list.value = name if name in found else None
+            name, options = self.resolve(value), self.suggest(value)
+            if name is not None:  # a full name: show other names as well
+                options = [*dict.fromkeys([name, *options, *self.suggest("")])][:N_SUGGESTED]
+            self.list.options = options
+            self.list.value = name if name in options else None
 
     def _typed(self, change: dict) -> None:
         if self.settled:
@@ -67,7 +69,7 @@ class Finder(Settling, ipw.VBox):
             self.changed(change["new"])
 
     def _chosen(self, change: dict) -> None:
-        """The list stays as it is, so that further arrow keys move in it."""
+        """Keep the list, so that further arrow keys move in it."""
         if self.settled and change["new"] is not None:
             with self.quietly():
                 self.text.value = change["new"]
@@ -77,17 +79,17 @@ class Finder(Settling, ipw.VBox):
 class RequestForm(Settling, ipw.VBox):
     """The controls of a request; ``changed`` is called after every change."""
 
-    def __init__(self, known: FactIndex, changed: Callable[[], None]) -> None:
-        self.known, self.changed = known, changed
+    def __init__(self, facts: FactIndex, changed: Callable[[], None]) -> None:
+        self.facts, self.changed = facts, changed
         self.subject = self._finder("subject", "Subject", self._subject_chosen)
         self.relation = self._finder("relation", "Relation", self._relation_chosen)
         self.object = self._finder("object", "New object", self._changed)
         self.strength = ipw.Dropdown(
             description="Evidence", options=[*STRENGTHS, CUSTOM], value="P = 0.95", style=LABEL,
-            tooltip="How strong the evidence is", layout={"width": "250px"})
+            tooltip="Strength of the evidence", layout={"width": "250px"})
         self.weight = ipw.FloatText(
             description="Observations", value=1.0, disabled=True, style=LABEL,
-            tooltip="How many observations the evidence counts for", layout={"width": "190px"})
+            tooltip="Weight of the evidence in observations", layout={"width": "190px"})
         self.hint = ipw.HTML(layout={"flex": "1 1 300px"})
         self.strength.observe(self._changed, "value")
         self.weight.observe(self._changed, "value")
@@ -96,7 +98,7 @@ class RequestForm(Settling, ipw.VBox):
             row(self.strength, self.weight, self.hint)])
 
     def fill(self, request: EditRequest, agent: BayesAgent) -> None:
-        """Put a request into the controls; the evidence is what has its weight for the agent."""
+        """Put a request into the controls, with the evidence strength of its weight."""
         fact = request.requested
         with self.quietly():
             self.subject.put(fact.subject)
@@ -110,40 +112,40 @@ class RequestForm(Settling, ipw.VBox):
         self._changed()
 
     def request(self, agent: BayesAgent) -> EditRequest:
-        """What the controls ask for; EditError for unknown names or evidence that is none."""
-        fact = self.known.named(self.subject.text.value, self.relation.text.value,
+        """The request in the controls; EditError for unknown names or invalid evidence."""
+        fact = self.facts.named(self.subject.text.value, self.relation.text.value,
                                 self.object.text.value)
-        return self.known.request(fact, self._strength(), agent)
+        return self.facts.request(fact, self._strength(), agent)
 
     def say(self, request: EditRequest) -> None:
         """Show the evidence of a request beside its control."""
-        words = show.evidence(request.weight, self._strength().probability)
-        self.hint.value = show.message(f"Evidence: {words}.")
+        text = show.evidence(request.weight, self._strength().probability)
+        self.hint.value = show.message(f"Evidence: {text}.")
 
     def _strength(self) -> EvidenceStrength:
         return STRENGTHS.get(self.strength.value) or EvidenceStrength(None, self.weight.value)
 
     def _finder(self, kind: str, name: str, changed: Callable[[str], None]) -> Finder:
         def suggest(text: str) -> list[str]:
-            return self.known.suggest(kind, text, self.subject.text.value,
+            return self.facts.suggest(kind, text, self.subject.text.value,
                                       self.relation.text.value, n=N_SUGGESTED)
 
-        return Finder(name, suggest, self.known.names[kind].resolve, changed)
+        return Finder(name, suggest, self.facts.names[kind].resolve, changed)
 
     def _subject_chosen(self, text: str) -> None:
-        if name := self.known.names["subject"].resolve(text):
-            relation, own = self.relation.text.value, self.known.relations_of[name]
-            self.relation.put(relation if relation in own else own[0])
+        if name := self.facts.names["subject"].resolve(text):
+            relation, relations = self.relation.text.value, self.facts.relations_of[name]
+            self.relation.put(relation if relation in relations else relations[0])
             self._fit_object(name, self.relation.text.value)
         self._changed()
 
     def _relation_chosen(self, text: str) -> None:
-        if text in self.known.subjects_of:
+        if text in self.facts.subjects_of:
             self._fit_object(self.subject.text.value, text)
         self._changed()
 
     def _fit_object(self, subject: str, relation: str) -> None:
-        self.object.put(self.known.fitting(subject, relation, self.object.text.value))
+        self.object.put(self.facts.fitting(subject, relation, self.object.text.value))
 
     def _changed(self, _: object = None) -> None:
         if self.settled:
@@ -152,13 +154,13 @@ class RequestForm(Settling, ipw.VBox):
 
 
 def row(*children: ipw.Widget) -> ipw.HBox:
-    """Widgets beside each other, on as many lines as they need."""
+    """Widgets side by side, wrapped on a narrow page."""
     return ipw.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center",
                                       "grid_gap": "2px 10px"})
 
 
 def columns(*children: ipw.Widget) -> ipw.HBox:
-    """Widgets side by side, equally wide where there is room, else below each other."""
+    """Widgets in columns of equal width, one below the other on a narrow page."""
     for child in children:
         child.layout = {"flex": "1 1 520px", "min_width": "0", "margin": "0 12px 0 0"}
     return ipw.HBox(children, layout={"flex_flow": "row wrap"})

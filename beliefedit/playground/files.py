@@ -1,4 +1,4 @@
-"""Opening and making runs; a session as a JSON file, saved and replayed."""
+"""Open and create runs; save a session as JSON and replay it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from beliefedit.run import Run
 from beliefedit.store import read_json, write_json
 
 FORMAT = 2
-# Runs a script that gets SIGTERM when the process that started it is gone, for whatever reason.
+# Runs a script that gets SIGTERM when its parent process ends.
 _END_WITH_PARENT = """import ctypes, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 sys.argv.pop(0)
@@ -31,8 +31,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
-    """A session on a run's model, and the run it belongs to: one of the recorded configuration if
-    the folder holds no model of the run's own; StoreError if it holds no trained model at all."""
+    """A session on a run's model, and its run; StoreError if the folder has no trained model.
+
+    Without a model of this configuration, the run is that of the recorded configuration.
+    """
     try:
         return _session(run), run
     except StoreError as error:
@@ -52,19 +54,21 @@ def _session(run: Run) -> Session:
 
 
 def runs_beside(folder: Path) -> list[Path]:
-    """Folders of finished runs in the same place as this one, by name."""
+    """Folders of finished runs beside this one, sorted by name."""
     return sorted(path.parent for path in folder.resolve().parent.glob("*/summary.json"))
 
 
 def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
-    """Make graph, corpus and model with run_all.py, beside the folder of the parameter file, in a
-    process that ends with this one or when the progress, called with (notebook cell, cells, what is
-    being done), raises; TrainingError if run_all.py is not there, or fails."""
+    """Create graph, corpus and model with run_all.py, which is beside the parameter file's folder.
+
+    It runs in a child process that ends with this one, or when ``progress``, called with (notebook
+    cell, number of cells, description), raises; TrainingError if run_all.py is missing or fails.
+    """
     params, folder = params.resolve(), folder.resolve()
     script = params.parent.parent / "run_all.py"
     if not script.exists():
         raise TrainingError(f"no run_all.py beside {params.parent}",
-                            hint="run it from a checkout")
+                            hint="start the playground in a checkout")
     command = [str(script), "--params", str(params), "--out", str(folder),
                "--only", "01_corpus", "--only", "02_pretraining"]
     python = [sys.executable, *(["-c", _END_WITH_PARENT] if sys.platform == "linux" else [])]
@@ -81,11 +85,11 @@ def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
             raise
     if process.returncode:
         raise TrainingError(f"the run failed: {line}",
-                            hint=f"see what 'python {' '.join(command)}' says")
+                            hint=f"see the output of 'python {' '.join(command)}'")
 
 
 def save_session(session: Session, path: Path) -> None:
-    """Write the history as JSON: every request, its editor, and every number that was shown."""
+    """Write the history as JSON: requests, editors and all numbers shown."""
     write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
         {**vars(entry.request.requested), "weight": entry.request.weight,
          "editor": entry.choice.name, "settings": dict(entry.choice.settings),
@@ -94,10 +98,15 @@ def save_session(session: Session, path: Path) -> None:
 
 
 def replay(session: Session, path: Path, progress: StepCallback = silent) -> float:
-    """Take all edits back and carry out those of a file instead; EditError for one that is no
-    session or does not fit the model, StoreError for none or a damaged one. Returns the largest
-    difference of a number in the file to the one found now; infinite where others are shown. An
-    edit that cannot be carried out, or diverges, ends the replay; those before it stand."""
+    """Undo all edits and apply those of a file instead.
+
+    Returns the largest difference between a number in the file and its new value; infinite if the
+    sets of numbers differ. An edit that is refused or diverges ends the replay; earlier edits stay.
+
+    Raises:
+        EditError: the file is no session, or does not fit the model.
+        StoreError: the file is missing or damaged.
+    """
     values = read_json(path)
     try:
         if values["format"] != FORMAT:
@@ -108,10 +117,10 @@ def replay(session: Session, path: Path, progress: StepCallback = silent) -> flo
                         hint="load a file that 'Save session' wrote") from None
     session.clear()
     worst = 0.0
-    for place, (requested, strength, choice, stacked, numbers) in enumerate(edits):
+    for index, (requested, strength, choice, stacked, numbers) in enumerate(edits):
         session.stacked = stacked
         request = session.known.request(requested, strength)
-        entry = session.edit(request, choice, part_of(progress, place, len(edits)))
+        entry = session.edit(request, choice, part_of(progress, index, len(edits)))
         worst = max(worst, _difference(numbers, entry.picture.numbers()))
     session.stacked = bool(values.get("stacked"))
     return worst
@@ -121,13 +130,13 @@ def _read_edit(edit: dict[str, Any]) -> tuple[Fact, EvidenceStrength, EditorChoi
     *names, editor = (edit[key] for key in ("subject", "relation", "object", "editor"))
     if not all(isinstance(name, str) for name in (*names, editor)):
         raise TypeError(f"{(*names, editor)} are no names")
-    return (Fact(*names), EvidenceStrength(None, float(edit["weight"])),
-            EditorChoice(editor,
-                         dict(edit["settings"])), bool(edit["stacked"]), dict(edit["numbers"]))
+    choice = EditorChoice(editor, dict(edit["settings"]))
+    return (Fact(*names), EvidenceStrength(None, float(edit["weight"])), choice,
+            bool(edit["stacked"]), dict(edit["numbers"]))
 
 
 def _difference(old: dict[str, Any], new: dict[str, float | None]) -> float:
-    """Largest difference of two sets of numbers; infinite where one lacks a number."""
+    """Largest difference between two sets of numbers; infinite where one lacks a number."""
     if old.keys() != new.keys():
         return math.inf
     return max(0.0 if old[name] == p else math.inf if None in (old[name], p)

@@ -1,4 +1,4 @@
-"""Names found while they are typed, among any number of them."""
+"""Search among any number of names while the user types."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from itertools import chain
 
 
 class Suggestions:
-    """Finds a few of many names by any part of them; letter case and accents do not count.
+    """Finds names by any part of them; letter case and accents do not matter.
 
     Args:
-        names: distinct labels; of equally good matches those that come first here are found first.
+        names: distinct labels; equally good matches keep this order.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
-        self._place = {name: place for place, name in enumerate(self.names)}
+        self._index = {name: index for index, name in enumerate(self.names)}
         self._folded = [fold(name) for name in self.names]
 
     def find(self, text: str, n: int = 12, first: Iterable[str] = ()) -> list[str]:
-        """At most n names that hold a text: equal ones, those it begins, those with a word that it
-        begins, others; of the same kind of match those in ``first``, then the first names."""
+        """At most n names that contain a text: equal names, then names that start with it, then
+        names with a word that starts with it, then others. Names in ``first`` win ties."""
         typed = fold(text.strip())
-        preferred = (self._place[name] for name in first if name in self._place)
-        found: tuple[dict[int, None], ...] = ({}, {}, {}, {})
-        for place in chain(preferred, range(len(self.names))):
-            name = self._folded[place]
+        preferred = (self._index[name] for name in first if name in self._index)
+        matches: tuple[dict[int, None], ...] = ({}, {}, {}, {})
+        for index in chain(preferred, range(len(self.names))):
+            name = self._folded[index]
             if typed in name:
                 kind = (0 if typed in ("", name) else 1 if name.startswith(typed)
                         else 2 if f" {typed}" in name else 3)
-                if len(found[kind]) < n:
-                    found[kind][place] = None
-        return [self.names[place] for place in [*chain.from_iterable(found)][:n]]
+                if len(matches[kind]) < n:
+                    matches[kind][index] = None
+        return [self.names[index] for index in [*chain.from_iterable(matches)][:n]]
 
     def resolve(self, text: str) -> str | None:
-        """The name itself, or the only one that differs from the text in case or accents."""
-        if text in self._place:
+        """The name itself, or the only name that differs from the text in case or accents."""
+        if text in self._index:
             return text
         typed = fold(text.strip())
-        alike = [place for place, name in enumerate(self._folded) if name == typed]
-        return self.names[alike[0]] if len(alike) == 1 else None
+        matches = [index for index, name in enumerate(self._folded) if name == typed]
+        return self.names[matches[0]] if len(matches) == 1 else None
 
 
 def fold(text: str) -> str:
-    """A text without case and accents, as it is compared."""
+    """A text without letter case and accents, for comparisons."""
     if text.isascii():
         return text.lower()
     return "".join(letter for letter in unicodedata.normalize("NFKD", text.casefold())

@@ -1,4 +1,4 @@
-"""A session: edits carried out alone or sequentially, undone to the bit, kept and exported."""
+"""A session: applies edits independently or sequentially, undoes them exactly, exports them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
 @dataclass(frozen=True)
 class EditorChoice:
-    """An editor and its hyper-parameters; those not named keep their defaults."""
+    """An editor and its hyper-parameters; others have their defaults."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -53,29 +53,31 @@ class Entry:
 
     request: EditRequest
     choice: EditorChoice
-    stacked: bool  # made on top of the stacked edits before it
+    stacked: bool  # sequential: applied to the model with the earlier stacked edits
     picture: Snapshot
     seconds: float
-    folder: Path  # of its weights, as far as it has any
+    folder: Path  # of its weights, if it has any
 
 
 class Session:
-    """Edits of one model, which itself is never changed; their weights are kept on disk. Texts are
-    documents of the corpus, for editors that look at how the model reads them."""
+    """Edits of one model, which itself never changes; their weights are stored on disk.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: FactIndex,
+    ``texts`` are documents of the corpus, for editors that need statistics of the model on them.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: FactIndex,
                  texts: Sequence[str], soft_targets: SoftTargetBuilder) -> None:
-        self.base, self.tokenizer, self.known = model, tokenizer, known
+        self.base, self.tokenizer, self.known = model, tokenizer, facts
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
-        self._kept = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
-        self._fresh = self._asked(UnmodifiedModel(model))
-        self._piled = self._fresh  # the model with all stacked edits
+        self._weights = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
+        self._unedited = self._cached(UnmodifiedModel(model))
+        self._sequential = self._unedited  # the model with all stacked edits
 
     @property
     def agent(self) -> BayesAgent:
-        """The agent that has seen the evidence of all edits that the next one is made on top of."""
+        """The agent with the evidence of all edits that the next edit builds on."""
         agent = self.known.agent
         for entry in self.history:
             if self.stacked and entry.stacked:
@@ -84,48 +86,49 @@ class Session:
 
     @property
     def before(self) -> CachedModel:
-        """The model that the next edit starts from, not to be changed, and its answers so far."""
-        return self._piled if self.stacked else self._fresh
+        """The model that the next edit starts from, with its cached answers; do not change it."""
+        return self._sequential if self.stacked else self._unedited
 
     def outlook(self, request: EditRequest) -> AgentPrediction:
-        """What the agent makes of a request; no model is asked."""
+        """The agent's beliefs before and after a request; queries no language model."""
         return self.known.outlook(request, self.agent)
 
     def look(self, request: EditRequest) -> Snapshot:
-        """A request before its edit: the agent, and the model as it is."""
+        """A request before its edit: the agent's beliefs and those of the model as it is."""
         return draw(self.outlook(request), self.known.agent.objects, self.before)
 
-    def edit(self,
-             request: EditRequest,
-             choice: EditorChoice,
+    def edit(self, request: EditRequest, choice: EditorChoice,
              progress: StepCallback = silent) -> Entry:
-        """Carry a request out and put it into the history; after an error (EditError,
-        EvidenceError, ConfigError: it cannot be carried out; DivergenceError: its loss, changes
-        or answers are not finite) nothing has changed."""
+        """Apply a request and add it to the history; an error changes nothing.
+
+        Raises:
+            EditError, EvidenceError, ConfigError: the request cannot be applied.
+            DivergenceError: its loss, weight changes or answers are not finite.
+        """
         started = time.perf_counter()
-        edited, picture = self.carry_out(request, choice, progress)
+        edited, snapshot = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
-        folder = Path(tempfile.mkdtemp(dir=self._kept.name))
+        folder = Path(tempfile.mkdtemp(dir=self._weights.name))
         with suppress(EditError):  # no change of weights, or one that is not of low rank
             export.save_delta(edited, 0, folder / _DELTA)
             export.save_adapter(edited, 0, folder / _ADAPTER)
         if self.stacked:
             if not (folder / _DELTA).exists():
-                raise EditError(f"{choice.name} changes no weights, so no edit can be made on top",
+                raise EditError(f"{choice.name} changes no weights, so it has no sequential edits",
                                 hint="choose another editor, or make each edit alone")
             self._stack(folder)
-        self.history += (Entry(request, choice, self.stacked, picture, seconds, folder),)
+        self.history += (Entry(request, choice, self.stacked, snapshot, seconds, folder),)
         return self.history[-1]
 
     def carry_out(self, request: EditRequest, choice: EditorChoice,
                   progress: StepCallback) -> tuple[EditedModels, Snapshot]:
-        """(The edited model, its picture); raises as `edit`, but the history stays as it is."""
-        outlook = self.outlook(request)
-        before = self._asked(self.before.models)  # anew: no number depends on earlier questions
+        """(The edited model, its snapshot); raises as `edit`, without a change of the history."""
+        prediction = self.outlook(request)
+        before = self._cached(self.before.models)  # a new cache: results depend on no earlier query
         model, tokenizer = before.models.model, self.tokenizer
         name, editor = choice.name, registry.editor(choice.name, **choice.settings)
         if editor.uses_soft_targets:
-            request = replace(request, soft_targets=self._soft_targets(editor, outlook))
+            request = replace(request, soft_targets=self._soft_targets(editor, prediction))
         if reason := editor.validation_error(tokenizer, request):
             raise EditError(reason, where=str(request.requested), hint="change the request")
         progress(0, None, f"{name}: preparing")
@@ -133,63 +136,63 @@ class Session:
         total = getattr(editor.config, "steps", None)
         edited = editor.apply(model, tokenizer, [request], callback=lambda step, _: progress(
             step, total, f"{name}: step {step} of {total}"))
-        progress(total or 1, total or 1, "asking the edited model")
+        progress(total or 1, total or 1, "querying the edited model")
         _check_converged(edited)
-        picture = draw(outlook, self.known.agent.objects, before, self._asked(edited))
-        progress(total or 1, total or 1, "done")  # the last covariance at which it can be stopped
-        return edited, picture
+        snapshot = draw(prediction, self.known.agent.objects, before, self._cached(edited))
+        progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
+        return edited, snapshot
 
     def compare(self, request: EditRequest, choices: Sequence[EditorChoice],
                 progress: StepCallback = silent) -> pl.DataFrame:
-        """The same request carried out by several editors; the history stays as it is.
+        """Apply the same request with several editors, without a change of the history.
 
         Returns:
-            editor, p_request, downstream (p of what the agent then expects there), other (of
-            another subject's true object), true_false, negation (logical errors), seconds, refused
-            (why it cannot be carried out; null). Agent and unedited model come first.
+            editor, p_request, downstream (p of the agent's most probable object after the request),
+            other (p of another subject's true object), true_false, negation (logical errors),
+            seconds, refused (reason, or null). Agent and unedited model come first.
         """
         rows: list[dict[str, Any]] = []
-        picture: Snapshot | None = None
-        for place, choice in enumerate(choices):
+        snapshot: Snapshot | None = None
+        for index, choice in enumerate(choices):
             started = time.perf_counter()
-            within = part_of(progress, place, len(choices))
+            part = part_of(progress, index, len(choices))
             try:
-                within(0, None, choice.name)
-                _, picture = self.carry_out(request, choice, within)
+                part(0, None, choice.name)
+                _, snapshot = self.carry_out(request, choice, part)
             except EditError as error:
                 rows.append({"editor": choice.name, "refused": error.problem})
             else:
-                rows.append({"editor": choice.name, **_figures(picture, "p_after"),
+                rows.append({"editor": choice.name, **_figures(snapshot, "p_after"),
                              "seconds": time.perf_counter() - started})
-        if picture is not None:
-            agent = _figures(picture, "p_agent") | {"true_false": 0.0, "negation": 0.0}
+        if snapshot is not None:
+            agent = _figures(snapshot, "p_agent") | {"true_false": 0.0, "negation": 0.0}
             rows = [{"editor": "Bayesian agent", **agent},
-                    {"editor": "LM before", **_figures(picture, "p_before")}, *rows]
+                    {"editor": "LM before", **_figures(snapshot, "p_before")}, *rows]
         figures = ("p_request", "downstream", "other", "true_false", "negation", "seconds")
         return pl.DataFrame(rows, schema={
             "editor": pl.String, **dict.fromkeys(figures, pl.Float64), "refused": pl.String})
 
     def undo(self) -> Entry:
-        """Take the last edit back, to the bit; EditError if there is none."""
+        """Undo the last edit exactly; EditError if there is none."""
         last = self._last("undo")
         self.history = self.history[:-1]
         shutil.rmtree(last.folder, ignore_errors=True)
-        if last.stacked:  # the same sums in the same order, so same bits
-            self._piled = self._fresh
+        if last.stacked:  # the same sums in the same order, so the same bits
+            self._sequential = self._unedited
             for entry in self.history:
                 if entry.stacked:
                     self._stack(entry.folder)
         return last
 
     def clear(self) -> None:
-        """Take all edits back."""
+        """Undo all edits."""
         while self.history:
             self.undo()
 
     def export(self, kind: Literal["adapter", "delta", "model"], target: Path) -> Path:
         """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        Returns the path that was written; EditError if there is no edit, or none of such a form.
+        Returns the written path; EditError if there is no edit, or it has no such form.
         """
         entry = self._last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
@@ -197,8 +200,8 @@ class Session:
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
                             hint="choose another editor")
         if kind == "model":
-            pile = self._piled.models.model
-            save_model(pile if entry.stacked else export.load_delta(delta, self.base),
+            sequential = self._sequential.models.model
+            save_model(sequential if entry.stacked else export.load_delta(delta, self.base),
                        self.tokenizer, target)
         elif kind == "delta":
             target = target.with_suffix(".safetensors")
@@ -212,55 +215,55 @@ class Session:
         return target
 
     def close(self) -> None:
-        """Delete the weights that were kept."""
-        self._kept.cleanup()
+        """Delete the stored weights."""
+        self._weights.cleanup()
 
     def _last(self, purpose: str) -> Entry:
         if not self.history:
             raise EditError(f"there is no edit to {purpose}", hint="press Edit first")
         return self.history[-1]
 
-    def _asked(self, models: EditedModels) -> CachedModel:
+    def _cached(self, models: EditedModels) -> CachedModel:
         return CachedModel(models, self.tokenizer, self.known.agent.objects)
 
-    def _soft_targets(self, editor: Editor, outlook: AgentPrediction) -> tuple[SoftTarget, ...]:
-        """What else is to be believed after a request, but for what is shown of another subject."""
-        request = outlook.request
+    def _soft_targets(self, editor: Editor, prediction: AgentPrediction) -> tuple[SoftTarget, ...]:
+        """The agent's beliefs after a request, without the fact shown of another subject."""
+        request = prediction.request
         if not request.fact.object:
             raise EditError(f"the corpus does not state what {request.prompt!r}", hint=(
                 "choose a relation the subject has, or an editor without soft targets"))
-        near = {question.role: question.fact for question in outlook.questions}
-        shown = {near["other subject"].prompt} if "other subject" in near else set()
-        case = EditCase(0, request, near["downstream"].relation if "downstream" in near else None)
+        facts = {question.role: question.fact for question in prediction.questions}
+        shown = {facts["other subject"].prompt} if "other subject" in facts else set()
+        case = EditCase(0, request, facts["downstream"].relation if "downstream" in facts else None)
         return self.soft_targets(case, editor.config, self.agent, held_out=shown)
 
     def _stack(self, folder: Path) -> None:
-        """Add an edit to the model that all stacked edits are made on."""
-        model = self._piled.models.model
+        """Add an edit to the model with all stacked edits."""
+        model = self._sequential.models.model
         model = copy.deepcopy(model) if model is self.base else model
         add_delta(model, load_file(folder / _DELTA))
-        self._piled = self._asked(UnmodifiedModel(model))
+        self._sequential = self._cached(UnmodifiedModel(model))
 
 
 def _check_converged(edited: EditedModels) -> None:
-    """A DivergenceError unless an edit's loss and changes are finite."""
+    """DivergenceError unless an edit's loss and weight changes are finite."""
     if not all(map(math.isfinite, edited.losses)):
         raise diverged("its loss is")
     try:
         check_finite(edited.delta(0))
     except DivergenceError:
-        raise diverged("its changes of weights are") from None
+        raise diverged("its weight changes are") from None
     except EditError:  # it changes no weights
         pass
 
 
-def _figures(picture: Snapshot, column: str) -> dict[str, float | None]:
-    """p_request, downstream and other in one column of the bars, and the model's logical errors."""
-    bars = {"p_request": picture.panels[0].bar(picture.request.target)}
-    if near := picture.panel("downstream", "upstream"):
-        bars["downstream"] = near.expected
-    if other := picture.panel("other subject"):
+def _figures(snapshot: Snapshot, column: str) -> dict[str, float | None]:
+    """p_request, downstream and other from one column of the bars, and the logical errors."""
+    bars = {"p_request": snapshot.panels[0].bar(snapshot.request.target)}
+    if paired := snapshot.panel("downstream", "upstream"):
+        bars["downstream"] = paired.expected
+    if other := snapshot.panel("other subject"):
         bars["other"] = other.bar(other.fact.object)
-    errors, state = picture.logic.errors, int(column == "p_after")
+    errors, state = snapshot.logic.errors, int(column == "p_after")
     return {name: getattr(bar, column) for name, bar in bars.items()} | {
         name: errors[name][state] for name in ("true_false", "negation")}

@@ -1,4 +1,4 @@
-"""Every figure of the reports as a pure function, frame -> plotly Figure."""
+"""The figures of the reports: pure functions from frames to plotly figures."""
 
 from beliefedit.plots.corpus import (
     belief_over_evidence,

@@ -1,4 +1,4 @@
-"""Figures of the world and of the agent's beliefs: frames and arrays in, plotly figures out."""
+"""Figures of the world and of the agent's beliefs, from frames and arrays."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from beliefedit.plots.style import (
 
 
 def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
-    """How many subjects have both of two relations, from a ``matrix`` [relations, relations]."""
+    """Number of subjects that have both of two relations: ``matrix`` [relations, relations]."""
     counts = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(counts, np.nan)
     ticks = {"tickvals": list(range(len(relations))), "showgrid": False,
              "ticktext": [short(name, 20) for name in relations]}
     hover = [[f"{counts[i, j]:,.0f} subjects have both<br>{wrapped(a)}<br>and {wrapped(b)}"
               if i != j else "" for j, b in enumerate(relations)] for i, a in enumerate(relations)]
-    chart = figure("Subjects that have both relations", height=max(340, 30 * len(relations) + 170))
+    chart = figure("Number of subjects that have both relations",
+                   height=max(340, 30 * len(relations) + 170))
     chart.add_heatmap(
         z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, colorscale="Cividis",
         hovertemplate="%{customdata}<extra></extra>", xgap=1, ygap=1, hoverongaps=False,
@@ -41,48 +42,48 @@ def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figu
 
 def relation_graph(pairs: Mapping[str, str], matrix: ArrayLike,
                    relations: Sequence[str]) -> go.Figure:
-    """The relations: arrows from upstream to downstream ones, faint lines for co-occurrence.
+    """The relations: arrows from upstream to downstream, faint lines for co-occurrence.
 
     Args:
         pairs: {downstream: upstream}.
-        matrix: [relations, relations] counts of subjects that have both, as thickness of lines.
-        relations: labels, in the matrix's order; those in no pair stand below.
+        matrix: [relations, relations] counts of subjects that have both; thickness of the lines.
+        relations: labels, in the matrix's order; those without a pair are drawn below.
     """
     counts = np.asarray(matrix, dtype=np.float64)
-    alone = [name for name in relations if name not in pairs and name not in pairs.values()]
-    places = {name: (1 - side, -row) for row, pair in enumerate(pairs.items())
-              for side, name in enumerate(pair)}
-    places |= {name: (0.5, -len(pairs) - row) for row, name in enumerate(alone)}
-    chart = figure("Upstream → downstream relations; grey: how often subjects share two relations",
-                   height=52 * (len(pairs) + len(alone)) + 100)
+    unpaired = [name for name in relations if name not in pairs and name not in pairs.values()]
+    positions = {name: (1 - side, -row) for row, pair in enumerate(pairs.items())
+                 for side, name in enumerate(pair)}
+    positions |= {name: (0.5, -len(pairs) - row) for row, name in enumerate(unpaired)}
+    chart = figure("Upstream → downstream relations; grey: subjects that have both relations",
+                   height=52 * (len(pairs) + len(unpaired)) + 100)
     largest = max(counts.max(initial=0), 1)
     for i, first in enumerate(relations):
         for j, second in enumerate(relations[:i]):
             if counts[i, j]:
-                x, y = _link(places[first], places[second])
+                x, y = _link(positions[first], positions[second])
                 width = 0.3 + 2.5 * (counts[i, j] / largest) ** 2
                 chart.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", opacity=0.25,
                                   line={"color": NEUTRAL, "width": width})
     for downstream, upstream in pairs.items():
-        (x0, y0), (x1, y1) = places[upstream], places[downstream]
+        (x0, y0), (x1, y1) = positions[upstream], positions[downstream]
         chart.add_annotation(x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="",
                              showarrow=True, arrowhead=2, arrowwidth=2.4, arrowcolor=SERIES[0],
                              standoff=9, startstandoff=9)
     sides = {0: "middle left", 1: "middle right", 0.5: "bottom center"}
     chart.add_scatter(
-        x=[places[name][0] for name in relations], y=[places[name][1] for name in relations],
+        x=[positions[name][0] for name in relations], y=[positions[name][1] for name in relations],
         mode="markers+text", text=[short(name, 16) for name in relations],
-        textposition=[sides[places[name][0]] for name in relations], textfont_size=12,
+        textposition=[sides[positions[name][0]] for name in relations], textfont_size=12,
         marker={"size": 13, "color": SERIES[0]},
-        customdata=[f"{wrapped(name)}<br>shared {total:,.0f} times with another relation"
+        customdata=[f"{wrapped(name)}<br>shares a subject with another relation {total:,.0f} times"
                     for name, total in zip(relations, counts.sum(axis=1), strict=True)],
         hovertemplate="%{customdata}<extra></extra>")
     chart.update_layout(showlegend=False).update_xaxes(visible=False, range=[-0.8, 1.8])
-    return chart.update_yaxes(visible=False, range=[0.6 - len(pairs) - len(alone), 0.6])
+    return chart.update_yaxes(visible=False, range=[0.6 - len(pairs) - len(unpaired), 0.6])
 
 
 def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a line between two nodes; within a column it bows inwards, past those between."""
+    """Points of a line between two nodes; within a column it bends inwards, around other nodes."""
     along = np.linspace(0, 1, 2 if start[0] != end[0] else 15)
     x, y = (a + (b - a) * along for a, b in zip(start, end, strict=True))
     bow = 0.06 * abs(start[1] - end[1]) * (start[0] == end[0]) * (1 if start[0] < 0.5 else -1)
@@ -91,27 +92,27 @@ def _link(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndar
 
 def conditional_bars(objects: Sequence[str], p: ArrayLike, *, relation: str, given: str,
                      n: int = 10) -> go.Figure:
-    """q(· | x): how the upstream object x decides the downstream one; the likeliest and the rest.
+    """q(· | x): downstream objects given the upstream object x; the most probable, and the rest.
 
     Args:
         objects, p: labels and probabilities [objects] of the downstream ``relation``.
         given: x.
+        n: number of objects shown; one bar sums up the others.
     """
     p = np.asarray(p, dtype=np.float64)
     top = np.argsort(-p, kind="stable")[:n]
     top = top[p[top] > 0]
     names, values = [objects[i] for i in top], p[top].tolist()
-    if n_other_subjects := int((p > 0).sum()) - len(top):
-        names, values = [*names,
-                         f"{n_other_subjects:,} others"], [*values,
-                                                           float(p.sum() - p[top].sum())]
-    places = list(range(len(names)))
-    chart = figure(f"What “{short(given)}” upstream makes likely for “{short(relation)}”",
+    if n_rest := int((p > 0).sum()) - len(top):
+        names = [*names, f"{n_rest:,} other objects"]
+        values = [*values, float(p.sum() - p[top].sum())]
+    rows = list(range(len(names)))
+    chart = figure(f"“{short(relation)}” given the upstream object “{short(given)}”",
                    x="agent's probability q", height=max(200, 26 * len(names) + 110))
-    chart.add_bar(y=places, x=values, orientation="h", marker_color=ROLES["agent"],
+    chart.add_bar(y=rows, x=values, orientation="h", marker_color=ROLES["agent"],
                   customdata=[wrapped(name) for name in names],
                   hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>")
-    chart.update_yaxes(tickvals=places, ticktext=[short(name, 18) for name in names],
+    chart.update_yaxes(tickvals=rows, ticktext=[short(name, 18) for name in names],
                        autorange="reversed", showgrid=False)
     return chart.update_xaxes(range=[0, 1])
 
@@ -122,15 +123,15 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
 
     Args:
         frame: from `analysis.corpus.belief_steps`.
-        true_object: drawn as the agent's line; others thin.
+        true_object: drawn as a thick line; other objects as thin lines.
         about: the fact's subject and relation, for the title.
-        n: objects shown: the true one, and the likeliest at the end.
+        n: number of objects shown: the true one, and the most probable ones at the end.
     """
     last = frame.filter(pl.col("step") == pl.col("step").max()).sort(
         "p", "object", descending=[True, False])
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
-    chart = figure(f"Belief in “{short(about, 60)}” as evidence comes in",
-                   x="sentences about it that were read", y="agent's probability")
+    chart = figure(f"Belief about “{short(about, 60)}” after each sentence",
+                   x="number of sentences about the fact", y="agent's probability")
     for index, name in enumerate(shown):
         line, is_true = frame.filter(object=name).sort("step"), name == true_object
         style = {"color": ROLES["agent"], "width": 2.5} if is_true else {
@@ -144,11 +145,11 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
 
 
 def truth_histogram(frame: pl.DataFrame) -> go.Figure:
-    """How certain the world is, and how often the corpus says what is true.
+    """Probability of true objects in the world, and their share of the corpus's draws.
 
     ``frame`` comes from `analysis.corpus.sampled_share`.
     """
-    chart = panels("How often a fact's true object is drawn",
+    chart = panels("True objects: probability in the world and share of the corpus",
                    ["probability in the world", "share in the corpus"], panel_height=290)
     edges, highest = np.linspace(0, 1, 41), 0
     for column, name in enumerate(("p_true", "drawn"), start=1):
@@ -172,22 +173,23 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
 
 def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
                 request: str = "") -> go.Figure:
-    """Facts an edit moved most: a bar from the belief before to the belief after, where a dot sits.
+    """Facts with the largest changes: a bar from the belief before an edit to the dot after it.
 
     Args:
-        frame: subject, relation, object, p_before, p_after, change, path (why it moved).
-        role: whose beliefs these are: "agent" or "after" (the LM).
+        frame: subject, relation, object, p_before, p_after, change, path (why it changed).
+        role: "agent" or "after" (the LM): who has these beliefs; sets the colour.
+        n: number of facts shown.
         request: the edit request, for the title.
     """
     change = pl.col("change").abs()
     rows = frame.sort(change, descending=True, maintain_order=True).head(n).to_dicts()
-    places = list(range(len(rows)))
+    positions = list(range(len(rows)))
     hover = [f"{wrapped('{subject} {relation} {object}'.format(**row))}<br>"
              f"{number(row['p_before'], 3)} → {number(row['p_after'], 3)} "
              f"({number(row['change'], 3, signed=True)})<br>{wrapped(row['path'])}" for row in rows]
-    common = {"y": places, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>",
+    common = {"y": positions, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>",
               "showlegend": False}
-    chart = figure(("Facts that moved most" if len(frame) > n else "Facts that moved")
+    chart = figure(("Largest changes of belief" if len(frame) > n else "Changes of belief")
                    + (f" after the request “{short(request, 60)}”" if request else ""),
                    x="probability, before → after (dot)", height=max(200, 40 * len(rows) + 110))
     chart.add_bar(x=[row["change"] for row in rows], base=[row["p_before"] for row in rows],
@@ -197,6 +199,6 @@ def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
                       marker={"size": 11, "color": ROLES[role]}, **common)
     names = [f"{short(row['subject'], 22)}<br>{short(row['relation'] + ' ' + row['object'], 26)}"
              for row in rows]
-    chart.update_yaxes(tickvals=places, ticktext=names, range=[len(rows) - 0.5, -0.5],
+    chart.update_yaxes(tickvals=positions, ticktext=names, range=[len(rows) - 0.5, -0.5],
                        showgrid=False, tickfont_size=11)
     return chart.update_xaxes(range=[-0.02, 1.02])

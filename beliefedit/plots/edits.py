@@ -1,4 +1,7 @@
-"""Figures of edits: one, all, many on top of one another, and the tests of rationality."""
+"""Figures of single edits, of all edits, of sequential edits and of the tests of rationality.
+
+Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
+"""
 
 from __future__ import annotations
 
@@ -43,31 +46,31 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
                  before: pl.DataFrame | None = None) -> go.Figure:
     """One edit step by step: four probes and four logical panels, the LM against the agent.
 
-    Probe panels: the LM's probability of the tracked object (requested on same subject & same
-    relation, else the agent's modal one) and of the original object; the agent's belief in the
-    tracked object before and after as lines. Logical panels: the LM's credence in the statement
-    and what coherence asks of it.
+    Probe panels: the LM's probability of the tracked object (the requested one on same subject &
+    same relation, else the agent's modal one) and of the original object; the agent's belief in
+    the tracked object before and after the edit as lines. Logical panels: the LM's credence in the
+    statement, and the coherent value given its other credences.
 
     Args:
         scores: rows of one editor and seed (case, step, probe, kind, log_p).
         queries: the cases' long frame.
-        case: which edit.
+        case: number of the edit.
         before: scores of the unedited model, drawn as step 0.
 
     Raises:
         ReportError: no scores of this case, or of several editors or seeds.
     """
     lines = _lines(scores, case, before)
-    asked = {f"{row['probe']}.{row['kind']}": row | {"sentence": f"{row['prompt']} {row['target']}"}
+    cases = {f"{row['probe']}.{row['kind']}": row | {"sentence": f"{row['prompt']} {row['target']}"}
              for row in queries.filter(case=case).iter_rows(named=True)}
-    request = wrapped(f"request: {asked[f'{SAME}.requested']['sentence']}", 50)
+    request = wrapped(f"request: {cases[f'{SAME}.requested']['sentence']}", 50)
     names = [*(label.replace(", ", ",<br>") for label in PROBE_LABELS.values()),
              *(MEASURES[name].short for name in _COHERENT)]
     chart = panels("One edit, step by step", names, top=66 + 16 * request.count("<br>"))
     chart.add_annotation(
         text=request, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
         yshift=38, showarrow=False, align="left", font_color=REQUEST)
-    drawn = *_probe_lines(lines, asked), *_logic_lines(lines)
+    drawn = *_probe_lines(lines, cases), *_logic_lines(lines)
     for panel, name, meaning, style, steps, p in drawn:
         chart.add_scatter(
             x=steps, y=p, mode="lines", name=name, legendgroup=name, line={"width": 2, **style},
@@ -81,8 +84,8 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
 
 def _lines(scores: pl.DataFrame, case: int,
            before: pl.DataFrame | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """"probe.kind" -> steps and p of a case, from step 0 where the unedited model's are given;
-    a judged prompt's probe alone -> steps and credence."""
+    """"probe.kind" -> steps and p of a case, from step 0 if ``before`` is given; for a true/false
+    prompt also "probe" -> steps and credence."""
     rows = scores.filter(case=case)
     if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
         raise ReportError(
@@ -104,51 +107,49 @@ _Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
 """Panel, name, meaning, style, steps, p."""
 
 
-def _probe_lines(lines: Mapping, asked: Mapping[str, Mapping]) -> Iterator[_Line]:
+def _probe_lines(lines: Mapping, queries: Mapping[str, Mapping]) -> Iterator[_Line]:
     for panel, probe in enumerate(PROBE_LABELS):
         new, view = ("requested", "direct") if probe == SAME else ("agent_mode", "predictive")
         for kind, name, colour in (("true_object", "LM: original object", SERIES[0]),
                                    (new, "LM: new object", AFTER)):
             if (key := f"{probe}.{kind}") in lines:
-                yield panel, name, asked[key]["sentence"], {"color": colour}, *lines[key]
+                yield panel, name, queries[key]["sentence"], {"color": colour}, *lines[key]
         if (key := f"{probe}.{new}") in lines:
             for state, dash in (("before", "dot"), ("after", "dash")):
-                yield (panel, f"agent {state}", asked[key]["sentence"],
+                yield (panel, f"agent {state}", queries[key]["sentence"],
                        {"color": AGENT, "dash": dash}, lines[key][0][[0, -1]],
-                       [asked[key][f"p_{state}_{view}"]] * 2)
+                       [queries[key][f"p_{state}_{view}"]] * 2)
 
 
 _COHERENT = {
-    "true_false": ("p(A) as judged; stated: p(o | s r)", ["logic_a", "atomic_a.stated"],
-                   lambda stated: stated),
-    "negation": ("p(not A); asked: 1 − p(A)", ["logic_not_a", "logic_a"],
-                 lambda a: 1 - a),
-    "disjunction": ("p(A or B); asked: p(A) + p(B) − p(A) p(B)",
-                    ["logic_a_or_b", "logic_a", "logic_b"],
-                    lambda a, b: a + b - a * b),
-    "conjunction": ("p(A and B); asked: p(A) p(B)",
+    "true_false": ("credence in A; coherent: p(o | s r)", ["logic_a", "atomic_a.stated"],
+                   lambda atomic: atomic),
+    "negation": ("p(not A); coherent: 1 − p(A)", ["logic_not_a", "logic_a"], lambda a: 1 - a),
+    "disjunction": ("p(A or B); coherent: p(A) + p(B) − p(A) p(B)",
+                    ["logic_a_or_b", "logic_a", "logic_b"], lambda a, b: a + b - a * b),
+    "conjunction": ("p(A and B); coherent: p(A) p(B)",
                     ["logic_a_and_b", "logic_a", "logic_b"], lambda a, b: a * b),
 }
-"""Logical measure -> meaning, the prompt and those it depends on, the coherent p given those."""
+"""Logical measure -> meaning, the prompt and those it depends on, the coherent p given them."""
 
 
 def _logic_lines(lines: Mapping) -> Iterator[_Line]:
-    for panel, (meaning, (judged, *given), p) in enumerate(_COHERENT.values(), len(PROBE_LABELS)):
-        if judged in lines:
-            yield panel, "LM: credence", meaning, {"color": AFTER}, *lines[judged]
-        if {judged, *given} <= set(lines):
+    for panel, (meaning, (prompt, *given), p) in enumerate(_COHERENT.values(), len(PROBE_LABELS)):
+        if prompt in lines:
+            yield panel, "LM: credence", meaning, {"color": AFTER}, *lines[prompt]
+        if {prompt, *given} <= set(lines):
             yield (panel, "coherent", meaning, {"color": NEUTRAL, "dash": "dash"},
-                   lines[judged][0], p(*(lines[key][1] for key in given)))
+                   lines[prompt][0], p(*(lines[key][1] for key in given)))
 
 
 def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
-    """How each error (`ERROR_GROUPS`) is spread over an editor's edits, before and after.
+    """Histograms of each error (`ERROR_GROUPS`) over an editor's edits, before and after.
 
     ``measured`` comes from `compute_measures`; ``n_bins`` divide 0 to 1.
     """
     rows, errors = measured.filter(editor=editor), _errors()
-    chart = panels(f"Spread of the errors, all requests: {short(editor)}", list(errors.values()),
-                   columns=3, panel_height=180)
+    chart = panels(f"Distribution of the errors, all requests: {short(editor)}",
+                   list(errors.values()), columns=3, panel_height=180)
     edges = np.linspace(0, 1, n_bins + 1)
     for index, name in enumerate(errors):
         for state in ("before", "after"):
@@ -166,7 +167,7 @@ def _errors() -> dict[str, str]:
 
 def _histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, role: str, index: int,
                *, columns: int = 2) -> None:
-    """Add the share of the values between each two edges as bars to panel number ``index``."""
+    """Add a histogram, in shares of the values, to panel number ``index``."""
     values, name = values.drop_nulls().to_numpy(), NAMES[role]
     chart.add_bar(x=(edges[:-1] + edges[1:]) / 2, width=edges[1] - edges[0], name=name,
                   y=np.histogram(values, edges)[0] / max(len(values), 1), legendgroup=name,
@@ -178,7 +179,7 @@ def _histogram(chart: go.Figure, values: pl.Series, edges: np.ndarray, role: str
 
 
 def _share_axes(chart: go.Figure) -> go.Figure:
-    """Make the y axes of histograms fit their highest bar, in percent."""
+    """Scale the y axes of histograms, in percent, to the highest bar."""
     highest = max((float(max(trace.y)) for trace in chart.data), default=0.0)
     chart.update_yaxes(tickformat=".0%", range=[0, 1.05 * highest or 1])
     chart.update_yaxes(title_text="share of edits", col=1)
@@ -196,22 +197,22 @@ _PUBLISHED = {
 
 def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *,
                      n_bins: int = 20) -> go.Figure:
-    """The seven probability errors of the published code, and how far the agent's belief moved.
+    """The seven errors of the published code (arXiv 2406.19354), and the agent's change of belief.
 
     Each error is |p - target| of the requested object, p being the edited model's probability and
     the target one of the agent's probabilities (specification, section 6) or that of the generative
-    model; facts without an upstream fact have no target given it. The last panel is the agent's
+    model; facts without an upstream fact have no such target. The last panel is the agent's
     direct belief in the request after the edit minus the one before.
 
     Args:
         queries: the cases' long frame.
         scores: of edited models; the last step of each edit counts.
-        editor: whose edits; all seeds.
+        editor: its edits with all seeds are counted.
     """
-    wanted, case = {"probe": SAME, "kind": "requested"}, pl.col("case").cast(pl.UInt32)
-    p = last_step(scores.filter(**wanted, editor=editor)).select(case, p=pl.col("log_p").exp())
-    rows = queries.filter(**wanted).with_columns(case).join(p, on="case", maintain_order="left")
-    names = [*_PUBLISHED.values(), "the agent's change"]
+    request, case = {"probe": SAME, "kind": "requested"}, pl.col("case").cast(pl.UInt32)
+    p = last_step(scores.filter(**request, editor=editor)).select(case, p=pl.col("log_p").exp())
+    rows = queries.filter(**request).with_columns(case).join(p, on="case", maintain_order="left")
+    names = [*_PUBLISHED.values(), "change of the agent's belief"]
     chart = panels(f"Errors as published, on the requested object, all requests: {short(editor)}",
                    names, panel_height=170)
     edges = np.linspace(0, 1, n_bins + 1)
@@ -227,9 +228,9 @@ def published_errors(queries: pl.DataFrame, scores: pl.DataFrame, editor: str, *
 
 
 def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
-    """Every error (`ERROR_GROUPS`) with its interval before and after the edit, a panel per editor.
+    """Each error (`ERROR_GROUPS`) with its interval before and after the edit, a panel per editor.
 
-    ``tables`` comes from `build_tables`; of a ``table`` of two groups the last is drawn.
+    ``tables`` comes from `build_tables`; a ``table`` of two groups draws the last one.
     """
     counted = population(table)
     lines = [(label, table, counted.name, name) for name, label in _errors().items()]
@@ -248,16 +249,16 @@ _OUTCOMES = [(label, table, group, probe) for label, table, group, probe in (
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
-    """Belief in what is right after the edit, before and after it, a panel per editor.
+    """Probability of the correct object before and after the edit, a panel per editor.
 
-    A row asks one statement in both states: the request, or what the agent believes most after the
-    edit. ``tables`` comes from `build_tables`; below each row's name is what it counts.
+    A row is one statement in both states: the request, or the agent's most probable object after
+    the edit. ``tables`` comes from `build_tables`; the text below a row's name is what it counts.
     """
     lines = [(f"<b>{label}</b><br>{wrapped(population(table, group).text, 32)}", table, group,
               f"p_lm_goal_{probe}" if probe != SAME else "p_request", f"p_agent_goal_{probe}")
              for label, table, group, probe in _OUTCOMES]
-    return _dots("Belief in what is right after the edit", tables, lines, "probability",
-                 row_height=66).update_xaxes(range=[-0.03, 1.03])
+    return _dots("Probability of the object that is correct after the edit", tables, lines,
+                 "probability", row_height=66).update_xaxes(range=[-0.03, 1.03])
 
 
 def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], unit: str, *,
@@ -267,23 +268,23 @@ def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], un
     ``lines``: (label, table, group, measure and, where the agent is drawn, its measure).
     """
     pooled, keys = tables.filter(pl.col("seed").is_null()), ["table", "group", "measure"]
-    order = pl.DataFrame([(y, who, *line[1:3], measure) for y, line in enumerate(lines)
-                          for who, measure in zip(("lm", "agent"), line[3:], strict=False)],
+    order = pl.DataFrame([(y, source, *line[1:3], measure) for y, line in enumerate(lines)
+                          for source, measure in zip(("lm", "agent"), line[3:], strict=False)],
                          orient="row", schema={"y": pl.UInt32} | dict.fromkeys(
-                             ("who", *keys), pl.String))
+                             ("source", *keys), pl.String))
     editors = pooled["editor"].unique(maintain_order=True).to_list()
     chart = panels(title, [short(editor) for editor in editors] or [""], columns=1,
                    panel_height=len(lines) * row_height + 62, top=46 + 20 * title.count("<br>"))
     drawn = [("before", "lm", "before", -0.15, "circle"), ("after", "lm", "after", 0.15, "diamond"),
              ("agent", "agent", "after", 0.0, "line-ns-open")]
     for index, editor in enumerate(editors):
-        for role, who, state, shift, symbol in drawn:
+        for role, source, state, shift, symbol in drawn:
             points = pooled.filter(editor=editor, state=state).join(
-                order.filter(who=who), on=keys, maintain_order="right")
+                order.filter(source=source), on=keys, maintain_order="right")
             if points.is_empty():
                 continue
             marker = {"color": ROLES[role], "size": 9, "symbol": symbol}
-            if role == "agent":  # a line across both marks, with the interval in its hover text
+            if role == "agent":  # a line across both marks; the interval is in the hover text
                 marker |= {"size": 22, "line": {"width": 3, "color": AGENT}}
             bars = intervals(points, "x", ROLES[role]) | (
                 {"error_x": None} if role == "agent" else {})
@@ -302,7 +303,7 @@ def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> go.Figure:
 
 
 def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
-    """Runs and editors side by side: means after the edit, a panel per measure, seeds as dots.
+    """Runs and editors side by side: means after the edit, a panel per measure, a dot per seed.
 
     ``frames`` are the tables updating and downstream of `compare` or `compare_editors`.
     """
@@ -332,7 +333,7 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
 
 
 def sequence_unit(means: pl.DataFrame, level: float | None = None) -> str:
-    """What the means of `Run.sequential` are over, in words, and what their intervals are."""
+    """The unit and the intervals of the means of `Run.sequential`, as text."""
     n = means["n"].max() or 0
     if n < 2:
         return f"n = {n} sequence{'s' * (n != 1)}, no interval"
@@ -340,36 +341,35 @@ def sequence_unit(means: pl.DataFrame, level: float | None = None) -> str:
     return f"means over n = {n} sequences, {which}Student’s t intervals"
 
 
-GROUP_LABELS = {
-    "latest": "the last requests", "all_edits": "all requests so far",
-    "unedited_facts": "facts nobody touched", "corpus_loss": "loss on the corpus, nats per token"
-}
+GROUP_LABELS = {"latest": "latest requests", "all_edits": "all requests up to this point",
+                "unedited_facts": "unedited facts",
+                "corpus_loss": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
-               "repetition": "repetition: twice,<br>or once, twice as sure",
-               "retraction": "retraction: request,<br>then the true object",
+               "repetition": "repetition: twice,<br>or once, double weight",
+               "retraction": "retraction: request,<br>then original object",
                "strength": "strength: distance<br>from the evidence",
                "irrelevance": "irrelevance:<br>unrelated facts",
                "slope": "slope of belief over<br>evidence (agent: 1)"}
 
 
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
-    """Belief in what was requested and in what was not, and the corpus's loss, by number of edits.
+    """Belief in requested and in unedited facts, and the corpus loss, by number of edits.
 
     A panel per group of `Run.sequential` shows the mean over sequences of the probability of the
-    requested or true object with its interval, an editor per line; the agent, which was given the
-    same requests, dashed in its colour.
+    requested or true object with its interval, a line per editor. The dashed line is the agent,
+    which gets the same requests.
     """
     chart = panels(f"Sequential edits: {sequence_unit(means)}", list(GROUP_LABELS.values()),
                    panel_height=230)
     for index, group in enumerate(GROUP_LABELS):
         rows = means.filter(pl.col("group") == group).sort("n_edits", maintain_order=True)
         of_lm = rows.filter(measure="loss" if group == "corpus_loss" else "p_lm")
-        for number, editor in enumerate(means["editor"].unique(maintain_order=True)):
+        for line, editor in enumerate(means["editor"].unique(maintain_order=True)):
             points = of_lm.filter(editor=editor)
-            name, dash = short(editor), DASHES[(number + number // len(SERIES)) % len(DASHES)]
+            name, dash = short(editor), DASHES[(line + line // len(SERIES)) % len(DASHES)]
             chart.add_scatter(
                 x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
-                showlegend=not index, line={"color": SERIES[number % len(SERIES)], "dash": dash},
+                showlegend=not index, line={"color": SERIES[line % len(SERIES)], "dash": dash},
                 mode="lines+markers", **intervals(points, "y"), **place(index))
         agent = rows.filter(measure="p_agent").drop_nulls("mean").unique(
             "n_edits", keep="first", maintain_order=True)
@@ -387,8 +387,8 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
 
 
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
-    """Each test of `Run.rationality`: a bar with its interval per editor and one of the agent."""
-    chart = figure("Tests of rationality", y="distance", height=460)
+    """Each test of `Run.rationality`: a bar with interval per editor, and one of the agent."""
+    chart = figure("Tests of rationality", y="distance (last group: slope)", height=460)
     agent = means.filter(who="agent").drop_nulls("mean").unique(
         "test", keep="first", maintain_order=True)
     bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
@@ -405,13 +405,14 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
     """`Run.sequential` as text: a row per editor and number of edits, a column per figure.
 
-    The column sequences has the number of sequences that the means are over; sequences that
-    diverge have no values, so that there can be fewer.
+    The column sequences has the number of sequences in each mean; sequences that diverge have no
+    values, so this number can be lower.
     """
-    shown = {("latest", "accuracy"): "adopted: last", ("all_edits", "accuracy"): "adopted: so far",
-             ("all_edits", "coherence"): "distance from agent: so far",
-             ("unedited_facts", "accuracy"): "right: untouched",
-             ("unedited_facts", "coherence"): "distance from agent: untouched",
+    shown = {("latest", "accuracy"): "edit success: latest",
+             ("all_edits", "accuracy"): "edit success: all",
+             ("all_edits", "coherence"): "distance from agent: all",
+             ("unedited_facts", "accuracy"): "accuracy: unedited facts",
+             ("unedited_facts", "coherence"): "distance from agent: unedited facts",
              ("corpus_loss", "loss"): "corpus loss"}
     count = pl.format("n = {} {}", pl.col("n").max(), pl.when(pl.col("n").max() == 1).then(
         pl.lit("sequence")).otherwise(pl.lit("sequences"))).alias("sequences")
@@ -421,7 +422,7 @@ def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
 
 
 def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
-    """A row per editor and one of the agent: each test's number with its interval, as text."""
+    """A row per editor and one of the agent: the mean of each test with its interval, as text."""
     agent = means.filter(who="agent").drop_nulls("mean").unique(
         "test", keep="first", maintain_order=True)
     rows = pl.concat([means.filter(who="lm"), agent.with_columns(editor=pl.lit("agent"))])

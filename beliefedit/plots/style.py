@@ -1,4 +1,4 @@
-"""How every figure looks: colours, template, intervals, text from data made harmless, export."""
+"""Style of all figures: colours, template, intervals, escaped text, export."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from beliefedit.errors import ReportError
 from beliefedit.formatting import interval
 
 BEFORE, AFTER, AGENT, REQUEST = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""One colour per role (Okabe and Ito's, told apart by colour-blind readers, at least 3:1 on white
-and on near-black): language model before the edit, after it, rational agent, requested object."""
+"""One colour per role: language model before the edit, after it, Bayesian agent, requested object.
+
+Okabe and Ito's colour-blind safe palette; contrast at least 3:1 on white and on near-black."""
 
 SERIES = ("#8C6BB1", "#3E8EAD", "#A67C00", "#6B8E23", "#B5485D")
-"""Five further colours, for series that are no role; always with a dash or marker of their own."""
+"""Five further colours for series without a role; each series also has its dash or marker."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 NEUTRAL = "#777777"
-"""Text and lines, readable on light and dark pages alike."""
+"""Text and lines, readable on light and on dark pages."""
 
 GRID = "rgba(128,128,128,0.25)"
 NAMES = {"before": "LM before", "after": "LM after", "agent": "agent"}
 ROLES = {"before": BEFORE, "after": AFTER, "agent": AGENT}
 
-_TOP = 46  # pixels above a plot: its title
+_TOP = 46  # pixels above a plot, for the title
 _AXIS = {"gridcolor": GRID, "linecolor": GRID, "automargin": True, "fixedrange": False,
          "zeroline": False, "title": {"standoff": 8, "font": {"size": 13}}}
 TEMPLATE = go.layout.Template(layout={
@@ -42,7 +43,7 @@ TEMPLATE = go.layout.Template(layout={
     "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
     "colorway": [BEFORE, AFTER, AGENT, *SERIES],
     "legend": {"orientation": "h", "xref": "container", "x": 0.01, "xanchor": "left", "y": 0,
-               "yref": "container", "yanchor": "bottom",  # reserves the height its rows need
+               "yref": "container", "yanchor": "bottom",  # reserves the height of its rows
                "bgcolor": "rgba(0,0,0,0)"},
     "hoverlabel": {"align": "left", "bgcolor": "#222222", "bordercolor": NEUTRAL,
                    "font": {"color": "#FFFFFF", "size": 12}},
@@ -52,7 +53,7 @@ TEMPLATE = go.layout.Template(layout={
 
 
 def escape(text: object) -> str:
-    """Text from data made safe for plotly, which reads some HTML and formulas between dollars."""
+    """Text from data, escaped for plotly, which renders some HTML and formulas between dollars."""
     return html.escape(str(text), quote=False).replace("$", "&#36;")
 
 
@@ -65,7 +66,7 @@ def short(text: object, width: int = 26) -> str:
 def wrapped(text: object, width: int = 48) -> str:
     """Escaped text in lines of a width in characters, for hover labels.
 
-    It belongs in customdata: a hovertemplate would read the text's own %{…}.
+    Use it in customdata: a hovertemplate would interpret %{…} in the text.
     """
     return "<br>".join(escape(line) for line in textwrap.wrap(str(text), width)) or " "
 
@@ -80,8 +81,8 @@ def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: 
            top: int = _TOP, gap: int = 66) -> go.Figure:
     """A grid of small panels with names (escaped text) above them.
 
-    In pixels: the height of a panel with its share of the gaps, the space for the title on top,
-    the gap between two rows of panels.
+    Sizes are in pixels: ``panel_height`` with a panel's share of the gaps, ``top`` for the title,
+    ``gap`` between two rows of panels.
     """
     n_rows = -(-len(names) // columns)
     inside = n_rows * panel_height
@@ -95,15 +96,15 @@ def panels(title: str, names: Sequence[str], *, columns: int = 2, panel_height: 
 
 
 def place(index: int, columns: int = 2) -> dict[str, int]:
-    """Row and column of panel number ``index``, as the methods of a figure want them."""
+    """Row and column of panel number ``index``, as arguments of a figure's methods."""
     return {"row": index // columns + 1, "col": index % columns + 1}
 
 
 def intervals(points: pl.DataFrame, axis: str, colour: str | None = None) -> dict[str, Any]:
-    """Error bars along an axis and hover texts, as arguments of a trace.
+    """Error bars along an axis, and hover texts, as arguments of a trace.
 
     Args:
-        points: mean, low, high (null: no bar), n, and label where hover texts begin with one.
+        points: mean, low, high (null: no bar), n, and optionally label, the start of hover texts.
     """
     labels = ["label"] if "label" in points.columns else []
     rows = points.select("mean", "low", "high", "n", *labels).iter_rows()
@@ -118,13 +119,12 @@ def intervals(points: pl.DataFrame, axis: str, colour: str | None = None) -> dic
 
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
                 height: int | None = None) -> Path:
-    """Write a figure as PNG, SVG or PDF for a paper, by the path's ending: dark text on white.
+    """Write a figure as PNG, SVG or PDF by the path's ending, with dark text on white.
 
-    Width and height are in pixels, of which PNG has twice as many; the height is by default the
-    figure's own.
+    Width and height are in pixels; PNG doubles them. The default height is the figure's.
 
     Raises:
-        ReportError: kaleido (or its browser) is missing, or the ending is not a picture format.
+        ReportError: kaleido or its browser is missing, or the ending is not a picture format.
     """
     path, pictures = Path(path), (".jpg", ".pdf", ".png", ".svg", ".webp")
     if path.suffix.lower() not in pictures:

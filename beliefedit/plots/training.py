@@ -1,4 +1,4 @@
-"""Figures of training: loss, accuracy, calibration."""
+"""Figures of pretraining: loss, accuracy, agreement with the agent."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from beliefedit.plots.style import (
     wrapped,
 )
 
-_FORMS = {"atomic": "atomic", "true_false": "T/F", "not": "not", "and": "and", "or": "or"}
+_FORMS = {"atomic": "atomic statements", "true_false": "true/false sentences", "not": "negations",
+          "and": "conjunctions", "or": "disjunctions"}
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
 def training_curves(metrics: pl.DataFrame) -> go.Figure:
-    """Training and evaluation loss against tokens seen.
+    """Training and evaluation loss against training tokens.
 
     ``metrics`` has a row per evaluation: tokens, step, train_loss, eval_loss (nats per token).
     """
-    chart = figure("Loss while the model learns the corpus", x="tokens", y="loss (nats per token)")
+    chart = figure("Loss during pretraining", x="tokens", y="loss (nats per token)")
     for column, name, line in (("train_loss", "training", {"color": NEUTRAL, "dash": "dot"}),
                                ("eval_loss", "evaluation", {"color": BEFORE})):
-        known = metrics.drop_nulls(column)
-        chart.add_scatter(x=known["tokens"], y=known[column], mode="lines+markers", name=name,
-                          line=line, marker_size=5, customdata=known["step"],
+        rows = metrics.drop_nulls(column)
+        chart.add_scatter(x=rows["tokens"], y=rows[column], mode="lines+markers", name=name,
+                          line=line, marker_size=5, customdata=rows["step"],
                           hovertemplate=f"{name} loss %{{y:.3f}}<br>%{{x:,}} tokens, "
                                         "step %{customdata:,}<extra></extra>")
     return chart.update_xaxes(tickformat="~s", rangemode="tozero")
 
 
 def accuracy_curves(metrics: pl.DataFrame) -> go.Figure:
-    """Accuracy against tokens seen on each form of sentence the corpus holds.
+    """Accuracy against training tokens, on each form of sentence in the corpus.
 
     ``metrics`` has a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or
     (0 to 1; null where the form is not in the corpus).
     """
-    chart = figure("Accuracy while the model learns the corpus", x="tokens", y="accuracy")
+    chart = figure("Accuracy during pretraining", x="tokens", y="accuracy")
     for index, (column, name) in enumerate(_FORMS.items()):
-        known = metrics.drop_nulls(column) if column in metrics.columns else metrics.clear()
-        if len(known):
-            chart.add_scatter(x=known["tokens"], y=known[column], mode="lines+markers", name=name,
+        rows = metrics.drop_nulls(column) if column in metrics.columns else metrics.clear()
+        if len(rows):
+            chart.add_scatter(x=rows["tokens"], y=rows[column], mode="lines+markers", name=name,
                               line={"color": SERIES[index], "dash": DASHES[index]},
                               marker={"symbol": _MARKERS[index], "size": 7},
                               hovertemplate=f"{name}: %{{y:.3f}}<br>%{{x:,}} tokens<extra></extra>")
@@ -64,12 +65,12 @@ def calibration(frame: pl.DataFrame, *, state: str = "before", n_bins: int = 10,
         frame: p_lm, p_agent, sentence, from `beliefedit.analysis.measures.tracked_beliefs`.
         state: "before" or "after", for the colour.
         n_bins: bins of the agent's probability.
-        n_points: at most so many points are drawn, evenly spread over the rows; the line uses all.
+        n_points: most points drawn, evenly spread over the rows; the line uses all rows.
     """
     frame = frame.drop_nulls(["p_lm", "p_agent"])
-    chart = figure("Does the model believe what the agent believes?", x="agent's probability",
+    chart = figure("Probability of the true object: LM against agent", x="agent's probability",
                    y="LM's probability", height=440)
-    chart.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="coherent", hoverinfo="skip",
+    chart.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="LM = agent", hoverinfo="skip",
                       line={"color": NEUTRAL, "dash": "dash", "width": 1})
     rows = np.linspace(0, max(len(frame) - 1, 0), min(n_points, len(frame))).astype(int)
     drawn = frame[np.unique(rows)]

@@ -1,7 +1,7 @@
 """The cells of an executed notebook as HTML: prose, folded code, figures, tables, errors.
 
-Everything that is not HTML by its own type is escaped here. Scripts inside outputs never run: the
-page's content security policy allows only the page's own.
+This module escapes every output that is not HTML. Scripts inside outputs never run: the content
+security policy of the page allows only the page's own scripts.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 PICTURES = ("image/png", "image/jpeg", "image/gif")
 HIDDEN_TAGS = {"papermill-error-cell-tag", "remove-cell"}
 FOLDED = "fold"  # tag of cells whose output is folded in a report
-IN_HEAD = "remove-output"  # tag of cells whose output repeats the head of a run's report
+IN_HEAD = "remove-output"  # tag of cells whose output repeats the head of a report
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(/\d+)?\s?\w* \[\d+:\d+(:\d+)?(<|,|&lt;)")
 OUTSIDE = re.compile(
     r"<script\b.*?</script\s*>|<(?:script|link|iframe|object|embed|base)\b[^>]*>"
     r"|(?<=\s)(?:src|srcset|poster)\s*=\s*(?!['\"]?data:)"
     r"(?:\"[^\"]*\"|'[^']*'|[^\s>]+)(?=[^<>]*>)",
     re.IGNORECASE | re.DOTALL)
-"""What would be loaded from elsewhere. The page's policy forbids it, so it would only fail."""
+"""HTML that loads something from another address; the page's policy forbids it."""
 INTERACTIVE_NOTE = Markup(
     '<p class="note">Interactive part: open the notebook in JupyterLab to use it. '
-    "Shown here as it stood when the notebook was run.</p>")
+    "This page shows its state at the end of the run.</p>")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Heading:
 
 @dataclass
 class ReportPage:
-    """The cells of one notebook; grows while they are rendered."""
+    """The cells of one notebook, filled while they are rendered."""
 
     title: str = ""
     cells: list[dict[str, Any]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> Repo
     """All cells of a notebook (nbformat 4) as HTML, with its headings and its failure.
 
     Args:
-        has_head: the page's head describes the run, so that cells tagged `IN_HEAD` need not.
+        has_head: the page's head describes the run; outputs of cells tagged `IN_HEAD` are left out.
     """
     widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
     page = ReportPage(widgets=widgets.get("state", {}))
@@ -83,7 +83,7 @@ def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> Repo
             code = Markup(highlight(cell["source"], Python3Lexer(), HtmlFormatter(nowrap=True)))
             if not page.cells or page.cells[-1]["kind"] != "code" or page.cells[-1]["outputs"]:
                 page.cells.append({"kind": "code", "code": []})
-            # A cell that shows nothing shares a fold with the next one.
+            # A cell without outputs shares a fold with the next one.
             page.cells[-1]["code"].append(code)
             page.cells[-1]["folded"] = FOLDED in tags
             skipped = has_head and IN_HEAD in tags
@@ -94,7 +94,7 @@ def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> Repo
 
 
 class _Renderer(IPythonRenderer):
-    """nbconvert's renderer; maths is shown as written, pictures from other addresses are not."""
+    """nbconvert's renderer; formulas stay LaTeX, pictures from other addresses are left out."""
 
     def __init__(self, page: ReportPage, *, from_data: bool, attachments: Mapping | None) -> None:
         super().__init__(escape=from_data, allow_harmful_protocols=None, attachments=attachments)
@@ -114,7 +114,7 @@ class _Renderer(IPythonRenderer):
         return f'<h{level} id="{escape(anchor)}">{text}</h{level}>\n'
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
-        """An attached picture; one from elsewhere becomes its own description."""
+        """An attached picture; for one from another address, its description."""
         attached = url.partition(":")[2] in self.attachments
         source = self._embed_image_or_attachment(url) if attached else url
         text = html.unescape(text)
@@ -134,13 +134,13 @@ class _Renderer(IPythonRenderer):
 
 
 def _formula(latex: str) -> Markup:
-    """LaTeX as written."""
+    """LaTeX source as code."""
     return Markup('<code class="formula">{}</code>').format(latex.strip("$\n "))
 
 
 def _markdown(source: str, page: ReportPage, attachments: Mapping | None = None, *,
               from_data: bool = False) -> Markup:
-    """Markdown as HTML; raw HTML in it is kept in the author's cells and escaped in outputs."""
+    """Markdown as HTML; raw HTML is kept in Markdown cells and escaped in outputs."""
     renderer = _Renderer(page, from_data=from_data, attachments=attachments)
     return Markup(OUTSIDE.sub("", MarkdownWithMath(renderer=renderer).render(source)))
 
@@ -192,7 +192,7 @@ def _still(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
 
 
 def _widget(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
-    """A widget as a note and what it showed; a progress bar as nothing."""
+    """A widget as a note and its last state; empty for a progress bar."""
     if PROGRESS_BAR.search(data.get("text/plain", "")):
         return {}
     still = {kind: data[kind] for kind in data if kind not in (WIDGET_VIEW, "text/plain")}
@@ -201,9 +201,9 @@ def _widget(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": parts}
 
 
-def _inside(model: str, widgets: Mapping[str, Any], above: frozenset[str] = frozenset()
+def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = frozenset()
             ) -> Iterator[Mapping[str, Any]]:
-    """Outputs in place of a widget and those in it, in order; a control becomes a line of text."""
+    """Outputs of a widget and of its children, in order; a control becomes a line of text."""
     record = widgets.get(model, {})
     state = record.get("state", {})
     name = state.get("_model_name")
@@ -216,8 +216,8 @@ def _inside(model: str, widgets: Mapping[str, Any], above: frozenset[str] = froz
                     for buffer in record.get("buffers") or () if buffer.get("path") == ["value"])
     elif setting := _setting(state):
         yield {"output_type": "stream", "name": "stdout", "text": f"{setting}\n"}
-    for child in () if model in above else state.get("children", ()):
-        yield from _inside(child.removeprefix("IPY_MODEL_"), widgets, above | {model})
+    for child in () if model in parents else state.get("children", ()):
+        yield from _inside(child.removeprefix("IPY_MODEL_"), widgets, parents | {model})
 
 
 def _display(data: dict[str, Any]) -> dict[str, Any]:
@@ -237,13 +237,13 @@ def _setting(state: Mapping[str, Any]) -> str:
 
 
 def _without_progress(text: str) -> str:
-    """Text as a terminal leaves it, from a line's last carriage return on; no progress bars."""
+    """Text without progress bars, and of each line only what is after its last carriage return."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return "\n".join(line for line in lines if not PROGRESS_BAR.search(line)).strip("\n")
 
 
 def figure_json(plot: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
-    """A plotly figure: title and subtitle as text, and JSON in which no text can end a script."""
+    """A plotly figure: title and subtitle as text, and JSON that cannot end a script element."""
     page.n_figures += 1
     layout = dict(plot.get("layout") or {})
     title = layout.pop("title", None)

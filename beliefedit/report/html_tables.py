@@ -1,4 +1,4 @@
-"""The tables as people read them: HTML with all text escaped, and CSV in a link."""
+"""Tables as HTML, with all text escaped and a link that saves the table as CSV."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["PROBE_NAMES", "csv_link", "tables_html", "findings_html", "compariso
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
              "downstream fact": "Downstream fact in other forms"}
-"""Group of measures to the comparison's table that shows it; other groups have a table each."""
+"""Group of measures -> title of its table in a comparison; other groups have a table each."""
 
 
 def table_title(table: str) -> str:
-    """A table's name and the requests that it counts."""
+    """The name of a table and the requests it counts."""
     texts = dict.fromkeys(POPULATIONS[group].text for group in TABLES.get(table, ()))
     return ": ".join(filter(None, [table.replace("_", " ").capitalize(), "; ".join(texts)]))
 
@@ -29,11 +29,10 @@ def table_title(table: str) -> str:
 def tables_html(frame: pl.DataFrame) -> str:
     """HTML of tables, each folded: a block per editor, a row per measure, states side by side.
 
-    Means have three decimals, with the interval beside or below them, and the mark "trained_on"
-    where the
-    editor had been taught the very fact that is asked for: that is recall, not inference. Single
-    seeds, where there are several, are folded under the pooled table. Each table can be saved as
-    CSV from the page. ``frame`` holds rows of `analysis.build_tables`, of one table or more.
+    Means have three decimals, with the interval beside or below them. The mark "trained on" says
+    that the editor was trained on the fact of the probe, so that the value measures recall, not
+    inference. With several seeds, each seed is folded under the pooled table. A link saves each
+    table as CSV. ``frame`` holds rows of `analysis.build_tables`, of one table or more.
     """
     parts = []
     for (table,), of_table in frame.group_by("table", maintain_order=True):
@@ -68,15 +67,15 @@ def comparison_html(frame: pl.DataFrame, table: str) -> str:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
         reference = ", ".join(first[name] for name in heads if name != "seed" and first[name])
         parts += _side_by_side(
-            f"compared with {reference} on the same requests, bold where the difference is at "
-            "least the smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
+            f"compared with {reference} on the same requests; bold: the difference is at least the "
+            "smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
     return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
 
 
 _KEY = ("run", "params", "editor", "seed")
 
 
-def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: Sequence[str],
+def _side_by_side(title: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: Sequence[str],
                   cell: Callable[[dict], str], count: str) -> list[str]:
     """Tables of the measures of one or more groups, a row per block."""
     sections: dict[str, list[Measure]] = {}
@@ -84,7 +83,7 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
         group = _measure(name).group
         caption = _CAPTIONS.get(group, group[:1].upper() + group[1:])
         sections.setdefault(caption, []).append(_measure(name))
-    found = []
+    tables = []
     for caption, measures in sections.items():
         body = []
         for key, block in blocks.items():
@@ -95,19 +94,19 @@ def _side_by_side(what: str, blocks: Mapping[tuple, Mapping[str, dict]], heads: 
         groups = ["" if m.group == "request" else ", ".join(filter(None, (m.group, m.unit)))
                   for m in measures]
         head = [[*("" for _ in heads), *groups], [*heads, *(m.short for m in measures)]]
-        found.append(html_table(head, body, f"{caption} {what}", left=len(heads) - 1))
-    return found
+        tables.append(html_table(head, body, f"{caption} {title}", left=len(heads) - 1))
+    return tables
 
 
 def _measure(name: str) -> Measure:
-    """The measure of that name; one that is not registered here is known by its name alone."""
+    """The measure of a name; one that is not registered in this process has only its name."""
     return MEASURES.get(name) or Measure(name, name, name, "other", "", None, pl.lit(None))
 
 
 def findings_html(findings: pl.DataFrame) -> str:
-    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and mean.
+    """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and the mean.
 
-    The last column says how many of which requests are counted.
+    The last column has the number and the kind of the requests that are counted.
     """
     if findings.is_empty():
         return ""
@@ -119,21 +118,21 @@ def findings_html(findings: pl.DataFrame) -> str:
     for text, row in rows.items():
         counted = (f"{_counts(cell['n'] for cell in row.values())} "
                    + POPULATIONS[row[editors[0]].get("population", "all")].text)
-        body.append([html.escape(text), *(_judged(row[editor]) for editor in editors),
+        body.append([html.escape(text), *(_finding(row[editor]) for editor in editors),
                      _small(html.escape(counted))])
     return html_table([["the edited model …", *editors, "counted"]], body, left=len(editors) + 2)
 
 
 def _counts(numbers: Iterable[int]) -> str:
     """'215', or '112–215' where several numbers differ."""
-    found = set(numbers)
-    return "–".join(f"{n:,}" for n in sorted({min(found), max(found)}))
+    distinct = set(numbers)
+    return "–".join(f"{n:,}" for n in sorted({min(distinct), max(distinct)}))
 
 
 _MARKS = {True: ("✓ yes", "#1f8a55"), False: ("✗ no", "#d0453a"), None: ("? open", "inherit")}
 
 
-def _judged(row: dict) -> str:
+def _finding(row: dict) -> str:
     if row["low"] is None:
         return '<span style="opacity:.75">not tested</span>'
     mark, colour = _MARKS[row["holds"]]
@@ -143,14 +142,14 @@ def _judged(row: dict) -> str:
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
-    """A link that saves a frame as CSV: the file is in the link, so a page keeps its numbers."""
+    """A link that saves a frame as CSV; the link itself contains the file."""
     data = base64.b64encode(frame.write_csv().encode()).decode()
     return (f'<p style="font-size:.85em"><a download="{html.escape(name)}" '
             f'href="data:text/csv;charset=utf-8;base64,{data}">save as {html.escape(name)}</a></p>')
 
 
 def _block(frame: pl.DataFrame, caption: str) -> str:
-    """One editor's table; with two groups they stand side by side under a heading each."""
+    """One editor's table; two groups are side by side, each under a heading."""
     cells = {(row["measure"], row["group"], row["state"]): row
              for row in frame.iter_rows(named=True)}
     groups = frame["group"].unique(maintain_order=True).to_list()
@@ -168,7 +167,7 @@ def _block(frame: pl.DataFrame, caption: str) -> str:
 
 
 def _cell(row: dict | None, *, decimals: int = 3, between: str = "<br>") -> str:
-    """Mean, interval, and the mark "trained on", which the request itself does not need."""
+    """Mean, interval, and the mark "trained on", except for the edited fact itself."""
     if row is None or row["mean"] is None:
         return "–"
     mark = ""

@@ -1,6 +1,6 @@
 """Self-contained HTML pages: an executed notebook, the index of a run, the comparison of runs.
 
-A page needs no network: style, scripts and figures are inside, and its content security policy
+A page needs no network: it contains its style, scripts and figures. Its content security policy
 forbids outside addresses and scripts other than its own, so text from data stays text.
 """
 
@@ -33,16 +33,17 @@ log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
 _ACCURACIES = {
-    "atomic": "facts recalled", "true_false": "true/false classified correctly",
-    "not": "“not” classified correctly", "and": "“and” classified correctly",
-    "or": "“or” classified correctly"}
+    "atomic": "atomic statements answered correctly",
+    "true_false": "true/false sentences classified correctly",
+    "not": "negations classified correctly", "and": "conjunctions classified correctly",
+    "or": "disjunctions classified correctly"}
 
 
 def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = None) -> Path:
     """Write an executed notebook as one self-contained HTML file, and return its path.
 
     Args:
-        head: from `page_head`; None: the page does not say what was run.
+        head: from `page_head`; None: the page does not describe a run.
 
     Raises:
         ReportError: the notebook is missing or not a notebook.
@@ -56,7 +57,7 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
 
 
 def save_figures(notebook: Path, folder: Path, ending: str) -> list[Path]:
-    """Write the figures of an executed notebook as png, svg or pdf; their paths, numbered as shown.
+    """Write the figures of an executed notebook as png, svg or pdf; return their paths, in order.
 
     Raises:
         ReportError: not a notebook, or pictures cannot be written: see `style.save_figure`.
@@ -68,21 +69,21 @@ def save_figures(notebook: Path, folder: Path, ending: str) -> list[Path]:
     bundles = [output["data"][PLOTLY] for cell in _read(notebook)["cells"]
                for output in cell.get("outputs", ()) if PLOTLY in output.get("data", {})]
     return [save_figure(Figure(data=bundle["data"], layout=bundle["layout"]),
-                        folder / f"{notebook.stem}-{place:02d}.{ending.removeprefix('.')}")
-            for place, bundle in enumerate(bundles, start=1)]
+                        folder / f"{notebook.stem}-{index:02d}.{ending.removeprefix('.')}")
+            for index, bundle in enumerate(bundles, start=1)]
 
 
 def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """What a run found, for its record; the key figures of stages that are not built are left out.
+    """The results of a run, for its record; stages that are not built are left out.
 
     Args:
         config: all parameters, as the record has them.
 
     Returns:
-        data, model, edits, device (in words). Of a model: pretraining {accuracy {atomic,
+        data, model, edits, device (as text). Of a model: pretraining {accuracy {atomic,
         true_false, not, and, or: 0..1 or None}, coherence}, tokens_per_second, learned, judgement.
         Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, verdict
-        (sentences) and findings (rows of the verdict's table).
+        (sentences) and findings (rows of the table of findings).
     """
     source, edit = config["graph"]["source"], config["edit"]
     source = "built-in demo graph" if source == "demo" else Path(source).name
@@ -98,21 +99,21 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     size = [f"{layers} layers × {hidden}"] if layers and hidden else []
     editors = ", ".join(edit["editors"])
     n = edit["n_cases"] if edit["n_edited"] is None else edit["n_edited"]
-    found = {"data": f"{source}: {', '.join(numbers)}",
-             "model": ": ".join([*filter(None, [model["init_from"] or model["size"]]), *size]),
-             "edits": f"up to {n:,} requests by {editors}" if editors and n else "none",
-             "device": built.get("device", config["device"])}
+    summary = {"data": f"{source}: {', '.join(numbers)}",
+               "model": ": ".join([*filter(None, [model["init_from"] or model["size"]]), *size]),
+               "edits": f"up to {n:,} requests by {editors}" if editors and n else "none",
+               "device": built.get("device", config["device"])}
     if built:
         learned, judgement = learned_corpus(run.training_metrics)
         last = run.training_metrics.fill_nan(None).row(-1, named=True)
         accuracy = {name: last.get(name) for name in _ACCURACIES}
-        found |= {"pretraining": {"coherence": last.get("coherence"), "accuracy": accuracy},
-                  "learned": learned, "judgement": judgement,
-                  "tokens_per_second": built.get("tokens_per_second")}
+        summary |= {"pretraining": {"coherence": last.get("coherence"), "accuracy": accuracy},
+                    "learned": learned, "judgement": judgement,
+                    "tokens_per_second": built.get("tokens_per_second")}
     if run.has("tables"):
-        found |= {"editing": run.editing_summary, "verdict": run.verdict,
-                  "findings": run.findings.to_dicts()}
-    return found
+        summary |= {"editing": run.editing_summary, "verdict": run.verdict,
+                    "findings": run.findings.to_dicts()}
+    return summary
 
 
 def page_head(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,8 +133,8 @@ def page_head(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _head_of(notebook: Path) -> dict[str, Any]:
-    """The head of a run's pages for a notebook as that run left it; empty for any other, which may
-    show another configuration."""
+    """The head of a run's pages for a notebook that this run executed; empty for any other, which
+    may show another configuration."""
     folder = notebook.resolve().parent
     record = _record(folder.parent) if folder.name == "notebooks" else {}
     entry = record.get("notebooks", {}).get(notebook.stem, {})
@@ -149,17 +150,18 @@ def write_index(run_folder: Path) -> Path:
     record = _record(run_folder)
     if not record:
         raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
-                          hint="run_all.py makes run folders")
+                          hint="run_all.py creates run folders")
     reports = [{"name": name, **entry, "exists": (run_folder / entry.get("report", "-")).exists()}
                for name, entry in record["notebooks"].items()]
-    claims = Markup(findings_html(pl.DataFrame(record.get("findings", []))))
+    findings = Markup(findings_html(pl.DataFrame(record.get("findings", []))))
     figures = key_figures(record)
-    headings = [Heading(2, text, anchor) for text, anchor, there in (
-        ("Verdict", "verdict", claims), ("Reports", "reports", True),
-        ("Key figures", "figures", figures)) if there]
+    headings = [Heading(2, text, anchor) for text, anchor, shown in (
+        ("Verdict", "verdict", findings), ("Reports", "reports", True),
+        ("Key figures", "figures", figures)) if shown]
     page, target = ReportPage(f"Run {record['name']}", headings=headings), run_folder / "index.html"
     write_text(target, _html("index.html.j2", page=page, head=page_head(record), reports=reports,
-                             figures=figures, claims=claims, verdict=record.get("verdict", [])))
+                             figures=figures, findings=findings,
+                             verdict=record.get("verdict", [])))
     return target
 
 
@@ -184,9 +186,9 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
             for name, record in runs.items()]
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
     page = ReportPage(title=f"{len(runs)} runs compared")
-    parts = [{"title": section["title"], "anchor": f"part-{place}", "html": Markup(section["html"]),
+    parts = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
               "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
-             for place, section in enumerate(sections)]
+             for index, section in enumerate(sections)]
     page.headings = [Heading(2, "Runs", "runs"),
                      *(Heading(2, part["title"], part["anchor"]) for part in parts)]
     target = folder / "index.html"
@@ -196,7 +198,7 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
 
 
 def edit_sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str, Any]]:
-    """What `write_comparison` shows of the runs' edits; empty if no run has any."""
+    """The sections of `write_comparison` on the runs' edits; empty if no run has any."""
     from beliefedit.plots.edits import contrasts  # plotly is slow to load
 
     edited = [run for run in runs
@@ -222,15 +224,16 @@ def _record(run_folder: Path) -> dict[str, Any]:
 
 
 def key_figures(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(group, [(label, value as text)]) of pretraining and speed; what has no value is left out."""
+    """(group, [(label, value as text)]) of pretraining and speed; without missing values."""
     pretraining = record.get("pretraining", {})
     learning = [(_ACCURACIES[name], percent(value))
                 for name, value in pretraining.get("accuracy", {}).items() if value is not None]
-    learning += _measured({"mean |p(LM) − p(agent)|": pretraining.get("coherence")})
+    learning += _measured(
+        {"mean distance from the agent, |p(LM) − p(agent)|": pretraining.get("coherence")})
     speed = _measured({"tokens per second, training": record.get("tokens_per_second")} | {
         f"edits per second, {name}": editor.get("edits_per_second")
         for name, editor in record.get("editing", {}).items()})
-    groups = [("What the model learned", learning), ("Speed", speed)]
+    groups = [("The trained model", learning), ("Speed", speed)]
     return [(name, figures) for name, figures in groups if figures]
 
 
@@ -273,9 +276,9 @@ def _html(template: str, **values: Any) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="HTML file to write  [beside the notebook]")
 @click.option("--figures", metavar="FORMAT",
-              help="write its figures as png, svg or pdf instead (needs kaleido)")
+              help="write its figures as png, svg or pdf instead of the page (needs kaleido)")
 def main(notebook: Path, output: Path | None, figures: str | None) -> None:
-    """Write an executed NOTEBOOK as one HTML file that opens anywhere."""
+    """Write an executed NOTEBOOK as one self-contained HTML file."""
     try:
         if figures:
             folder = output or notebook.with_name(f"{notebook.stem}_figures")

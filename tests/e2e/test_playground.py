@@ -1,4 +1,4 @@
-"""The playground as a visitor meets it: on a Voilà page and in JupyterLab, in a browser without a network."""
+"""The playground as a user sees it: on a Voilà page and in JupyterLab, in a browser without a network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .test_reports import overflow
 pytestmark = pytest.mark.in_order
 
 NAME = "05_playground.ipynb"
-WAIT = 120_000  # milliseconds; kernels and edits take far longer on busy cores than on idle ones
+WAIT = 120_000  # milliseconds; kernels and edits are slow when other processes use the CPU
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def folder(playground_run, tmp_path_factory) -> Path:
 
 @contextmanager
 def served(command: list[str], port: int, folder: Path) -> Iterator[str]:
-    """A server of the folder, ready to be asked, and its address."""
+    """A running server of the folder, and its address."""
     environment = os.environ | {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1",
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
@@ -74,9 +74,9 @@ def served(command: list[str], port: int, folder: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 VOILAS_ICONS = re.compile("cdn.jsdelivr.net/npm/@fortawesome.*Content Security Policy")
@@ -84,7 +84,7 @@ VOILAS_ICONS = re.compile("cdn.jsdelivr.net/npm/@fortawesome.*Content Security P
 
 
 class Visit:
-    """An open page, and all that went wrong on it."""
+    """An open page with its problems."""
 
     def __init__(self, browser: Browser, address: str) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -109,7 +109,7 @@ def voila_server(folder) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def voila(browser, voila_server) -> Iterator[Page]:
-    """The Voilà page with the model's first answers; the tests below use it one after another."""
+    """The Voilà page with the model's first answers; the tests below share it, in order."""
     visit = Visit(browser, voila_server)
     visit.page.goto(f"{voila_server}/voila/render/{NAME}", wait_until="commit")
     expect(visit.page.get_by_role("heading", name="Change one belief").first).to_be_visible(timeout=WAIT)
@@ -121,18 +121,18 @@ def voila(browser, voila_server) -> Iterator[Page]:
 
 
 def numbers(page: Page, role: str) -> list[str]:
-    """What stands behind the bars of one role."""
+    """The numbers beside the bars of one role."""
     return page.locator(f'[data-bar="{role}"] em').all_inner_texts()
 
 
 def has_bars(page: Page, role: str, yes: bool = True) -> None:
-    """Wait until a role's bars are there, or gone."""
+    """Wait until a role's bars have numbers, or none."""
     page.wait_for_function("([role, yes]) => [...document.querySelectorAll(`[data-bar=${role}] em`)]"
                            ".every(number => (number.textContent != '–') == yes)", arg=[role, yes], timeout=WAIT)
 
 
-def says(page: Page, text: str | re.Pattern) -> None:
-    """Wait until the page says so."""
+def wait_for_message(page: Page, text: str | re.Pattern) -> None:
+    """Wait until the page shows a message."""
     expect(page.locator(".be-message").filter(has_text=text)).to_be_visible(timeout=WAIT)
 
 
@@ -164,14 +164,14 @@ def test_the_page_opens_with_an_example(voila, artifacts):
 def test_an_edit_moves_the_bars_and_undo_restores_them(voila, artifacts):
     before = voila.locator(".be-panels").inner_html()
     press(voila, "Edit")
-    says(voila, "Edited in")
+    wait_for_message(voila, "Edited in")
     has_bars(voila, "after")
     assert numbers(voila, "after") != numbers(voila, "before")
     expect(voila.locator(".be-history li")).to_have_count(1)
     assert overflow(voila) <= 0
     look(voila, artifacts, "voila-2-edited")
     press(voila, "Undo")
-    says(voila, "The last edit is undone")
+    wait_for_message(voila, "The last edit is undone")
     has_bars(voila, "after", False)
     has_bars(voila, "before")
     assert voila.locator(".be-panels").inner_html() == before
@@ -196,38 +196,38 @@ def test_the_evidence_is_chosen_by_keyboard(voila):
     strength = field(voila, "Evidence")
     strength.press("Home")
     expect(voila.get_by_text("Evidence: 1 observation.")).to_be_visible()
-    one = numbers(voila, "agent")
+    first = numbers(voila, "agent")
     strength.press("ArrowDown")
     expect(voila.get_by_text("believes it with P = 0.5:")).to_be_visible()
-    assert numbers(voila, "agent") != one
+    assert numbers(voila, "agent") != first
     strength.press("End")
     field(voila, "Observations").fill("-3")
     field(voila, "Observations").press("Enter")
-    says(voila, "-3 observations are no evidence. Give a weight above 0")
+    wait_for_message(voila, "-3 observations are no evidence. Give a weight above 0")
     field(voila, "Observations").fill("20")
     field(voila, "Observations").press("Enter")
     expect(voila.get_by_text("Evidence: 20 observations.")).to_be_visible()
 
 
-def test_an_impossible_request_is_explained_and_the_page_goes_on(voila):
-    wanted = field(voila, "New object").input_value()
+def test_an_impossible_request_is_explained_and_the_page_keeps_working(voila):
+    name = field(voila, "New object").input_value()
     field(voila, "New object").fill("Nobody & <b>Sons</b>")
-    says(voila, "No object is called 'Nobody & <b>Sons</b>'. Pick a suggestion")
+    wait_for_message(voila, "No object is called 'Nobody & <b>Sons</b>'. Pick a suggestion")
     press(voila, "Edit")
     expect(voila.get_by_role("alert")).to_contain_text("No object is called 'Nobody & <b>Sons</b>'")
-    field(voila, "New object").fill(wanted)
+    field(voila, "New object").fill(name)
     field(voila, "lr").fill("-1")
     press(voila, "Edit")
-    says(voila, "lr: Input should be greater than 0")
+    wait_for_message(voila, "lr: Input should be greater than 0")
     field(voila, "lr").fill("0.02")
 
 
 def test_an_edit_can_be_cancelled(voila):
     field(voila, "steps").fill("1000000")
     press(voila, "Edit")
-    says(voila, re.compile("step [0-9]+ of 1000000"))
+    wait_for_message(voila, re.compile("step [0-9]+ of 1000000"))
     press(voila, "Cancel")
-    says(voila, "Stopped. Nothing was changed.")
+    wait_for_message(voila, "Stopped. Nothing was changed.")
     field(voila, "steps").fill("25")
     expect(voila.locator(".be-history li")).to_have_count(0)
     expect(voila.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
@@ -237,31 +237,31 @@ def test_sequential_edits_are_saved_and_replayed(voila, folder):
     press(voila, "sequential edits")
     press(voila, "Edit")
     expect(voila.locator(".be-history li")).to_have_count(1)
-    says(voila, "Edited in")
+    wait_for_message(voila, "Edited in")
     relations = voila.get_by_title("Relation: suggestions")
     relations.select_option(index=1)
     press(voila, "Edit")
     expect(voila.locator(".be-history li")).to_have_count(2)
-    expect(voila.locator(".be-history li").nth(1)).to_contain_text("on top of earlier ones")
+    expect(voila.locator(".be-history li").nth(1)).to_contain_text("after the earlier edits")
     saved = folder / "runs" / "tiny" / "playground"
     for kind in ("adapter", "delta", "model"):
         field(voila, "Save the edit as").select_option(kind)
         press(voila, "Save edit")
-        says(voila, re.compile(f"Saved: .*edit-002-{kind}"))
+        wait_for_message(voila, re.compile(f"Saved: .*edit-002-{kind}"))
     assert (saved / "edit-002-adapter" / "adapter_config.json").exists()
     assert (saved / "edit-002-delta.safetensors").exists() and (saved / "edit-002-model" / "config.json").exists()
     press(voila, "Save session")
-    says(voila, re.compile(r"Saved: .*session\.json"))
+    wait_for_message(voila, re.compile(r"Saved: .*session\.json"))
     shown = voila.locator(".be-panels").inner_html()
     press(voila, "Replay session")
-    says(voila, "Replayed 2 edits; all numbers are the same.")
+    wait_for_message(voila, "Replayed 2 edits; all numbers are the same.")
     has_bars(voila, "after")
     assert voila.locator(".be-panels").inner_html() == shown
 
 
 def test_editors_are_compared(voila, artifacts):
     press(voila, "Compare editors")
-    says(voila, "Compared; the history stays as it is.")
+    wait_for_message(voila, "Compared; the history stays as it is.")
     rows = voila.locator(".be-compare tbody td:first-child").all_inner_texts()
     editors = ("lora", "finetune", "bayes", "in_context")
     assert rows == ["Bayesian agent", "LM before", *(editor_class(name).label for name in editors)]
@@ -289,29 +289,30 @@ CONTROLS = "input:visible, select:visible, button:visible, [tabindex='0']:visibl
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(voila):
     page = voila.locator(".be-page")
     unnamed = page.locator(CONTROLS).evaluate_all(
-        "controls => controls.filter(one => ![one.getAttribute('aria-label'), one.title, one.textContent.trim(), "
-        "...[...(one.labels || [])].map(label => label.textContent.trim())].some(Boolean)).map(one => one.outerHTML)")
+        "controls => controls.filter(control => ![control.getAttribute('aria-label'), control.title, "
+        "control.textContent.trim(), ...[...(control.labels || [])].map(label => label.textContent.trim())]"
+        ".some(Boolean)).map(control => control.outerHTML)")
     assert unnamed == []
     controls = page.locator("input:visible:enabled, select:visible:enabled, button:visible:enabled")
-    controls.evaluate_all("controls => controls.forEach((one, place) => one.dataset.place = place)")
+    controls.evaluate_all("controls => controls.forEach((control, index) => control.dataset.index = index)")
     n = controls.count()
     assert n > 15
     field(voila, "Subject").focus()
     reached = set()
     for _ in range(3 * n):
-        reached.add(voila.evaluate("document.activeElement.dataset.place"))
+        reached.add(voila.evaluate("document.activeElement.dataset.index"))
         voila.keyboard.press("Tab")
-    assert reached >= {str(place) for place in range(n)}
+    assert reached >= {str(index) for index in range(n)}
 
 
-def test_without_a_run_the_page_offers_to_make_one(browser, voila_server, artifacts):
+def test_without_a_run_the_page_offers_to_create_one(browser, voila_server, artifacts):
     visit = Visit(browser, voila_server)
     visit.page.goto(f"{voila_server}/voila/render/none.ipynb", wait_until="commit")
     expect(visit.page.get_by_text("The playground needs a trained model.")).to_be_visible(timeout=WAIT)
     expect(visit.page.get_by_text("python run_all.py --params")).to_be_visible()
     assert overflow(visit.page) <= 0
     look(visit.page, artifacts, "voila-5-no-run")
-    press(visit.page, "Make the smoke run (about a minute)")
+    press(visit.page, "Create the smoke run (about a minute)")
     expect(visit.page.get_by_role("alert")).to_contain_text("No run_all.py", timeout=WAIT)
     visit.context.close()
     assert visit.problems == []
@@ -336,10 +337,10 @@ def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
         assert overflow(page) <= 0
         assert page.evaluate("(box => box.scrollWidth - box.clientWidth)(document.querySelector('.be-page'))") <= 0
         press(page, "Undo")
-        says(page, "The last edit is undone")
+        wait_for_message(page, "The last edit is undone")
         has_bars(page, "after", False)
         press(page, "Edit")
-        says(page, "Edited in")
+        wait_for_message(page, "Edited in")
         has_bars(page, "after")
         assert page.locator(".be-panels").inner_html() == shown
         visit.context.close()

@@ -1,4 +1,4 @@
-"""Reports as a reader meets them: in a browser, from disk, without a network."""
+"""Reports in a browser, opened from disk, without a network."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ VIEWS = [(1280, "light"), (390, "dark"), (390, "light")]
 
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory) -> Path:
-    """A run of one notebook that holds everything, hostile text included."""
+    """A run of one notebook with all kinds of output, including hostile text."""
     folder = tmp_path_factory.mktemp("sample")
     write_rich(folder / "notebooks" / "01_rich.ipynb")
     (folder / "tiny.yaml").write_text("seed: 1\n")
@@ -29,7 +29,7 @@ def sample_run(tmp_path_factory) -> Path:
 
 
 class Visit:
-    """A page opened from disk, and all that went wrong on it."""
+    """A page opened from disk, with its problems."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1280, scheme: str = "light") -> None:
         self.context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})
@@ -49,7 +49,7 @@ class Visit:
 
 @pytest.fixture
 def visit(browser):
-    """Opens pages, and checks at the end that nothing went wrong on any."""
+    """Opens pages, and checks at the end that none has a problem."""
     visits = []
 
     def opened(*arguments) -> Page:
@@ -57,9 +57,9 @@ def visit(browser):
         return visits[-1].page
 
     yield opened
-    for one in visits:
-        one.context.close()
-    assert [problem for one in visits for problem in one.problems] == []
+    for opened_page in visits:
+        opened_page.context.close()
+    assert [problem for opened_page in visits for problem in opened_page.problems] == []
 
 
 def overflow(page: Page) -> int:
@@ -222,8 +222,8 @@ def test_scripts_in_outputs_cannot_run(browser, tmp_path):
     raw = "<svg onload='document.title=1'></svg><a id=x href='javascript:document.title=2'>x</a><b onclick='x()'>b</b>"
     output = new_output("display_data", data={"text/html": raw})
     nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=[output])]), tmp_path / "raw.ipynb")
-    one = Visit(browser, export(tmp_path / "raw.ipynb", tmp_path / "raw.html"))
-    one.page.locator("#x").click()
-    assert one.page.title() == "raw"
-    assert not any(problem.startswith(("request", "dialog")) for problem in one.problems)
-    one.context.close()
+    visit = Visit(browser, export(tmp_path / "raw.ipynb", tmp_path / "raw.html"))
+    visit.page.locator("#x").click()
+    assert visit.page.title() == "raw"
+    assert not any(problem.startswith(("request", "dialog")) for problem in visit.problems)
+    visit.context.close()

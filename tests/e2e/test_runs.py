@@ -1,4 +1,4 @@
-"""A run folder that is used from several sides: run_all again, and papermill with other parameters."""
+"""A run folder used by several programs: run_all again, and papermill with other parameters."""
 
 import json
 import shutil

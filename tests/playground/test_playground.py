@@ -1,4 +1,4 @@
-"""The playground without a page: search, requests, outlooks, pictures, and what they show."""
+"""The playground without a page: search, requests, predictions, snapshots and their HTML."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ NAMES = st.lists(st.text("aAbé ", min_size=1, max_size=6), unique=True, max_siz
 def slow_find(names: list[str], text: str, n: int, first: list[str]) -> list[str]:
     """Sorted by kind of match, then preferred ones, then order."""
     typed = fold(text.strip())
-    found = []
-    for place, name in enumerate(names):
+    matches = []
+    for index, name in enumerate(names):
         folded = fold(name)
         if typed and typed not in folded:
             continue
         kind = (0 if not typed or folded == typed else 1 if folded.startswith(typed)
                 else 2 if " " + typed in folded else 3)
-        found.append((kind, first.index(name) if name in first else len(first), place, name))
-    return [name for *_, name in sorted(found)][:n]
+        matches.append((kind, first.index(name) if name in first else len(first), index, name))
+    return [name for *_, name in sorted(matches)][:n]
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,8 +72,8 @@ AGENT = BayesAgent.fit(pl.DataFrame({"subject": ["ann"] * 2, "relation": ["r"] *
 @pytest.mark.parametrize("p", [0.5, 0.95, 0.99])
 def test_evidence_brings_the_belief_just_to_the_probability(p):
     weight = EvidenceStrength(p).observations(AGENT, Fact("ann", "r", "b"))
-    told = AGENT.after("ann", "r", "b", weight)
-    assert told.probability("ann", "r", "b", "direct") >= p - 1e-12
+    updated = AGENT.after("ann", "r", "b", weight)
+    assert updated.probability("ann", "r", "b", "direct") >= p - 1e-12
     assert AGENT.after("ann", "r", "b", weight - 1).probability("ann", "r", "b", "direct") < p
 
 
@@ -89,46 +89,46 @@ def test_other_strengths():
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 9))
 def test_largest_objects_of_a_belief(counts, n):
     p = np.array(counts, dtype=float)
-    names = [str(place) for place in range(len(p))]
-    assert largest(names, p, n) == [names[place] for place in np.argsort(-p, kind="stable")[:n]]
+    names = [str(o) for o in range(len(p))]
+    assert largest(names, p, n) == [names[o] for o in np.argsort(-p, kind="stable")[:n]]
 
 
 @pytest.fixture(scope="module")
 def session(playground_run):
-    made, _ = open_run(open_tiny(playground_run))
-    yield made
-    made.close()
+    opened, _ = open_run(open_tiny(playground_run))
+    yield opened
+    opened.close()
 
 
-def test_an_outlook_is_what_the_agent_believes(session):
-    known, request = session.known, session.known.example()
-    outlook = known.outlook(request, known.agent)
-    updated = known.agent.after(request.subject, request.fact.relation, request.target, request.weight)
-    assert [q.role for q in outlook.questions] == ["edited", "downstream", "other subject"]
-    for place, question in enumerate(outlook.questions):
-        view = "predictive" if place else "direct"
-        for belief, agent in ((question.before, known.agent), (question.after, updated)):
+def test_a_prediction_has_the_beliefs_of_the_agent(session):
+    facts, request = session.known, session.known.example()
+    prediction = facts.outlook(request, facts.agent)
+    updated = facts.agent.after(request.subject, request.fact.relation, request.target, request.weight)
+    assert [q.role for q in prediction.questions] == ["edited", "downstream", "other subject"]
+    for index, question in enumerate(prediction.questions):
+        view = "predictive" if index else "direct"
+        for belief, agent in ((question.before, facts.agent), (question.after, updated)):
             np.testing.assert_array_equal(belief, agent.distribution(
                 question.fact.subject, question.fact.relation, view))
-    edited, downstream, _ = outlook.questions
+    edited, downstream, _ = prediction.questions
     assert downstream.after.argmax() != downstream.before.argmax()
-    assert edited.after[known.agent.objects.index(request.target)] == pytest.approx(0.95, abs=0.02)
+    assert edited.after[facts.agent.objects.index(request.target)] == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_ripple_is_capped_and_says_how_many_more(session):
-    known, request = session.known, session.known.example()
-    outlook = known.outlook(request, known.agent)
-    everything = known.agent.ripple(known.facts, request.subject, request.fact.relation, request.target,
+    facts, request = session.known, session.known.example()
+    prediction = facts.outlook(request, facts.agent)
+    everything = facts.agent.ripple(facts.facts, request.subject, request.fact.relation, request.target,
                                     request.weight)
-    moved = everything.filter(pl.col("path") != "request")
-    shown = [one for one in outlook.ripple if one.path not in ("request", "still")]
-    assert len(outlook.ripple) <= CAP and len(shown) + outlook.n_more == len(moved)
-    expected = moved.select("subject", "relation", "object", "path", "p_before", "p_after").head(len(shown)).rows()
-    assert [(one.fact.subject, one.fact.relation, one.fact.object, one.path, one.p_agent_before, one.p_agent)
-            for one in shown] == expected
-    still = [one for one in outlook.ripple if one.path == "still"]
-    assert still and all(one.by_agent == 0 for one in still)
-    assert outlook.ripple[0].fact == request.requested and outlook.ripple[0].path == "request"
+    changed = everything.filter(pl.col("path") != "request")
+    shown = [change for change in prediction.ripple if change.path not in ("request", "unchanged")]
+    assert len(prediction.ripple) <= CAP and len(shown) + prediction.n_more == len(changed)
+    expected = changed.select("subject", "relation", "object", "path", "p_before", "p_after").head(len(shown)).rows()
+    assert [(*vars(change.fact).values(), change.path, change.p_agent_before, change.p_agent)
+            for change in shown] == expected
+    unchanged = [change for change in prediction.ripple if change.path == "unchanged"]
+    assert unchanged and all(change.by_agent == 0 for change in unchanged)
+    assert prediction.ripple[0].fact == request.requested and prediction.ripple[0].path == "request"
 
 
 @pytest.mark.parametrize("kind", ["subject", "relation", "object"])
@@ -139,23 +139,23 @@ def test_unknown_names_are_explained(session, kind):
     assert "pick a suggestion" in caught.value.hint
 
 
-def test_own_relations_and_usual_objects_come_first(session):
-    known, fact = session.known, session.known.example().fact
-    own = known.relations_of[fact.subject]
-    assert known.suggest("relation", "", fact.subject)[:len(own)] == own
-    usual = known.suggest("object", "", relation=fact.relation, n=3)
-    assert all(known.facts.filter(relation=fact.relation, object=name).height for name in usual)
-    assert len(known.suggest("subject", "", n=5)) == 5
+def test_relations_of_the_subject_and_frequent_objects_come_first(session):
+    facts, fact = session.known, session.known.example().fact
+    relations = facts.relations_of[fact.subject]
+    assert facts.suggest("relation", "", fact.subject)[:len(relations)] == relations
+    frequent = facts.suggest("object", "", relation=fact.relation, n=3)
+    assert all(facts.facts.filter(relation=fact.relation, object=name).height for name in frequent)
+    assert len(facts.suggest("subject", "", n=5)) == 5
 
 
 class SlowAnswers:
-    """Beliefs that are made up, and asked for in full."""
+    """Random beliefs, computed for every object."""
 
     def __init__(self, objects, seed):
-        self.objects, self.rng, self.known = objects, np.random.default_rng(seed), {}
+        self.objects, self.rng, self.answers = objects, np.random.default_rng(seed), {}
 
     def p(self, prompt, target):
-        return self.known.setdefault((prompt, target), float(self.rng.random() ** 8 / 4))
+        return self.answers.setdefault((prompt, target), float(self.rng.random() ** 8 / 4))
 
     def strongest(self, prompt, n):
         return sorted(self.objects, key=lambda o: -self.p(prompt, o))[:n]
@@ -165,24 +165,24 @@ class SlowAnswers:
             self.p(*pair)
 
 
-def test_a_picture_shows_the_likeliest_of_anybody_and_the_rest(session):
-    known, request = session.known, session.known.example()
-    objects = known.agent.objects
-    outlook = known.outlook(request, known.agent)
+def test_a_snapshot_shows_the_most_probable_objects_and_the_rest(session):
+    facts, request = session.known, session.known.example()
+    objects = facts.agent.objects
+    prediction = facts.outlook(request, facts.agent)
     before, after = SlowAnswers(objects, 1), SlowAnswers(objects, 2)
-    picture = draw(outlook, objects, before, after)
-    for place, panel in enumerate(picture.panels):
+    snapshot = draw(prediction, objects, before, after)
+    for index, panel in enumerate(snapshot.panels):
         prompt = panel.fact.prompt
-        best = {o: max(before.p(prompt, o), after.p(prompt, o), outlook.questions[place].after[i]) for i, o in enumerate(objects)}
-        must = {panel.fact.object} | ({request.target} if place == 0 else set())
+        best = {o: max(before.p(prompt, o), after.p(prompt, o), prediction.questions[index].after[i]) for i, o in enumerate(objects)}
+        must = {panel.fact.object} | ({request.target} if index == 0 else set())
         ranked = sorted((o for o in objects if o not in must), key=lambda o: -best[o])[:TOP - len(must)]
         assert {bar.object for bar in panel.bars[:-1]} == must | set(ranked)
         assert panel.bars[-1].object is None and len(panel.bars) == TOP + 1
         for column in ("p_agent", "p_agent_before"):
             assert sum(getattr(bar, column) for bar in panel.bars) == pytest.approx(1)
-    for name, (a, b) in picture.logic.errors.items():
+    for name, (a, b) in snapshot.logic.errors.items():
         for state, value in ((0, a), (1, b)):
-            p = {key: row[state] for key, row in picture.logic.p.items()}
+            p = {key: row[state] for key, row in snapshot.logic.p.items()}
             expected = {"true_false": p["stated"] - p["A"], "negation": p["A"] - 1 + p["not A"],
                         "conjunction": p["A and B"] - p["A"] * p["B"], "commutation": p["A and B"] - p["B and A"],
                         "disjunction": p["A or B"] - (p["A"] + p["B"] - p["A"] * p["B"])}[name]
@@ -190,8 +190,8 @@ def test_a_picture_shows_the_likeliest_of_anybody_and_the_rest(session):
     for model, state in ((before, 0), (after, 1)):
         prompt = f'"not {request.requested}" is'
         true, false = model.p(prompt, "true"), model.p(prompt, "false")
-        assert picture.logic.p["not A"][state] == pytest.approx(true / (true + false))
-    alone = draw(outlook, objects)
+        assert snapshot.logic.p["not A"][state] == pytest.approx(true / (true + false))
+    alone = draw(prediction, objects)
     assert all(math.isnan(bar.p_before) for panel in alone.panels for bar in panel.bars)
 
 
@@ -211,16 +211,16 @@ class Tags(HTMLParser):
 
 
 ALLOWED = {"div", "p", "span", "i", "section", "h3", "bdi", "b", "em", "u", "br", "table", "thead", "tbody", "tr", "th",
-           "td", "caption", "ol", "li", "svg", "g", "path", "circle", "text", "tspan", "title"}
+           "td", "caption", "ol", "li", "svg", "g", "path", "circle", "text", "tspan", "title", "abbr"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(session, name):
-    known = session.known
-    fact = known.fact(name, known.relations_of[name][0])
-    request = EditRequest(fact, next(o for o in known.agent.objects if o != fact.object))
-    picture = draw(session.outlook(request), known.agent.objects)
-    markup = (show.belief_bars(picture) + show.logic(picture.logic) + show.ripple(picture)
+    facts = session.known
+    fact = facts.fact(name, facts.relations_of[name][0])
+    request = EditRequest(fact, next(o for o in facts.agent.objects if o != fact.object))
+    snapshot = draw(session.outlook(request), facts.agent.objects)
+    markup = (show.belief_bars(snapshot) + show.logic(snapshot.logic) + show.ripple(snapshot)
               + show.message(name, "problem"))
     seen = Tags(markup)
     assert {tag for tag, _ in seen.tags} <= ALLOWED
@@ -246,8 +246,8 @@ def test_a_run_of_other_parameters_is_not_trained_again(playground_run, tmp_path
     shutil.copytree(playground_run / "runs" / "tiny", recorded)
     config = open_tiny(playground_run).config.model_dump(mode="json")
     (recorded / "summary.json").write_text(json.dumps({"config": config}))
-    made, opened = open_run(be.Run(recorded, other.config, read_only=True))
-    made.close()
+    session, opened = open_run(be.Run(recorded, other.config, read_only=True))
+    session.close()
     assert opened.config.pretraining.token_budget == 500_000, "the configuration that is recorded"
     assert runs_beside(recorded) == [recorded]
 
@@ -260,15 +260,15 @@ print("  3 s  cell 2/9: Training: 135k/0.3M [00:30<01:30, 2.51ktok/s]", file=sys
 """
 
 
-def test_a_run_is_made_with_progress_and_can_be_stopped(tmp_path):
+def test_a_run_is_created_with_progress_and_can_be_stopped(tmp_path):
     params = tmp_path / "params" / "small.yaml"
     params.parent.mkdir()
     with pytest.raises(TrainingError, match="no run_all.py"):
         make_run(params, tmp_path / "run", print)
-    told = []
+    calls = []
     (tmp_path / "run_all.py").write_text(RUN_ALL.format(""))
-    make_run(params, tmp_path / "run", lambda *what: told.append(what))
-    assert f"--params {params} --out {tmp_path / 'run'}" in told[0][2] and told[1][:2] == (2, 9)
+    make_run(params, tmp_path / "run", lambda *arguments: calls.append(arguments))
+    assert f"--params {params} --out {tmp_path / 'run'}" in calls[0][2] and calls[1][:2] == (2, 9)
     (tmp_path / "run_all.py").write_text(RUN_ALL.format("sys.exit('no room left')"))
     with pytest.raises(TrainingError, match="the run failed: no room left"):
         make_run(params, tmp_path / "run", silent)
@@ -283,7 +283,7 @@ def test_a_run_is_made_with_progress_and_can_be_stopped(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_a_run_that_is_made_ends_with_its_parent(tmp_path):
+def test_the_creation_of_a_run_ends_with_its_parent(tmp_path):
     params = tmp_path / "params" / "small.yaml"
     (tmp_path / "run_all.py").write_text(
         "import os, sys, time\nprint(os.getpid(), file=sys.stderr, flush=True)\ntime.sleep(600)")
@@ -301,19 +301,19 @@ def test_a_run_that_is_made_ends_with_its_parent(tmp_path):
         if "State:\tZ" in Path(f"/proc/{child}/status").read_text():  # nobody has waited for it
             return
         time.sleep(0.1)
-    pytest.fail("the run goes on without its parent")
+    pytest.fail("the run continues without its parent")
 
 
-def test_work_is_done_in_order_and_can_be_stopped():
-    worker, results, going = Worker(), [], threading.Event()
+def test_jobs_run_in_order_and_can_be_stopped():
+    worker, results, running = Worker(), [], threading.Event()
 
     def endless(progress):
         for step in range(10**9):
             progress(step, None, "")
-            going.set()
+            running.set()
 
     first = worker.run(endless, lambda *result: results.append(result))
-    going.wait()
+    running.wait()
     worker.cancel()
     second = worker.run(lambda progress: 7, lambda *result: results.append(result))
     third = worker.run(lambda progress: 1 / 0, lambda *result: results.append(result))
@@ -324,6 +324,6 @@ def test_work_is_done_in_order_and_can_be_stopped():
     worker.close()
 
 
-def test_errors_in_words():
+def test_errors_as_sentences():
     assert error_text(EvidenceError("it is so", hint="do this")) == "It is so. Do this."
     assert error_text(EditError("it is so")) == "It is so."

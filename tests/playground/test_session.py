@@ -1,4 +1,4 @@
-"""Sessions of the playground: edits alone and sequential, undone, stopped, refused, replayed."""
+"""Sessions of the playground: independent and sequential edits, undo, stop, refusal, replay."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ LORA = EditorChoice("lora", {"lr": 2e-2, "steps": 25})
 
 @pytest.fixture
 def session(playground_run):
-    made, _ = open_run(open_tiny(playground_run))
-    yield made
-    made.close()
+    opened, _ = open_run(open_tiny(playground_run))
+    yield opened
+    opened.close()
 
 
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def others(session, request: EditRequest, n: int) -> list[EditRequest]:
@@ -56,22 +56,22 @@ def others(session, request: EditRequest, n: int) -> list[EditRequest]:
 
 def lacking(session) -> tuple[str, str]:
     """A subject and a relation that it does not have."""
-    known = session.known
-    return next((s, r) for s in known.relations_of for r in known.subjects_of if (s, r) not in known.object_of)
+    facts = session.known
+    return next((s, r) for s in facts.relations_of for r in facts.subjects_of if (s, r) not in facts.object_of)
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 40])
-def test_the_strongest_objects_are_found_without_asking_for_all(n):
+def test_the_most_probable_objects_need_not_all_be_scored(n):
     model, tokenizer = sample_model(), sample_tokenizer()
     objects = sorted({word for sentence in SENTENCES for word in sentence.replace('"', "").split()} | {
         "New Norway", "New Berg", "poet of Norway", "x"})
-    told = InContextEditor(InContextConfig()).apply(model, tokenizer, REQUESTS[1:2])
-    for models in (UnmodifiedModel(model), told):
+    edited = InContextEditor(InContextConfig()).apply(model, tokenizer, REQUESTS[1:2])
+    for models in (UnmodifiedModel(model), edited):
         log_p = score(models, tokenizer, ["Ada works as"] * len(objects), objects, versions=[0] * len(objects))
-        expected = [objects[place] for place in np.argsort(-log_p, kind="stable")[:n]]
-        asked = CachedModel(models, tokenizer, objects)
-        assert asked.strongest("Ada works as", n) == expected
-        assert asked.p("Ada works as", expected[0]) == pytest.approx(math.exp(log_p.max()), rel=1e-4)
+        expected = [objects[o] for o in np.argsort(-log_p, kind="stable")[:n]]
+        cached = CachedModel(models, tokenizer, objects)
+        assert cached.strongest("Ada works as", n) == expected
+        assert cached.p("Ada works as", expected[0]) == pytest.approx(math.exp(log_p.max()), rel=1e-4)
 
 
 def test_an_edit_moves_the_bars_and_undo_brings_them_back(session):
@@ -87,19 +87,21 @@ def test_an_edit_moves_the_bars_and_undo_brings_them_back(session):
         session.undo()
 
 
-def test_edits_pile_up_and_come_off_again_to_the_bit(session):
+def test_sequential_edits_are_undone_exactly(session):
     session.stacked = True
     request = session.known.example()
     untouched, states = weights(session.base), []
     agents = [session.agent]
-    for one in [request, *others(session, request, 2)]:
+    for next_request in [request, *others(session, request, 2)]:
         states.append((weights(session.before.models.model), session.look(request).numbers()))
-        session.edit(one, LORA if len(states) != 2 else EditorChoice("finetune", {"lr": 3e-3, "steps": 5}))
+        choice = LORA if len(states) != 2 else EditorChoice("finetune", {"lr": 3e-3, "steps": 5})
+        session.edit(next_request, choice)
         agents.append(session.agent)
     edited = request.requested
     p = [agent.probability(edited.subject, edited.relation, edited.object, "direct") for agent in agents]
     assert p[0] < 0.5 < p[1] and p[1] == p[2] == p[3]
-    assert agents[3].probability(one.subject, one.fact.relation, one.target, "direct") > 0.9
+    last = next_request.requested
+    assert agents[3].probability(last.subject, last.relation, last.object, "direct") > 0.9
     while session.history:
         session.undo()
         state, numbers = states.pop()
@@ -108,13 +110,13 @@ def test_edits_pile_up_and_come_off_again_to_the_bit(session):
     assert same(weights(session.base), untouched) and same(weights(session.before.models.model), untouched)
 
 
-def test_edits_made_alone_do_not_know_of_each_other(session):
+def test_independent_edits_do_not_affect_each_other(session):
     request = session.known.example()
     first = session.edit(request, LORA).picture.numbers()
     session.edit(others(session, request, 1)[0], LORA)
     assert session.edit(request, LORA).picture.numbers() == first
     session.stacked = True
-    assert same(weights(session.before.models.model), weights(session.base)), "nothing has been made on top of others"
+    assert same(weights(session.before.models.model), weights(session.base)), "no edit is sequential"
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -134,7 +136,7 @@ def test_an_edit_stopped_between_steps_leaves_nothing_behind(session, stacked):
     assert session.look(request).numbers() == start
 
 
-def test_what_cannot_be_done_is_said(session):
+def test_refusals_are_explained(session):
     request = session.known.example()
     session.stacked = True
     with pytest.raises(EditError, match="in_context changes no weights"):
@@ -158,7 +160,7 @@ def test_what_cannot_be_done_is_said(session):
     assert len(session.history) == 2
 
 
-def test_a_relation_the_subject_lacks_can_be_asked_for(session):
+def test_a_relation_that_the_subject_lacks_can_be_requested(session):
     subject, relation = lacking(session)
     entry = session.edit(session.known.request(
         Fact(subject, relation, session.known.agent.objects[0])), LORA)
@@ -171,16 +173,16 @@ def test_saved_edits_load_again(session, tmp_path, stacked):
 
     session.stacked = stacked
     request = session.known.example()
-    picture = session.edit(request, LORA).picture
+    snapshot = session.edit(request, LORA).picture
     tokenizer, objects = session.tokenizer, session.known.agent.objects
-    p = {bar.object: bar.p_after for bar in picture.panels[0].bars if bar.object}
+    p = {bar.object: bar.p_after for bar in snapshot.panels[0].bars if bar.object}
     adapter = session.export("adapter", tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(load_model(session_folder(session))[0], adapter)
     delta = load_delta(session.export("delta", tmp_path / "delta"), session.base)
     whole, _ = load_model(session.export("model", tmp_path / "model"))
     for model in (loaded, delta, whole):
-        asked = CachedModel(UnmodifiedModel(model), tokenizer, objects)
-        assert {name: asked.p(request.prompt, name) for name in p} == pytest.approx(p, abs=1e-4)
+        cached = CachedModel(UnmodifiedModel(model), tokenizer, objects)
+        assert {name: cached.p(request.prompt, name) for name in p} == pytest.approx(p, abs=1e-4)
 
 
 def session_folder(session) -> str:
@@ -191,8 +193,8 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
     request = session.known.example()
     session.edit(request, LORA)
     session.stacked = True
-    for one in [request, *others(session, request, 1)]:
-        session.edit(one, EditorChoice("finetune", {"lr": 3e-3, "steps": 4}))
+    for next_request in [request, *others(session, request, 1)]:
+        session.edit(next_request, EditorChoice("finetune", {"lr": 3e-3, "steps": 4}))
     numbers = [entry.picture.numbers() for entry in session.history]
     save_session(session, tmp_path / "session.json")
     assert replay(session, tmp_path / "session.json") == 0
@@ -205,14 +207,14 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("choice", [EditorChoice("lora", {"lr": 1e30, "steps": 3}), EditorChoice("grace", {"lr": 1e-2, "steps": 2})])
-def test_an_edit_that_diverges_changes_nothing_and_is_nowhere_listed(session, tmp_path, monkeypatch, stacked, choice):
+def test_an_edit_that_diverges_changes_nothing_and_is_not_listed(session, tmp_path, monkeypatch, stacked, choice):
     request, edit = session.known.example(), GraceEditor._edit
 
     def overflowing(self, *arguments):
-        """As GRACE, but what it answers is infinite."""
-        books = edit(self, *arguments)
-        books.values[:] = math.inf
-        return books
+        """As GRACE, with infinite values."""
+        edited = edit(self, *arguments)
+        edited.values[:] = math.inf
+        return edited
 
     monkeypatch.setattr(GraceEditor, "_edit", overflowing)
     session.stacked = stacked
@@ -258,10 +260,10 @@ def test_editors_side_by_side(session):
     assert row["true_false"] == entry.picture.logic.errors["true_false"][1]
 
 
-def test_soft_targets_leave_out_what_is_shown_of_another_subject(session):
-    outlook = session.outlook(session.known.example())
-    prompts = {soft.prompt for soft in session._soft_targets(editor("bayes"), outlook)}
-    edited, downstream, other = (question.fact.prompt for question in outlook.questions)
+def test_soft_targets_leave_out_the_fact_shown_of_another_subject(session):
+    prediction = session.outlook(session.known.example())
+    prompts = {soft.prompt for soft in session._soft_targets(editor("bayes"), prediction)}
+    edited, downstream, other = (question.fact.prompt for question in prediction.questions)
     assert {edited, downstream} <= prompts and other not in prompts
 
 
@@ -269,7 +271,7 @@ def tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):  # isinstance would wake lazy modules up
+        if issubclass(type(thing), torch.Tensor):  # isinstance would import lazy modules
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -292,4 +294,4 @@ def test_memory_does_not_grow_over_fifty_edits(session):
     assert tensor_bytes() == tensors
     assert resident_megabytes() - resident < 60
     session.clear()
-    assert not any(Path(session._kept.name).iterdir())
+    assert not any(Path(session._weights.name).iterdir())

@@ -1,4 +1,4 @@
-"""Figures: what they draw, in which colour, and that names from data cannot do anything."""
+"""Figures: what they draw, in which colour, and that names from data are inert."""
 
 import importlib.util
 import json
@@ -82,7 +82,7 @@ def edit_frames():
 
 
 EDITED, QUERIES, BEFORE = edit_frames()
-IN_SEQUENCE = pl.DataFrame([  # edits on top of edits: two editors, the agent told the same
+IN_SEQUENCE = pl.DataFrame([  # sequential edits: two editors, and the agent with the same requests
     {"editor": editor, "n_edits": n, "group": group, "measure": measure, "n": 9, "mean": 0.5 + n / 100, "low": 0.25,
      "high": 0.75 if measure == "p_lm" else None}
     for editor in EDITORS for n in (1, 10)
@@ -202,7 +202,7 @@ def test_curves_hold_the_metrics():
     assert [(t.name, list(t.x), list(t.y)) for t in figure.data] == [
         ("training", [100, 200], [2.0, 1.0]), ("evaluation", [100, 200], [2.5, 1.5])]
     figure = accuracy_curves(METRICS)
-    assert [t.name for t in figure.data] == ["atomic", "T/F", "not", "or"]
+    assert [t.name for t in figure.data] == ["atomic statements", "true/false sentences", "negations", "disjunctions"]
     assert list(figure.data[3].y) == [0.5, 0.6]
     assert len({t.line.color for t in figure.data}) == len({t.marker.symbol for t in figure.data}) == 4
 
@@ -226,8 +226,8 @@ def test_trajectory_lines_by_hand():
         "agent before": ([0, 40], [0.11, 0.11]), "agent after": ([0, 40], [0.95, 0.95])}
     second = {t.name: list(t.y) for t in figure.data if t.xaxis == "x2"}
     assert second["agent before"] == [0.22, 0.22] and second["agent after"] == [0.77, 0.77]
-    asked = [[round(y, 6) for y in t.y] for t in traces(figure, "coherent")]
-    assert asked == [[0.1, 0.5, 0.9], [0.4] * 3, [0.8] * 3, [0.3] * 3]  # stated; 1-p(A); p(A)+p(B)-p(A)p(B); p(A)p(B)
+    coherent = [[round(y, 6) for y in t.y] for t in traces(figure, "coherent")]
+    assert coherent == [[0.1, 0.5, 0.9], [0.4] * 3, [0.8] * 3, [0.3] * 3]  # p(A); 1-p(A); p(A)+p(B)-p(A)p(B); p(A)p(B)
     assert sum(t.showlegend for t in figure.data) == len({t.name for t in figure.data})
     assert [t.line.color for t in first] == [style.SERIES[0], style.AFTER, style.AGENT, style.AGENT]
 
@@ -262,7 +262,7 @@ def test_outcomes_ask_the_same_statement_before_and_after_and_draw_the_agent():
     assert {name: trace.marker.color for name, trace in drawn.items()} == {
         "LM before": style.BEFORE, "LM after": style.AFTER, "agent after": style.AGENT}
     lora = MEASURED.filter(editor="lora")
-    stays = lora.filter(~pl.col("downstream_changes"))  # all of them contradict the model: it says "a" before
+    stays = lora.filter(~pl.col("downstream_changes"))  # all contradict the model: it answers "a" before
     for name, column in (("LM before", "p_lm_goal_{}_before"), ("LM after", "p_lm_goal_{}_after"),
                          ("agent after", "p_agent_goal_{}_after")):
         values = stays[column.format("same_subject_other_relation")]
@@ -289,20 +289,21 @@ def test_published_errors_by_hand():
     assert figure.data[-1].marker.color == style.AGENT and len(figure.layout.annotations) == 8
 
 
-def test_edits_on_top_of_edits_and_tests_of_rationality_by_hand():
+def test_sequential_edits_and_tests_of_rationality_by_hand():
     lines = sequence_lines(IN_SEQUENCE)
     first = [trace for trace in lines.data if trace.xaxis == "x"]
     assert [(trace.name[:5], list(trace.y)) for trace in first] == [
         ("lora", [0.51, 0.6]), ("&lt;s", [0.51, 0.6]), ("agent", [0.51, 0.6])]
     assert first[0].customdata[0] == ["0.510 [0.250, 0.750]", 9] and first[0].error_y.array[0] == pytest.approx(0.24)
     table = sequence_table(IN_SEQUENCE)
-    assert table.columns[:4] == ["editor", "edits", "sequences", "adopted: last"] and table["adopted: last"][1] == "0.60"
+    assert table.columns[:4] == ["editor", "edits", "sequences", "edit success: latest"]
+    assert table["edit success: latest"][1] == "0.60"
     assert set(table["sequences"]) == {"n = 9 sequences"}
     assert lines.layout.title.text == "Sequential edits: means over n = 9 sequences, Student’s t intervals"
     assert sequence_unit(IN_SEQUENCE, 0.9) == "means over n = 9 sequences, 90 % Student’s t intervals"
-    one = IN_SEQUENCE.with_columns(n=pl.lit(1), low=None, high=None)
-    assert sequence_lines(one).layout.title.text == "Sequential edits: n = 1 sequence, no interval"
-    assert set(sequence_table(one)["sequences"]) == {"n = 1 sequence"}
+    single = IN_SEQUENCE.with_columns(n=pl.lit(1), low=None, high=None)
+    assert sequence_lines(single).layout.title.text == "Sequential edits: n = 1 sequence, no interval"
+    assert set(sequence_table(single)["sequences"]) == {"n = 1 sequence"}
     bars = rationality_bars(TESTED)
     assert [list(trace.x) for trace in bars.data] == [[0, 5]] * 3 and bars.data[-1].name == "agent"
     gone = pl.when(editor=EDITORS[0]).then(None)
@@ -333,7 +334,7 @@ def test_heatmap_and_graph():
 
 def test_belief_figures():
     given = plots.conditional_bars(["a", "b", "c", "d"], [0.2, 0.5, 0.3, 0], relation="r", given="x", n=2)
-    assert list(given.layout.yaxis.ticktext) == ["b", "c", "1 others"]
+    assert list(given.layout.yaxis.ticktext) == ["b", "c", "1 other objects"]
     assert list(given.data[0].x) == pytest.approx([0.5, 0.3, 0.2])
     belief = plots.belief_over_evidence(EVIDENCE, true_object="a")
     assert list(belief.data[0].y) == [0.5, 0.8] and belief.data[0].line.color == style.AGENT
@@ -373,5 +374,5 @@ def test_a_figure_is_saved_as_svg_with_dark_text_on_white(tmp_path, monkeypatch)
     figure = training_curves(METRICS)
     path = save_figure(figure, tmp_path / "new" / "figure.svg", width=400, height=300)
     picture = path.read_text(encoding="utf-8")
-    assert picture.startswith("<svg") and "Loss while the model learns" in picture and "rgb(34, 34, 34)" in picture
+    assert picture.startswith("<svg") and "Loss during pretraining" in picture and "rgb(34, 34, 34)" in picture
     assert figure.layout.font.color is None  # the figure itself stays as it was

@@ -23,7 +23,7 @@ OUTSIDE = re.compile(r"""(?:src|href|action|poster)\s*=\s*["']?\s*(?:https?:)?//
 
 
 class _Page(HTMLParser):
-    """Elements with their attributes, and the text that a reader sees."""
+    """Elements with their attributes, and the visible text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -55,9 +55,9 @@ def shown(**data):
     return new_output("display_data", data={key.replace("__", "/"): value for key, value in data.items()})
 
 
-def exported(tmp_path, made, **options):
+def exported(tmp_path, cells, **options):
     path = tmp_path / "sample.ipynb"
-    nbformat.write(made, path)
+    nbformat.write(cells, path)
     return report.export(path, tmp_path / "sample.html", **options).read_text(encoding="utf-8")
 
 
@@ -81,9 +81,9 @@ def test_nothing_is_loaded_from_outside(tmp_path):
                                    '<link href="https://example.org/x.css" rel=stylesheet>'
                                    '<b src=//example.org>kept</b>')))
     page = exported(tmp_path, cells)
-    found = [(tag, attrs) for tag, attrs in _Page(page).elements
-             if any(name in attrs and "//" in (attrs[name] or "") for name in ("src", "href", "srcset"))]
-    assert found == []
+    outside = [(tag, attrs) for tag, attrs in _Page(page).elements
+               if any(name in attrs and "//" in (attrs[name] or "") for name in ("src", "href", "srcset"))]
+    assert outside == []
     assert not OUTSIDE.search(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
     assert "kept" in page and "picture not included: far" in page
     assert "default-src 'none'" in page
@@ -151,14 +151,14 @@ def test_progress_bars_leave_no_trace_and_other_messages_stay():
     assert [(output["kind"], str(output["html"])) for output in outputs] == [("messages", "kept")]
 
 
-def test_widgets_become_a_note_and_what_they_showed(tmp_path):
+def test_widgets_become_a_note_and_their_last_state(tmp_path):
     state = {"box": {"state": {"_model_name": "VBoxModel", "children": ["IPY_MODEL_slider", "IPY_MODEL_out"]}},
              "slider": {"state": {"_model_name": "FloatSliderModel"}},
              "out": {"state": {"_model_name": "OutputModel", "outputs": [
                  {"output_type": "display_data", "data": {PLOTLY: plot()}, "metadata": {}}]}}}
     view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
-    made = notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}})
-    page = exported(tmp_path, made)
+    cells = notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}})
+    page = exported(tmp_path, cells)
     assert "open the notebook in JupyterLab" in page and "VBox(" not in page
     assert sum(attrs.get("class") == "plot" for _, attrs in _Page(page).elements) == 1
 
@@ -200,12 +200,12 @@ def test_code_is_folded_and_cells_that_show_nothing_share_a_fold():
 
 
 def test_exports_are_reproducible(tmp_path):
-    made = notebook(code("show", new_output("display_data", data={PLOTLY: plot()})))
-    assert exported(tmp_path, made) == exported(tmp_path, made)
+    cells = notebook(code("show", new_output("display_data", data={PLOTLY: plot()})))
+    assert exported(tmp_path, cells) == exported(tmp_path, cells)
 
 
 @pytest.mark.parametrize("content", [None, "not json", "{}", '{"cells": 3}'])
-def test_what_is_not_a_notebook_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_no_notebook_is_an_error_with_its_name(tmp_path, content):
     path = tmp_path / "bad.ipynb"
     if content is not None:
         path.write_text(content)
@@ -216,7 +216,7 @@ def test_what_is_not_a_notebook_is_refused_by_name(tmp_path, content):
     assert not (tmp_path / "bad.html").exists()
 
 
-def test_the_command_writes_beside_the_notebook_or_where_told(tmp_path):
+def test_the_command_writes_beside_the_notebook_or_to_the_output_option(tmp_path):
     nbformat.write(notebook(code("1")), tmp_path / "a.ipynb")
     assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb")]).exit_code == 0
     assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "-o", str(tmp_path / "b.html")]).exit_code == 0
@@ -313,24 +313,24 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
         report.write_comparison(tmp_path / "seed=0")
 
 
-def test_what_the_head_says_is_not_repeated_and_without_head_not_lost(tmp_path):
-    told = code("x", shown(text__html="<p>red: not learned</p>"))
-    told.metadata["tags"] = ["remove-output"]
-    made = notebook(told, code("y", shown(text__html="<p>kept</p>")))
-    alone = exported(tmp_path, made)
+def test_the_header_of_a_notebook_is_shown_only_without_a_page_head(tmp_path):
+    check = code("x", shown(text__html="<p>red: not learned</p>"))
+    check.metadata["tags"] = ["remove-output"]
+    cells = notebook(check, code("y", shown(text__html="<p>kept</p>")))
+    alone = exported(tmp_path, cells)
     assert "red: not learned" in alone and "kept" in alone
-    with_head = exported(tmp_path, made, head={"rows": {"Seed": "0"}})
+    with_head = exported(tmp_path, cells, head={"rows": {"Seed": "0"}})
     assert "red: not learned" not in with_head and "kept" in with_head
 
 
-def test_a_notebook_of_a_run_finds_its_head_and_one_written_over_it_has_none(tmp_path):
-    """The head describes the run; what the notebook says of itself is then left out."""
+def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_path):
+    """The head describes the run; the notebook's own header is then left out."""
     folder = run_folder(tmp_path / "run", learned=False)
     path, page = folder / "notebooks" / "04_analysis.ipynb", folder / "notebooks" / "04_analysis.html"
     path.parent.mkdir()
-    told = code("x", shown(text__html="<p>another configuration</p>"))
-    told.metadata["tags"] = ["remove-output"]
-    nbformat.write(notebook(told), path)
+    header = code("x", shown(text__html="<p>another configuration</p>"))
+    header.metadata["tags"] = ["remove-output"]
+    nbformat.write(notebook(header), path)
     record = json.loads((folder / "summary.json").read_text())
     record["notebooks"]["04_analysis"] = {"title": "x", "status": "done",
                                           "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -338,7 +338,7 @@ def test_a_notebook_of_a_run_finds_its_head_and_one_written_over_it_has_none(tmp
     result = CliRunner().invoke(report.main, [str(path)])
     assert result.exit_code == 0, result.output
     assert "has not learned" in page.read_text() and "another configuration" not in page.read_text()
-    nbformat.write(notebook(told, code("y")), path)
+    nbformat.write(notebook(header, code("y")), path)
     assert CliRunner().invoke(report.main, [str(path)]).exit_code == 0
     assert "has not learned" not in page.read_text() and "another configuration" in page.read_text()
 
@@ -349,7 +349,7 @@ def test_controls_inside_widgets_become_their_settings():
              "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
                                 "_options_labels": ["Ann", HOSTILE[0]]}},
              "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
-             "tick": {"state": {"_model_name": "CheckboxModel", "description": "trained_on", "value": True}},
+             "tick": {"state": {"_model_name": "CheckboxModel", "description": "sequential", "value": True}},
              "button": {"state": {"_model_name": "ButtonModel", "description": "Edit"}},
              "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}},
              "picture": {"state": {"_model_name": "ImageModel", "format": "png"},
@@ -358,7 +358,7 @@ def test_controls_inside_widgets_become_their_settings():
     page = render_cells(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
     (output,) = page.cells[0]["outputs"]
     assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
-    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\ntrained_on: yes"
+    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\nsequential: yes"
 
 
 def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 560px)");
 
-  /* Figures: drawn in the page's own colours and width, whatever template they were made with. */
+  /* Figures take the page's colours and width, whatever their template. */
   const figures = all("figure.plot").map((box) => ({
     drawing: box.querySelector(".drawing"), source: box.querySelector("script").textContent,
     titled: box.querySelector("figcaption") !== null,
@@ -39,7 +39,7 @@
     };
   }
 
-  /* The page's width, and no room for the title, which stands above the figure as text. */
+  /* Use the page's width; leave no room for the title, which is text above the figure. */
   function fit(layout, data, titled) {
     delete layout.width;
     layout.autosize = true;
@@ -84,10 +84,10 @@
 
   figures.forEach(draw);
   for (const change of [dark, narrow]) change.addEventListener("change", () => figures.forEach(draw));
-  for (const fold of all("details.fold"))  /* what is folded has no width to be drawn in */
+  for (const fold of all("details.fold"))  /* a folded figure has no width */
     fold.addEventListener("toggle", () => figures.filter((one) => fold.contains(one.drawing)).forEach(draw));
 
-  /* Tables: numbers to the right, long text wrapped, a click on a column's name sorts by it. */
+  /* Tables: numbers align right, long text wraps, a click on a column's head sorts by it. */
   const NUMBER = /^[+−-]?(\d[\d,]*\.?\d*|\.\d+)(e[+−-]?\d+)?\s*(%|s|ms|\[.*\]|\(.*\)|±.*)?$/i;
   const EMPTY = new Set(["", "–", "—", "null", "nan", "NaN", "None"]);
 
@@ -122,7 +122,7 @@
     body.append(...rows);
   }
 
-  /* "0.52 [0.48, 0.57]": the interval steps back behind the value. */
+  /* "0.52 [0.48, 0.57]": the interval is in a softer colour than the value. */
   function soften(cell) {
     const parts = cell.children.length === 0 && cell.textContent.match(/^(\s*\S+\s*)(\[.*\]\s*)$/);
     if (!parts) return;
@@ -162,7 +162,7 @@
   }
   all("main table").forEach(prepare);
 
-  /* Code: all open or all closed. */
+  /* Code: open all cells, or close all. */
   const button = document.getElementById("all-code");
   button?.addEventListener("click", () => {
     const open = button.getAttribute("aria-pressed") !== "true";
@@ -171,11 +171,11 @@
     for (const code of all("details.code")) code.open = open;
   });
 
-  /* Contents: the section being read. */
+  /* Contents: mark the section in view. */
   const links = new Map(all(".contents a").map((link) => [decodeURIComponent(link.hash.slice(1)), link]));
-  const watcher = new IntersectionObserver((entries) => {
+  const observer = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((item) => item.isIntersecting))
       for (const [anchor, link] of links) link.classList.toggle("here", anchor === entry.target.id);
   }, { rootMargin: "0px 0px -70% 0px" });
-  for (const anchor of links.keys()) watcher.observe(document.getElementById(anchor));
+  for (const anchor of links.keys()) observer.observe(document.getElementById(anchor));
 })();
