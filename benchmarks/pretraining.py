@@ -31,7 +31,7 @@ from beliefedit.evaluation.cases import build_probes
 from beliefedit.graph.graph import truncate_labels
 from beliefedit.graph.source import read_graph
 from beliefedit.lm.tokenizer import make_tokenizer
-from beliefedit.store import atomic_path, versions, write_json
+from beliefedit.store import atomic_path, package_versions, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = {"atomic": 0.95, "true_false": 0.95, "not": 0.95, "and": 0.90, "or": 0.90,
@@ -149,7 +149,7 @@ def with_training(experiment: Experiment, **changes) -> Experiment:
 
 def prepare(experiment: Experiment, folder: Path) -> dict:
     """Write documents, tokenizer and probes, and return their paths."""
-    graph = read_graph(experiment)
+    graph = read_graph(experiment.graph)
     tokenizer = make_tokenizer(experiment.model, graph, experiment.corpus.n_facts)
     tokenizer.save_pretrained(folder / "tokenizer")
     if experiment.graph.max_object_tokens:
@@ -265,7 +265,7 @@ def main() -> None:
         published = run(train_published, race, race_inputs, folder / "published",
                         60 * arguments.minutes)
         measured = report_speed(ours, published) | report_race(fast, published)
-        result = {"experiment": experiment.model_dump(mode="json"), "versions": versions(),
+        result = {"experiment": experiment.model_dump(mode="json"), "versions": package_versions(),
                   "machine": machine(), "learned": ours.metrics.row(-1, named=True),
                   "peak_gigabytes": ours.peak_gigabytes, "utilisation": utilisation, **measured,
                   "ours": ours.metrics.to_dicts(), "to_goal": fast.metrics.to_dicts(),
