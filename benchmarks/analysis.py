@@ -1,4 +1,4 @@
-"""Time the clustered bootstrap of every interval: 5,000 edits x 40 columns, some values missing.
+"""Time of the cluster bootstrap behind all intervals: 5,000 edits x 40 columns, some values missing.
 
     python benchmarks/analysis.py
 """

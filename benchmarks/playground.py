@@ -1,9 +1,8 @@
-"""Speed of the playground: suggestions and the agent on FB13, edits up to their bars, memory.
+"""Speed and memory of the playground: suggestions and the agent on FB13, edits with their figures.
 
     python benchmarks/playground.py --run runs/demo --params params/demo.yaml [--graph FOLDER]
 
-Reads the run, writes nothing. The graph is read whole; its corpus states every fact, without
-documents.
+Reads the run and writes nothing. The corpus of the large graph has all facts and no documents.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ PREFIXES = ("a", "an", "smi", "john s", "zzz", "")
 
 
 def milliseconds(work: Callable[[], object], times: int = 7) -> tuple[float, float]:
-    """(median, longest) of several goes."""
-    taken = []
+    """(median, longest) of several calls."""
+    durations = []
     for _ in range(times):
         started = time.perf_counter()
         work()
-        taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken), max(taken)
+        durations.append(1000 * (time.perf_counter() - started))
+    return statistics.median(durations), max(durations)
 
 
 def row(what: str, figures: tuple[float, float], goal: str = "") -> None:
@@ -44,37 +43,37 @@ def row(what: str, figures: tuple[float, float], goal: str = "") -> None:
 
 
 def on_a_large_graph(folder: Path) -> None:
-    """Suggestions and the agent's new beliefs, all facts told."""
+    """Suggestions and updated beliefs of the agent, with all facts in the corpus."""
     world = be.build_world(be.read_wikidata5m(folder))
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=len(world.facts)), documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
-    known = FactIndex(world, corpus, agent)
-    n = f"{len(known.relations_of):,} subjects"
+    facts = FactIndex(world, corpus, agent)
+    n = f"{len(facts.relations_of):,} subjects"
     for typed in PREFIXES:
         row(f"suggestions for {typed!r}, {n}",
-            milliseconds(lambda typed=typed: known.suggest("subject", typed)), "150")
-    request = known.example()
-    row(f"the agent after a request, {n}", milliseconds(lambda: known.outlook(request, agent)),
+            milliseconds(lambda typed=typed: facts.suggest("subject", typed)), "150")
+    request = facts.example()
+    row(f"the agent after a request, {n}", milliseconds(lambda: facts.outlook(request, agent)),
         "150")
 
-    def shown() -> None:
-        picture = draw(known.outlook(request, agent), agent.objects)
-        show.belief_bars(picture), show.logic(picture.logic), show.ripple(picture)
+    def draw_figures() -> None:
+        snapshot = draw(facts.outlook(request, agent), agent.objects)
+        show.belief_bars(snapshot), show.logic(snapshot.logic), show.ripple(snapshot)
 
-    row("… and drawn", milliseconds(shown), "150")
+    row("… with figures", milliseconds(draw_figures), "150")
 
 
 def on_a_run(session: Session, choices: dict[str, EditorChoice]) -> None:
-    """One edit of each editor from the call to the bars, and what fifty leave behind."""
+    """Time of one edit with each editor, and memory after 50 edits."""
     request = session.known.example()
-    row("the model before an edit, first look", milliseconds(lambda: session.look(request), 1))
+    row("the model before an edit, first time", milliseconds(lambda: session.look(request), 1))
     for name, choice in choices.items():
 
         def edit(choice: EditorChoice = choice) -> None:
-            picture = session.edit(request, choice).picture
-            show.belief_bars(picture), show.logic(picture.logic), show.ripple(picture)
+            snapshot = session.edit(request, choice).picture
+            show.belief_bars(snapshot), show.logic(snapshot.logic), show.ripple(snapshot)
 
-        row(f"{name}: edit and bars", milliseconds(edit, 5 if name == "lora" else 1),
+        row(f"{name}: edit with figures", milliseconds(edit, 5 if name == "lora" else 1),
             "2000" * (name == "lora"))
     session.clear()
     sizes = []
@@ -88,9 +87,9 @@ def on_a_run(session: Session, choices: dict[str, EditorChoice]) -> None:
 
 def tensor_megabytes() -> float:
     gc.collect()
-    storages = [thing.untyped_storage() for thing in gc.get_objects()
-                if issubclass(type(thing), torch.Tensor)]
-    return sum({one.data_ptr(): one.nbytes() for one in storages}.values()) / 1e6
+    storages = [value.untyped_storage() for value in gc.get_objects()
+                if issubclass(type(value), torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 1e6
 
 
 def resident_megabytes() -> float:

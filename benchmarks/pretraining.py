@@ -1,11 +1,11 @@
-"""Pretraining: what the demo's model learns and how fast, against the published recipe.
+"""Pretraining of the demo's model: accuracy and speed against the published recipe.
 
     python benchmarks/pretraining.py [--minutes 15] [--params FILE] [--set key=value ...]
 
-Three trainings of the same model on the same documents, each in a process of its own: ours to the
-end of its budget; ours until it recalls 0.9 of the facts and classifies 0.9 of them correctly; and
-the published loop, written out here as plainly as it was published, for the same goals or until its
-time is up. The last two ask the same 200 facts every few seconds.
+Trains the same model on the same documents three times, each in a separate process: the kit's
+training to the end of its budget; the kit's training until it recalls 0.9 of the facts and
+classifies 0.9 of the true/false statements correctly; and the published loop with the same goals
+and a time limit. The last two are evaluated on the same 200 facts every few seconds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from beliefedit.evaluation.cases import build_probes
 from beliefedit.graph.graph import truncate_labels
 from beliefedit.graph.source import read_graph
 from beliefedit.lm.tokenizer import make_tokenizer
-from beliefedit.store import atomic_path, versions, write_json
+from beliefedit.store import atomic_path, package_versions, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = {"atomic": 0.95, "true_false": 0.95, "not": 0.95, "and": 0.90, "or": 0.90,
@@ -44,28 +44,28 @@ EVERY, PUBLISHED_EVERY = 40_000, 12_500
 
 @dataclass
 class Run:
-    """One training as its metrics tell it."""
+    """Metrics and peak memory of one training."""
 
     metrics: pl.DataFrame
     peak_gigabytes: float
 
     def per_second(self, column: str = "tokens") -> float:
-        """Tokens of documents, or those computed, a second."""
+        """Tokens of documents, or computed tokens, per second."""
         last = self.metrics.row(-1, named=True)
         return last[column] / last["seconds"]
 
     def seconds_to(self, *kinds: str) -> float | None:
-        """From when on these accuracies stayed where the race wants them; None: not at the end."""
-        since = None
+        """Time after which these accuracies stay above the goals of the race; None: not at the end."""
+        reached = None
         for row in reversed(self.metrics.to_dicts()):
             if any((row[kind] or 0.0) < RACE[kind] for kind in kinds):
                 break
-            since = row["seconds"]
-        return since
+            reached = row["seconds"]
+        return reached
 
 
 def train_ours(experiment: Experiment, inputs: dict, folder: Path) -> None:
-    """The kit's training."""
+    """Train with the kit."""
     from beliefedit.lm.tokenizer import load_tokenizer
     from beliefedit.training.train import train
 
@@ -75,10 +75,10 @@ def train_ours(experiment: Experiment, inputs: dict, folder: Path) -> None:
 
 
 def train_published(experiment: Experiment, inputs: dict, folder: Path) -> None:
-    """The published loop: texts tokenized as they come, one a row, padded at random on the left.
+    """The published loop: one document per row with random padding on the left, in float32.
 
-    AdamW at 5e-5 falling to a tenth over 1e9 tokens, weight decay 1e-4, clip 1, 64 x 2 documents a
-    step, float32.
+    AdamW (arXiv 1711.05101) with a learning rate of 5e-5 that decays to a tenth over 1e9 tokens,
+    weight decay 1e-4, gradient norm clipped to 1, and 64 x 2 documents per step.
     """
     from beliefedit.lm.model import build_model
     from beliefedit.lm.tokenizer import load_tokenizer
@@ -97,10 +97,10 @@ def train_published(experiment: Experiment, inputs: dict, folder: Path) -> None:
             batch = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
                      for text in draw.sample(texts, 64)]
             width = max(map(len, batch))
-            before = [draw.randint(0, width - len(row)) for row in batch]
+            offsets = [draw.randint(0, width - len(row)) for row in batch]
             ids = torch.full((64, width), tokenizer.pad_token_id)
             mask = torch.zeros(64, width, dtype=torch.int64)
-            for number, (row, first) in enumerate(zip(batch, before, strict=True)):
+            for number, (row, first) in enumerate(zip(batch, offsets, strict=True)):
                 ids[number, first:first + len(row)] = torch.tensor(row)
                 mask[number, first:first + len(row)] = 1
             labels = ids.where(mask.bool(), -100)
@@ -114,9 +114,9 @@ def train_published(experiment: Experiment, inputs: dict, folder: Path) -> None:
         optimizer.zero_grad()
         step += 1
         if not rows or tokens - rows[-1]["tokens"] >= PUBLISHED_EVERY:
-            found = evaluate(model.eval(), tokenizer, probes, experiment.pretraining.n_eval_facts)
+            accuracies = evaluate(model.eval(), tokenizer, probes, experiment.pretraining.n_eval_facts)
             seconds = time.monotonic() - began
-            rows.append({"step": step, "tokens": tokens, "seconds": seconds, **found})
+            rows.append({"step": step, "tokens": tokens, "seconds": seconds, **accuracies})
             with atomic_path(folder / "metrics.parquet") as partial:
                 pl.DataFrame(rows).write_parquet(partial)
 
@@ -128,7 +128,7 @@ def _work(loop: Callable, experiment: dict, inputs: dict, folder: Path) -> None:
 
 def run(loop: Callable, experiment: Experiment, inputs: dict, folder: Path,
         limit: float | None = None) -> Run:
-    """Train in a new process, for at most so many seconds."""
+    """Train in a new process, for at most ``limit`` seconds."""
     folder.mkdir()
     process = multiprocessing.get_context("spawn").Process(
         target=_work, args=(loop, experiment.model_dump(mode="json"), inputs, folder))
@@ -142,14 +142,14 @@ def run(loop: Callable, experiment: Experiment, inputs: dict, folder: Path,
 
 
 def with_training(experiment: Experiment, **changes) -> Experiment:
-    """The experiment with another training recipe."""
+    """The experiment with changed pretraining parameters."""
     training = PretrainingConfig.model_validate(experiment.pretraining.model_dump() | changes)
     return experiment.model_copy(update={"pretraining": training})
 
 
 def prepare(experiment: Experiment, folder: Path) -> dict:
-    """The corpus and what the model is asked."""
-    graph = read_graph(experiment)
+    """Write documents, tokenizer and probes, and return their paths."""
+    graph = read_graph(experiment.graph)
     tokenizer = make_tokenizer(experiment.model, graph, experiment.corpus.n_facts)
     tokenizer.save_pretrained(folder / "tokenizer")
     if experiment.graph.max_object_tokens:
@@ -165,15 +165,15 @@ def prepare(experiment: Experiment, folder: Path) -> dict:
 
 
 def machine() -> str:
-    """What it ran on."""
+    """The machine, as text."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def peak_flops(precision: torch.dtype, device: str, n: int = 4096) -> float:
-    """FLOP/s of a plain matrix product here: what utilisation is relative to."""
-    left = torch.randn(n, n, device=device).to(precision)
+def peak_flops(dtype: torch.dtype, device: str, n: int = 4096) -> float:
+    """FLOP/s of a matrix product on this machine, the reference of the utilisation."""
+    left = torch.randn(n, n, device=device).to(dtype)
     for n_repeats in (1, 5):  # the first warms up
         began = time.perf_counter()
         for _ in range(n_repeats):
@@ -184,7 +184,7 @@ def peak_flops(precision: torch.dtype, device: str, n: int = 4096) -> float:
 
 
 def report_utilisation(ours: Run, experiment: Experiment, inputs: dict) -> float:
-    """Model FLOP/s, 6 per weight and computed token, as a share of a plain matrix product's."""
+    """Model FLOP/s (6 per weight and computed token) as a share of those of a matrix product."""
     from beliefedit.lm.model import build_model, resolve_device
     from beliefedit.lm.tokenizer import load_tokenizer
     from beliefedit.training.loss import precision
@@ -194,7 +194,7 @@ def report_utilisation(ours: Run, experiment: Experiment, inputs: dict) -> float
     device = resolve_device(experiment.device)
     share = 6 * n_weights * ours.per_second("computed") / peak_flops(
         precision(experiment.pretraining.dtype, device), device.type)
-    print(f"model FLOP/s: {share:.0%} of a plain matrix product here "
+    print(f"model FLOP/s: {share:.0%} of a matrix product here "
           "(goal 40 % on one H200-class GPU at 83m)")
     return share
 
@@ -211,22 +211,24 @@ def report_learning(ours: Run) -> None:
 
 
 def report_speed(ours: Run, published: Run) -> dict:
-    """Tokens of documents a second, evaluations included, padding not counted."""
-    theirs, computed = published.per_second(), ours.per_second("computed")
-    print(f"\ntokens/s: ours {ours.per_second():,.0f} of documents, published loop {theirs:,.0f}: "
-          f"{ours.per_second() / theirs:.1f} times (goal 3); computed {computed:,.0f}: "
-          f"{computed / theirs:.1f} times")
-    return {"throughput_ratio": ours.per_second() / theirs, "computed_ratio": computed / theirs}
+    """Tokens of documents per second, with evaluations and without padding."""
+    published_speed, computed = published.per_second(), ours.per_second("computed")
+    print(f"\ntokens/s: ours {ours.per_second():,.0f} of documents, published loop {published_speed:,.0f}: "
+          f"{ours.per_second() / published_speed:.1f} times (goal 3); computed {computed:,.0f}: "
+          f"{computed / published_speed:.1f} times")
+    return {"throughput_ratio": ours.per_second() / published_speed,
+            "computed_ratio": computed / published_speed}
 
 
 def report_race(fast: Run, published: Run) -> dict:
-    """Time until accuracies are reached and kept; a lower bound where the published loop fails."""
-    found = {}
+    """Time until accuracies are reached and kept; a lower bound if the published loop fails."""
+    race = {}
     for kinds in (("atomic",), tuple(RACE)):
-        ours, theirs = fast.seconds_to(*kinds), published.seconds_to(*kinds)
-        bound, more = theirs or published.metrics["seconds"][-1], "" if theirs else "more than "
-        found[" and ".join(kinds)] = {"seconds": ours, "published_seconds": theirs,
-                                      "published_at_least": bound}
+        ours, of_published = fast.seconds_to(*kinds), published.seconds_to(*kinds)
+        bound = of_published or published.metrics["seconds"][-1]
+        more = "" if of_published else "more than "
+        race[" and ".join(kinds)] = {"seconds": ours, "published_seconds": of_published,
+                                     "published_at_least": bound}
         goal = " and ".join(f"{kind} {RACE[kind]}" for kind in kinds)
         if ours is None:
             print(f"{goal}: not reached by ours")
@@ -234,14 +236,14 @@ def report_race(fast: Run, published: Run) -> dict:
         best = ", ".join(f"{kind} {published.metrics[kind].max():.2f}" for kind in kinds)
         print(f"seconds until {goal}, kept: ours {ours:.1f}, published {more}{bound:.0f} "
               f"(at best {best}): {more}{bound / ours:.1f} times (goal 20)")
-    return {"race": found}
+    return {"race": race}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--params", default=str(ROOT / "params" / "demo.yaml"))
     parser.add_argument("--minutes", type=float, default=15.0,
-                        help="time given to the published recipe")
+                        help="time limit of the published recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
     try:
@@ -254,15 +256,16 @@ def main() -> None:
         ours = run(train_ours, experiment, inputs, folder / "ours")
         report_learning(ours)
         utilisation = report_utilisation(ours, experiment, inputs)
-        asked = {**inputs, "probes": str(folder / "asked.parquet")}
+        race_inputs = {**inputs, "probes": str(folder / "race.parquet")}
         probes = pl.read_parquet(inputs["probes"]).filter(pl.col("kind").is_in(list(RACE)))
-        probes.write_parquet(asked["probes"])
+        probes.write_parquet(race_inputs["probes"])
         race = with_training(experiment, stop_when=RACE, n_eval_facts=200,
                              n_evals=experiment.pretraining.token_budget // EVERY + 1)
-        fast = run(train_ours, race, asked, folder / "fast")
-        published = run(train_published, race, asked, folder / "published", 60 * arguments.minutes)
+        fast = run(train_ours, race, race_inputs, folder / "fast")
+        published = run(train_published, race, race_inputs, folder / "published",
+                        60 * arguments.minutes)
         measured = report_speed(ours, published) | report_race(fast, published)
-        result = {"experiment": experiment.model_dump(mode="json"), "versions": versions(),
+        result = {"experiment": experiment.model_dump(mode="json"), "versions": package_versions(),
                   "machine": machine(), "learned": ours.metrics.row(-1, named=True),
                   "peak_gigabytes": ours.peak_gigabytes, "utilisation": utilisation, **measured,
                   "ours": ours.metrics.to_dicts(), "to_goal": fast.metrics.to_dicts(),

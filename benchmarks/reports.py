@@ -1,4 +1,4 @@
-"""Time how long a finished run's reports and index take to write, report by report.
+"""Time of writing each report and the index page of a finished run.
 
     python benchmarks/reports.py runs/demo
 """

@@ -1,9 +1,9 @@
-"""World, corpus, agent and cases at the size of a whole graph: time and peak memory, one table.
+"""Time and peak memory of world, corpus, agent and cases for a full graph, as one table.
 
     python benchmarks/world.py --source FOLDER [--quick] [--large]
 
-Every row runs in a process of its own, so that its peak memory is its own: the interpreter, what
-the step reads, and the step. Seconds are of the step alone.
+Every row runs in a separate process. Its peak memory includes the interpreter, the inputs and the
+step; its time is that of the step only.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from beliefedit.evaluation.cases import build_cases
 from beliefedit.graph import graph as kg
 from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS, TRIPLES, read_wikidata5m
 
-PAPER = {"n_samples_per_fact": 10, "n_compound_per_subject": 20, "n_shuffles_within_subject": 5, "sentences_per_doc": 10}
+PAPER = {"n_samples_per_fact": 10, "n_compound_per_subject": 20, "n_shuffles_within_subject": 5,
+         "sentences_per_doc": 10}
 GOALS = {"read": 3, "world": 3, "evidence": 20, "fit": 5, "cases": 10, "documents": 120,
          "ripple": 0.2, "large": 60, "probability": 20e-6, "after": 200e-6, "distribution": 1e-3}
 
 
 def timed(step: Callable) -> tuple[object, float]:
-    """What a step gives, and its seconds."""
+    """The result of a step, and its time in seconds."""
     started = time.perf_counter()
     result = step()
     return result, time.perf_counter() - started
@@ -85,27 +86,27 @@ def fit(work: Path, n_facts: str) -> dict:
 def cases(work: Path, n_facts: str, n_cases: int = 5000) -> dict:
     world, corpus = load(work, n_facts)
     agent = fitted(world, corpus)
-    found, seconds = timed(lambda: build_cases(world, corpus, agent, EditConfig(n_cases=n_cases)))
-    return {"seconds": seconds, "facts": corpus.facts.height, "note": f"{len(found.cases):,} cases"}
+    built, seconds = timed(lambda: build_cases(world, corpus, agent, EditConfig(n_cases=n_cases)))
+    return {"seconds": seconds, "facts": corpus.facts.height, "note": f"{len(built.cases):,} cases"}
 
 
-def questions(work: Path, n_facts: str) -> dict:
-    """Median seconds of one question to a fitted agent, over 300 facts."""
+def queries(work: Path, n_facts: str) -> dict:
+    """Median time of one query to a fitted agent, over 300 facts."""
     world, corpus = load(work, n_facts)
     agent = fitted(world, corpus)
     facts = labelled(world, corpus.facts)
-    asked = facts.sample(300, seed=0).rows()
+    sampled = facts.sample(300, seed=0).rows()
     other = world.objects[1]
-    ask = {"probability": lambda s, r, o: agent.probability(s, r, o),
-           "after": lambda s, r, o: agent.after(s, r, other, 9.0),
-           "distribution": lambda s, r, o: agent.distribution(s, r)}
-    found = {name: median(timed(lambda fact=fact, step=step: step(*fact))[1] for fact in asked)
-             for name, step in ask.items()}
-    agent.ripple(facts, *asked[0][:2], other, weight=50.0)
+    query = {"probability": lambda s, r, o: agent.probability(s, r, o),
+             "after": lambda s, r, o: agent.after(s, r, other, 9.0),
+             "distribution": lambda s, r, o: agent.distribution(s, r)}
+    medians = {name: median(timed(lambda fact=fact, step=step: step(*fact))[1] for fact in sampled)
+               for name, step in query.items()}
+    agent.ripple(facts, *sampled[0][:2], other, weight=50.0)
     ripples = [timed(lambda s=s, r=r: agent.ripple(facts, s, r, other, weight=50.0))
-               for s, r, _ in asked[:30]]
-    moved, seconds = max(ripples, key=lambda timing: timing[1])
-    return found | {"ripple": seconds, "moved": len(moved), "facts": corpus.facts.height}
+               for s, r, _ in sampled[:30]]
+    changed, seconds = max(ripples, key=lambda timing: timing[1])
+    return medians | {"ripple": seconds, "changed": len(changed), "facts": corpus.facts.height}
 
 
 def labelled(world: worlds.World, facts: pl.DataFrame) -> pl.DataFrame:
@@ -147,27 +148,27 @@ def read_large(work: Path, _: str) -> dict:
     return {"seconds": seconds, "facts": 20_000_000, "note": f"{graph.ids.height:,} facts kept"}
 
 
-STEPS = {step.__name__: step for step in (read, build, evidence, fit, cases, questions, documents,
+STEPS = {step.__name__: step for step in (read, build, evidence, fit, cases, queries, documents,
                                           large, read_large)}
 
 
 def measured(work: Path, step: str, argument: object = "") -> dict:
-    """What a step reports from a process of its own, with its peak memory in megabytes."""
+    """The report of a step from a new process, with its peak memory in megabytes."""
     command = [sys.executable, __file__, "--step", step, "--work", str(work),
                "--argument", str(argument)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise click.ClickException(f"{step} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise click.ClickException(f"{step} failed:\n{process.stderr[-2000:]}")
+    return json.loads(process.stdout)
 
 
-def show(name: str, found: dict, seconds: float | None = None) -> None:
+def show(name: str, report: dict, seconds: float | None = None) -> None:
     """One row of the table."""
-    seconds = found["seconds"] if seconds is None else seconds
+    seconds = report["seconds"] if seconds is None else seconds
     goal = GOALS.get(name.split()[0])
     goals = "" if goal is None else _seconds(goal)
-    click.echo(f"{name:<24}{found['facts']:>12,}{_seconds(seconds):>12}{goals:>12}"
-               f"{found['megabytes']:>10,.0f}  {found.get('note', '')}")
+    click.echo(f"{name:<24}{report['facts']:>12,}{_seconds(seconds):>12}{goals:>12}"
+               f"{report['megabytes']:>10,.0f}  {report.get('note', '')}")
 
 
 def _seconds(seconds: float) -> str:
@@ -179,12 +180,12 @@ def _seconds(seconds: float) -> str:
 def show_growth(work: Path, sizes: list[int]) -> None:
     """Evidence, fit and cases at several sizes, and the exponents of their growth."""
     steps = "evidence", "fit", "cases"
-    grown = {step: [measured(work, step, n) for n in sizes] for step in steps}
-    for step, rows in grown.items():
+    reports = {step: [measured(work, step, n) for n in sizes] for step in steps}
+    for step, rows in reports.items():
         for row in rows:
             show(f"{step} ", row)
     click.echo("")
-    for step, rows in grown.items():
+    for step, rows in reports.items():
         log_n = [math.log(row["facts"]) for row in rows]
         exponents = [np.polyfit(log_n, [math.log(max(row[column], 1e-3)) for row in rows], 1)[0]
                      for column in ("seconds", "megabytes_added")]
@@ -194,9 +195,9 @@ def show_growth(work: Path, sizes: list[int]) -> None:
 
 @click.command()
 @click.option("--source", help="Folder in Wikidata5m's layout.")
-@click.option("--quick", is_flag=True, help="Smaller sizes; for a look.")
+@click.option("--quick", is_flag=True, help="Use smaller sizes.")
 @click.option("--large", "is_large", is_flag=True, help="Also read a graph of Wikidata5m's size.")
-@click.option("--step", type=click.EditorChoice(list(STEPS)), hidden=True)
+@click.option("--step", type=click.Choice(list(STEPS)), hidden=True)
 @click.option("--work", type=click.Path(path_type=Path), hidden=True)
 @click.option("--argument", default="", hidden=True)
 def main(source: str | None, quick: bool, is_large: bool, step: str | None, work: Path | None,
@@ -204,8 +205,8 @@ def main(source: str | None, quick: bool, is_large: bool, step: str | None, work
     """Print the table; with --step, one measurement as JSON."""
     if step:
         before = _peak()
-        found = STEPS[step](work, argument)
-        click.echo(json.dumps(found | {"megabytes": _peak(), "megabytes_added": _peak() - before}))
+        report = STEPS[step](work, argument)
+        click.echo(json.dumps(report | {"megabytes": _peak(), "megabytes_added": _peak() - before}))
         return
     with tempfile.TemporaryDirectory(prefix="beliefedit-benchmark-") as folder:
         if source is None:
@@ -219,17 +220,17 @@ def _peak() -> float:
 
 def _table(work: Path, source: str, quick: bool, is_large: bool) -> None:
     click.echo(f"{'step':<24}{'facts':>12}{'time':>12}{'goal':>12}{'peak MB':>10}")
-    whole = measured(work, "read", source)
-    show("read", whole)
+    full = measured(work, "read", source)
+    show("read", full)
     show("world", measured(work, "build"))
-    n = min(whole["facts"], 30_000) if quick else whole["facts"]
+    n = min(full["facts"], 30_000) if quick else full["facts"]
     show_growth(work, [size for size in (10_000, 30_000, 100_000) if size < n] + [n])
     click.echo("")
-    asked = measured(work, "questions", n)
+    report = measured(work, "queries", n)
     for name in ("probability", "after", "distribution"):
-        show(name, asked, asked[name])
-    moved = {"note": f"{asked['moved']:,} facts move"}
-    show("ripple (slowest of 30)", asked | moved, asked["ripple"])
+        show(name, report, report[name])
+    note = {"note": f"{report['changed']:,} facts change"}
+    show("ripple (slowest of 30)", report | note, report["ripple"])
     show("documents", measured(work, "documents", min(n, 100_000)))
     if is_large:
         measured(work, "large")

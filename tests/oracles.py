@@ -1,4 +1,4 @@
-"""Slow, obvious versions of the fast paths: what the tests hold them against."""
+"""Slow, plain implementations that the tests compare the package with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from beliefedit.corpus.language import (
 
 
 def count_vector(rows: list[tuple[int, float]], n_objects: int) -> np.ndarray:
-    """Section 5's count vector of one (subject, relation) from its (object, weight) rows."""
+    """Count vector of one (subject, relation) from its (object, weight) rows (specification, section 5)."""
     counts = np.zeros(n_objects)
     for o, weight in rows:
         others = np.arange(n_objects) != o
@@ -45,7 +45,7 @@ def mean(counts: np.ndarray, frequency: bool) -> np.ndarray:
 
 
 class DenseAgent:
-    """Section 5 of the specification word for word, on dense arrays of subjects × relations × objects."""
+    """Section 5 of the specification on dense arrays of subjects × relations × objects."""
 
     def __init__(self, evidence: list[tuple[str, str, str, float]], pairs: dict[str, str], objects: list[str],
                  doubled: tuple[tuple[str, str, str, float], ...] = ()) -> None:
@@ -84,23 +84,23 @@ class DenseAgent:
 
 
 def best_matching(weights: np.ndarray) -> tuple[int, float]:
-    """(number of pairs, summed weight) of the largest and then heaviest matching: every matching is tried."""
+    """(number of pairs, summed weight) of the largest and then heaviest matching, by exhaustive search."""
     def best(free: tuple[int, ...]) -> tuple[int, float]:
         if len(free) < 2:
             return 0, 0.0
         first, *rest = free
-        found = [best(tuple(rest))]  # first stays alone
+        results = [best(tuple(rest))]  # without a pair for first
         for other in rest:
             n, weight = best(tuple(i for i in rest if i != other))
-            found.append((n + 1, weight + weights[first, other]))
-        return max(found)
+            results.append((n + 1, weight + weights[first, other]))
+        return max(results)
 
     return best(tuple(range(len(weights))))
 
 
 def conditional_shares(facts: list[tuple[str, str, str]], downstream: str, upstream: str, min_truth: Fraction
                        ) -> dict[str, dict[str, Fraction]]:
-    """Section 3's q_r(o | x): upstream object to {downstream object: probability}, objects in order of appearance."""
+    """q_r(o | x) of the specification, section 3: upstream object to {downstream object: probability}."""
     objects = list(dict.fromkeys(o for _, _, o in facts))
     of = {(s, r): o for s, r, o in facts}
     counts: dict[str, dict[str, int]] = {}
@@ -122,10 +122,10 @@ def conditional_shares(facts: list[tuple[str, str, str]], downstream: str, upstr
 
 
 def false_shares(facts: list[tuple[str, str, str]], relation: str, true: str, share: float) -> dict[str, float]:
-    """How likely each object is drawn as a false one: any other object, or a share of the relation's other objects."""
-    others = {o for _, _, o in facts} - {true}
+    """Probability of each false object: any other object, or a share from other objects of the relation."""
+    false = {o for _, _, o in facts} - {true}
     related = {o for _, r, o in facts if r == relation} - {true}
-    p = dict.fromkeys(others, (1 - share if related else 1) / len(others))
+    p = dict.fromkeys(false, (1 - share if related else 1) / len(false))
     for o in related:
         p[o] += share / len(related)
     return p
@@ -133,29 +133,29 @@ def false_shares(facts: list[tuple[str, str, str]], relation: str, true: str, sh
 
 WEIGHTS = {("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0,
            ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
-"""Section 4's evidence of a sentence on each of its atoms, by form and label."""
+"""Evidence of a sentence for each of its atoms, by form and label (specification, section 4)."""
 
 
 def verbalise(proposition: Proposition) -> str:
-    """The sentence of a proposition: what `Parser.parse` reads."""
+    """The sentence of a proposition, the inverse of `Parser.parse`."""
     text = proposition_text(proposition.form, *proposition.atoms)
     if proposition.label is None:
         return text
     return f"{true_false_prompt(text)} {truth_word(proposition.label)}"
 
 
-def evidence_in(sentences: Iterable[str], lexicon: Parser) -> Counter:
-    """(subject, relation, object, weight) to the number of times the sentences say it."""
+def evidence_in(sentences: Iterable[str], parser: Parser) -> Counter:
+    """Number of occurrences of each (subject, relation, object, weight) in the sentences."""
     counted: Counter = Counter()
     for sentence in sentences:
-        said = lexicon.parse(sentence)
-        weight = WEIGHTS[said.form, said.label]
-        counted.update((atom.subject, atom.relation, atom.object, weight) for atom in said.atoms)
+        proposition = parser.parse(sentence)
+        weight = WEIGHTS[proposition.form, proposition.label]
+        counted.update((atom.subject, atom.relation, atom.object, weight) for atom in proposition.atoms)
     return counted
 
 
 def exact_norms(model) -> None:
-    """Normalise without the step in float32 that models take there, whose rounding 40 steps of Adam amplify to 1e-6."""
+    """Compute norms without a cast to float32, whose rounding error 40 steps of Adam amplify to 1e-6."""
     def forward(norm, hidden):
         return norm.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
 
@@ -165,10 +165,10 @@ def exact_norms(model) -> None:
 
 
 class PublishedLoop:
-    """The published evaluation of edits, as sections 7 to 9 of the specification describe it.
+    """The published evaluation of edits (arXiv 2406.19354; specification, sections 7 to 9).
 
-    One edit after the other on plain modules, one prompt after the other, and with the published code's slips: the labels of
-    the logic prompts are those of the first case of each batch, and the conjunction takes p(A's label) as it is.
+    Single edits and single prompts on plain modules, with two errors of the published code: the labels of the logic prompts
+    are those of the first case of each batch, and the conjunction uses p(A's label) also if the label is false.
     """
 
     def __init__(self, model, tokenizer, queries: list[dict], *, max_answer_tokens: int, batch_size: int) -> None:
@@ -183,7 +183,7 @@ class PublishedLoop:
         start, ids = (self.tokenizer(text)["input_ids"] for text in (prompt, f"{prompt} {target}"))
         assert ids[:len(start)] == start
         p = self.model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1)
-        return math.prod(float(p[place - 1, ids[place]]) for place in range(len(start), len(ids)))
+        return math.prod(float(p[position - 1, ids[position]]) for position in range(len(start), len(ids)))
 
     @torch.no_grad()
     def answer(self, prompt: str) -> str:
@@ -198,29 +198,31 @@ class PublishedLoop:
 
     def metrics(self, case: int, state: str) -> dict[str, float]:
         """p of the three tracked objects of each probe, substring accuracies, and logical errors."""
-        rows, found = self.of_case[case], {}
+        rows, values = self.of_case[case], {}
         first = self.of_case[case // self.batch_size * self.batch_size]
         for (probe, kind), row in rows.items():
             if kind in ("true_object", "requested", "agent_mode"):
-                found[f"p.{probe}.{kind}"] = self.p(row["prompt"], row["target"])
+                values[f"p.{probe}.{kind}"] = self.p(row["prompt"], row["target"])
         for probe in dict.fromkeys(probe for probe, kind in rows if kind == "agent_mode"):
-            right = "true_object" if state == "before" else "requested" if probe == "same_subject_same_relation" else "agent_mode"
-            row = rows[probe, right]
-            found[f"substring_accuracy_{probe}"] = float(row["target"].lower().strip() in self.answer(row["prompt"]).lower().strip())
+            kind_after = "requested" if probe == "same_subject_same_relation" else "agent_mode"
+            row = rows[probe, "true_object" if state == "before" else kind_after]
+            answer = self.answer(row["prompt"]).lower().strip()
+            values[f"substring_accuracy_{probe}"] = float(row["target"].lower().strip() in answer)
         of_label, q = {}, {}
         for name in ("a", "b", "not_a", "a_and_b", "a_or_b"):
             label = first[f"logic_{name}", "true"]["label"]
             of_label[name] = self.p(rows[f"logic_{name}", "true"]["prompt"], label)
             q[name] = of_label[name] if label == "true" else 1 - of_label[name]
-        stated = rows["atomic_a", "stated"]
-        found["true_false"] = abs(self.p(stated["prompt"], stated["target"]) - q["a"])
-        found["negation"] = abs(q["a"] - (1 - q["not_a"]))
-        found["conjunction"] = abs(q["a_and_b"] - of_label["a"] * q["b"])
-        found["disjunction"] = abs(q["a_or_b"] - (q["a"] + q["b"] - q["a"] * q["b"]))
-        return found
+        atomic = rows["atomic_a", "stated"]
+        values["true_false"] = abs(self.p(atomic["prompt"], atomic["target"]) - q["a"])
+        values["negation"] = abs(q["a"] - (1 - q["not_a"]))
+        values["conjunction"] = abs(q["a_and_b"] - of_label["a"] * q["b"])
+        values["disjunction"] = abs(q["a_or_b"] - (q["a"] + q["b"] - q["a"] * q["b"]))
+        return values
 
-    def edited(self, prompt: str, target: str, start: list[torch.Tensor], *, alpha: float, lr: float, steps: int) -> PublishedLoop:
-        """The loop around a copy of the model with LoRA trained on one request; ``start``: first A of each projection."""
+    def edited(self, prompt: str, target: str, start: list[torch.Tensor], *, alpha: float, lr: float,
+               steps: int) -> PublishedLoop:
+        """The loop with a LoRA edit of the model for one request; ``start`` is the initial A of each projection."""
         model = copy.deepcopy(self.model).requires_grad_(False)
         down = [torch.nn.Parameter(value.detach().clone()) for value in start]
         up = [torch.nn.Parameter(torch.zeros(layer.mlp.down_proj.out_features, len(a), dtype=a.dtype))
@@ -235,7 +237,8 @@ class PublishedLoop:
         first, ids = (self.tokenizer(text)["input_ids"] for text in (prompt, f"{prompt} {target}"))
         for _ in range(steps):
             log_p = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            loss = -sum(log_p[place - 1, ids[place]] for place in range(len(first), len(ids))) / (len(ids) - 1)
+            nll = -sum(log_p[position - 1, ids[position]] for position in range(len(first), len(ids)))
+            loss = nll / (len(ids) - 1)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_([*down, *up], 1.0)

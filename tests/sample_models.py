@@ -33,13 +33,13 @@ def sample_model(n_layers: int = 2) -> MistralForCausalLM:
     model = build_model(config, sample_tokenizer(), torch.Generator().manual_seed(3))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 8 if parameter.ndim > 1 else 1  # the usual small initial weights would hide edits
+            parameter *= 8 if parameter.ndim > 1 else 1  # edits of small initial weights would have no visible effect
         model.lm_head.weight *= 4
     return model
 
 
 def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
-    """Cases of (subject, relation, request), each with an atomic and a true/false query."""
+    """Cases of (subject, relation, request), each with a probe of its fact and a logic prompt."""
     cases, queries = [], []
     for number, (subject, relation, request) in enumerate(requests):
         cases.append({"case": number, "subject": subject, "relation": relation, "object": "cook", "request": request,

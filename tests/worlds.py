@@ -18,7 +18,7 @@ needs_fb13 = pytest.mark.skipif(not FB13.exists(), reason=(
 
 
 def graph_of(facts: list[tuple[str, str, str]]) -> Graph:
-    """A graph of labelled facts, labels in order of first appearance."""
+    """A graph of facts, with labels in order of first appearance."""
     columns = list(zip(*facts, strict=True))
     codes = [{name: code for code, name in enumerate(dict.fromkeys(column))} for column in columns]
     ids = [[code[name] for name in column] for code, column in zip(codes, columns, strict=True)]
@@ -27,7 +27,7 @@ def graph_of(facts: list[tuple[str, str, str]]) -> Graph:
 
 
 def random_graph(seed: int, n_subjects: int = 12, n_relations: int = 5, n_objects: int = 7) -> Graph:
-    """Each subject has some relations, each with a random object: a noisy graph with ties and lone facts."""
+    """Random relations and objects for each subject, with ties and facts without a pair."""
     rng = np.random.default_rng(seed)
     facts = [(f"subject {s}", f"relation {r}", f"object {int(rng.integers(n_objects))}")
              for s in range(n_subjects) for r in range(n_relations) if rng.random() < 0.6]
@@ -35,6 +35,6 @@ def random_graph(seed: int, n_subjects: int = 12, n_relations: int = 5, n_object
 
 
 def small_demo(folder: Path, n_subjects: int = 60) -> Graph:
-    """The built-in graph with few people."""
+    """The demo graph with few people."""
     demo_graph.write_demo_graph(folder, n_subjects=n_subjects)
     return kg.read_wikidata5m(folder, min_cooccurrence=5)

@@ -1,4 +1,4 @@
-"""Numbers without torch: measures, tables with intervals, findings."""
+"""Analysis of results without torch: measures, tables with intervals, findings."""
 
 from beliefedit.analysis.measures import MEASURES, compute_measures, register_measure
 from beliefedit.analysis.tables import build_tables, compare, compare_editors, summary, worst_cases

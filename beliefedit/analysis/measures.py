@@ -1,14 +1,14 @@
-"""The table of measures: what an edit did to a model, before and after it, one row per edit.
+"""The table of measures: values per edit, before and after it (specification, section 8).
 
 `MEASURES` is the only list of measures. Tables, comparisons, the summary, figures and findings take
-names, labels, groups and directions from it, so a new measure is one entry, here or from outside:
+names, labels, groups and directions from it. A new measure is one entry, here or registered:
 
     >>> p = pl.col("p_lm.same_subject_same_relation")
     >>> be.register_measure("odds", p / (1 - p), label="odds of the target object", group="request",
     ...                     better="higher", probe="same_subject_same_relation")
 
-`wide_frame` lists the columns that a measure can use. Packages register measures with an entry
-point of the group ``beliefedit.measures`` that names the module which registers them.
+`wide_frame` lists the columns that a measure can use. A package registers measures with an entry
+point of the group ``beliefedit.measures`` that names a module with calls of `register_measure`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", 
                        strict=True))
 PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
 ERROR_GROUPS = ("coherence error", "logical error")
-"""Groups of `MEASURES` that are distances from a coherent model: 0 is best."""
+"""Groups of `MEASURES` that are errors of coherence: 0 is best."""
 
 Compute = pl.Expr | Callable[[pl.DataFrame], pl.Series]
 Direction = Literal["higher", "lower"]
@@ -42,19 +42,20 @@ Direction = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of an edit, computed before and after it.
+    """A value per edit, computed before and after it.
 
     Attributes:
-        name: of its columns: ``<name>_before``, ``<name>_after``.
-        label, short: its name in tables, and under a heading that says the group.
-        group: what stands together in tables and figures: "accuracy", `ERROR_GROUPS`, or another.
+        name: prefix of its columns ``<name>_before`` and ``<name>_after``.
+        label, short: name in tables, and short name below a heading with the group.
+        group: measures of one group share a table or figure, for example "accuracy".
         unit: empty for shares and probabilities.
-        better: "higher", "lower", or None where neither is. For a measure from outside it makes
-            a finding; for one added here `verdict` has the questions.
-        smallest_effect: least change that a finding is made of, in the measure's unit; None: that
-            of the configuration (``analysis.smallest_effect``).
+        better: "higher", "lower", or None if neither is better. Each registered measure with a
+            direction gives a finding; `verdict` defines the findings of built-in measures.
+        smallest_effect: smallest effect of interest in the unit of the measure (Lakens 2017, doi
+            10.1177/1948550617697177); None: ``analysis.smallest_effect``.
         compute: an expression over `wide_frame`, or a function from that frame to a series.
-        probe: whose fact it is about, to mark where the editor was trained on it; None: several.
+        probe: the probe whose fact the measure is about, to mark edits that train on it; None for
+            several facts.
     """
 
     name: str
@@ -68,10 +69,10 @@ class Measure:
     smallest_effect: float | None = None
 
     def values(self, wide: pl.DataFrame) -> pl.Series:
-        """The measure of each row of `wide_frame`, as floats; null where it is not finite.
+        """The value for each row of `wide_frame`, as a float; null where it is not finite.
 
         Raises:
-            MeasureError: it uses a column that is not there, or gives another number of rows.
+            MeasureError: a column is missing, or the number of values is wrong.
         """
         try:
             values = pl.Series(self.name, self.compute(wide)) if callable(
@@ -82,27 +83,28 @@ class Measure:
             return values.set(~values.is_finite(), None)
         except (pl.exceptions.PolarsError, ValueError, TypeError, AttributeError) as error:
             raise MeasureError(
-                f"cannot compute it: {error}", where=f"measure {self.name!r}",
+                f"cannot compute the measure: {error}", where=f"measure {self.name!r}",
                 hint="beliefedit.analysis.measures.wide_frame lists the columns") from error
 
 
 MEASURES: dict[str, Measure] = {}
-"""Name -> measure, in reading order."""
+"""Name -> measure, in the order of tables."""
 
 
 def register_measure(name: str, compute: Compute | None = None, *, label: str = "", short: str = "",
                      group: str = "other", unit: str = "", better: Direction | None = None,
                      probe: str | None = None, smallest_effect: float | None = None) -> Any:
-    """Add a measure to `MEASURES`; without ``compute`` it decorates the function that computes it.
+    """Add a measure to `MEASURES`; without ``compute``, return a decorator for a function.
 
-    The arguments are those of `Measure`; label and short are by default the name with spaces.
+    The arguments are the attributes of `Measure`. By default, label and short are the name with
+    spaces for underscores.
 
     Raises:
-        MeasureError: the name is one of the kit's own, or ``better`` or ``probe`` is unknown.
+        MeasureError: the name is that of a built-in measure, or ``better`` or ``probe`` is unknown.
     """
     where = f"measure {name!r}"
     if name in BUILT_IN:
-        raise MeasureError(f"{name!r} is one of the kit's own measures", where=where,
+        raise MeasureError(f"{name!r} is a built-in measure", where=where,
                            hint="register it under another name")
     for key, value, choice in (("better", better, ("higher", "lower")), ("probe", probe, PROBES)):
         if value is not None and value not in choice:
@@ -119,23 +121,23 @@ def register_measure(name: str, compute: Compute | None = None, *, label: str = 
 
 
 def in_groups(*groups: str) -> list[Measure]:
-    """The measures of some groups, in reading order."""
+    """The measures of some groups, in the order of tables."""
     return [measure for measure in MEASURES.values() if measure.group in groups]
 
 
 def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str, *,
                     goal: bool = False) -> pl.DataFrame:
-    """What model and agent believe of each probe's tracked object (specification, section 8).
+    """Beliefs of model and agent in the tracked object of each probe (specification, section 8).
 
-    Before: the original object and the agent's predictive belief, on all four probes. After: on
-    same subject & same relation the requested object and the direct belief after the update; on the
-    other probes the agent's modal object and the predictive belief after it.
+    Before the edit, this is the true object, with the agent's predictive belief. After the edit, it
+    is the requested object of the edited fact, with the agent's direct belief, and the agent's mode
+    of the other facts, with its predictive belief.
 
     Args:
-        queries: the cases' long frame.
-        scores: (case, probe, kind, log_p, decoded), with editor and seed if it is of edited models.
+        queries: `evaluation.cases.Cases.queries`.
+        scores: (case, probe, kind, log_p, decoded); also editor and seed for edited models.
         state: "before" or "after".
-        goal: in both states the object that is right after the edit, and the views of that state.
+        goal: whether to use the object and the view of "after" in both states.
 
     Returns:
         One row per (editor, seed, case, probe): prompt, target, sentence, decoded, p_lm, p_agent.
@@ -157,7 +159,7 @@ def tracked_beliefs(queries: pl.DataFrame, scores: pl.DataFrame, state: str, *,
 
 def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame, state: str,
                distances: pl.DataFrame | None = None) -> pl.DataFrame:
-    """A row per edit with all that measures are computed from; null where a prompt was not scored.
+    """One row per edit with all inputs of measures; null where a prompt was not scored.
 
     The arguments are those of `compute_measures`; scores of edited models are of one step.
 
@@ -167,19 +169,19 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
         - ``p.<probe>.<kind>``: the model's probability of the object; kinds true_object, requested,
           agent_mode (the agent's most probable object after the edit).
         - ``target.<probe>``, ``p_lm.<probe>``, ``p_agent.<probe>``: the tracked object, which is
-          the right answer in this state, and what model and agent believe of it
+          the right answer in this state, and the beliefs of model and agent in it
           (`tracked_beliefs`); ``decoded.<probe>``: the model's greedy answer.
-        - ``p_lm_goal.<probe>``, ``p_agent_goal.<probe>``: what model and agent believe, in this
-          state, of the object that is right after the edit: the same statement in both states.
-        - ``credence.<form>.<kind>``, ``true.<form>.<kind>``: credence in a sentence about the old
+        - ``p_lm_goal.<probe>``, ``p_agent_goal.<probe>``: beliefs of model and agent, in this
+          state, in the object that is right after the edit, the same in both states.
+        - ``credence.<form>.<kind>``, ``true.<form>.<kind>``: credence in a statement about the old
           or the new object of the downstream fact (kinds old, new), and whether it is true in this
           state. Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
-        - ``p.logic_a.true``, ``p.logic_a.false``, ``credence.logic_a``, and so for logic_b,
-          logic_not_a, logic_a_and_b, logic_b_and_a and logic_a_or_b, the logic prompts;
-          ``published_true.logic_a`` …: whether the published code takes the label to be "true";
-          ``p.atomic_a.stated``: p of A's object.
-        - ``tv.<probe>``, ``kl.<probe>``: distances of whole distributions.
-        - of the case: subject, relation, object, request, the flags; and ``state``.
+        - ``p.logic_a.true``, ``p.logic_a.false``, ``credence.logic_a``, likewise for
+          logic_b, logic_not_a, logic_a_and_b, logic_b_and_a and logic_a_or_b;
+          ``published_true.logic_a`` …: whether the label in the published code is "true";
+          ``p.atomic_a.stated``: p of A's object after the atomic prompt.
+        - ``tv.<probe>``, ``kl.<probe>``: distances between distributions over all objects.
+        - subject, relation, object, request and flags of the case; and ``state``.
     """
     scores = _with_ids(scores)
     keys, query = _keys(scores), pl.format("{}.{}", "probe", "kind").alias("column")
@@ -194,17 +196,17 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
         distances = scores.clear().select(*keys, "probe", tv=pl.lit(0.0), kl=pl.lit(0.0))
     wide = scores.select(keys).unique(maintain_order=True).with_columns(state=pl.lit(state))
     for part in (
-            cases.select(_CASE, *_ABOUT),
-            _spread(scores.select(*keys, query, p=pl.col("log_p").exp()), ["p"], _QUERIES),
-            _spread(beliefs, ["target", "decoded", "p_lm", "p_agent"], PROBES),
-            _spread(goals, ["p_lm_goal", "p_agent_goal"], PROBES),
-            _spread(truth, ["true"], [f"{form}.{kind}" for form in FORMS for kind in _OBJECTS]),
-            _spread(published, ["published_true"], _JUDGED),
-            _spread(distances.rename({"probe": "column"}), ["tv", "kl"], PROBES)):
+            cases.select(_CASE, *_CASE_COLUMNS),
+            _pivot(scores.select(*keys, query, p=pl.col("log_p").exp()), ["p"], _QUERIES),
+            _pivot(beliefs, ["target", "decoded", "p_lm", "p_agent"], PROBES),
+            _pivot(goals, ["p_lm_goal", "p_agent_goal"], PROBES),
+            _pivot(truth, ["true"], [f"{form}.{kind}" for form in FORMS for kind in _OBJECTS]),
+            _pivot(published, ["published_true"], _LOGIC_PROMPTS),
+            _pivot(distances.rename({"probe": "column"}), ["tv", "kl"], PROBES)):
         wide = wide.join(part, on=_keys(part), how="left", maintain_order="left")
     return wide.with_columns(
         *(metrics.credence(pl.col(f"p.{name}.true"), pl.col(f"p.{name}.false")).alias(
-            f"credence.{name}") for name in _JUDGED),
+            f"credence.{name}") for name in _LOGIC_PROMPTS),
         *(metrics.credence(pl.col(f"p.{form}.{kind}"), pl.col(f"p.{form}.{kind}_false")).alias(
             f"credence.{form}.{kind}") for form in FORMS for kind in _OBJECTS))
 
@@ -217,37 +219,37 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
     Args:
         cases, queries: the frames of `evaluation.cases.Cases`.
         before: scores of the unedited model (case, probe, kind, log_p, decoded).
-        after: scores of edited models (… with editor, seed, step, trained_on); each edit's highest
-            step counts.
-        distances: from `evaluation.edits.Comparison`, of the unedited model and of the edited.
+        after: scores of edited models, also with editor, seed, step and trained_on; the measures
+            use the last step of each edit.
+        distances: from `evaluation.edits.Comparison`, of the unedited and of the edited models.
 
     Returns:
         One row per (editor, seed, case) in the order of ``after``: subject, relation, object,
         request, the flags, answer_before, answer_after, ``<measure>_before``, ``<measure>_after``
         (f64, null where not scored), and trained_on_<probe>: whether the editor was trained on the
-        fact the probe asks for.
+        fact of the probe.
 
     Raises:
         StoreError: a frame lacks a column.
         MeasureError: a measure cannot be computed.
     """
     score = ["case", "probe", "kind", "log_p", "decoded"]
-    asked = ["case", "probe", "kind", "prompt", "target", "label", "published_label",
+    query = ["case", "probe", "kind", "prompt", "target", "label", "published_label",
              *(f"p_{state}_{view}" for state in STATES[:2] for view in ("direct", "predictive"))]
     for name, frame, columns in (
-            ("cases", cases, ["case", *_ABOUT]), ("queries", queries, asked),
+            ("cases", cases, ["case", *_CASE_COLUMNS]), ("queries", queries, query),
             ("the model's scores", before, score),
             ("the edits' scores", after, ["editor", "seed", "step", "trained_on", *score])):
         if missing := [column for column in columns if column not in frame.columns]:
             raise StoreError(f"{name} lack the columns {', '.join(missing)}",
-                             hint="run the stage that makes them again")
+                             hint="run the stage that computes them again")
     after = _with_ids(after)
     last = last_step(after)
-    parts = [cases.select(_CASE, *_ABOUT),
-             _spread(last.select(*EDIT_KEYS, "trained_on", column="probe"), ["trained_on"], PROBES)]
-    for state, scores, far in zip(STATES[:2], (before, last), distances or (None, None),
-                                  strict=True):
-        wide = wide_frame(cases, queries, scores, state, far)
+    parts = [cases.select(_CASE, *_CASE_COLUMNS),
+             _pivot(last.select(*EDIT_KEYS, "trained_on", column="probe"), ["trained_on"], PROBES)]
+    for state, scores, of_state in zip(STATES[:2], (before, last), distances or (None, None),
+                                       strict=True):
+        wide = wide_frame(cases, queries, scores, state, of_state)
         parts.append(wide.select(
             *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"answer_{state}"),
             *(measure.values(wide).alias(f"{name}_{state}") for name, measure in MEASURES.items())))
@@ -255,29 +257,32 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
     for part in parts:
         frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
     return frame.select(
-        *EDIT_KEYS, *_ABOUT, "answer_before", "answer_after",
+        *EDIT_KEYS, *_CASE_COLUMNS, "answer_before", "answer_after",
         *(f"{name}_{state}" for state in STATES[:2] for name in MEASURES),
         *(pl.col(f"trained_on.{probe}").alias(f"trained_on_{probe}") for probe in PROBES))
 
 
 def last_step(scores: pl.DataFrame) -> pl.DataFrame:
-    """The rows of each edit's highest step: what the edited model says in the end."""
+    """The scores of each edit's last step."""
     return scores.filter(pl.col("step") == pl.col("step").max().over(EDIT_KEYS))
 
 
+_ACCURACY_NAMES = dict(zip(PROBES, ("edit success", "accuracy", "locality", "locality"),
+                           strict=True))
 _CASE = pl.col("case").cast(pl.UInt32)
-_ABOUT = ["subject", "relation", "object", "request", *FLAGS]
-_JUDGED = ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b")
+_CASE_COLUMNS = ["subject", "relation", "object", "request", *FLAGS]
+_LOGIC_PROMPTS = ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_b_and_a",
+                  "logic_a_or_b")
 _OBJECTS = ("old", "new")
 _QUERIES = [
     *(f"{probe}.{kind}" for probe in PROBES for kind in ("true_object", "requested", "agent_mode")),
     *(f"{form}.{kind}{word}" for form in FORMS for kind in _OBJECTS for word in ("", "_false")),
-    *(f"{name}.{word}" for name in _JUDGED for word in ("true", "false")), "atomic_a.stated"
+    *(f"{name}.{word}" for name in _LOGIC_PROMPTS for word in ("true", "false")), "atomic_a.stated"
 ]
 
 
-def _spread(frame: pl.DataFrame, values: Sequence[str], columns: Iterable[str]) -> pl.DataFrame:
-    """A row per key, and ``<value>.<column>`` for each of ``columns``; null where there is none."""
+def _pivot(frame: pl.DataFrame, values: Sequence[str], columns: Iterable[str]) -> pl.DataFrame:
+    """Pivot to one row per key with columns ``<value>.<column>``; null where there is no value."""
     return frame.group_by(_keys(frame), maintain_order=True).agg(
         pl.col(value).filter(pl.col("column") == column).first().alias(f"{value}.{column}")
         for value in values for column in columns)
@@ -288,7 +293,7 @@ def _keys(frame: pl.DataFrame) -> list[str]:
 
 
 def _with_ids(scores: pl.DataFrame) -> pl.DataFrame:
-    """Scores with the id types every join needs."""
+    """Scores with case and seed as u32, for joins."""
     return scores.with_columns(
         pl.col(name).cast(pl.UInt32) for name in ("case", "seed") if name in scores.columns)
 
@@ -299,23 +304,25 @@ def _built_in() -> Iterable[Measure]:
                   pl.col(f"p.{SAME}.requested"), SAME)
     for probe, label in PROBE_LABELS.items():
         answer, target = pl.col(f"decoded.{probe}"), pl.col(f"target.{probe}")
-        yield Measure(f"accuracy_{probe}", f"accuracy: {label}", PROBE_NAMES[probe], "accuracy", "",
-                      "higher", metrics.exact(answer, target), probe)
-        yield Measure(f"substring_accuracy_{probe}", f"… as published (contains): {label}",
-                      PROBE_NAMES[probe], "accuracy as published", "", "higher",
+        yield Measure(f"accuracy_{probe}", f"{_ACCURACY_NAMES[probe]}: {label}", PROBE_NAMES[probe],
+                      "accuracy", "", "higher", metrics.exact(answer, target), probe)
+        yield Measure(f"substring_accuracy_{probe}", f"… substring accuracy, as published: {label}",
+                      PROBE_NAMES[probe], "substring accuracy, as published", "", "higher",
                       metrics.contains(answer, target), probe)
     for probe, label in PROBE_LABELS.items():
-        for who, name in (("lm", "p"), ("agent", "the agent's p")):
-            group = f"{name} of what is right after the edit"
-            if (who, probe) != ("lm", SAME):  # that one is p(request)
-                yield Measure(f"p_{who}_goal_{probe}", f"{group}: {label}", PROBE_NAMES[probe],
-                              group, "", None, pl.col(f"p_{who}_goal.{probe}"),
-                              probe if who == "lm" else None)
-    for form, short in zip(FORMS, ("judged", "negated", "in an and", "in an or"), strict=True):
-        right = [(pl.col(f"credence.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")
-                 for kind in _OBJECTS]
+        for source, name in (("lm", "p"), ("agent", "the agent's p")):
+            group = f"{name} of the right object after the edit"
+            if (source, probe) != ("lm", SAME):  # this is p(request)
+                yield Measure(f"p_{source}_goal_{probe}", f"{group}: {label}", PROBE_NAMES[probe],
+                              group, "", None, pl.col(f"p_{source}_goal.{probe}"),
+                              probe if source == "lm" else None)
+    names = ("true/false", "negation", "conjunction", "disjunction")
+    for form, short in zip(FORMS, names, strict=True):
+        correct = [(pl.col(f"credence.{form}.{kind}") > 0.5) == pl.col(f"true.{form}.{kind}")
+                   for kind in _OBJECTS]
         yield Measure(form, f"accuracy: downstream fact, {short}", short, "downstream fact", "",
-                      "higher", pl.mean_horizontal(*(one.cast(pl.Float64) for one in right)),
+                      "higher",
+                      pl.mean_horizontal(*(is_correct.cast(pl.Float64) for is_correct in correct)),
                       PROBES[1])
     for name, group, unit in (("coherence", "coherence error", ""),
                               ("tv", "total variation, all objects", ""),
@@ -327,26 +334,29 @@ def _built_in() -> Iterable[Measure]:
                           PROBE_NAMES[probe], group, unit, "lower", compute, probe)
     yield from _logical_errors("", "logical error", lambda name: pl.col(f"credence.{name}"),
                                pl.col("credence.logic_a"))
-    swapped = pl.col("credence.logic_a_and_b"), pl.col("credence.logic_b_and_a")
+    both_orders = pl.col("credence.logic_a_and_b"), pl.col("credence.logic_b_and_a")
     yield Measure("commutation", "logical error: commutation", "commutation", "logical error", "",
-                  "lower", metrics.commutation_error(*swapped))
+                  "lower", metrics.commutation_error(*both_orders))
     label_a = pl.when(pl.col("published_true.logic_a")).then("p.logic_a.true").otherwise(
-        "p.logic_a.false")  # the published conjunction does not flip it where the label is false
+        "p.logic_a.false")  # the published conjunction uses p("false") where the label is false
     yield from _logical_errors(
         "_published", "logical error as published", _published,
         pl.when("as_published").then(label_a).otherwise(_published("logic_a")))
 
 
 def _published(name: str) -> pl.Expr:
-    """The published code's p of a judged sentence: p("true") where that is its label, else
-    1 - p("false"), which also counts what the model gives to neither word."""
+    """Belief in a true/false statement in the published code.
+
+    It is p("true") if the label is "true", else 1 - p("false"), which includes the probability of
+    all other answers.
+    """
     return pl.when(pl.col(f"published_true.{name}")).then(f"p.{name}.true").otherwise(
         1 - pl.col(f"p.{name}.false"))
 
 
 def _logical_errors(ending: str, group: str, p: Callable[[str], pl.Expr],
                     p_a_in_conjunction: pl.Expr) -> Iterable[Measure]:
-    """The four logical errors of the published code, ``p`` being the belief in a logic prompt."""
+    """The four logical errors of the published code; ``p`` gives the belief in a logic prompt."""
     a, b, not_a, a_and_b, a_or_b = map(
         p, ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_a_or_b"))
     for name, error in {

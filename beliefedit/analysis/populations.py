@@ -1,4 +1,4 @@
-"""Populations: which edits a claim, a figure or a table counts; decided here and nowhere else."""
+"""Populations: the edits that a finding, a figure or a table counts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Population:
     """Edits that are counted together.
 
     Attributes:
-        name: also that of its group in a table.
-        text: what is counted, a plural.
-        members: an expression over the frame of `compute_measures`.
+        name: also the name of its group in a table.
+        text: description of the requests, in the plural.
+        members: a boolean expression over the frame of `compute_measures`.
     """
 
     name: str
@@ -45,8 +45,8 @@ POPULATIONS = {population.name: population for population in (
                _CHANGES))}
 """Name -> population (specification, section 8).
 
-The model's answer is the one before the edit. An edit has a downstream answer if the subject has a
-fact that depends on the edited one; the answer changes if the agent's most probable object does.
+The model's answer is the one before the edit. The agent's downstream answer is its most probable
+object of the downstream fact, which exists if a fact of the subject depends on the edited fact.
 """
 
 TABLES = {
@@ -58,7 +58,7 @@ TABLES = {
 
 
 def population(table: str, group: str | None = None) -> Population:
-    """The population of a table's group, by default its last.
+    """The population of a table's group, by default of its last group.
 
     Raises:
         StoreError: an unknown table or group.

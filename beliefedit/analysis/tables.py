@@ -1,4 +1,4 @@
-"""From measures to the numbers of the report: tables with intervals, worst cases, runs compared."""
+"""Tables of measures with intervals, worst cases, and comparisons of editors and runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from beliefedit.evaluation.metrics import bootstrap_interval, probability_error
 
 def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
                  generator: np.random.Generator) -> pl.DataFrame:
-    """The tables of `TABLES`, each mean with its interval from a bootstrap clustered by subject.
+    """The tables of `TABLES`: means with intervals of a bootstrap over subjects.
 
-    ``measured`` comes from `compute_measures`, the resamples from ``generator``.
+    The bootstrap is that of Efron & Tibshirani (1993), with subjects as clusters.
+
+    Args:
+        measured: from `compute_measures`.
+        generator: source of the resamples.
 
     Returns:
-        Long: table, editor, seed (null: all pooled; single seeds follow when there are several),
-        group (one of `POPULATIONS`), measure, state (before, after, difference: paired), trained_on
-        (share of those edits whose editor was trained on the fact the measure is about: 0 is
-        inference, 1 recall; null: about several facts), n (edits with a value), mean, low, high
-        (null: no value, or fewer than two subjects).
+        A long frame: table, editor, seed (null: all seeds pooled), group (one of `POPULATIONS`),
+        measure, state (before, after, difference: paired), trained_on (share of edits whose editor
+        was trained on the fact of the measure: 0 is inference, 1 is recall; null for measures of
+        several facts), n (edits with a value), mean, low, high (null: no value, or fewer than two
+        subjects).
     """
     parts = [pl.DataFrame(schema={"table": pl.String, "editor": pl.String, "seed": pl.UInt32,
                                   "group": pl.String, **_MEANS})]
@@ -47,7 +51,7 @@ _MEANS = {"measure": pl.String, "state": pl.String, "trained_on": pl.Float64, "n
 
 
 def _seeds(edits: pl.DataFrame) -> Iterator[tuple[int | None, pl.DataFrame]]:
-    """All edits; then those of each seed if there are several."""
+    """All edits, and those of each seed if there are several seeds."""
     yield None, edits
     seeds = edits["seed"].unique().sort()
     if len(seeds) > 1:
@@ -55,27 +59,27 @@ def _seeds(edits: pl.DataFrame) -> Iterator[tuple[int | None, pl.DataFrame]]:
 
 
 def summary(tables: pl.DataFrame) -> dict[str, Any]:
-    """The pooled tables as nested values for summary.json.
+    """The pooled tables as nested dicts for summary.json.
 
     Returns:
         {editor: {table: {measure: {before, after, difference, difference_low, difference_high,
-        n}}}}; a table of two groups appears as "table/group". Numbers without a value are None; n
-        counts the paired edits.
+        n}}}}. A table of two groups has the key "table/group". Missing values are None; n is the
+        number of paired edits.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for row in tables.filter(pl.col("seed").is_null()).iter_rows(named=True):
         name = row["table"] + (f"/{row['group']}" if len(TABLES[row["table"]]) > 1 else "")
-        of_table = found.setdefault(row["editor"], {}).setdefault(name, {})
+        of_table = values.setdefault(row["editor"], {}).setdefault(name, {})
         cell = of_table.setdefault(row["measure"], {})
         cell[row["state"]] = row["mean"]
         if row["state"] == "difference":
             cell.update(difference_low=row["low"], difference_high=row["high"], n=row["n"])
-    return found
+    return values
 
 
 def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
                 n: int = 3) -> pl.DataFrame:
-    """Where edited models and the agent differ most: for each editor and probe the largest errors.
+    """The largest differences between edited model and agent, for each editor and probe.
 
     Args:
         cases, queries, after: as for `compute_measures`.
@@ -98,7 +102,7 @@ def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
 
 
 class ComparableRun(Protocol):
-    """What `compare` reads of a run: a `beliefedit.run.Run`, for example."""
+    """Attributes of a run that `compare` uses; `beliefedit.run.Run` has them."""
 
     name: str
     flat_config: Mapping[str, Any]  # dotted parameter -> value, the seed left out
@@ -108,24 +112,24 @@ class ComparableRun(Protocol):
 def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
             generator: np.random.Generator | None = None, *, table: str = "all",
             group: str | None = None) -> pl.DataFrame:
-    """Several runs in one table: editors x seeds x parameters, paired by case where cases match.
+    """Compare runs in one table of editors, seeds and parameters, paired by case.
 
-    Runs that differ in nothing but the seed are pooled, and shown one by one as well. The reference
-    is the first run's first editor. A case matches when subject, relation, object and request are
-    the same; several seeds of an edit are averaged before they are paired.
+    Runs that differ in the seed only are pooled, and also shown one by one. The reference is the
+    first editor of the first run. Cases match if subject, relation, object and request are equal.
+    Several seeds of an edit are averaged before pairing.
 
     Args:
-        runs: with edits; ``be.Run.open(folder)`` gives one.
-        config: resamples and level of the intervals; by default those of `AnalysisConfig`.
-        generator: source of the resamples; by default always the same.
-        table, group: which edits count, from `TABLES` (group: by default the table's last).
+        runs: finished runs, from ``be.Run.open(folder)`` for example.
+        config: resamples and level of the intervals; None: the defaults of `AnalysisConfig`.
+        generator: source of the resamples; None: a generator with seed 0.
+        table, group: the edits to count, from `TABLES`; group None: the last of the table.
 
     Returns:
-        run (names), params (what differs between the runs, "key=value; …", parameters of other
-        editors left out), editor, seed, measure, state, trained_on, n, mean, low, high as in
+        run (names), params (parameters that differ between the runs, "key=value; …", without those
+        of other editors), editor, seed, measure, state, trained_on, n, mean, low, high as in
         `build_tables`; on pooled rows also n_paired, paired, paired_low, paired_high: the mean
         difference to the reference over the matching cases, and differs: whether it is at least
-        ``config.smallest_effect``, either way (null: open, see `exceeds`).
+        ``config.smallest_effect`` in either direction (null: open, see `exceeds`).
 
     Raises:
         StoreError: no run, or an unknown table or group.
@@ -141,13 +145,13 @@ def compare(runs: Sequence[ComparableRun], config: AnalysisConfig | None = None,
         for editor in chosen["editor"].unique(maintain_order=True):
             head = {"run": name, "params": _differing(params[index], params, editor),
                     "editor": editor}
-            _join(contenders, head, chosen.filter(editor=editor))
+            _pool(contenders, head, chosen.filter(editor=editor))
     return _compared(contenders, config or AnalysisConfig(), generator or np.random.default_rng(0))
 
 
 def compare_editors(measured: pl.DataFrame, config: AnalysisConfig, generator: np.random.Generator,
                     *, table: str = "all", group: str | None = None) -> pl.DataFrame:
-    """The editors of one run as `compare` sets runs side by side: the first is the reference."""
+    """Compare the editors of one run as `compare` does; the first editor is the reference."""
     chosen = measured.filter(population(table, group).members)
     editors = chosen["editor"].unique(maintain_order=True)
     return _compared([({"run": "", "params": "", "editor": editor}, chosen.filter(editor=editor))
@@ -157,11 +161,11 @@ def compare_editors(measured: pl.DataFrame, config: AnalysisConfig, generator: n
 Contender = tuple[dict[str, str], pl.DataFrame]
 
 
-def _join(contenders: list[Contender], head: dict[str, str], chosen: pl.DataFrame) -> None:
-    """Add a run's edits by one editor, pooled with those of other seeds where all else is equal."""
+def _pool(contenders: list[Contender], head: dict[str, str], chosen: pl.DataFrame) -> None:
+    """Add edits of a run by one editor, pooled with runs that differ in the seed only."""
     for index, (other, edits) in enumerate(contenders):
-        same = all(other[name] == head[name] for name in ("params", "editor"))
-        if same and not set(edits["seed"]) & set(chosen["seed"]):
+        equal = all(other[name] == head[name] for name in ("params", "editor"))
+        if equal and not set(edits["seed"]) & set(chosen["seed"]):
             run = f"{other['run']}, {head['run']}"
             contenders[index] = ({**other, "run": run}, pl.concat([edits, chosen]))
             return
@@ -191,28 +195,32 @@ def _paired(chosen: pl.DataFrame, reference: pl.DataFrame, config: AnalysisConfi
     """measure, state, n_paired, paired, paired_low, paired_high, differs: ``chosen`` minus
     ``reference``."""
     key, columns = ["subject", "relation", "object", "request"], _columns()
-    ours, theirs = (frame.group_by(key, maintain_order=True).agg(pl.col(columns).mean())
-                    for frame in (chosen, reference))
-    differences = ours.join(theirs, on=key, suffix="_reference", maintain_order="left").select(
+    of_chosen, of_reference = (
+        frame.group_by(key, maintain_order=True).agg(pl.col(columns).mean())
+        for frame in (chosen, reference))
+    differences = of_chosen.join(
+        of_reference, on=key, suffix="_reference", maintain_order="left").select(
         *key, *(pl.col(name) - pl.col(f"{name}_reference") for name in columns))
-    found = _means(differences, config, generator).drop("trained_on").rename(
+    means = _means(differences, config, generator).drop("trained_on").rename(
         {"n": "n_paired", "mean": "paired", "low": "paired_low", "high": "paired_high"})
     least = config.smallest_effect
     above, below = ([exceeds(low, high, bound, config) for low, high in
-                     found.select("paired_low", "paired_high").iter_rows()]
+                     means.select("paired_low", "paired_high").iter_rows()]
                     for bound in (least, -least))
     differs = [True if up or down is False else False if up is False and down else None
                for up, down in zip(above, below, strict=True)]
-    return found.with_columns(differs=pl.Series(differs, dtype=pl.Boolean))
+    return means.with_columns(differs=pl.Series(differs, dtype=pl.Boolean))
 
 
 def exceeds(low: float | None, high: float | None, bound: float,
             config: AnalysisConfig) -> bool | None:
-    """Whether a mean with this interval lies above a bound; None where that is open.
+    """Whether a mean with this interval exceeds a bound; None if that is open.
 
-    It is open where the bound lies within the interval, or so close to an end that another seed of
-    the bootstrap could move the end past it: within three standard errors of a 2.5 % quantile of
-    ``config.n_resamples`` normal draws, which are 2 widths of the interval / sqrt(n_resamples).
+    With the smallest effect of interest as bound, this is an equivalence test (Lakens 2017, doi
+    10.1177/1948550617697177). The result is open if the bound is within the interval, or so close
+    to an end that another seed of the bootstrap could move the end past the bound: within three
+    standard errors of a 2.5 % quantile of ``config.n_resamples`` normal draws, which is about
+    2 widths of the interval / sqrt(n_resamples).
     """
     if low is None or high is None:
         return None
@@ -220,11 +228,11 @@ def exceeds(low: float | None, high: float | None, bound: float,
     return True if low - slack > bound else False if high + slack < bound else None
 
 
-def _differing(own: Mapping[str, str], runs: Sequence[Mapping[str, str]], editor: str) -> str:
-    """"key=value; …" of the parameters of a run and one of its editors that differ between runs."""
+def _differing(params: Mapping[str, str], runs: Sequence[Mapping[str, str]], editor: str) -> str:
+    """Parameters of a run and one of its editors that differ between runs, as "key=value; …"."""
     keys = sorted({key for run in runs for key in run if len({r.get(key) for r in runs}) > 1})
     prefix = "edit.editors."
-    return "; ".join(f"{key}={own.get(key, 'not set')}" for key in keys
+    return "; ".join(f"{key}={params.get(key, 'not set')}" for key in keys
                      if not key.startswith(prefix) or key.startswith(f"{prefix}{editor}."))
 
 
@@ -234,25 +242,23 @@ def _columns() -> list[str]:
 
 def _means(chosen: pl.DataFrame, config: AnalysisConfig,
            generator: np.random.Generator) -> pl.DataFrame:
-    """measure, state, trained_on, n, mean, low, high over edits; the difference only over pairs."""
+    """measure, state, trained_on, n, mean, low, high over edits; differences are paired."""
     states = np.stack([chosen[name].cast(pl.Float64).to_numpy() for name in _columns()]).reshape(
         len(MEASURES), 2, len(chosen))
     values = np.concatenate([states, states[:, 1:] - states[:, :1]], axis=1)
-    found = bootstrap_interval(
+    intervals = bootstrap_interval(
         values.reshape(len(MEASURES) * len(STATES), len(chosen)).T, chosen["subject"].to_numpy(),
         generator, n_resamples=config.n_resamples, level=config.level)
     trained_on = np.array([_trained_on_share(chosen, measure) for measure in MEASURES],
                           dtype=np.float64)
-    return pl.DataFrame(
-        {
-            "measure": np.repeat(list(MEASURES), len(STATES)), "state": list(STATES) *
-            len(MEASURES), "trained_on": np.repeat(trained_on, len(STATES)), **found._asdict()
-        },
-        nan_to_null=True).cast(pl.Schema(_MEANS))
+    return pl.DataFrame({
+        "measure": np.repeat(list(MEASURES), len(STATES)), "state": list(STATES) * len(MEASURES),
+        "trained_on": np.repeat(trained_on, len(STATES)), **intervals._asdict()
+    }, nan_to_null=True).cast(pl.Schema(_MEANS))
 
 
 def _trained_on_share(chosen: pl.DataFrame, measure: str) -> float | None:
-    """Share of the edits with a value of the measure whose editor was trained on its fact."""
+    """Share of the edits with a value whose editor was trained on the fact of the measure."""
     column = f"trained_on_{MEASURES[measure].probe}"
     share = pl.col(column).filter(pl.col(f"{measure}_after").is_not_null()).mean()
     return chosen.select(share).item() if column in chosen.columns else None

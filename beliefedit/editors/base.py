@@ -1,7 +1,7 @@
 """The protocol of all editors: many independent edits of one frozen model at once.
 
-An editor of your own is a subclass of `Editor` with a method ``_edit``, registered by
-`beliefedit.editors.register_editor`; docs/extending.md has one in twenty lines.
+To add an editor, subclass `Editor`, implement ``_edit`` and register the class with
+`beliefedit.editors.register_editor`. docs/extending.md has an example.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from beliefedit.errors import DivergenceError, EditError
 
 @dataclass
 class EditedModels(ABC):
-    """Several edited versions of one model, which stays as it was.
+    """Several edited versions of one model, whose own weights do not change.
 
-    Called like a `transformers` causal LM, with ``versions`` (int64 [rows]) naming the edit that
-    answers each row, so that `beliefedit.lm.scoring.score` and `generate` ask all versions at once.
+    Called like a `transformers` causal LM. ``versions`` (int64 [rows]) selects the edit that
+    computes each row, so `beliefedit.lm.scoring.score` and `generate` query all versions at once.
 
     Attributes:
-        model: the base, left as it was.
-        steps: optimizer steps behind the edits; 1 for editors that do not go step by step.
-        losses: float64 [n], each edit's last training loss; empty for editors that have none.
+        model: the unedited model.
+        steps: number of optimizer steps; 1 for editors without an optimizer.
+        losses: float64 [n], the last training loss of each edit; empty for editors without a loss.
     """
 
     model: PreTrainedModel
@@ -41,16 +41,16 @@ class EditedModels(ABC):
 
     @property
     def device(self) -> torch.device:
-        """The base's."""
+        """Device of the unedited model."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base's."""
+        """Data type of the unedited model."""
         return self.model.dtype
 
     def in_order(self, versions: Tensor) -> bool:
-        """Whether each version answers one row, in order: what training asks for."""
+        """Whether row i is computed by version i, as in training."""
         return torch.equal(versions, torch.arange(len(self), device=self.device))
 
     @abstractmethod
@@ -59,21 +59,21 @@ class EditedModels(ABC):
 
     @abstractmethod
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
-        """The edited models' outputs, row by row."""
+        """Outputs of the edited models, one version per row."""
 
     def delta(self, index: int) -> dict[str, Tensor]:
-        """What one edit adds to each weight, by parameter name.
+        """The change of each weight by one edit, by parameter name.
 
         Raises:
             EditError: this editor changes no weights.
         """
         raise EditError(f"{type(self).__name__} changes no weights",
-                        hint="ask the edited models themselves")
+                        hint="query the edited models instead")
 
 
 @dataclass
 class UnmodifiedModel(EditedModels):
-    """One model, as it is, as the only version."""
+    """A single model, without any edit, as the only version."""
 
     def __len__(self) -> int:
         return 1
@@ -83,12 +83,16 @@ class UnmodifiedModel(EditedModels):
         return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
-        """Nothing."""
+        """An empty mapping: no weight changes."""
         return {}
 
 
 def check_finite(changes: Mapping[str, Tensor], where: str = "") -> None:
-    """A `DivergenceError` unless all changes, by the name of what they change, are finite."""
+    """Check that all weight changes, by parameter name, are finite.
+
+    Raises:
+        DivergenceError: a change is not finite.
+    """
     for name, change in changes.items():
         if not change.isfinite().all():
             raise DivergenceError(f"the edit diverged: its change of {name} is not finite",
@@ -96,11 +100,11 @@ def check_finite(changes: Mapping[str, Tensor], where: str = "") -> None:
 
 
 def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
-    """Add changes to a model's own weights.
+    """Add weight changes to a model in place.
 
     Raises:
         EditError: the model has no such weight.
-        DivergenceError: a change is not finite; the model stays as it was.
+        DivergenceError: a change is not finite; no weight is changed then.
     """
     parameters = dict(model.named_parameters())
     check_finite(delta)
@@ -113,17 +117,18 @@ def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
 
 
 Callback = Callable[[int, EditedModels], None]
-"""Called with (step, the edits so far) after every step of an editor that goes step by step."""
+"""Called with (step, current edited models) after every optimizer step."""
 
 
 class Editor(ABC):
-    """Carries out requests, each on its own copy of the beliefs the model came with.
+    """Carries out edit requests, each independently on the unedited model.
 
     Attributes:
-        label: the name that the playground shows.
-        version: raise it when the same parameters give other edits: results are then made anew.
-        needs_subject: requests must name the subject within their prompt.
-        uses_soft_targets: requests must say what else is to be believed.
+        label: display name in the playground.
+        version: increase it when the same parameters give different edits, so that stored results
+            are recomputed.
+        needs_subject: whether requests must name the subject within their prompt.
+        uses_soft_targets: whether the editor trains on `EditRequest.soft_targets`.
     """
 
     label: ClassVar[str] = ""
@@ -137,43 +142,43 @@ class Editor(ABC):
     def prepare(  # noqa: B027 - nothing to do is the usual case
             self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
             texts: Sequence[str]) -> None:
-        """Compute, once per model, what the editor needs to know of the corpus.
+        """Compute, once per model, the statistics of the corpus that the editor needs.
 
         Raises:
-            EditError: no texts, to an editor that needs some.
+            EditError: the editor needs texts and ``texts`` is empty.
         """
 
     def describe(self) -> dict[str, str]:
-        """What reports say of the editor beside its scores: names and texts; after `prepare`."""
+        """Properties of the prepared editor that reports show beside its scores, by name."""
         return {}
 
     def apply(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest | tuple[str, str]], *,
               callback: Callback | None = None) -> EditedModels:
-        """Edit all at once; the model itself is not changed, and no request knows of another.
+        """Carry out independent edits in one batch; the model itself does not change.
 
         Args:
-            model: a Mistral- or Llama-like causal LM, left as it was.
+            model: a Mistral- or Llama-like causal LM.
             requests: n requests, or (prompt, target) pairs.
-            callback: called after every step with (step, the edits so far).
+            callback: called after every optimizer step with (step, current edited models).
 
         Raises:
-            EditError: a request cannot be carried out (`validation_error` says so beforehand), or
-                the editor needs `prepare` first.
+            EditError: a request is invalid (see `validation_error`), or the editor needs
+                `prepare` first.
         """
-        asked = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
+        valid = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
                  for request in requests]
-        if not asked:
+        if not valid:
             raise EditError("no request was given", hint="give at least one request")
-        for request in asked:
+        for request in valid:
             if error := self.validation_error(tokenizer, request):
                 raise EditError(error, where=f"{request.prompt!r} -> {request.target!r}",
                                 hint="change the request, or leave it out")
-        return self._edit(model, tokenizer, asked, callback)
+        return self._edit(model, tokenizer, valid, callback)
 
     def validation_error(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
                          max_target_tokens: int | None = None) -> str | None:
-        """Why a request cannot be carried out; None when it can."""
+        """The reason why a request is invalid; None for a valid request."""
         prompt, target, subject = request.prompt, request.target, request.subject
         if not prompt.strip():
             return "the prompt is empty"
@@ -190,19 +195,19 @@ class Editor(ABC):
         if self.needs_subject and subject not in prompt:
             return f"the subject {subject!r} is not in the prompt {prompt!r}"
         if self.uses_soft_targets and not request.soft_targets:
-            return "the request has no soft targets: what else is to be believed is unknown"
+            return "the request has no soft targets, which this editor trains on"
         return None
 
     def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                            requests: Iterable[EditRequest]) -> Iterator[EditedModels]:
-        """The requests one after another, each on top of those before it.
+        """Carry out sequential edits: each request edits the model that the previous ones left.
 
-        Yields, after each request, one version that holds all so far. It is valid until the next
-        one is asked for.
+        Yields, after each request, one version that holds all edits up to that request. It is
+        valid until the next one is requested from the iterator.
 
         Raises:
-            EditError: a request cannot be carried out.
-            DivergenceError: an edit's changes are not finite.
+            EditError: a request is invalid.
+            DivergenceError: the weight changes of an edit are not finite.
         """
         current = copy.deepcopy(model)
         for request in requests:
@@ -212,11 +217,11 @@ class Editor(ABC):
     @abstractmethod
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> EditedModels:
-        """Carry out valid requests; there is at least one."""
+        """Carry out at least one request; all are valid."""
 
 
 def require_texts(texts: Sequence[str]) -> None:
-    """For `Editor.prepare` of editors that look at the corpus."""
+    """Raise an `EditError` if an editor that needs texts of the corpus gets none."""
     if not texts:
         raise EditError("this editor needs texts of the corpus",
                         hint="call prepare(model, tokenizer, texts)")
@@ -224,20 +229,23 @@ def require_texts(texts: Sequence[str]) -> None:
 
 def chosen_projections(model: PreTrainedModel,
                        layers: Sequence[int] | None) -> dict[str, nn.Linear]:
-    """MLP output projections of some layers by name, ascending; negative: from the last; None: all.
+    """MLP output projections of some layers, by module name and in ascending order.
+
+    Args:
+        layers: layer indices; negative ones count from the last layer. None: all layers.
 
     Raises:
         EditError: the model is not built like Mistral or Llama, or has no such layer.
     """
-    found = [getattr(getattr(layer, "mlp", None), "down_proj", None)
-             for layer in getattr(model.get_decoder(), "layers", None) or ()]
-    if not found or not all(isinstance(module, nn.Linear) for module in found):
+    modules = [getattr(getattr(layer, "mlp", None), "down_proj", None)
+               for layer in getattr(model.get_decoder(), "layers", None) or ()]
+    if not modules or not all(isinstance(module, nn.Linear) for module in modules):
         raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
                         hint="edit a model of the Mistral or Llama family")
-    n = len(found)
+    n = len(modules)
     chosen = range(n) if layers is None else layers
     if wrong := [layer for layer in chosen if not -n <= layer < n]:
         raise EditError(f"the model has no layer {wrong[0]}", where="layers of the editor",
                         hint=f"choose from 0 to {n - 1}")
     names = {module: name for name, module in model.named_modules()}
-    return {names[found[place]]: found[place] for place in sorted({at % n for at in chosen})}
+    return {names[modules[index]]: modules[index] for index in sorted({i % n for i in chosen})}

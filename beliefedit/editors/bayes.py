@@ -1,4 +1,9 @@
-"""Our editor: LoRA (arXiv 2106.09685) on what the agent now believes, not on the request alone."""
+"""LoRA (arXiv 2106.09685) trained on the updated beliefs of the Bayesian agent.
+
+Other editors train on the request alone. This one also trains on soft targets: the agent's
+probabilities, after the request, for the edited fact and for facts around it. The kit defines this
+editor; it is not a published method.
+"""
 
 from __future__ import annotations
 
@@ -23,27 +28,27 @@ from beliefedit.editors.optimization import (
 )
 from beliefedit.editors.registry import register_editor
 
-_LEAST = 1e-6  # keeps a logarithm finite where targets begin alike and seem to sum to more than 1
+_MIN_PROBABILITY = 1e-6  # targets that share a first token can sum to more than 1: keeps log finite
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """Soft targets of several edits, a row per soft target and object."""
+class _EncodedSoftTargets:
+    """Soft targets of several edits, one row per soft target and object."""
 
-    groups: list[tuple[EncodedSentences, Tensor]]  # by like length, with their row numbers
-    weights: Tensor  # [rows], the agent's probabilities
+    groups: list[tuple[EncodedSentences, Tensor]]  # rows of similar length, with their row numbers
+    p_agent: Tensor  # [rows], the agent's probability of the row's object
     soft_target: Tensor  # int64 [rows], the soft target each row belongs to
-    rest: Tensor  # [soft targets], the agent's probability of anything else
-    share: Tensor  # [soft targets], weight of each in its edit's loss
-    versions: Tensor  # int64 [soft targets]
+    p_other: Tensor  # [soft targets], the agent's probability of all objects that are not listed
+    loss_weights: Tensor  # [soft targets], weight of each in the loss of its edit
+    versions: Tensor  # int64 [soft targets], the edit each soft target belongs to
 
 
 @register_editor("bayes", label="LoRA on the agent's beliefs")
 class BayesEditor(Editor):
-    """An adapter per request, trained on all of the request's soft targets at once.
+    """One LoRA adapter per request, trained on the soft targets of the request.
 
-    A soft target's loss is, up to a constant, the divergence of the model's belief from the
-    agent's, over the objects it names and "anything else". The first one is of the edited fact.
+    The loss of a soft target is, up to a constant, KL(agent || model) over the objects it lists
+    and one class for all other objects. The first soft target is that of the edited fact.
     """
 
     uses_soft_targets: ClassVar[bool] = True
@@ -52,59 +57,60 @@ class BayesEditor(Editor):
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
         n_minibatches = self.config.n_minibatches
-        parts = cycle([self._encoded(model, tokenizer, [
-            (request.soft_targets[0], *request.soft_targets[1 + part::n_minibatches])
-            for request in requests]) for part in range(n_minibatches)])
+        minibatches = cycle([self._encode(model, tokenizer, [
+            (request.soft_targets[0], *request.soft_targets[1 + first::n_minibatches])
+            for request in requests]) for first in range(n_minibatches)])
         adapters = fresh_adapters(model, len(requests), self.config)
-        return train_adapters(adapters, lambda so_far: _divergence(next(parts), so_far),
+        return train_adapters(adapters, lambda current: _divergence(next(minibatches), current),
                               self.config, callback)
 
-    def _encoded(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                 by_edit: Sequence[tuple[SoftTarget, ...]]) -> _Encoded:
-        rows, rest, share, versions = [], [], [], []
-        for version, soft_targets in enumerate(by_edit):
+    def _encode(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                soft_targets_by_edit: Sequence[tuple[SoftTarget, ...]]) -> _EncodedSoftTargets:
+        rows, p_other, loss_weights, versions = [], [], [], []
+        for version, soft_targets in enumerate(soft_targets_by_edit):
             for number, soft in enumerate(soft_targets):
-                others = (1 - self.config.request_weight) / max(1, len(soft_targets) - 1)
-                share.append(others if number else self.config.request_weight)
+                other_weight = (1 - self.config.request_weight) / max(1, len(soft_targets) - 1)
+                loss_weights.append(other_weight if number else self.config.request_weight)
                 rows += [(soft.prompt, target, p, len(versions), version)
                          for target, p in zip(soft.targets, soft.probabilities, strict=True)]
-                rest.append(max(0.0, 1 - sum(soft.probabilities)))
+                p_other.append(max(0.0, 1 - sum(soft.probabilities)))
                 versions.append(version)
-        prompts, targets, weights, soft_target_of, version_of = zip(*rows, strict=True)
+        prompts, targets, p_agent, soft_target_of, version_of = zip(*rows, strict=True)
         sentences = encode_sentences(tokenizer, prompts, targets, model.device)
         if self.config.append_end_token:
             sentences = append_end_token(model, tokenizer, sentences)
         sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
-        columns = (weights, soft_target_of, rest, share, versions)
-        return _Encoded(_by_length(sentences),
-                        *(torch.tensor(values, device=model.device) for values in columns))
+        columns = (p_agent, soft_target_of, p_other, loss_weights, versions)
+        return _EncodedSoftTargets(_group_by_length(sentences), *(
+            torch.tensor(values, device=model.device) for values in columns))
 
 
 @register_editor("bayes_heldout", label="LoRA on the agent's beliefs, downstream held out")
 class BayesHeldoutEditor(BayesEditor):
-    """The same without the downstream fact: what changes there is inferred, not trained."""
+    """`BayesEditor` without the downstream fact, whose change the model must infer by itself."""
 
 
-def _by_length(sentences: EncodedSentences,
-               n_rows: int = 128) -> list[tuple[EncodedSentences, Tensor]]:
-    """(sentences, their row numbers) in groups of rows of like length, which need less padding."""
+def _group_by_length(sentences: EncodedSentences,
+                     n_rows: int = 128) -> list[tuple[EncodedSentences, Tensor]]:
+    """Groups of (sentences, their row numbers) of similar length, which need less padding."""
     ids, is_target, groups = sentences.ids, sentences.is_target, []
-    lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target reaches to the end
+    lengths = ids.shape[1] - is_target.int().flip(1).argmax(1)  # a target is the end of its row
     for rows in lengths.argsort(stable=True).split(n_rows):
         longest = int(lengths[rows].max())
         group = EncodedSentences(ids[rows, :longest], is_target[rows, :longest],
                                  sentences.weights[rows], sentences.versions[rows],
-                                 sentences.places)
+                                 sentences.positions)
         groups.append((group, rows))
     return groups
 
 
-def _divergence(encoded: _Encoded, adapters: Adapters) -> Tensor:
-    """Each edit's loss, [n], nats."""
+def _divergence(encoded: _EncodedSoftTargets, adapters: Adapters) -> Tensor:
+    """Loss of each edit, [n], nats."""
     nll = torch.cat([row_nll(adapters, adapters.model, group) for group, _ in encoded.groups])
     nll = nll[torch.cat([rows for _, rows in encoded.groups]).argsort()]
-    zeros = torch.zeros_like(encoded.rest)
-    named = zeros.index_add(0, encoded.soft_target, nll * encoded.weights)
-    left = 1 - zeros.index_add(0, encoded.soft_target, (-nll).exp())
-    loss = encoded.share * (named - encoded.rest * left.clamp(min=_LEAST).log())
+    zeros = torch.zeros_like(encoded.p_other)
+    listed = zeros.index_add(0, encoded.soft_target, nll * encoded.p_agent)
+    p_lm_other = 1 - zeros.index_add(0, encoded.soft_target, (-nll).exp())
+    log_p_other = p_lm_other.clamp(min=_MIN_PROBABILITY).log()
+    loss = encoded.loss_weights * (listed - encoded.p_other * log_p_other)
     return torch.zeros(len(adapters), device=nll.device).index_add(0, encoded.versions, loss)

@@ -1,4 +1,4 @@
-"""One edit on its own: a PEFT adapter folder, weight deltas in safetensors, or an edited model."""
+"""Export one edit: as a PEFT adapter, as weight deltas in safetensors, or as an edited model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from beliefedit.errors import EditError
 
 
 def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrainedModel:
-    """A copy of the base model with one edit written into its weights; `save_pretrained` keeps it.
+    """A copy of the unedited model with one edit added to its weights.
 
     Raises:
         EditError: the editor changes no weights.
@@ -28,7 +28,7 @@ def merged(edited: EditedModels, model: PreTrainedModel, index: int) -> PreTrain
 
 
 def save_delta(edited: EditedModels, index: int, path: str | Path) -> None:
-    """What one edit adds to each weight, as a safetensors file of {parameter name: change}.
+    """Save the weight changes of one edit as a safetensors file of {parameter name: change}.
 
     Raises:
         EditError: the editor changes no weights.
@@ -45,7 +45,7 @@ def load_delta(path: str | Path, model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         EditError: no such file, a damaged one, or a delta of another model.
-        DivergenceError: the file holds changes that are not finite.
+        DivergenceError: a change in the file is not finite.
     """
     try:
         delta = load_file(path)
@@ -63,16 +63,16 @@ def _on_cpu(value: torch.Tensor) -> torch.Tensor:
 
 
 def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
-    """One low-rank edit as a folder that `peft.PeftModel.from_pretrained` loads onto the base.
+    """Save one low-rank edit as a folder for `peft.PeftModel.from_pretrained`.
 
     Raises:
-        EditError: the edit is not a low-rank update; `save_delta` keeps any weight change.
+        EditError: the edit is not a low-rank update; `save_delta` saves any weight change.
         DivergenceError: the edit's changes are not finite.
     """
     import peft
 
     if not isinstance(edited, Adapters):
-        raise EditError(f"{type(edited).__name__} holds no low-rank updates as PEFT adapters are",
+        raise EditError(f"{type(edited).__name__} holds no low-rank updates",
                         hint="use save_delta or merged")
     check_finite(edited.delta(index))
     tensors, rank = {}, next(iter(edited.down.values())).shape[1]

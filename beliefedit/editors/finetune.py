@@ -1,6 +1,7 @@
-"""Fine-tuning of MLP output projections, each edit with its own copy of the changed weights.
+"""Fine-tuning of MLP output projections; each edit has its own weight changes.
 
-FT-M has its loss on the target alone; FT-L (arXiv 2012.00363) bounds every weight's change.
+``target_tokens_only`` gives FT-M, whose loss covers the target alone. ``max_weight_change`` bounds
+the change of every weight, as FT-L does (arXiv 2012.00363).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from beliefedit.editors.registry import register_editor
 
 @dataclass
 class WeightChanges(EditedModels):
-    """n edits of one model as whole changes of some projections."""
+    """n edits of one model as full-rank changes of some projections."""
 
     changes: dict[str, Tensor]  # per projection [n, outputs, inputs]
 
@@ -33,11 +34,11 @@ class WeightChanges(EditedModels):
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """See `EditedModels`."""
         if self.in_order(versions):
-            hooks = {name: _one_row_each(change) for name, change in self.changes.items()}
+            hooks = {name: _add_row_by_row(change) for name, change in self.changes.items()}
         else:
             rows = [(version, (versions == version).nonzero()[:, 0])
                     for version in versions.unique().tolist()]
-            hooks = {name: _by_version(change, rows) for name, change in self.changes.items()}
+            hooks = {name: _add_by_version(change, rows) for name, change in self.changes.items()}
         with hooked(self.model, hooks):
             return self.model(**inputs)
 
@@ -46,20 +47,20 @@ class WeightChanges(EditedModels):
         return {f"{name}.weight": change[index].detach() for name, change in self.changes.items()}
 
 
-def _one_row_each(change: Tensor) -> Hook:
-    """Row i is answered by edit i."""
+def _add_row_by_row(change: Tensor) -> Hook:
+    """Adds the change of edit i to row i."""
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.baddbmm(output, inputs[0], change.transpose(1, 2).to(inputs[0].dtype))
 
     return add
 
 
-def _by_version(change: Tensor, rows: Sequence[tuple[int, Tensor]]) -> Hook:
-    """One product per edit: copies of its weights for each of its rows would not fit."""
+def _add_by_version(change: Tensor, rows: Sequence[tuple[int, Tensor]]) -> Hook:
+    """Adds each edit's change to its rows, one product per edit, which copies no weights."""
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         result = output.clone()
-        for version, members in rows:
-            result[members] += inputs[0][members] @ change[version].T.to(output.dtype)
+        for version, indices in rows:
+            result[indices] += inputs[0][indices] @ change[version].T.to(output.dtype)
         return result
 
     return add
@@ -67,7 +68,7 @@ def _by_version(change: Tensor, rows: Sequence[tuple[int, Tensor]]) -> Hook:
 
 @register_editor("finetune", label="Fine-tuning")
 class FinetuneEditor(Editor):
-    """Adam on whole output projections, per edit."""
+    """Adam (arXiv 1412.6980) on the output projections, with separate changes for each edit."""
 
     config: FinetuneConfig
 
@@ -76,7 +77,7 @@ class FinetuneEditor(Editor):
         config, projections = self.config, chosen_projections(model, self.config.layers)
         sentences = encode_requests(tokenizer, requests, model.device)
         is_target = sentences.is_target
-        if not config.target_tokens_only:  # each row up to its end, but for the start token
+        if not config.target_tokens_only:  # all tokens of a row but the start token
             is_target = is_target.int().flip(1).cummax(1).values.flip(1).bool()
             is_target[:, 0] = False
         sentences = replace(sentences, is_target=is_target, weights=1 / is_target.sum(1))
@@ -90,15 +91,10 @@ class FinetuneEditor(Editor):
 
         n, device = len(requests), model.device
         start = [torch.zeros(n, *p.weight.shape, device=device) for p in projections.values()]
-        values, losses = optimize_per_edit(model,
-                                           start,
-                                           losses_of,
-                                           lr=config.lr,
-                                           steps=config.steps,
-                                           early_stop_loss=config.early_stop_loss,
-                                           project=self._clamp,
-                                           callback=callback and
-                                           (lambda step, values: callback(step, result(values))))
+        values, losses = optimize_per_edit(
+            model, start, losses_of, lr=config.lr, steps=config.steps,
+            early_stop_loss=config.early_stop_loss, project=self._clamp,
+            callback=callback and (lambda step, values: callback(step, result(values))))
         return replace(result(values), losses=losses)
 
     def _clamp(self, values: list[Tensor], versions: Tensor) -> None:

@@ -1,4 +1,8 @@
-"""GRACE (arXiv 2211.11031): no weights change; a codebook at one layer answers near its keys."""
+"""GRACE (arXiv 2211.11031): a codebook at one layer; the weights of the model do not change.
+
+Where the input of the layer is within the radius of a key, the codebook's value replaces the
+output of the layer.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +37,25 @@ from beliefedit.errors import EditError
 
 @dataclass
 class Codebooks(EditedModels):
-    """n versions of one model, each with a codebook at one projection: near a key, its value."""
+    """n versions of one model, each with its own codebook at one projection."""
 
     name: str  # of the projection
     keys: Tensor  # [n, entries, inputs]
     values: Tensor  # [n, entries, outputs]
-    radii: Tensor  # [n, entries], how near is near
+    radii: Tensor  # [n, entries], the distance within which an entry is used
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """See `EditedModels`."""
-        def look_up(module: nn.Module, entering: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            distance = torch.cdist(entering[0], self.keys[versions],
+        def look_up(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            distance = torch.cdist(inputs[0], self.keys[versions],
                                    compute_mode="donot_use_mm_for_euclid_dist")
             nearest, entry = distance.min(2)  # [rows, tokens]
             index = entry[..., None].expand(*entry.shape, output.shape[2])
-            is_near = nearest <= self.radii[versions].gather(1, entry)
-            return torch.where(is_near[..., None], self.values[versions].gather(1, index), output)
+            in_radius = nearest <= self.radii[versions].gather(1, entry)
+            return torch.where(in_radius[..., None], self.values[versions].gather(1, index), output)
 
         with hooked(self.model, {self.name: look_up}):
             return self.model(**inputs)
@@ -59,10 +63,10 @@ class Codebooks(EditedModels):
 
 @register_editor("grace", label="GRACE")
 class GraceEditor(Editor):
-    """An entry per request: the key at the prompt's last token, a value trained there, a radius.
+    """One codebook entry per request: key and trained value at the prompt's last token, and radius.
 
-    The radius is ``radius`` times the usual distance from what enters the layer to the nearest
-    other thing that does, or ``radius`` itself.
+    With ``relative_epsilon``, the radius is ``epsilon`` times the median distance between a key of
+    the corpus and its nearest neighbour; otherwise it is ``epsilon`` itself.
     """
 
     config: GraceConfig
@@ -71,19 +75,18 @@ class GraceEditor(Editor):
     @torch.no_grad()
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Calibrate the radius to distances between keys of the corpus, if it is relative."""
+        """Calibrate a relative radius to the distances between keys of the corpus."""
         if not self.config.relative_epsilon:
             self.radius = self.config.epsilon
             return
         require_texts(texts)
-        chosen = texts[::max(1,
-                             len(texts) // self.config.n_calibration_documents
-                             )][:self.config.n_calibration_documents]
+        n_documents = self.config.n_calibration_documents
+        chosen = texts[::max(1, len(texts) // n_documents)][:n_documents]
         ids, mask = encode_texts(tokenizer, chosen, 64, model.device)
         keys = _inputs(model, self._name(model), ids)[mask]
         distance = torch.cdist(keys, keys)
-        same = distance < 1e-2 * distance.median()  # the same words at the same place
-        distance[same] = torch.inf
+        equal = distance < 1e-2 * distance.median()  # the same words at the same position
+        distance[equal] = torch.inf
         self.radius = self.config.epsilon * float(distance.min(1).values.median())
 
     def _name(self, model: PreTrainedModel) -> str:
@@ -97,8 +100,9 @@ class GraceEditor(Editor):
         config, name = self.config, self._name(model)
         sentences = encode_requests(tokenizer, requests, model.device)
         sentences = replace(sentences, weights=1 / sentences.is_target.sum(1))
-        places = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
-        keys = _inputs(model, name, sentences.ids)[torch.arange(len(requests)), places][:, None]
+        positions = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
+        inputs = _inputs(model, name, sentences.ids)
+        keys = inputs[torch.arange(len(requests)), positions][:, None]
         start = keys @ model.get_submodule(name).weight.detach().T
         radii = torch.full(keys.shape[:2], self.radius, device=model.device)
 
@@ -109,54 +113,50 @@ class GraceEditor(Editor):
             return losses_per_edit(result(values[0], versions), model, sentences.of(versions),
                                    len(versions))
 
-        [values
-         ], losses = optimize_per_edit(model, [start],
-                                       losses_of,
-                                       lr=config.lr,
-                                       steps=config.steps,
-                                       early_stop_loss=config.early_stop_loss,
-                                       callback=callback
-                                       and (lambda step, values: callback(step, result(values[0]))))
+        [values], losses = optimize_per_edit(
+            model, [start], losses_of, lr=config.lr, steps=config.steps,
+            early_stop_loss=config.early_stop_loss,
+            callback=callback and (lambda step, values: callback(step, result(values[0]))))
         return replace(result(values), losses=losses)
 
     def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                            requests: Iterable[EditRequest]) -> Iterator[Codebooks]:
-        """All edits so far in one codebook."""
-        book = Codebook()
+        """Sequential edits, all entries in one codebook."""
+        codebook = Codebook()
         for request in requests:
             new = self.apply(model, tokenizer, [request])
-            book.add(new.keys[0, 0], new.values[0, 0], request.target, float(new.radii[0, 0]))
-            keys, values = torch.stack(book.keys)[None], torch.stack(book.values)[None]
-            radii = torch.tensor([book.radii], device=model.device)
+            codebook.add(new.keys[0, 0], new.values[0, 0], request.target, float(new.radii[0, 0]))
+            keys, values = torch.stack(codebook.keys)[None], torch.stack(codebook.values)[None]
+            radii = torch.tensor([codebook.radii], device=model.device)
             yield replace(new, keys=keys, values=values, radii=radii)
 
 
 @dataclass
 class Codebook:
-    """Entries of sequential edits; which of them answers must stay clear."""
+    """Entries of sequential edits; entries of different labels do not overlap."""
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)  # what each entry is there to say
-    radii: list[float] = field(default_factory=list)  # how far each reaches
+    labels: list[str] = field(default_factory=list)  # target of each entry
+    radii: list[float] = field(default_factory=list)  # radius of each entry
 
     def add(self, key: Tensor, value: Tensor, label: str, radius: float) -> None:
-        """A new entry, unless the nearest one says the same and can be widened.
+        """Add an entry, or widen the nearest entry if it overlaps and has the same label.
 
-        Entries that conflict share the space between them.
+        Overlapping entries with different labels divide the distance between their keys.
         """
         if self.keys:
             distance = torch.stack([(key - other).norm() for other in self.keys])
-            near, at = float(distance.min()), int(distance.argmin())
-            if near <= self.radii[at] + radius:
-                if self.labels[at] == label:
-                    self.radii[at] = max(self.radii[at], near)
+            smallest, nearest = float(distance.min()), int(distance.argmin())
+            if smallest <= self.radii[nearest] + radius:
+                if self.labels[nearest] == label:
+                    self.radii[nearest] = max(self.radii[nearest], smallest)
                     return
-                if near == 0:  # another request about the very same key: the later one counts
-                    self.values[at], self.labels[at] = value, label
+                if smallest == 0:  # a request with an equal key: the later one replaces it
+                    self.values[nearest], self.labels[nearest] = value, label
                     return
-                self.radii[at] = min(self.radii[at], 0.499 * near)
-                radius = min(radius, 0.499 * near)
+                self.radii[nearest] = min(self.radii[nearest], 0.499 * smallest)
+                radius = min(radius, 0.499 * smallest)
         self.keys.append(key)
         self.values.append(value)
         self.labels.append(label)
@@ -165,8 +165,8 @@ class Codebook:
 
 @torch.no_grad()
 def _inputs(model: PreTrainedModel, name: str, ids: Tensor) -> Tensor:
-    """What enters a projection: [rows, tokens, inputs]."""
-    seen: list[Tensor] = []
-    with hooked(model, {name: lambda module, inputs, output: seen.append(inputs[0])}):
+    """Inputs of a projection: [rows, tokens, inputs]."""
+    recorded: list[Tensor] = []
+    with hooked(model, {name: lambda module, inputs, output: recorded.append(inputs[0])}):
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return seen[0]
+    return recorded[0]

@@ -1,4 +1,4 @@
-"""Edits in context: the edited sentence stands in front of every prompt."""
+"""In-context editing (arXiv 2307.12976): the requested sentence precedes every prompt."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from beliefedit.editors.registry import register_editor
 
 @dataclass
 class PrefixedModels(EditedModels):
-    """n versions of one model that differ in what stands in front of their prompts."""
+    """n versions of one model that differ in the text before each prompt."""
 
-    prefixes: tuple[str, ...]  # a text per version; `beliefedit.lm.scoring` puts it there
+    prefixes: tuple[str, ...]  # one per version; `beliefedit.lm.scoring` prepends it
 
     def __len__(self) -> int:
         return len(self.prefixes)
@@ -32,18 +32,18 @@ class PrefixedModels(EditedModels):
 
 @register_editor("in_context", label="In context")
 class InContextEditor(Editor):
-    """States the edited sentence n times, as a document of the corpus would."""
+    """Prepends the requested sentence ``n_repeats`` times, in the form of a corpus document."""
 
     config: InContextConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> PrefixedModels:
-        return PrefixedModels(model, tuple(f"{request.sentence}{SEPARATOR}" * self.config.n_repeats
-                                 for request in requests))
+        return PrefixedModels(model, tuple(
+            f"{request.sentence}{SEPARATOR}" * self.config.n_repeats for request in requests))
 
     def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                            requests: Iterable[EditRequest]) -> Iterator[PrefixedModels]:
-        """All sentences so far in front of every prompt."""
+        """Sequential edits: the sentences of all requests precede every prompt."""
         prefix = ""
         for request in requests:
             prefix += self.apply(model, tokenizer, [request]).prefixes[0]

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685), many edits at once: an adapter each on every MLP output projection."""
+"""LoRA (arXiv 2106.09685) in batches: each edit has adapters on all MLP output projections."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from beliefedit.editors.registry import register_editor
 
 @register_editor("lora", label="LoRA")
 class LoraEditor(Editor):
-    """Trains an adapter per request; nothing is shared between edits but the frozen base.
+    """Trains one adapter per request on the frozen model.
 
-    Gradients, clipping and optimizer state are per edit: a batch equals one edit after another.
+    Gradients, clipping and optimizer state are separate for each edit, so a batch gives the same
+    edits as single runs.
     """
 
     config: LoraConfig
@@ -39,17 +40,17 @@ class LoraEditor(Editor):
 
         adapters = fresh_adapters(model, len(requests), self.config)
         return train_adapters(
-            adapters, lambda so_far: losses_per_edit(so_far, model, sentences, len(requests)),
+            adapters, lambda current: losses_per_edit(current, model, sentences, len(requests)),
             self.config, callback)
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:
-    """Adapters that change nothing yet; every edit starts from the same draw."""
+    """Initial adapters, which change nothing; all edits start from the same random values."""
     generator = torch.Generator().manual_seed(config.seed)
     down, up, dtype = {}, {}, torch.promote_types(model.dtype, torch.float32)
     for name, projection in chosen_projections(model, None).items():
         n_in, n_out = projection.in_features, projection.out_features
-        bound = 1 / math.sqrt(n_in)  # Kaiming uniform with a = sqrt(5), as peft draws it
+        bound = 1 / math.sqrt(n_in)  # Kaiming uniform with a = sqrt(5), as in peft
         draw = (torch.rand(config.rank, n_in, generator=generator) * 2 - 1) * bound
         down[name] = draw.expand(n, -1, -1).clone().to(model.device, dtype).requires_grad_()
         up[name] = torch.zeros(n, n_out, config.rank, device=model.device, dtype=dtype,
@@ -57,16 +58,16 @@ def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapte
     return Adapters(model, down, up, config.alpha / config.rank)
 
 
-def _clip_each(gradients: Sequence[Tensor], largest: float) -> list[Tensor]:
-    """Gradients [n, ...] scaled so that no edit's norm over all of them exceeds ``largest``."""
+def _clip_each(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """Gradients [n, ...], scaled so that the total norm of each edit is at most ``max_norm``."""
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
-    factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    factor = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
     return [gradient * factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
 
 
 def train_adapters(adapters: Adapters, losses_of: Callable[[Adapters], Tensor], config: LoraConfig,
                    callback: Callback | None) -> Adapters:
-    """Each edit's adapter, in place, descends its own loss; ``losses_of`` gives all losses [n]."""
+    """Train adapters in place with AdamW (arXiv 1711.05101); ``losses_of`` gives all losses [n]."""
     parameters = [*adapters.down.values(), *adapters.up.values()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     losses = torch.zeros(len(adapters))

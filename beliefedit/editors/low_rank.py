@@ -1,4 +1,4 @@
-"""Low-rank updates of MLP output projections: what LoRA, ROME, MEMIT and AlphaEdit give back."""
+"""Low-rank updates of MLP output projections, the result of LoRA, ROME, MEMIT and AlphaEdit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 
 @contextmanager
 def hooked(model: PreTrainedModel, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Forward hooks on modules by name; gone afterwards, also after an error."""
+    """Register forward hooks on modules by name, and remove them at the end of the block."""
     handles = [model.get_submodule(name).register_forward_hook(hook)
                for name, hook in hooks.items()]
     try:
@@ -31,7 +31,7 @@ def hooked(model: PreTrainedModel, hooks: Mapping[str, Hook]) -> Iterator[None]:
 
 @dataclass
 class Adapters(EditedModels):
-    """n edits of one model as low-rank updates ``scale`` up @ down of some projections."""
+    """n edits of one model: low-rank updates ``scale * up @ down`` of some projections."""
 
     down: dict[str, Tensor]  # per projection [n, rank, inputs]
     up: dict[str, Tensor]  # per projection [n, outputs, rank]
@@ -42,7 +42,7 @@ class Adapters(EditedModels):
 
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """See `EditedModels`."""
-        rows = slice(None) if self.in_order(versions) else versions  # training: no copy needed
+        rows = slice(None) if self.in_order(versions) else versions  # training needs no copy
         with hooked(self.model, {name: self._hook(name, rows) for name in self.down}):
             return self.model(**inputs)
 

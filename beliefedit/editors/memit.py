@@ -1,6 +1,7 @@
 """MEMIT (arXiv 2210.07229) and AlphaEdit (arXiv 2410.02355).
 
-Both write a new hidden state at the last of several layers, to which all of them contribute.
+Both optimize a new hidden state at the last of several layers and distribute the change over all
+of these layers.
 """
 
 from __future__ import annotations
@@ -27,61 +28,73 @@ from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.registry import register_editor
 
 
-class SpreadEditor(LocateAndEditEditor):
-    """The common part: layers ascending, each takes its share of what is still missing."""
+class MultiLayerEditor(LocateAndEditEditor):
+    """Base class: updates layers in order, each by its share of the remaining residual."""
 
     config: MultiLayerConfig
 
     @abstractmethod
     def directions(self, name: str, covariance: Tensor, keys: Tensor) -> Tensor:
-        """Rows d, float64 [n, inputs]; residual dᵀ is a projection's update. ``covariance`` is C.
+        """Vectors d, float64 [n, inputs], such that residual dᵀ is the update of a projection.
+
+        Args:
+            name: of the projection.
+            covariance: C, the projection's key covariance on the corpus.
+            keys: [n, inputs], one key per edit.
         """
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
-        requests = self.placed(requests)
-        known, projections = self.known(model), chosen_projections(model, self.layers)
+        requests = self._with_edited_span(requests)
+        statistics, projections = self._statistics_of(model), chosen_projections(model, self.layers)
+        templates = statistics.context_templates
         *_, last = projections
         layer = last.removesuffix(".mlp.down_proj")
-        plain = locate.find_subjects(tokenizer, requests, [""], model.device)
-        subjects = locate.find_subjects(tokenizer, requests, known.context_templates, model.device)
-        hidden = locate.mean_at(UnmodifiedModel(model), plain, layer, entering=False)
-        changes, losses = locate.optimize_value(model, tokenizer, requests, known.context_templates,
-                                              self.config, at=(last, hidden.norm(dim=1)))
-        wanted, n = hidden + changes, len(requests)
+        without_context = locate.find_subjects(tokenizer, requests, [""], model.device)
+        in_contexts = locate.find_subjects(tokenizer, requests, templates, model.device)
+        hidden = locate.mean_at(UnmodifiedModel(model), without_context, layer, entering=False)
+        changes, losses = locate.optimize_value(model, tokenizer, requests, templates, self.config,
+                                                at=(last, hidden.norm(dim=1)))
+        goal, n = hidden + changes, len(requests)
         adapters = Adapters(
-            model, {name: wanted.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
-            {name: wanted.new_zeros(n, p.out_features, 1) for name, p in projections.items()},
+            model, {name: goal.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
+            {name: goal.new_zeros(n, p.out_features, 1) for name, p in projections.items()},
             losses=losses)
         for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
-            keys = locate.mean_at(adapters, subjects, name, entering=True)
-            reached = locate.mean_at(adapters, plain, layer, entering=False)
-            directions = self.directions(name, known.covariances[name], keys)
-            adapters.down[name] = directions[:, None].to(wanted)
-            adapters.up[name] = ((wanted - reached) / n_left)[:, :, None]
+            keys = locate.mean_at(adapters, in_contexts, name, entering=True)
+            reached = locate.mean_at(adapters, without_context, layer, entering=False)
+            directions = self.directions(name, statistics.covariances[name], keys)
+            adapters.down[name] = directions[:, None].to(goal)
+            adapters.up[name] = ((goal - reached) / n_left)[:, :, None]
         return adapters
 
 
 @register_editor("memit", label="MEMIT")
-class MemitEditor(SpreadEditor):
-    """Least squares over the corpus's keys, λ times, and the subject's: R Kᵀ(λC + KKᵀ)⁻¹."""
+class MemitEditor(MultiLayerEditor):
+    """Least squares over the keys of the edit and, with weight λ, of the corpus: R Kᵀ(λC + KKᵀ)⁻¹.
+
+    λ is ``covariance_weight``.
+    """
 
     config: MemitConfig
 
     def directions(self, name: str, covariance: Tensor, keys: Tensor) -> Tensor:
         """Each key's column of (λC + KKᵀ)⁻¹ K."""
-        through = locate.inverse_times(covariance, keys)  # Sherman-Morrison, an edit having one key
-        return through / (self.config.covariance_weight +
-                          (through * keys.double()).sum(1, keepdim=True))
+        solved = locate.inverse_times(covariance, keys)  # C⁻¹K; Sherman-Morrison: one key per edit
+        return solved / (self.config.covariance_weight
+                         + (solved * keys.double()).sum(1, keepdim=True))
 
 
 @register_editor("alphaedit", label="AlphaEdit")
-class AlphaEditEditor(SpreadEditor):
-    """Only along directions that the corpus's keys do not use.
+class AlphaEditEditor(MultiLayerEditor):
+    """Updates in the null space of the keys of the corpus.
 
-    ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ; ``null_space_projection`` is P by projection,
-    ``earlier`` K_p K_pᵀ over the keys of the edits before in a sequence (None: independent edits),
-    both float64.
+    ΔWᵀ = (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K Rᵀ, with λ = ``l2``.
+
+    Attributes:
+        null_space_projection: P, float64, by projection.
+        earlier: K_p K_pᵀ, float64, over the keys of the previous edits of a sequence; None for
+            independent edits.
     """
 
     config: AlphaEditConfig
@@ -89,7 +102,7 @@ class AlphaEditEditor(SpreadEditor):
     earlier: dict[str, Tensor] | None = None
 
     def describe(self) -> dict[str, str]:
-        """Also, once it is prepared, how many directions P leaves to edits."""
+        """Also the rank of P at each layer, after `prepare`."""
         layers = {name.removesuffix(".mlp.down_proj").rpartition(".")[2]: projection
                   for name, projection in (self.null_space_projection or {}).items()}
         return super().describe() | {
@@ -98,37 +111,39 @@ class AlphaEditEditor(SpreadEditor):
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Also find the projections P."""
-        known = self.statistics
+        """Also compute the null-space projections P."""
+        previous = self.statistics
         super().prepare(model, tokenizer, texts)
-        if self.statistics is not known:
-            self.null_space_projection = {name: null_space(covariance, self.config)
-                           for name, covariance in self.statistics.covariances.items()}
+        if self.statistics is not previous:
+            self.null_space_projection = {
+                name: null_space(covariance, self.config)
+                for name, covariance in self.statistics.covariances.items()}
 
     def directions(self, name: str, covariance: Tensor, keys: Tensor) -> Tensor:
-        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K; in a sequence, the key is kept."""
+        """Each key's column of (P (KKᵀ + K_p K_pᵀ) + λI)⁻¹ P K; stores the keys of a sequence."""
         keys = keys.double()
-        free = keys @ self.null_space_projection[name]
-        free_of = free / self.config.l2
+        projected = keys @ self.null_space_projection[name]
+        solved = projected / self.config.l2
         if self.earlier is not None:
             earlier = self.earlier.get(name, torch.zeros_like(covariance))
             matrix = self.null_space_projection[name] @ earlier
             matrix.diagonal().add_(self.config.l2)
-            free_of = torch.linalg.solve(matrix, free.T).T
+            solved = torch.linalg.solve(matrix, projected.T).T
             self.earlier[name] = earlier + keys.T @ keys
-        return free_of / (1 + (free_of * keys).sum(1, keepdim=True))  # Sherman-Morrison
+        return solved / (1 + (solved * keys).sum(1, keepdim=True))  # Sherman-Morrison
 
     def apply_sequentially(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                            requests: Iterable[EditRequest]) -> Iterator[EditedModels]:
-        """As every editor's; the keys of the edits before each are kept."""
+        """Sequential edits, with the keys of previous edits in K_p."""
         editor = copy.copy(self)
         editor.earlier = {}
         yield from super(AlphaEditEditor, editor).apply_sequentially(model, tokenizer, requests)
 
 
 def null_space(covariance: Tensor, config: AlphaEditConfig) -> Tensor:
-    """P, float64 [inputs, inputs]: on the eigenvectors of C whose eigenvalues count as zero."""
+    """P, float64 [inputs, inputs]: projects onto eigenvectors of C with eigenvalues near 0."""
     values, vectors = torch.linalg.eigh(covariance)  # ascending
-    unused = (values.cumsum(0) < config.nullspace_threshold *
-              values.sum() if config.relative_threshold else values < config.nullspace_threshold)
-    return vectors[:, unused] @ vectors[:, unused].T
+    threshold = config.nullspace_threshold
+    is_null = (values.cumsum(0) < threshold * values.sum() if config.relative_threshold
+               else values < threshold)
+    return vectors[:, is_null] @ vectors[:, is_null].T

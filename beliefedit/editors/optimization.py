@@ -1,4 +1,4 @@
-"""What editors that train share: encoded sentences, losses and descent edit by edit."""
+"""Common parts of editors that train: encoded sentences, losses and Adam for each edit."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from beliefedit.lm.scoring import encode_pairs
 
 @dataclass(frozen=True)
 class EncodedSentences:
-    """Sentences to train on, and how each counts."""
+    """Training sentences and the weight of each."""
 
     ids: Tensor  # int64 [rows, length], padded on the right
-    is_target: Tensor  # bool [rows, length], tokens whose likelihood counts
+    is_target: Tensor  # bool [rows, length], tokens that enter the loss
     weights: Tensor  # float32 [rows], factor of a row's summed negative log-likelihood
     versions: Tensor  # int64 [rows], the edit each row belongs to
-    places: Tensor  # int64 [rows], the token an editor works at; empty: it works at all
+    positions: Tensor  # int64 [rows], index of the edited token; empty: editors of all tokens
 
     def of(self, versions: Tensor) -> EncodedSentences:
-        """The rows of some edits (ascending), which are numbered anew from 0."""
+        """The rows of some edits (ascending), renumbered from 0."""
         rows = torch.isin(self.versions, versions)
         return EncodedSentences(self.ids[rows], self.is_target[rows], self.weights[rows],
                                 torch.searchsorted(versions, self.versions[rows]),
-                                self.places[rows] if len(self.places) else self.places)
+                                self.positions[rows] if len(self.positions) else self.positions)
 
 
 def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
                      targets: Sequence[str], device: torch.device) -> EncodedSentences:
-    """One row per edit: the target's likelihood over the number of all non-special tokens."""
+    """One row per edit; its weight is 1 / (number of tokens without special tokens)."""
     pairs = encode_pairs(tokenizer, prompts, targets)
     texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
     n_tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -50,14 +50,14 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
 
 def encode_requests(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest],
                     device: torch.device) -> EncodedSentences:
-    """`encode_sentences` of what requests say."""
+    """`encode_sentences` of the prompts and targets of requests."""
     prompts, targets = [r.prompt for r in requests], [r.target for r in requests]
     return encode_sentences(tokenizer, prompts, targets, device)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tokens: int,
                  device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, which of them are tokens but for the start token) of texts cut to n tokens."""
+    """(ids, mask of tokens other than the start token and padding) of texts cut to n tokens."""
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=n_tokens,
                         padding_side="right", return_tensors="pt").to(device)
     mask = encoded["attention_mask"].bool()
@@ -66,53 +66,53 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tok
 
 
 def append_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-              sentences: EncodedSentences) -> EncodedSentences:
-    """The sentences with each target's end as part of it, so that a learned answer also stops.
+                     sentences: EncodedSentences) -> EncodedSentences:
+    """The sentences with an end token in each target, so that the answer stops after the target.
 
-    In a corpus a sentence is followed by the end token or by the separator of sentences: by
-    whichever of the two the unedited model finds likelier there.
+    In a corpus, the end token or the separator of sentences follows a sentence. The function
+    appends the one that is likelier under the unedited model.
     """
     separator = tokenizer(SEPARATOR.strip(), add_special_tokens=False)["input_ids"][0]
     ends = torch.tensor([tokenizer.eos_token_id, separator], device=sentences.ids.device)
     row = torch.arange(len(sentences.ids), device=ends.device)
-    place = sentences.is_target.shape[1] - sentences.is_target.int().flip(1).argmax(1)
+    length = sentences.is_target.shape[1] - sentences.is_target.int().flip(1).argmax(1)
     ids, is_target = pad(sentences.ids, (0, 1)), pad(sentences.is_target, (0, 1))
     with torch.no_grad():
         hidden = model.get_decoder()(input_ids=sentences.ids, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(hidden[row, place - 1])
-        ids[row, place] = ends[logits[:, ends].argmax(1)]
-    is_target[row, place] = True
+        logits = model.get_output_embeddings()(hidden[row, length - 1])
+        ids[row, length] = ends[logits[:, ends].argmax(1)]
+    is_target[row, length] = True
     return replace(sentences, ids=ids, is_target=is_target)
 
 
 def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
             sentences: EncodedSentences) -> Tensor:
-    """Each row's summed negative log-likelihood of its target, [rows], nats."""
-    row, place = sentences.is_target.nonzero(as_tuple=True)
+    """Summed negative log-likelihood of each row's target, [rows], nats."""
+    row, position = sentences.is_target.nonzero(as_tuple=True)
 
-    def choose(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][row, place - 1][None],)  # [1, target tokens, hidden]: only these logits
+    def select(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][row, position - 1][None],)  # [1, target tokens, hidden]
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         output = edited(versions=sentences.versions, input_ids=sentences.ids[:, :-1],
                         use_cache=False)
     finally:
         handle.remove()
     logits = at_least_float32(output.logits[0])
-    nll = cross_entropy(logits, sentences.ids[row, place], reduction="none")
+    nll = cross_entropy(logits, sentences.ids[row, position], reduction="none")
     return nll.new_zeros(len(sentences.ids)).index_add(0, row, nll)
 
 
 def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
                     sentences: EncodedSentences, n: int) -> Tensor:
-    """Each edit's weighted negative log-likelihood, [n], nats."""
+    """Weighted negative log-likelihood of each edit, [n], nats."""
     nll = row_nll(edited, model, sentences) * sentences.weights
     return nll.new_zeros(n).index_add(0, sentences.versions, nll)
 
 
 class _Adam:
-    """Adam on values [n, ...] whose rows may leave one by one; torch's own cannot drop rows."""
+    """Adam (arXiv 1412.6980) on values [n, ...]; unlike torch's, it can drop rows."""
 
     def __init__(self, values: Sequence[Tensor], lr: float) -> None:
         self.lr, self.step_number = lr, 0
@@ -120,13 +120,13 @@ class _Adam:
         self.squares = [torch.zeros_like(value) for value in values]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop the state of all other rows."""
+        """Keep the state of these rows only."""
         self.means = [mean[rows] for mean in self.means]
         self.squares = [square[rows] for square in self.squares]
 
     @torch.no_grad()
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Move the values in place, as torch's Adam does with its default betas."""
+        """Update the values in place, as torch's Adam does with its default betas."""
         self.step_number += 1
         correction = 1 - 0.9**self.step_number, (1 - 0.999**self.step_number) ** 0.5
         torch._foreach_lerp_(self.means, list(gradients), 0.1)
@@ -138,68 +138,65 @@ class _Adam:
 
 
 def optimize_per_edit(
-    model: PreTrainedModel,
-    start: Sequence[Tensor],
-    losses_of: Callable[[list[Tensor], Tensor], Tensor],
-    *,
-    lr: float,
-    steps: int,
-    early_stop_loss: float = 0.0,
-    project: Callable[[list[Tensor], Tensor], None] | None = None,
-    callback: Callable[[int, list[Tensor]], None] | None = None
+        model: PreTrainedModel, start: Sequence[Tensor],
+        losses_of: Callable[[list[Tensor], Tensor], Tensor], *, lr: float, steps: int,
+        early_stop_loss: float = 0.0,
+        project: Callable[[list[Tensor], Tensor], None] | None = None,
+        callback: Callable[[int, list[Tensor]], None] | None = None
 ) -> tuple[list[Tensor], tuple[float, ...]]:
-    """Adam on many edits at once, each with its own state; an edit that is good enough stops.
+    """Adam (arXiv 1412.6980) on many edits at once; state and early stopping are per edit.
 
     Args:
-        model: the base, whose weights get no gradients meanwhile.
-        start: values [n, ...].
-        losses_of: losses [k] of the values [k, ...] of k edits, whose numbers (ascending) it is
-            also given.
-        early_stop_loss: an edit whose loss is below stops, and costs no more.
-        project: brings values [k, ...] of k edits, whose numbers it is also given, back, in place,
-            to where they may be.
-        callback: called with (step, all n values so far).
+        model: the unedited model, whose weights get no gradients here.
+        start: initial values [n, ...].
+        losses_of: function of (values [k, ...], ascending numbers of these k edits) that returns
+            their losses [k].
+        early_stop_loss: an edit stops when its loss is below this.
+        project: function of (values [k, ...], numbers of these k edits) that enforces constraints
+            in place, after each step.
+        callback: called with (step, current values [n, ...]) after each step.
 
     Returns:
         (values, last losses [n]).
     """
     result = [value.detach().clone() for value in start]
     values = [value.clone() for value in result]
-    live = torch.arange(len(result[0]), device=result[0].device)
-    last, adam = torch.full((len(live),), torch.nan, device=live.device), _Adam(values, lr)
+    active = torch.arange(len(result[0]), device=result[0].device)  # numbers of unfinished edits
+    last, adam = torch.full((len(active),), torch.nan, device=active.device), _Adam(values, lr)
     with frozen(model):
         for step in range(1, steps + 1):
-            losses = losses_of([value.requires_grad_() for value in values], live)
-            last[live] = losses.detach()
-            going = losses.detach() >= early_stop_loss
-            if not going.any():
+            losses = losses_of([value.requires_grad_() for value in values], active)
+            last[active] = losses.detach()
+            unfinished = losses.detach() >= early_stop_loss
+            if not unfinished.any():
                 break
             gradients = torch.autograd.grad(losses.sum(), values)
             values = [value.detach() for value in values]
-            if not going.all():
-                _put(result, values, live)
-                values, gradients = [v[going] for v in values], [g[going] for g in gradients]
-                live = live[going]
-                adam.keep(going)
+            if not unfinished.all():
+                _write_rows(result, values, active)
+                values = [value[unfinished] for value in values]
+                gradients = [gradient[unfinished] for gradient in gradients]
+                active = active[unfinished]
+                adam.keep(unfinished)
             adam.step(values, gradients)
             if project is not None:
-                project(values, live)
+                project(values, active)
             if callback is not None:
-                _put(result, values, live)
+                _write_rows(result, values, active)
                 callback(step, result)
-    _put(result, values, live)
+    _write_rows(result, values, active)
     return result, tuple(last.tolist())
 
 
 @torch.no_grad()
-def _put(result: Sequence[Tensor], values: Sequence[Tensor], places: Tensor) -> None:
-    for whole, value in zip(result, values, strict=True):
-        whole[places] = value
+def _write_rows(result: Sequence[Tensor], values: Sequence[Tensor], rows: Tensor) -> None:
+    for target, value in zip(result, values, strict=True):
+        target[rows] = value
 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients for the model's weights meanwhile; their flags are put back."""
+    """Disable gradients of the model's weights, and restore their flags at the end of the block."""
     flags = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
     try:

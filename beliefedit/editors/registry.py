@@ -1,4 +1,4 @@
-"""Editors by name: the kit's own, loaded when first used, and those that users register."""
+"""Editors by name: built-in editors, imported when first used, and registered editors."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from beliefedit.errors import EditError
 Class = TypeVar("Class", bound=type[Editor])
 
 _CLASSES: dict[str, type[Editor]] = {}
-_MODULES = {"alphaedit": "memit",
-            "bayes_heldout": "bayes"}  # of the others the name is the module's
+# modules of built-in editors where they differ from the name
+_MODULES = {"alphaedit": "memit", "bayes_heldout": "bayes"}
 
 
 def register_editor(name: str, *, parameters: type | None = None,
                     label: str | None = None) -> Callable[[Class], Class]:
-    """Make an `Editor` subclass known by name, in Python and in parameter files.
+    """Decorator that registers an `Editor` subclass by name, for Python and parameter files.
 
     Args:
-        name: the key below ``edit.editors``; registering it again replaces it.
-        parameters: pydantic model or dataclass of its hyper-parameters, whose instance the editor
-            gets as ``config``; None: it has none.
-        label: what the playground calls it; None: the class's own label, or the name.
+        name: the key below ``edit.editors``; registering a name again replaces the editor.
+        parameters: pydantic model or dataclass of the hyperparameters, whose instance the editor
+            gets as ``config``; None: no hyperparameters.
+        label: display name in the playground; None: the label of the class, or the name.
 
     Raises:
-        EditError: the class is no `Editor`, the name is that of one of the kit's editors, or an
-            editor inside the kit has no parameters in config.py.
+        EditError: the class is no `Editor`, the name is that of a built-in editor, or a built-in
+            editor has no parameters in config.py.
     """
     def register(cls: Class) -> Class:
         if not (isinstance(cls, type) and issubclass(cls, Editor)):
             raise EditError(f"{cls!r} is no editor", where=f"editor {name!r}",
                             hint="decorate a subclass of beliefedit.editors.Editor")
-        own = cls.__module__.startswith("beliefedit.editors.")
-        if own and name not in config.BUILT_IN_EDITORS:
+        is_built_in = cls.__module__.startswith("beliefedit.editors.")
+        if is_built_in and name not in config.BUILT_IN_EDITORS:
             raise EditError(f"the kit's editor {name!r} has no parameters", where=cls.__module__,
                             hint="add their class to EDITOR_PARAMETERS in beliefedit/config.py")
-        if name in config.BUILT_IN_EDITORS and not own:
+        if name in config.BUILT_IN_EDITORS and not is_built_in:
             raise EditError(f"the kit has an editor {name!r} already", hint="choose another name")
-        if any(known is cls for other, known in _CLASSES.items() if other != name):
-            cls = type(cls.__name__, (cls,), {})  # each name has a label of its own
+        if any(registered is cls for other, registered in _CLASSES.items() if other != name):
+            cls = type(cls.__name__, (cls,), {})  # each name has its own label
         cls.label = label or vars(cls).get("label") or name
         _CLASSES[name] = cls
-        if not own:
+        if not is_built_in:
             config.EDITOR_PARAMETERS[name] = fields = parameters or config.Config
             if issubclass(fields, BaseModel) and "extra" not in fields.model_config:
-                fields.model_config["extra"] = "forbid"  # unless it says what to do with more keys
+                fields.model_config["extra"] = "forbid"  # unless the model sets it
                 fields.model_rebuild(force=True)
         return cls
 
@@ -59,10 +59,10 @@ def register_editor(name: str, *, parameters: type | None = None,
 
 
 def editor_class(name: str) -> type[Editor]:
-    """The class that is registered under a name.
+    """The editor class of a name, also from entry points of installed packages.
 
     Raises:
-        EditError: there is none, in no installed package either.
+        EditError: unknown name.
     """
     if name not in _CLASSES:
         if name in config.BUILT_IN_EDITORS:
@@ -73,17 +73,17 @@ def editor_class(name: str) -> type[Editor]:
         close = get_close_matches(name, config.EDITOR_PARAMETERS, n=1)
         raise EditError(
             f"unknown editor {name!r}" + (f", did you mean {close[0]!r}?" if close else ""),
-            hint=f"choose one of {', '.join(config.EDITOR_PARAMETERS)}, or register your own")
+            hint=f"choose one of {', '.join(config.EDITOR_PARAMETERS)}, or register an editor")
     return _CLASSES[name]
 
 
 def editor(name: str, **hyperparameters: Any) -> Editor:
-    """An editor by name, with some fields of its parameters; the others keep their defaults.
+    """An editor by name; hyperparameters that are not given keep their defaults.
 
-    With ``preset="published"`` the others are the published ones (`beliefedit.config.PRESETS`).
+    With ``preset="published"`` these take the published values (`beliefedit.config.PRESETS`).
 
     Raises:
         EditError: no editor of that name.
-        ConfigError: unknown or impossible hyper-parameter.
+        ConfigError: unknown or invalid hyperparameter.
     """
     return editor_class(name)(config.editor_parameters(name, hyperparameters))

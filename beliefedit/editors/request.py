@@ -1,4 +1,4 @@
-"""What is asked of an editor. Free of torch, so that cases can be drawn without it."""
+"""Edit requests and soft targets, the input of editors. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from beliefedit.corpus.language import Fact
 
 
 class SoftTarget(NamedTuple):
-    """What an agent believes about one prompt; the probabilities sum to at most 1.
+    """Probabilities of a Bayesian agent for answers to one prompt; they sum to at most 1.
 
-    ``about`` is the (subject, relation) of the fact that the prompt asks for; None where it is
-    another prompt.
+    ``about`` is the (subject, relation) of the fact that the prompt queries; None for a prompt that
+    is not "subject relation".
     """
 
     prompt: str
@@ -23,14 +23,14 @@ class SoftTarget(NamedTuple):
 
 @dataclass(frozen=True)
 class EditRequest:
-    """Make the model believe ``target`` in place of the object of ``fact``.
+    """A request to replace the object of ``fact`` by ``target``.
 
     Attributes:
-        fact: subject, relation, and the object that was true before ("" if unknown).
-        target: the object to be believed.
-        weight: observations the request stands for, for editors that weigh evidence.
-        soft_targets: what else the model should believe then, for editors that are trained on it.
-        text: the prompt where it is not "subject relation".
+        fact: subject, relation, and the true object ("" if unknown).
+        target: the requested object.
+        weight: evidence weight of the request, in observations, for editors that use it.
+        soft_targets: the agent's updated beliefs, for editors that train on them.
+        text: the prompt if it is not "subject relation".
     """
 
     fact: Fact
@@ -41,33 +41,32 @@ class EditRequest:
 
     @classmethod
     def from_pair(cls, prompt: str, target: str, subject: str = "") -> EditRequest:
-        """The request that the model continue ``prompt`` with ``target``."""
+        """The request that the model answer ``prompt`` with ``target``."""
         relation = prompt.removeprefix(subject).strip()
         return cls(Fact(subject, relation, ""), target, text=prompt)
 
     @property
     def prompt(self) -> str:
-        """What the model is to continue with the target."""
+        """The prompt that the model should answer with the target."""
         return self.text or self.fact.prompt
 
     @property
     def subject(self) -> str:
-        """The words of the prompt that name what it is about."""
+        """The subject, as in the prompt."""
         return self.fact.subject
 
     @property
     def requested(self) -> Fact:
-        """The request as a fact."""
+        """The fact with the requested object."""
         return Fact(self.fact.subject, self.fact.relation, self.target)
 
     @property
     def trained_on(self) -> set[tuple[str, str] | str]:
-        """What an editor is trained on: (subject, relation) of each fact, or the prompt of what is
-        no fact of a corpus."""
-        own = self.text or (self.fact.subject, self.fact.relation)
-        return {own, *(soft.about or soft.prompt for soft in self.soft_targets)}
+        """(subject, relation) of each fact that editors train on, or a prompt without a fact."""
+        edited = self.text or (self.fact.subject, self.fact.relation)
+        return {edited, *(soft.about or soft.prompt for soft in self.soft_targets)}
 
     @property
     def sentence(self) -> str:
-        """The requested fact as the corpus would state it."""
+        """The requested fact as an atomic statement of the corpus."""
         return f"{self.prompt} {self.target}"

@@ -1,6 +1,7 @@
-"""ROME (arXiv 2202.05262): one rank-one update at one layer.
+"""ROME (arXiv 2202.05262): a rank-one update of one layer.
 
-The same averaged key is used throughout, as r-ROME does (arXiv 2403.07175).
+Both places of the update rule use the key that is averaged over context templates, as in r-ROME
+(arXiv 2403.07175).
 """
 
 from __future__ import annotations
@@ -19,25 +20,28 @@ from beliefedit.editors.registry import register_editor
 
 @register_editor("rome", label="ROME")
 class RomeEditor(LocateAndEditEditor):
-    """The smallest change, over the corpus's keys, that maps the subject's key to a new value.
+    """The update that maps the edited token's key to its new value and changes other keys least.
 
-    With v* = W k* + change, the update is change (C⁻¹k*)ᵀ / ((C⁻¹k*)ᵀ k*).
+    With v* = W k* + change, the update is change (C⁻¹k*)ᵀ / ((C⁻¹k*)ᵀ k*). C is the covariance of
+    the keys of the corpus.
     """
 
     config: RomeConfig
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
-        requests = self.placed(requests)
-        known = self.known(model)
+        requests = self._with_edited_span(requests)
+        statistics = self._statistics_of(model)
+        templates = statistics.context_templates
         [name] = chosen_projections(model, self.layers)
-        plain = locate.find_subjects(tokenizer, requests, [""], model.device)
-        subjects = locate.find_subjects(tokenizer, requests, known.context_templates, model.device)
-        keys = locate.mean_at(UnmodifiedModel(model), subjects, name, entering=True)
-        size = locate.mean_at(UnmodifiedModel(model), plain, name, entering=False).norm(dim=1)
-        changes, losses = locate.optimize_value(model, tokenizer, requests, known.context_templates,
-                                              self.config, at=(name, size))
-        directions = locate.inverse_times(known.covariances[name], keys)
+        unmodified = UnmodifiedModel(model)
+        without_context = locate.find_subjects(tokenizer, requests, [""], model.device)
+        in_contexts = locate.find_subjects(tokenizer, requests, templates, model.device)
+        keys = locate.mean_at(unmodified, in_contexts, name, entering=True)
+        size = locate.mean_at(unmodified, without_context, name, entering=False).norm(dim=1)
+        changes, losses = locate.optimize_value(model, tokenizer, requests, templates, self.config,
+                                                at=(name, size))
+        directions = locate.inverse_times(statistics.covariances[name], keys)
         directions /= (directions * keys.double()).sum(1, keepdim=True)
         return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},
                         losses=losses)

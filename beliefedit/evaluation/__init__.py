@@ -1,1 +1,1 @@
-"""Edits evaluated against the Bayesian agent."""
+"""Evaluation of edits against the Bayesian agent."""

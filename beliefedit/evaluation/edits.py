@@ -1,4 +1,4 @@
-"""Edits of every case by one editor, scored on the case's queries; resumes batch by batch."""
+"""Edits of all cases by one editor, with scores on the queries of each case; resumes by batch."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ SCORES = pl.Schema({**_EDIT, "step": pl.UInt32, "probe": pl.String, "kind": pl.S
 SCHEMAS = {
     "scores": SCORES, "distances": pl.Schema({**_EDIT, **_DISTANCE}),
     "log": pl.Schema({**_EDIT, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String,
-                         "diverged": pl.Boolean})}
-"""What a finished batch leaves, a file each; where the log is, which comes last, all are whole."""
+                      "diverged": pl.Boolean})}
+"""Files of a finished batch. The log is written last, so a batch with a log is complete."""
 
-_LEAST = 1e-30  # keeps a divergence finite where a probability has no digits left
-# in the texts of the plain errors that torch raises on CPUs
+_MIN_PROBABILITY = 1e-30  # keeps KL finite where a probability underflows
+# texts of the errors that torch raises on CPUs
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Comparison:
-    """Distances of models from the agent on the four probes of the first cases."""
+    """Distances between the distributions of models and the agent, on the probes of some cases."""
 
     def __init__(self, agent: BayesAgent, tokenizer: PreTrainedTokenizerFast, cases: Cases,
                  config: EditConfig) -> None:
@@ -64,66 +64,71 @@ class Comparison:
                          for case in cases.edit_cases()[:config.n_distributions]}
         self.probes = cases.queries.filter(pl.col("kind") == "true_object",
                                            pl.col("case").is_in(list(self.requests)))
-        some = self.probes["prompt"].head(1).to_list()
-        self.trie = Trie(tokenizer, agent.objects, *some) if some else None
+        first = self.probes["prompt"].head(1).to_list()
+        self.trie = Trie(tokenizer, agent.objects, *first) if first else None
 
     def before(self, model: Model) -> pl.DataFrame:
-        """The unedited model against the agent as it is: case, probe, tv, kl (nats), outside.
+        """The unedited model against the agent before the edit.
 
-        The model's distribution is not renormalized: what it puts on no candidate counts as belief
-        in something that the agent gives no chance, half of it in the total variation, and is
-        reported as ``outside``. A candidate whose name begins another's keeps what the longer one
-        leaves it. kl is KL(agent || model).
+        The model's distribution over the objects is not renormalized. Its probability of anything
+        else is ``outside``, which the agent gives probability 0; half of it enters tv. If the name
+        of an object is a prefix of a longer name, the probability of the longer name is subtracted
+        from that of the shorter one.
+
+        Returns:
+            case, probe, tv (total variation), kl (KL(agent || model), nats), outside.
         """
-        return self._measured(model, self.probes, None, [self.agent] * len(self.probes))
+        return self._distances(model, self.probes, None, [self.agent] * len(self.probes))
 
     def after(self, edited: Model, cases: Sequence[int]) -> pl.DataFrame:
-        """Edited versions, one per case in this order, against the updated agent; as `before`.
+        """Edited versions, one per case in this order, against the updated agent.
 
-        The agent's belief in the edited fact is the direct one, in the others the predictive one,
-        as in the coherence error. Cases beyond the chosen ones are left out.
+        The agent's belief in the edited fact is the direct one. In other facts it is the predictive
+        one, as in the coherence error. Returns the columns of `before`, for the cases of this
+        comparison only.
         """
         versions = pl.DataFrame({"case": cases, "version": range(len(cases))},
                                 schema={"case": pl.UInt32, "version": pl.Int64})
-        asked = self.probes.join(versions, on="case", maintain_order="right_left")
-        agents = {case: self.agent.after(self.requests[case]) for case in asked["case"].unique()}
-        return self._measured(edited, asked, asked["version"].to_list(),
-                              [agents[case] for case in asked["case"]])
+        probes = self.probes.join(versions, on="case", maintain_order="right_left")
+        agents = {case: self.agent.after(self.requests[case]) for case in probes["case"].unique()}
+        return self._distances(edited, probes, probes["version"].to_list(),
+                               [agents[case] for case in probes["case"]])
 
-    def _measured(self, model: Model, asked: pl.DataFrame, versions: Sequence[int] | None,
-                  agents: Sequence[BayesAgent]) -> pl.DataFrame:
-        if self.trie is None or asked.is_empty():
+    def _distances(self, model: Model, probes: pl.DataFrame, versions: Sequence[int] | None,
+                   agents: Sequence[BayesAgent]) -> pl.DataFrame:
+        if self.trie is None or probes.is_empty():
             return pl.DataFrame(schema=DISTANCES)
-        log_p = log_probabilities(model, self.trie, asked["prompt"].to_list(), versions=versions)
+        log_p = log_probabilities(model, self.trie, probes["prompt"].to_list(), versions=versions)
         p_lm = self.trie.apart(log_p)
-        direct = None if versions is None else PROBES[0]
-        rows = asked.select("probe", "subject", "relation").iter_rows()
+        direct_probe = None if versions is None else PROBES[0]
+        rows = probes.select("probe", "subject", "relation").iter_rows()
         p_agent = np.stack([
-            agent.distribution(subject, relation, "direct" if probe == direct else "predictive")
+            agent.distribution(subject, relation,
+                               "direct" if probe == direct_probe else "predictive")
             for agent, (probe, subject, relation) in zip(agents, rows, strict=True)])
         outside = (1 - p_lm.sum(1)).clip(0)
-        return asked.select("case", "probe").with_columns(
+        kl = divergence(p_agent, p_lm.clip(_MIN_PROBABILITY))
+        return probes.select("case", "probe").with_columns(
             tv=pl.Series(total_variation(p_lm, p_agent) + outside / 2),
-            kl=pl.Series(divergence(p_agent, p_lm.clip(_LEAST))), outside=pl.Series(outside)
-        ).cast(DISTANCES)
+            kl=pl.Series(kl), outside=pl.Series(outside)).cast(DISTANCES)
 
 
 @dataclass(frozen=True)
 class EditSetup:
-    """The model that is edited, and what editors may want to know besides."""
+    """The model to edit, and the inputs of editors and of the evaluation."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    texts: Sequence[str] = ()  # documents of the corpus, for editors that look at them
-    soft_targets: SoftTargetBuilder | None = None  # what else is to be believed after a request
-    comparison: Comparison | None = None  # of whole distributions; None: they are not compared
+    texts: Sequence[str] = ()  # documents of the corpus
+    soft_targets: SoftTargetBuilder | None = None  # for editors that train on them
+    comparison: Comparison | None = None  # None: no distances of distributions
 
     def request(self, case: EditCase, editor: Editor,
                 agent: BayesAgent | None = None) -> EditRequest:
-        """A case's request, for editors that use them with soft targets of an agent's beliefs.
+        """The request of a case, with soft targets if the editor uses them.
 
         Args:
-            agent: whose beliefs before the request; None: the agent's of the corpus.
+            agent: the agent before the request; None: the agent fitted to the corpus.
         """
         if not editor.uses_soft_targets or self.soft_targets is None:
             return case.request
@@ -134,24 +139,26 @@ class EditSetup:
 def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.DataFrame, *,
                 max_new_tokens: int, versions: Sequence[int] | None = None,
                 decode: tuple[str, ...] | None = None) -> pl.DataFrame:
-    """Probability of every query's target and the greedy answer to its prompt.
+    """Log-probability of each query's target, and the greedy answer to its prompt.
 
     Args:
         queries: case, probe, kind, prompt, target, label.
-        versions: which edited version answers each row; None for a single model.
-        decode: probes to decode; None: all. The others have a null answer.
+        versions: the edited version for each row; None for a single model.
+        decode: probes to decode, None for all; other rows have a null answer.
 
     Returns:
         case, probe, kind, log_p (nats), decoded; rows as in ``queries``.
     """
     prompts, targets = queries["prompt"], queries["target"].to_list()
     log_p = score(model, tokenizer, prompts.to_list(), targets, versions=versions)
-    chosen = [at for at, probe in enumerate(queries["probe"]) if decode is None or probe in decode]
+    chosen = [row for row, probe in enumerate(queries["probe"])
+              if decode is None or probe in decode]
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
                      labels=queries["label"].unique().sort().to_list(),
-                     versions=None if versions is None else [versions[at] for at in chosen])
+                     versions=None if versions is None else [versions[row] for row in chosen])
     answers = dict(zip(chosen, texts, strict=True))
-    decoded = pl.Series("decoded", [answers.get(at) for at in range(len(queries))], dtype=pl.String)
+    decoded = pl.Series("decoded", [answers.get(row) for row in range(len(queries))],
+                        dtype=pl.String)
     return queries.select("case", "probe", "kind", pl.Series("log_p", log_p, dtype=pl.Float64),
                           decoded)
 
@@ -159,22 +166,21 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
 def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, config: EditConfig, *,
                seed: int, max_new_tokens: int, folder: Path,
                shard: tuple[int, int] = (0, 1)) -> dict[str, str]:
-    """Edit every case with one editor and score the edited models; `gather` reads what this writes.
+    """Edit all cases with one editor and score the edited models; `gather` reads the results.
 
-    Cases that are there already are not repeated, whatever size of batch wrote them. A request that
-    cannot be carried out is left out, with the reason in the log. An edit that diverges, so that
-    its loss, a score or a distance is not finite, is left out of scores and distances; the log
-    marks it, and a warning says how many there are. A batch that does not fit in memory is halved,
-    with a warning.
+    Finished cases are not repeated, also after a change of the batch size. An invalid request is
+    left out, and the log has the reason. An edit diverges if its loss, a score or a distance is not
+    finite. It is left out of scores and distances; the log marks it, and a warning gives the number
+    of such edits. A batch that does not fit in memory is halved, with a warning.
 
     Args:
-        config: how many of the cases, how many at once, what to trace.
-        max_new_tokens: longest answer, and longest target a request may have.
-        folder: the editor's own; gets a few files per finished batch.
+        config: number of cases, batch size, and trajectories to record.
+        max_new_tokens: maximum length of an answer and of the target of a request.
+        folder: folder of this editor; gets one file per batch and schema of `SCHEMAS`.
         shard: (number of this process, number of processes that share the cases and the folder).
 
     Returns:
-        What the editor says of itself (`Editor.describe`).
+        The properties of the editor (`Editor.describe`).
 
     Raises:
         EditError: a single edit does not fit in memory, or the editor cannot work with this model.
@@ -184,23 +190,24 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     traced = {case.number for case in chosen[:config.n_trajectories]}
     chosen = chosen[shard[0]::shard[1]]
     done = {case for path in folder.glob("log-*.parquet") for case in pl.read_parquet(path)["case"]}
-    left = [case for case in chosen if case.number not in done]
-    run = _Run(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
-    run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # also for what it says of itself
+    remaining = [case for case in chosen if case.number not in done]
+    run = _EditorRun(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
+    run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # `describe` needs it, too
     size = config.batch_size
-    with tqdm(total=len(chosen), initial=len(chosen) - len(left), desc=name, unit="edit") as bar:
-        while left:
-            n_traced = sum(case.number in traced for case in left)
-            batch = left[:min(size, n_traced or size)]
-            found = _run_or_halve(run, batch, traced=n_traced > 0)
-            if found is None:
+    with tqdm(total=len(chosen), initial=len(chosen) - len(remaining), desc=name,
+              unit="edit") as bar:
+        while remaining:
+            n_traced = sum(case.number in traced for case in remaining)
+            batch = remaining[:min(size, n_traced or size)]
+            frames = _run_or_halve(run, batch, traced=n_traced > 0)
+            if frames is None:
                 size = len(batch) // 2
                 continue
-            for (kind, schema), frame in zip(SCHEMAS.items(), found, strict=True):
+            for (kind, schema), frame in zip(SCHEMAS.items(), frames, strict=True):
                 frame = frame.with_columns(pl.lit(name).alias("editor"), pl.lit(seed).alias("seed"))
                 with atomic_path(folder / f"{kind}-{batch[0].number:07d}.parquet") as path:
                     frame.select(list(schema)).cast(schema).write_parquet(path)
-            left = left[len(batch):]
+            remaining = remaining[len(batch):]
             bar.update(len(batch))
     logs = map(pl.read_parquet, folder.glob("log-*.parquet"))
     diverged = [edit for frame in logs for edit in frame["diverged"]]
@@ -211,30 +218,29 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
 
 
 def gather(folder: Path) -> dict[str, pl.DataFrame]:
-    """Everything that `run_editor` wrote to a folder, by case.
+    """Read all results of `run_editor` from a folder, sorted by case.
 
     Returns:
-        scores: case, editor, seed, step, probe, kind, trained_on (the editor was trained on the
-            fact that is asked for), log_p (nats), decoded; edits that were not carried out or
-            diverged have none.
+        scores: case, editor, seed, step, probe, kind, trained_on (whether the editor trains on the
+            queried fact), log_p (nats), decoded; no rows for invalid requests and edits that
+            diverged.
         distances: case, editor, seed and the columns of `Comparison`.
-        log: one row per edit: case, editor, seed, loss (the last of training; null where there is
-            none, or no finite one), seconds (per edit, editing and scoring together, without
-            comparing distributions; null for trajectories and edits not carried out), refused
-            (null, or the reason), diverged (carried out, but its loss, a score or a distance is not
-            finite).
+        log: one row per edit: case, editor, seed, loss (last training loss; null if the editor has
+            none or it is not finite), seconds (of editing and scoring per edit, without distances;
+            null for trajectories and invalid requests), refused (the reason why a request is
+            invalid, or null), diverged (whether a loss, score or distance is not finite).
     """
     logs, frames = sorted(folder.glob("log-*.parquet")), {}
     for kind, schema in SCHEMAS.items():
         paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1)) for path in logs]
-        found = pl.concat([pl.DataFrame(schema=schema), *map(pl.read_parquet, paths)])
-        frames[kind] = found.sort("case", maintain_order=True)
+        frame = pl.concat([pl.DataFrame(schema=schema), *map(pl.read_parquet, paths)])
+        frames[kind] = frame.sort("case", maintain_order=True)
     return frames
 
 
 @dataclass
-class _Run:
-    """One editor on its way through the cases."""
+class _EditorRun:
+    """The inputs of one editor's edits."""
 
     setup: EditSetup
     editor: Editor
@@ -243,9 +249,9 @@ class _Run:
     max_new_tokens: int
 
 
-def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
+def _run_or_halve(run: _EditorRun, batch: Sequence[EditCase], *,
                   traced: bool) -> tuple[pl.DataFrame, ...] | None:
-    """A batch's frames; None if it does not fit in memory and can be halved."""
+    """The frames of a batch; None if it does not fit in memory and can be halved."""
     try:
         return _edit_batch(run, batch, traced=traced)
     except (RuntimeError, MemoryError) as error:
@@ -256,27 +262,28 @@ def _run_or_halve(run: _Run, batch: Sequence[EditCase], *,
             raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
                             hint="choose a smaller model or a larger machine") from error
     n = len(batch)
-    log.warning("%d edits at once do not fit in memory; going on with %d", n, n // 2)
+    log.warning("%d edits at once do not fit in memory; continuing with %d", n, n // 2)
     if run.setup.model.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 
 
-def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[pl.DataFrame, ...]:
-    """The frames of one batch: scores after the last step, or every few, distances and log."""
-    setup, valid, refused = run.setup, {}, {}
+def _edit_batch(run: _EditorRun, batch: Sequence[EditCase], *,
+                traced: bool) -> tuple[pl.DataFrame, ...]:
+    """The frames of one batch: scores (of several steps if traced), distances and log."""
+    setup, valid, errors = run.setup, {}, {}
     for case in batch:
         request = setup.request(case, run.editor)
         if error := run.editor.validation_error(setup.tokenizer, request, run.max_new_tokens):
-            refused[case.number] = error
+            errors[case.number] = error
             log.warning("case %d is left out: %s", case.number, error)
         else:
             valid[case.number] = request
     scores, distances = pl.DataFrame(schema=SCORES), pl.DataFrame(schema=DISTANCES)
     losses, seconds, diverged = {}, None, set()
     if valid:
-        scores, edited, seconds = _edit_and_ask(run, valid, traced)
-        losses = dict(zip(valid, edited.losses, strict=False))  # some editors have none
+        scores, edited, seconds = _edit_and_score(run, valid, traced)
+        losses = dict(zip(valid, edited.losses, strict=False))  # empty for some editors
         if setup.comparison is not None:
             distances = setup.comparison.after(edited, list(valid))
         diverged = {case for case, loss in losses.items() if not math.isfinite(loss)}
@@ -285,7 +292,7 @@ def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[
         finite = ~pl.col("case").is_in(diverged)
         scores, distances = scores.filter(finite), distances.filter(finite)
     rows = [(case.number, losses.get(case.number), seconds if case.number in valid else None,
-             refused.get(case.number), case.number in diverged) for case in batch]
+             errors.get(case.number), case.number in diverged) for case in batch]
     logged = pl.DataFrame(rows, orient="row", schema={
         "case": pl.UInt32, "loss": pl.Float64, "seconds": pl.Float64, "refused": pl.String,
         "diverged": pl.Boolean})
@@ -293,35 +300,36 @@ def _edit_batch(run: _Run, batch: Sequence[EditCase], *, traced: bool) -> tuple[
     return scores, distances, logged.with_columns(loss=pl.when(is_finite).then("loss"))
 
 
-def _edit_and_ask(run: _Run, requests: dict[int, EditRequest],
-                  traced: bool) -> tuple[pl.DataFrame, EditedModels, float | None]:
+def _edit_and_score(run: _EditorRun, requests: dict[int, EditRequest],
+                    traced: bool) -> tuple[pl.DataFrame, EditedModels, float | None]:
     """(scores, edited models, seconds per edit) of valid requests by case."""
     tokenizer = run.setup.tokenizer
     versions = pl.DataFrame({"case": list(requests), "version": range(len(requests))},
                             schema={"case": pl.UInt32, "version": pl.Int64})
-    asked = versions.join(run.queries, on="case", maintain_order="left")
-    numbers, frames = asked["version"].to_list(), {}
-    questions: PreparedQueries | None = None  # the same at every step
+    queries = versions.join(run.queries, on="case", maintain_order="left")
+    version_of_row, frames = queries["version"].to_list(), {}
+    prepared: PreparedQueries | None = None  # the same at every step
 
     def callback(step: int, edited: EditedModels) -> None:
-        nonlocal questions
+        nonlocal prepared
         if step % run.config.trajectory_every == 0 or step == 1:
-            questions = questions or prepare_queries(edited, tokenizer, asked["prompt"].to_list(),
-                                             asked["target"].to_list(), versions=numbers)
-            frames[step] = asked.select(  # an answer is decoded only in the end
-                "case", "probe", "kind", pl.Series("log_p", score_queries(edited, questions)),
+            prepared = prepared or prepare_queries(
+                edited, tokenizer, queries["prompt"].to_list(), queries["target"].to_list(),
+                versions=version_of_row)
+            frames[step] = queries.select(  # answers are decoded after the last step only
+                "case", "probe", "kind", pl.Series("log_p", score_queries(edited, prepared)),
                 pl.lit(None, dtype=pl.String).alias("decoded"), pl.lit(step).alias("step"))
 
     started = time.perf_counter()
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               callback=callback if traced else None)
-    scores = query_model(edited, tokenizer, asked, max_new_tokens=run.max_new_tokens,
-                         versions=numbers, decode=PROBES)
+    scores = query_model(edited, tokenizer, queries, max_new_tokens=run.max_new_tokens,
+                         versions=version_of_row, decode=PROBES)
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     facts = {case: request.trained_on for case, request in requests.items()}
     trained_on = pl.Series("trained_on", [
         subject is not None and not facts[case].isdisjoint({(subject, relation), prompt})
         for case, subject, relation, prompt
-        in asked.select("case", "subject", "relation", "prompt").iter_rows()], dtype=pl.Boolean)
+        in queries.select("case", "subject", "relation", "prompt").iter_rows()], dtype=pl.Boolean)
     return pl.concat(frame.with_columns(trained_on) for frame in frames.values()), edited, seconds

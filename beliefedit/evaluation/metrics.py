@@ -1,6 +1,7 @@
-"""Accuracy, coherence errors and their intervals (specification, section 8).
+"""Accuracy, coherence errors and intervals (specification, section 8).
 
-The coherence errors are plain arithmetic, on numpy arrays, floats and polars expressions alike.
+Accuracy and coherence errors are those of the testbed (arXiv 2406.19354). The coherence errors are
+plain arithmetic on floats, numpy arrays or polars expressions.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from scipy import stats
 
 Values = TypeVar("Values", float, np.ndarray, pl.Expr)
 
-_WEIGHTS_AT_ONCE = 2**21  # resamples x clusters held in memory: 16 MiB of float64
+_WEIGHTS_AT_ONCE = 2**21  # resamples x clusters in memory: 16 MiB of float64
 
 
 def exact(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
-    """Whether the decoded answer equals the target after lowercasing and stripping."""
-    return _plain(answer) == _plain(target)
+    """Whether the decoded answer equals the target, ignoring case and surrounding whitespace."""
+    return _normalize(answer) == _normalize(target)
 
 
 def contains(answer: pl.Expr, target: pl.Expr) -> pl.Expr:
-    """Whether the target is in the decoded answer, as published ("male" is in "female")."""
-    return _plain(answer).str.contains(_plain(target), literal=True)
+    """Whether the target is a substring of the answer, as published ("male" is in "female")."""
+    return _normalize(answer).str.contains(_normalize(target), literal=True)
 
 
-def _plain(text: pl.Expr) -> pl.Expr:
+def _normalize(text: pl.Expr) -> pl.Expr:
     return text.str.to_lowercase().str.strip_chars()
 
 
@@ -37,13 +38,13 @@ def probability_error(p_lm: Values, p_agent: Values) -> Values:
 
 
 def credence(p_true: Values, p_false: Values) -> Values:
-    """Belief in a judged statement: p("true") / (p("true") + p("false")) (arXiv 2406.03442)."""
+    """p("true") / (p("true") + p("false")) of a true/false statement (arXiv 2406.03442)."""
     return p_true / (p_true + p_false)
 
 
-def true_false_error(p_stated: Values, p_a: Values) -> Values:
-    """|p(o | A's prompt) - p(A)|: the model states A as strongly as it calls A true."""
-    return abs(p_stated - p_a)
+def true_false_error(p_atomic: Values, p_a: Values) -> Values:
+    """|p(o | atomic prompt of A) - p(A)|, o being the object of A."""
+    return abs(p_atomic - p_a)
 
 
 def negation_error(p_a: Values, p_not_a: Values) -> Values:
@@ -75,40 +76,40 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
 def divergence(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
     """Kullback-Leibler divergence KL(p || q) of distributions [..., objects], in nats.
 
-    A term with p = 0 counts nothing; one with p > 0 and q = 0 makes the result infinite.
+    A term with p = 0 is 0; a term with p > 0 and q = 0 makes the result infinite.
     """
     p, q = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64))
     terms = np.zeros(p.shape)
-    some = p > 0
+    positive = p > 0
     with np.errstate(divide="ignore"):
-        terms[some] = p[some] * (np.log(p[some]) - np.log(q[some]))
+        terms[positive] = p[positive] * (np.log(p[positive]) - np.log(q[positive]))
     return terms.sum(axis=-1)
 
 
 def calibration_bins(p_predicted: ArrayLike, observed: ArrayLike, n_bins: int) -> pl.DataFrame:
-    """The reliability line: mean of one quantity within equal-width bins of a probability.
+    """A reliability diagram: mean of a quantity within equal-width bins of a probability.
 
     Args:
         p_predicted: [n], the probability that is binned, 0 to 1.
-        observed: [n], what is averaged (0/1 outcomes or another probability).
+        observed: [n], the quantity: 0/1 outcomes or another probability.
 
     Returns:
-        One row per bin that is not empty: low, high, n, mean_predicted, mean_observed.
+        One row per non-empty bin: low, high, n, mean_predicted, mean_observed.
     """
     p_predicted = np.asarray(p_predicted, dtype=np.float64)
-    place = np.clip((p_predicted * n_bins).astype(int), 0, n_bins - 1)
-    frame = pl.DataFrame({"place": place, "predicted": p_predicted,
+    bins = np.clip((p_predicted * n_bins).astype(int), 0, n_bins - 1)
+    frame = pl.DataFrame({"bin": bins, "predicted": p_predicted,
                           "observed": np.asarray(observed, dtype=np.float64)})
-    return frame.group_by("place").agg(
+    return frame.group_by("bin").agg(
         n=pl.len(), mean_predicted=pl.col("predicted").mean(),
-        mean_observed=pl.col("observed").mean()).sort("place").select(
-            pl.col("place").truediv(n_bins).alias("low"),
-            pl.col("place").add(1).truediv(n_bins).alias("high"),
+        mean_observed=pl.col("observed").mean()).sort("bin").select(
+            pl.col("bin").truediv(n_bins).alias("low"),
+            pl.col("bin").add(1).truediv(n_bins).alias("high"),
             "n", "mean_predicted", "mean_observed")
 
 
 class Intervals(NamedTuple):
-    """Means of k columns with their intervals; every field is an array [k]."""
+    """Means of k columns with intervals; each field is an array [k]."""
 
     n: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -118,27 +119,28 @@ class Intervals(NamedTuple):
 
 def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.random.Generator, *,
                        n_resamples: int, level: float) -> Intervals:
-    """Mean of every column with a percentile interval from a bootstrap over clusters.
+    """Mean of each column with a percentile interval from a cluster bootstrap.
 
-    Whole clusters (subjects) are drawn with replacement, as many as there are; a resample's mean is
-    the sum of its values over their number. All columns share the resamples. The interval of a
-    paired difference is that of the column of differences.
+    The bootstrap (Efron & Tibshirani 1993) samples whole clusters with replacement, as many as
+    there are. The mean of a resample is the sum of its values divided by their number. All columns
+    share the resamples. The interval of a paired difference is that of a column of differences.
 
     Args:
-        values: [n, k]; NaN is a missing value and is left out of its column.
+        values: [n, k]; NaN is a missing value.
         clusters: [n], any sortable ids.
         level: 0.95 for a 95 % interval.
 
     Returns:
-        n counts a column's values. No value: mean NaN. Values in fewer than two clusters: low and
-        high NaN, since one cluster says nothing of how clusters vary.
+        n is the number of values of a column. A column without values has mean NaN. A column with
+        values in fewer than two clusters has low and high NaN, since the variance between clusters
+        is unknown.
     """
     values = np.asarray(values, dtype=np.float64)
     present = ~np.isnan(values)
-    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     sums, counts = np.zeros((2, len(names), values.shape[1]))
-    np.add.at(sums, place, np.where(present, values, 0.0))
-    np.add.at(counts, place, present.astype(np.float64))
+    np.add.at(sums, cluster, np.where(present, values, 0.0))
+    np.add.at(counts, cluster, present.astype(np.float64))
     n = present.sum(axis=0)
     low, high = np.full((2, values.shape[1]), np.nan)
     several = (counts > 0).sum(axis=0) >= 2
@@ -152,7 +154,7 @@ def bootstrap_interval(values: ArrayLike, clusters: ArrayLike, generator: np.ran
 
 def cluster_weights(generator: np.random.Generator, n_clusters: int,
                     n_resamples: int) -> NDArray[np.float64]:
-    """How often each cluster is drawn in each resample: [n_resamples, n_clusters]."""
+    """Number of times each resample draws each cluster: [n_resamples, n_clusters]."""
     draws = generator.integers(n_clusters, size=(n_resamples, n_clusters))
     draws += np.arange(n_resamples)[:, None] * n_clusters
     weights = np.bincount(draws.ravel(), minlength=n_resamples * n_clusters)
@@ -161,11 +163,12 @@ def cluster_weights(generator: np.random.Generator, n_clusters: int,
 
 def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Generator,
                      n_resamples: int) -> NDArray:
-    """[n_resamples, k], NaN where a resample holds no value of a column; in chunks, for memory."""
-    n_clusters, both, means = len(sums), np.hstack([sums, counts]), []
+    """[n_resamples, k]; NaN where a resample has no value of a column. Computed in chunks."""
+    n_clusters, stacked, means = len(sums), np.hstack([sums, counts]), []
     chunk = max(1, _WEIGHTS_AT_ONCE // n_clusters)
     for start in range(0, n_resamples, chunk):
-        weighted = cluster_weights(generator, n_clusters, min(chunk, n_resamples - start)) @ both
+        n = min(chunk, n_resamples - start)
+        weighted = cluster_weights(generator, n_clusters, n) @ stacked
         with np.errstate(invalid="ignore"):
             means.append(weighted[:, :sums.shape[1]] / weighted[:, sums.shape[1]:])
     return np.concatenate(means)
@@ -174,34 +177,34 @@ def _resampled_means(sums: NDArray, counts: NDArray, generator: np.random.Genera
 SEQUENCE = pl.Schema({"editor": pl.String, "seed": pl.UInt32, "sequence": pl.UInt32,
                       "n_edits": pl.UInt32, "group": pl.String, "measure": pl.String,
                       "value": pl.Float64})
-"""Values of sequential edits, a row per question; null where the model's answer is not finite, and
-once for every measure at lengths that a sequence did not reach."""
+"""Values of sequential edits, one row per query and measure. A value is null where the probability
+of the model is not finite, and in one row per measure for lengths that a sequence did not reach."""
 
 
 def sequence_means(values: pl.DataFrame, *, level: float) -> pl.DataFrame:
     """Means over sequences of edits with Student's t intervals (specification, section 8).
 
-    All values of one sequence come from one model, so sequences are the independent units: the mean
-    is that of the sequences' means, and the interval has one degree of freedom less than there are
-    sequences. It is clipped to what a probability (0 to 1) or a loss (from 0) can be.
+    All values of one sequence come from one model, so sequences are the independent units. The mean
+    is the mean of the sequences' means, and the interval has n - 1 degrees of freedom for n
+    sequences. Intervals are clipped to the range of probabilities (0 to 1) or losses (from 0).
 
     Args:
         values: see `SEQUENCE`; null values are left out.
         level: 0.95 for a 95 % interval.
 
     Returns:
-        editor, n_edits, group, measure, n (sequences that have values), mean (null for none), low,
-        high (null for fewer than two).
+        editor, n_edits, group, measure, n (sequences with values), mean (null for n = 0), low, high
+        (null for n < 2).
     """
     by, value = ["editor", "n_edits", "group", "measure"], pl.col("value")
-    each = values.group_by(*by, "seed", "sequence", maintain_order=True).agg(value.mean())
-    means = each.group_by(by, maintain_order=True).agg(
+    by_sequence = values.group_by(*by, "seed", "sequence", maintain_order=True).agg(value.mean())
+    means = by_sequence.group_by(by, maintain_order=True).agg(
         n=value.count(), mean=value.mean(), error=value.std() / value.count().sqrt())
     t = pl.Series(stats.t.ppf((1 + level) / 2, means["n"].to_numpy() - 1.0), dtype=pl.Float64)
     half, mean = pl.col("error") * t.fill_nan(None), pl.col("mean")
-    most = pl.when(measure="loss").then(np.inf).otherwise(1.0)
+    maximum = pl.when(measure="loss").then(np.inf).otherwise(1.0)
     return means.select(*by, "n", "mean", low=(mean - half).clip(0),
-                        high=(mean + half).clip(upper_bound=most))
+                        high=(mean + half).clip(upper_bound=maximum))
 
 
 def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Generator, *,
@@ -209,16 +212,17 @@ def intervals_by(frame: pl.DataFrame, by: list[str], generator: np.random.Genera
     """Means of groups of rows, each with the interval of `bootstrap_interval`.
 
     Args:
-        frame: value, cluster, and the columns of ``by``; groups keep their order.
+        frame: value, cluster, and the columns of ``by``. Groups keep their order.
 
     Returns:
-        The columns of ``by``, n, mean, low, high (null: no value, or fewer than two clusters).
+        The columns of ``by``, n, mean, low, high (null for no value, or values of one cluster).
     """
     rows = []
     for key, group in frame.group_by(by, maintain_order=True):
-        found = bootstrap_interval(group.select("value").to_numpy(), group["cluster"].to_numpy(),
-                                   generator, n_resamples=n_resamples, level=level)
-        rows.append((*key, *(float(part[0]) for part in found)))
+        values, clusters = group.select("value").to_numpy(), group["cluster"].to_numpy()
+        intervals = bootstrap_interval(values, clusters, generator, n_resamples=n_resamples,
+                                       level=level)
+        rows.append((*key, *(float(field[0]) for field in intervals)))
     schema: dict[str, pl.DataType] = {name: frame.schema[name] for name in by}
     schema |= dict.fromkeys(Intervals._fields, pl.Float64())
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(

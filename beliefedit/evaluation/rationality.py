@@ -1,7 +1,8 @@
-"""Tests that no rational agent fails: order, repetition, retraction, strength, irrelevance.
+"""Tests of Bayesian belief revision: order, repetition, retraction, strength, irrelevance.
 
-Each gives one number per case, for the edited language model and for the exact agent after the same
-requests; the specification, section 8, has their definitions and the agent's numbers.
+The exact Bayesian agent passes all of them. A test gives one value per case for the edited language
+model and one for the agent after the same requests. The specification, section 8, defines the tests
+and gives the values of the agent.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ RATIONALITY = {"editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case"
 
 @dataclass(frozen=True)
 class RationalityCase:
-    """What is requested and asked in the tests of one case."""
+    """The requests and the queried facts of the tests of one case."""
 
     case: EditCase  # request a
     other: EditCase  # request b
-    probes: tuple[Fact, ...]  # the original facts of the case's probes
-    unrelated: tuple[Fact, ...]  # true facts that the request says nothing about
+    probes: tuple[Fact, ...]  # true facts of the probes of the case
+    unrelated: tuple[Fact, ...]  # true facts that the request does not affect
 
 
 def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
                  is_valid: Callable[[EditCase], bool]) -> list[RationalityCase]:
-    """One valid case each of the first subjects whose request contradicts the corpus."""
+    """One valid case for each of the first subjects with a request that contradicts the corpus."""
     valid = [case for case in cases.edit_cases() if is_valid(case)]
     probes: dict[int, list[Fact]] = {}
     for number, *labels in cases.queries.filter(kind="true_object").select(
@@ -54,17 +55,17 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
         probes.setdefault(number, []).append(Fact(*labels))
     facts = [first for first, *_ in probes.values()]
     chosen: dict[str, RationalityCase] = {}
-    for at, case in enumerate(valid):
+    for index, case in enumerate(valid):
         if len(chosen) >= config.rationality.n_cases:
             break
         fact = case.request.fact
-        others = sorted(valid[at + 1:] + valid[:at],
+        others = sorted(valid[index + 1:] + valid[:index],
                         key=lambda other: other.request.subject != fact.subject)
         if case.request.target == fact.object or fact.subject in chosen or not others:
             continue
         related = {fact.relation, agent.pairs.get(fact.relation),
                    *(d for d, u in agent.pairs.items() if u == fact.relation)}
-        unrelated = [other for other in facts[at + 1:] + facts[:at]
+        unrelated = [other for other in facts[index + 1:] + facts[:index]
                      if other.subject != fact.subject and other.relation not in related]
         chosen[fact.subject] = RationalityCase(case, others[0], tuple(probes[case.number]), tuple(
             unrelated[:config.rationality.n_unrelated]))
@@ -73,23 +74,23 @@ def choose_cases(cases: Cases, agent: BayesAgent, config: EditConfig, *,
 
 def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, cases: Cases,
               config: EditConfig, *, seed: int, max_new_tokens: int, folder: Path) -> pl.DataFrame:
-    """Every test of one editor; one that is finished is not repeated.
+    """Run all tests of one editor; finished tests are not repeated.
 
     Args:
-        agent: as it is before any edit.
-        max_new_tokens: longest target a request may have.
-        folder: the editor's own; gets a file per test.
+        agent: the agent before any edit.
+        max_new_tokens: maximum length of the target of a request.
+        folder: folder of this editor; gets one file per test.
 
     Returns:
-        editor, seed, test, case, cluster (subject), who (lm or agent), value (null for both where
-        the model's is not finite, since its edits diverged).
+        editor, seed, test, case, cluster (subject), who (lm or agent), value (null for both if the
+        value of the model is not finite because its edits diverged).
     """
     editor = editor_class(name)(parameters)
 
     def is_valid(case: EditCase) -> bool:
-        return all(editor.validation_error(setup.tokenizer, setup.request(asked, editor),
+        return all(editor.validation_error(setup.tokenizer, setup.request(variant, editor),
                                            max_new_tokens) is None
-                   for asked in (case, case.asking(target=case.request.fact.object)))
+                   for variant in (case, case.asking(target=case.request.fact.object)))
 
     chosen = choose_cases(cases, agent, config, is_valid=is_valid)
     if chosen:
@@ -99,22 +100,22 @@ def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, c
                       tests.irrelevance), desc=f"{name}, rationality"):
         path = folder / f"{test.__name__}.parquet"
         if not path.exists():
-            rows = [(name, seed, found, of.case.number, of.case.request.subject, who,
+            rows = [(name, seed, label, tested.case.number, tested.case.request.subject, who,
                      float(value) if np.isfinite(values).all() else None)
-                    for found, of, values in test()
+                    for label, tested, values in test()
                     for who, value in zip(("lm", "agent"), values, strict=True)]
             with atomic_path(path) as partial:
                 pl.DataFrame(rows, schema=RATIONALITY, orient="row").write_parquet(partial)
         frames.append(pl.read_parquet(path))
-    found = pl.concat(frames)
-    if n_missing := found.filter(who="lm")["value"].null_count():
-        log.warning("%s: %d of %d rationality tests have no finite answer, since their edits "
-                    "diverged, and are left out", name, n_missing, len(found) // 2)
-    return found
+    results = pl.concat(frames)
+    if n_missing := results.filter(who="lm")["value"].null_count():
+        log.warning("%s: edits diverged in %d of %d rationality tests, which are left out", name,
+                    n_missing, len(results) // 2)
+    return results
 
 
 Results = Iterator[tuple[str, RationalityCase, tuple[float, float]]]
-"""(test, its case, (number of the language model, number of the agent))."""
+"""(test, case, (value of the language model, value of the agent))."""
 
 
 @dataclass(frozen=True)
@@ -128,94 +129,101 @@ class _Tests:
     cases: list[RationalityCase]
 
     def order(self) -> Results:
-        """a then b, against b then a; b is about another fact, of the same subject if possible."""
-        for of in self.cases:
-            asked = [of.case.request.requested, of.other.request.requested]
-            yield "order", of, _mean_distances(self._after([of.case, of.other], asked, "direct"),
-                                               self._after([of.other, of.case], asked, "direct"))
+        """Requests a, b against b, a. They are about two facts, of one subject if possible."""
+        for tested in self.cases:
+            a, b = tested.case, tested.other
+            facts = [a.request.requested, b.request.requested]
+            yield "order", tested, _mean_distances(self._after([a, b], facts, "direct"),
+                                                   self._after([b, a], facts, "direct"))
 
     def repetition(self) -> Results:
-        """a twice, against the agent after a once with twice the weight."""
-        for of in self.cases:
-            asked, weight = [of.case.request.requested], 2 * of.case.request.weight
-            goal = beliefs(self.agent.after(of.case.asking(weight=weight).request), asked, "direct")
-            both = self._after([of.case, of.case], asked, "direct")
-            yield "repetition", of, _mean_distances(both, (goal, goal))
+        """Request a twice against the agent after a single request of twice the weight."""
+        for tested in self.cases:
+            case, facts = tested.case, [tested.case.request.requested]
+            doubled = case.asking(weight=2 * case.request.weight)
+            goal = beliefs(self.agent.after(doubled.request), facts, "direct")
+            repeated = self._after([case, case], facts, "direct")
+            yield "repetition", tested, _mean_distances(repeated, (goal, goal))
 
     def retraction(self) -> Results:
-        """The request, then the original object until the agent believes that as much."""
-        for of in self.cases:
-            fact = of.case.request.fact
-            asked = [*of.probes, of.case.request.requested]
-            weight = evidence_weight(self.agent.after(of.case.request), fact, fact.object,
+        """The request, then a request for the true object, against the beliefs before both.
+
+        The weight of the second request makes the agent believe the true object with
+        ``target_probability``.
+        """
+        for tested in self.cases:
+            case, fact = tested.case, tested.case.request.fact
+            facts = [*tested.probes, case.request.requested]
+            weight = evidence_weight(self.agent.after(case.request), fact, fact.object,
                                      self.config.target_probability)
-            back = of.case.asking(target=fact.object, weight=weight)
-            yield "retraction", of, _mean_distances(self._after([of.case, back], asked),
-                                                    self._before(asked))
+            retraction = case.asking(target=fact.object, weight=weight)
+            yield "retraction", tested, _mean_distances(self._after([case, retraction], facts),
+                                                        self._before(facts))
 
     def strength(self) -> Results:
-        """Also gives "slope"."""
+        """Requests of several evidence weights, model against agent; also yields "slope"."""
         strengths = self.config.rationality.strengths
         p_lm, p_agent = (np.zeros((len(self.cases), len(strengths))) for _ in range(2))
-        requested = [of.case.request.requested for of in self.cases]
+        requested = [tested.case.request.requested for tested in self.cases]
         for column, strength in enumerate(strengths):
-            weighed = [of.case.asking(weight=max(1.0, self.agent.weight_for(
+            weighted = [tested.case.asking(weight=max(1.0, self.agent.weight_for(
                 fact.subject, fact.relation, fact.object, strength)))
-                for of, fact in zip(self.cases, requested, strict=True)]
-            for first, edited in self._batches(weighed):
+                for tested, fact in zip(self.cases, requested, strict=True)]
+            for first, edited in self._batches(weighted):
                 n, rows = len(edited), slice(first, first + len(edited))
                 p_lm[rows, column] = probabilities(self.setup, edited, requested[rows], range(n))
             p_agent[:, column] = [beliefs(self.agent.after(case.request), [fact], "direct")[0]
-                                  for case, fact in zip(weighed, requested, strict=True)]
-        for of, ours, theirs in zip(self.cases, p_lm, p_agent, strict=True):
-            yield "strength", of, (float(np.abs(ours - theirs).mean()), 0.0)
-            if np.ptp(theirs) > 0:
-                yield "slope", of, (_slope(theirs, ours), _slope(theirs, theirs))
+                                  for case, fact in zip(weighted, requested, strict=True)]
+        for tested, lm, agent in zip(self.cases, p_lm, p_agent, strict=True):
+            yield "strength", tested, (float(np.abs(lm - agent).mean()), 0.0)
+            if np.ptp(agent) > 0:
+                yield "slope", tested, (_slope(agent, lm), _slope(agent, agent))
 
     def irrelevance(self) -> Results:
-        """Beliefs in unrelated facts, after the request and before."""
-        for first, edited in self._batches([of.case for of in self.cases]):
-            for version, of in enumerate(self.cases[first:first + len(edited)]):
-                if asked := of.unrelated:
-                    p_lm = probabilities(self.setup, edited, asked, [version] * len(asked))
-                    p_agent = beliefs(self.agent.after(of.case.request), asked)
-                    yield "irrelevance", of, _mean_distances((p_lm, p_agent), self._before(asked))
+        """Beliefs in unrelated facts after the request against those before."""
+        for first, edited in self._batches([tested.case for tested in self.cases]):
+            for version, tested in enumerate(self.cases[first:first + len(edited)]):
+                if facts := tested.unrelated:
+                    p_lm = probabilities(self.setup, edited, facts, [version] * len(facts))
+                    p_agent = beliefs(self.agent.after(tested.case.request), facts)
+                    yield "irrelevance", tested, _mean_distances((p_lm, p_agent),
+                                                                 self._before(facts))
 
-    def _before(self, asked: Sequence[Fact]) -> tuple[np.ndarray, np.ndarray]:
-        """What the unedited model and the agent believe."""
-        return probabilities(self.setup, UnmodifiedModel(self.setup.model),
-                             asked), beliefs(self.agent, asked)
+    def _before(self, facts: Sequence[Fact]) -> tuple[np.ndarray, np.ndarray]:
+        """Beliefs of the unedited model and of the agent before any request."""
+        p_lm = probabilities(self.setup, UnmodifiedModel(self.setup.model), facts)
+        return p_lm, beliefs(self.agent, facts)
 
-    def _after(self, cases: Sequence[EditCase], asked: Sequence[Fact],
+    def _after(self, cases: Sequence[EditCase], facts: Sequence[Fact],
                view: View = "predictive") -> tuple[np.ndarray, np.ndarray]:
-        """What the model (NaN: it diverged) and the agent believe after these requests, one after
-        another."""
+        """Beliefs of the model (NaN: it diverged) and of the agent after sequential requests."""
         requests = sequential_requests(self.setup, self.agent, self.editor, cases)
         versions = self.editor.apply_sequentially(self.setup.model, self.setup.tokenizer, requests)
         try:
-            p_lm = probabilities(self.setup, next(islice(versions, len(cases) - 1, None)), asked)
+            p_lm = probabilities(self.setup, next(islice(versions, len(cases) - 1, None)), facts)
         except DivergenceError:
-            p_lm = np.full(len(asked), np.nan)
+            p_lm = np.full(len(facts), np.nan)
         agent = self.agent
         for case in cases:
             agent = agent.after(case.request)
-        return p_lm, beliefs(agent, asked, view)
+        return p_lm, beliefs(agent, facts, view)
 
     def _batches(self, cases: Sequence[EditCase]) -> Iterator[tuple[int, EditedModels]]:
-        """(number of the first, edited versions) of independent edits, a batch at a time."""
+        """Independent edits in batches: (index of the first case, edited versions)."""
         for first in range(0, len(cases), self.config.batch_size):
             requests = [self.setup.request(case, self.editor)
                         for case in cases[first:first + self.config.batch_size]]
             yield first, self.editor.apply(self.setup.model, self.setup.tokenizer, requests)
 
 
-def _mean_distances(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Mean |difference| of the model's beliefs, and of the agent's."""
-    lm, agent = (float(np.abs(a - b).mean()) for a, b in zip(one, other, strict=True))
+def _mean_distances(first: Sequence[np.ndarray],
+                    second: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean |difference| of the model's beliefs and of the agent's, from (model, agent) pairs."""
+    lm, agent = (float(np.abs(a - b).mean()) for a, b in zip(first, second, strict=True))
     return lm, agent
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Of the least-squares line."""
+    """Slope of the least-squares line of y on x."""
     centred = x - x.mean()
     return float(centred @ y / (centred @ centred))

@@ -1,4 +1,4 @@
-"""What an agent believes after a request, as soft targets for an editor."""
+"""Soft targets for editors: the beliefs of the Bayesian agent after a request."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from beliefedit.corpus.world import World
 from beliefedit.editors.request import SoftTarget
 from beliefedit.evaluation.cases import Cases, EditCase
 
-_STREAM = 7  # keeps this module's draws apart from those of other stages under the same seed
+_STREAM = 7  # number of this module's random stream, distinct from those of other stages
 
 
 class SoftTargetBuilder:
-    """Looks up, for each request, what the agent believes of facts around it.
+    """Computes the soft targets of a request: the agent's beliefs in facts around it.
 
-    The facts of other subjects that a case's own probes ask about are never among them.
+    Facts of other subjects that the probes of a case query are held out.
 
     Args:
         agent: fitted to ``corpus.evidence``.
-        cases: whose probes are held out.
-        seed: decides which other facts are chosen.
+        cases: cases whose probes are held out.
+        seed: of the choice of other subjects.
     """
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, cases: Cases,
@@ -42,11 +42,11 @@ class SoftTargetBuilder:
 
     def __call__(self, case: EditCase, config: BayesConfig, agent: BayesAgent | None = None,
                  held_out: Collection[str] | None = None) -> tuple[SoftTarget, ...]:
-        """Soft targets of one case; the first is of the edited fact.
+        """Soft targets of one case; the first is that of the edited fact.
 
         Args:
-            agent: whose beliefs they are, before the request; None: the agent's of the corpus.
-            held_out: prompts about other subjects that are left out; None: its probes'.
+            agent: the agent before the request; None: the agent fitted to the corpus.
+            held_out: prompts about other subjects to leave out; None: those of the case's probes.
         """
         rng = np.random.default_rng([self.seed, _STREAM, case.number])
         subject, relation = case.request.fact.subject, case.request.fact.relation
@@ -56,20 +56,19 @@ class SoftTargetBuilder:
         chosen += [self._belief(after, subject, r, config) for r in self.relations[subject]
                    if r != relation and kind.get(r, "same_subject") in config.target_kinds]
         if "same_relation" in config.target_kinds:
-            unseen = self.held_out.get(case.number, ()) if held_out is None else held_out
-            members = self.subjects[relation]
-            drawn = [members[at] for at in rng.permutation(len(members))[:64]]
-            others = [s for s in drawn
-                      if s != subject and Fact(s, relation, "").prompt not in unseen]
-            chosen += [
-                self._belief(after, s, relation, config) for s in others[:config.n_other_subjects]
-            ]
+            excluded = self.held_out.get(case.number, ()) if held_out is None else held_out
+            subjects = self.subjects[relation]
+            drawn = [subjects[index] for index in rng.permutation(len(subjects))[:64]]
+            other_subjects = [s for s in drawn
+                              if s != subject and Fact(s, relation, "").prompt not in excluded]
+            chosen += [self._belief(after, s, relation, config)
+                       for s in other_subjects[:config.n_other_subjects]]
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
     @staticmethod
     def _belief(after: BayesAgent, subject: str, relation: str, config: BayesConfig,
                 view: View = "predictive") -> SoftTarget:
-        """The agent's belief about one fact, its likelier objects first."""
+        """The agent's belief in one fact, most probable objects first."""
         belief = after.distribution(subject, relation, view)
         likely = np.flatnonzero(belief >= config.min_probability)
         likely = (likely[np.argsort(-belief[likely], kind="stable")] if len(likely)

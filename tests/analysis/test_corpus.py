@@ -1,4 +1,4 @@
-"""Sentences of a corpus are looked up by what they state, whatever names hold or end with."""
+"""Sentences of a corpus are found by their facts, also if labels contain separators or other labels."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ FACTS = [(name, relation, objects[number % 2]) for number, name in enumerate(NAM
 
 @pytest.fixture(scope="module", params=[1, 3])
 def sampled(request):
-    """(world, corpus); what is stated is all that is written."""
+    """(world, corpus) with atomic sentences only."""
     world = be.build_world(graph_of(FACTS), min_truth=0.8, seed=1)
-    config = CorpusConfig(n_facts=len(FACTS), n_samples_per_fact=11, true_false=False, connectives=(), n_shuffles_within_subject=2,
-                          sentences_per_doc=request.param)
+    config = CorpusConfig(n_facts=len(FACTS), n_samples_per_fact=11, true_false=False, connectives=(),
+                          n_shuffles_within_subject=2, sentences_per_doc=request.param)
     return world, be.sample_corpus(world, config, seed=2)
 
 
 def times(corpus, **fact) -> int:
-    return corpus.evidence.filter(*(pl.col(name).cast(pl.String) == label for name, label in fact.items()))["count"].sum()
+    rows = corpus.evidence.filter(*(pl.col(name).cast(pl.String) == label for name, label in fact.items()))
+    return rows["count"].sum()
 
 
-def test_how_often_true_objects_are_drawn_is_what_the_evidence_counts(sampled):
+def test_the_sampled_share_equals_the_counts_of_the_evidence(sampled):
     world, corpus = sampled
-    found = dict(frames.sampled_share(corpus, world).select("sentence", "drawn").iter_rows())
+    shares = dict(frames.sampled_share(corpus, world).select("sentence", "drawn").iter_rows())
     for subject, relation, object_ in FACTS:
         expected = times(corpus, subject=subject, relation=relation, object=object_) / 22
-        assert found[f"{subject} {relation} {object_}"] == pytest.approx(expected) and expected > 0.5
+        assert shares[f"{subject} {relation} {object_}"] == pytest.approx(expected) and expected > 0.5
 
 
 @pytest.mark.parametrize("subject", NAMES)
@@ -50,11 +51,11 @@ def test_sentences_and_steps_are_about_the_subject_alone(sampled, subject):
     assert last["p"] > 0.5
 
 
-def test_a_document_is_cut_into_the_sentences_it_joins():
-    lexicon = Parser(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
+def test_a_document_is_split_into_its_sentences():
+    parser = Parser(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
     sentences = ['"J. R. R. Orla works as dr. of law or Bo works as St." is false', "Orla works as poet",
                  "J. R. R. Orla works as St.", "Bo works as dr. of law"]
-    for said in (sentences, sentences[::-1], sentences[2:3], sentences * 2):
-        assert lexicon.sentences(". ".join(said), len(said)) == said
+    for document in (sentences, sentences[::-1], sentences[2:3], sentences * 2):
+        assert parser.sentences(". ".join(document), len(document)) == document
     with pytest.raises(be.errors.LanguageError, match="does not consist of 2 sentences"):
-        lexicon.sentences("J. R. R. Orla works as poet", 2)
+        parser.sentences("J. R. R. Orla works as poet", 2)

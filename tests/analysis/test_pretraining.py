@@ -1,4 +1,4 @@
-"""What a trained model answers, as frames: by hand."""
+"""Frames about a pretrained model, against values computed by hand."""
 
 import math
 from types import SimpleNamespace
@@ -28,12 +28,12 @@ ANSWERS = pl.DataFrame([
 
 
 def test_answers_by_form():
-    asked = pretraining.asked_and_answered(CASES, ANSWERS)
-    assert asked["p_right"].to_list() == pytest.approx([0.9, 0.7, 0.3, 0.15, 0.5, 0.85])
-    assert pretraining.error_rates(asked).rows() == [
+    answered = pretraining.asked_and_answered(CASES, ANSWERS)
+    assert answered["p_right"].to_list() == pytest.approx([0.9, 0.7, 0.3, 0.15, 0.5, 0.85])
+    assert pretraining.error_rates(answered).rows() == [
         ("atomic", 3, 1, pytest.approx(1 / 3), None), ("true/false", 3, 1, pytest.approx(1 / 3), pytest.approx(0))]
-    assert pretraining.mistakes(asked)["model_says"].to_list() == ["Oslo", "true"]
-    assert len(pretraining.samples(asked, n=1)) == 2
+    assert pretraining.mistakes(answered)["model_says"].to_list() == ["Oslo", "true"]
+    assert len(pretraining.samples(answered, n=1)) == 2
 
 
 def test_distances_from_the_agent():
@@ -45,7 +45,7 @@ def test_distances_from_the_agent():
     assert table["mean"].to_list() == pytest.approx([0.2, 0.5, 1.5, 0.25])  # |.9-.5|, |.3-.5|, 0
 
 
-def test_costs_and_whether_it_has_learned():
+def test_training_costs_and_learned_corpus():
     metrics = pl.DataFrame({"tokens": [1000], "step": [7], "computed": [900], "seconds": [12.0], "train_loss": [1.5],
                             "eval_loss": [None], "atomic": [0.95], "true_false": [0.7]},
                            schema_overrides={"eval_loss": pl.Float64})

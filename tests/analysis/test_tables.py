@@ -1,4 +1,4 @@
-"""Measures, tables, comparison and findings against values worked out by hand."""
+"""Measures, tables, comparison and findings against values computed by hand."""
 
 import base64
 import math
@@ -25,11 +25,11 @@ from beliefedit.errors import ConfigError, MeasureError, StoreError
 from beliefedit.report import html_tables as tables
 
 CONFIG = AnalysisConfig(n_resamples=200)
-JUDGED = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b", "logic_not_a")
-LABELS = dict.fromkeys(JUDGED, "true") | {"logic_not_a": "false"}
+LOGIC = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b", "logic_not_a")
+LABELS = dict.fromkeys(LOGIC, "true") | {"logic_not_a": "false"}
 
 # Three cases. 0: the model is right, the request is false and changes the downstream answer.
-# 1: the model is wrong, the request is true. 2: the model already says what is requested (which is false).
+# 1: the model is wrong, the request is true. 2: the model already answers with the request, which is false.
 CASES = pl.DataFrame({
     "case": [0, 1, 2], "subject": ["Ann", "Ann", "Bob"], "relation": ["home", "job", "home"],
     "object": ["Rome", "cook", "Oslo"], "request": ["Paris", "cook", "Bern"], "weight": [5.0, 1.0, 5.0],
@@ -38,7 +38,7 @@ CASES = pl.DataFrame({
     "all_independent": [False] * 3, "other_has_both": [True] * 3, "relation_downstream": ["speech", None, "speech"],
     "as_published": [False] * 3,
 }, schema_overrides={"case": pl.UInt32})
-SAYS_BEFORE, SAYS_AFTER = ["Rome", "maid", "Bern"], ["paris ", "cook", "Bernhard"]
+ANSWERS_BEFORE, ANSWERS_AFTER = ["Rome", "maid", "Bern"], ["paris ", "cook", "Bernhard"]
 
 
 def make_queries():
@@ -54,7 +54,7 @@ def make_queries():
                              "target": target, "label": objects["true_object"], "p_before_direct": 0.02,
                              "p_before_predictive": 0.7, "p_after_direct": 0.95, "p_after_predictive": 0.6})
         rows += [{"case": case, "probe": probe, "kind": word, "prompt": f'"{probe}" is', "target": word,
-                  "label": LABELS[probe], "published_label": LABELS[probe]} for probe in JUDGED
+                  "label": LABELS[probe], "published_label": LABELS[probe]} for probe in LOGIC
                  for word in ("true", "false")]
         rows.append({"case": case, "probe": "atomic_a", "kind": "stated", "prompt": "A", "target": "a", "label": "a"})
     rows += [{"case": 0, "probe": form, "kind": kind + ending, "prompt": f'"{form} {kind}" is', "target": word,
@@ -64,9 +64,9 @@ def make_queries():
 
 
 def score(queries, answers, p, credence):
-    """Scores with the same probabilities in every case: p by kind, credence by judged probe.
+    """Scores with the same probabilities in every case: p by kind, credence by logic prompt.
 
-    A tenth of the probability is on neither "true" nor "false".
+    "true" and "false" have 0.9 of the probability together.
     """
     rows = []
     for query in queries.iter_rows(named=True):
@@ -83,19 +83,20 @@ def score(queries, answers, p, credence):
 
 
 QUERIES = make_queries()
-BEFORE = score(QUERIES, SAYS_BEFORE, {"true_object": 0.8, "requested": 0.1, "agent_mode": 0.05}, {
+BEFORE = score(QUERIES, ANSWERS_BEFORE, {"true_object": 0.8, "requested": 0.1, "agent_mode": 0.05}, {
     "logic_a": 0.9, "logic_b": 0.5, "logic_a_and_b": 0.4, "logic_b_and_a": 0.6, "logic_a_or_b": 0.8,
     "logic_not_a": 0.3, "atomic_a": 0.6})
-EDITED = score(QUERIES, SAYS_AFTER, {"true_object": 0.2, "requested": 0.99, "agent_mode": 0.1}, {
+EDITED = score(QUERIES, ANSWERS_AFTER, {"true_object": 0.2, "requested": 0.99, "agent_mode": 0.1}, {
     "logic_a": 0.5, "logic_b": 0.5, "logic_a_and_b": 0.5, "logic_b_and_a": 0.5, "logic_a_or_b": 0.5,
     "logic_not_a": 0.5, "atomic_a": 0.5})
 EARLIER = score(QUERIES, ["?"] * 3, {"true_object": 0.5, "requested": 0.5, "agent_mode": 0.5}, dict.fromkeys(
-    (*JUDGED, "atomic_a"), 0.5))
+    (*LOGIC, "atomic_a"), 0.5))
 
 
-def edited(scores, editor="lora", seed=0, step=40, told=PROBES[:1]):
+def edited(scores, editor="lora", seed=0, step=40, trained_on=PROBES[:1]):
     return scores.select(pl.lit(editor).alias("editor"), pl.lit(seed, pl.UInt32).alias("seed"),
-                         pl.lit(step, pl.UInt32).alias("step"), pl.col("probe").is_in(told).alias("trained_on"), pl.all())
+                         pl.lit(step, pl.UInt32).alias("step"),
+                         pl.col("probe").is_in(trained_on).alias("trained_on"), pl.all())
 
 
 AFTER = pl.concat([edited(EARLIER, step=20), edited(EDITED)])
@@ -113,7 +114,7 @@ def result(frame):
 
 def test_measures_by_hand(frame):
     assert frame["case"].to_list() == [0, 1, 2]
-    assert frame["answer_before"].to_list() == SAYS_BEFORE and frame["answer_after"].to_list() == SAYS_AFTER
+    assert frame["answer_before"].to_list() == ANSWERS_BEFORE and frame["answer_after"].to_list() == ANSWERS_AFTER
     expected = {  # measure: values before, values after
         "p_request": ([0.1] * 3, [0.99] * 3),
         "accuracy_same_subject_same_relation": ([1, 0, 0], [1, 1, 0]),
@@ -124,9 +125,9 @@ def test_measures_by_hand(frame):
         "coherence_same_subject_same_relation": ([0.1] * 3, [0.04] * 3),   # 0.8-0.7; 0.99-0.95
         "coherence_same_subject_other_relation": ([0.1] * 3, [0.5] * 3),   # 0.8-0.7; 0.1-0.6
         "coherence_other_subject_other_relation": ([0.1] * 3, [0.5] * 3),
-        "downstream_true_false": ([1, None, None], [0.5, None, None]),         # p("true") of old, new: 0.8, 0.05; 0.2, 0.1
+        "downstream_true_false": ([1, None, None], [0.5, None, None]),     # p("true") of old, new: 0.8, 0.05; 0.2, 0.1
         "downstream_negation": ([0, None, None], [0.5, None, None]),
-        "downstream_disjunction": ([None] * 3, [None] * 3),                         # nobody else has such a fact: not asked
+        "downstream_disjunction": ([None] * 3, [None] * 3),                # no query: no other subject has such a fact
         "true_false": ([0.3] * 3, [0] * 3),                                # 0.6-0.9
         "negation": ([0.2] * 3, [0] * 3),                                  # 0.9-(1-0.3)
         "conjunction": ([0.05] * 3, [0.25] * 3),                           # 0.4-0.45; 0.5-0.25
@@ -137,7 +138,7 @@ def test_measures_by_hand(frame):
         "negation_published": ([0.18] * 3, [0] * 3),                       # 0.81-(1-0.37); 0.45-(1-0.55)
         "conjunction_published": ([0.0045] * 3, [0.2475] * 3),             # 0.36-0.81x0.45; 0.45-0.45x0.45
         "disjunction_published": ([0.1755] * 3, [0.2475] * 3),             # 0.72-(0.81+0.45-0.3645); 0.45-0.6975
-        # one statement in both states: requested or modal
+        # one statement in both states: requested or agent_mode
         "p_lm_goal_same_subject_other_relation": ([0.05] * 3, [0.1] * 3),
         "p_agent_goal_same_subject_same_relation": ([0.02] * 3, [0.95] * 3),
         "p_agent_goal_same_subject_other_relation": ([0.7] * 3, [0.6] * 3),
@@ -159,7 +160,7 @@ def test_a_prompt_that_was_not_scored_is_missing_not_zero():
 
 @pytest.fixture
 def registered():
-    """Measures registered in a test, taken away after it."""
+    """Removes registered measures after the test."""
     before = dict(MEASURES)
     yield measures.register_measure
     MEASURES.clear()
@@ -190,12 +191,12 @@ def test_a_registered_measure_is_in_every_table(registered):
 
 
 def test_a_wrong_measure_is_a_named_error(registered):
-    with pytest.raises(MeasureError, match="'negation' is one of the kit's own measures"):
+    with pytest.raises(MeasureError, match="'negation' is a built-in measure"):
         registered("negation", pl.lit(1.0))
     with pytest.raises(MeasureError, match="no such better: more"):
         registered("mine", pl.lit(1.0), better="more")
     registered("mine", pl.col("p.nothing"))
-    with pytest.raises(MeasureError, match=r"(?s)cannot compute it.*measure 'mine'.*wide_frame"):
+    with pytest.raises(MeasureError, match=r"(?s)cannot compute the measure.*measure 'mine'.*wide_frame"):
         compute_measures(CASES, QUERIES, BEFORE, AFTER)
     registered("mine", lambda wide: pl.Series([1.0, 2.0]))
     with pytest.raises(MeasureError, match="2 values for 3 edits"):
@@ -226,7 +227,7 @@ def test_an_installed_package_registers_measures(registered, monkeypatch):
     assert "mine" in MEASURES
 
 
-def test_the_wide_frame_has_what_measures_are_computed_from():
+def test_the_wide_frame_has_the_inputs_of_measures():
     wide = wide_frame(CASES, QUERIES, BEFORE, "before")
     assert wide[f"p.{PROBES[1]}.requested"].to_list() == pytest.approx([0.1] * 3)
     assert wide[f"target.{PROBES[1]}"].to_list() == ["old"] * 3
@@ -240,10 +241,10 @@ def test_the_wide_frame_has_what_measures_are_computed_from():
     assert wide["state"].unique().to_list() == ["before"] and wide["tv." + PROBES[0]].null_count() == 3
 
 
-def test_what_was_told_is_marked_and_in_how_many_edits():
-    told = edited(EDITED, "bayes", told=PROBES[:2]).with_columns(pl.col("trained_on") & (pl.col("case") < 2))
-    result = analysis.build_tables(compute_measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, told])), CONFIG,
-                             np.random.default_rng(0))
+def test_facts_that_editors_train_on_are_marked_with_the_share_of_edits():
+    bayes = edited(EDITED, "bayes", trained_on=PROBES[:2]).with_columns(pl.col("trained_on") & (pl.col("case") < 2))
+    measured = compute_measures(CASES, QUERIES, BEFORE, pl.concat([AFTER, bayes]))
+    result = analysis.build_tables(measured, CONFIG, np.random.default_rng(0))
     share = {(row["editor"], row["measure"]): row["trained_on"] for row in result.filter(table="all", state="after").rows(
         named=True)}
     other = "accuracy_same_subject_other_relation"
@@ -264,7 +265,7 @@ def test_frames_of_another_shape_are_named_errors():
     ("all", "all", [0, 1, 2]), ("updating", "updating", [0, 1]), ("downstream", "downstream", [0]),
     ("fixing", "fixing", [1]), ("breaking_or_fixing", "breaking", [0]),
     ("breaking_or_fixing", "fixing", [1]), ("generalisation", "downstream answer changes", [0]),
-    ("generalisation", "downstream answer stays", [1]),  # 2 repeats what the model says
+    ("generalisation", "downstream answer stays", [1]),  # 2 requests the model's answer
     ("implications", "downstream implications", [0]), ("implications", "no downstream implications", [1, 2]),
 ])
 def test_which_edits_each_table_counts(frame, result, table, group, members):
@@ -282,13 +283,13 @@ def test_table_values_by_hand(result):
     assert cell("p_request", "difference") == (3, *[pytest.approx(0.89)] * 3)
     assert cell("conjunction", "difference") == (3, *[pytest.approx(0.2)] * 3)
     # one subject only: a mean without an interval
-    one = result.filter(table="updating", measure="p_request", state="after").row(0, named=True)
-    assert (one["n"], one["mean"], one["low"], one["high"]) == (2, pytest.approx(0.99), None, None)
+    single = result.filter(table="updating", measure="p_request", state="after").row(0, named=True)
+    assert (single["n"], single["mean"], single["low"], single["high"]) == (2, pytest.approx(0.99), None, None)
 
 
 def test_seeds_are_pooled_and_shown():
-    worse = score(QUERIES, SAYS_AFTER, {"true_object": 0.2, "requested": 0.59, "agent_mode": 0.1}, dict.fromkeys(
-        (*JUDGED, "atomic_a"), 0.5))
+    worse = score(QUERIES, ANSWERS_AFTER, {"true_object": 0.2, "requested": 0.59, "agent_mode": 0.1}, dict.fromkeys(
+        (*LOGIC, "atomic_a"), 0.5))
     frame = compute_measures(CASES, QUERIES, BEFORE, pl.concat([edited(EDITED, seed=0), edited(worse, seed=1)]))
     result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     rows = result.filter(table="all", measure="p_request", state="after").select("seed", "n", "mean").rows()
@@ -297,12 +298,13 @@ def test_seeds_are_pooled_and_shown():
     assert "lora, 2 seeds pooled" in page and "lora, seed 1" in page
 
 
-def test_no_edits_give_empty_tables_and_say_so():
+def test_no_edits_give_empty_tables_and_one_sentence():
     frame = compute_measures(CASES, QUERIES, BEFORE, AFTER.clear())
     result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
     assert result.is_empty() and analysis.summary(result) == {} and tables.tables_html(result) == ""
     findings = verdict.findings_frame(result, CONFIG)
-    assert tables.findings_html(findings) == "" and verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
+    assert tables.findings_html(findings) == ""
+    assert verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
 
 
 def test_a_group_without_edits_is_counted_as_none():
@@ -313,11 +315,11 @@ def test_a_group_without_edits_is_counted_as_none():
 
 
 def test_summary(result):
-    found = analysis.summary(result)["lora"]
-    assert found["updating"]["p_request"] == {
+    values = analysis.summary(result)["lora"]
+    assert values["updating"]["p_request"] == {
         "before": pytest.approx(0.1), "after": pytest.approx(0.99), "difference": pytest.approx(0.89),
         "difference_low": None, "difference_high": None, "n": 2}
-    assert found["breaking_or_fixing/breaking"]["p_request"]["n"] == 1
+    assert values["breaking_or_fixing/breaking"]["p_request"]["n"] == 1
 
 
 class Cells(HTMLParser):
@@ -352,21 +354,22 @@ def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     page.feed(tables.tables_html(result.filter(table="all")))
     assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
     assert page.rows[1] == ["p(request)", "0.100 [0.100, 0.100]", "0.990 [0.990, 0.990]", "0.890 [0.890, 0.890]", "3"]
-    assert [row[0] for row in page.rows[2:4]] == ["accuracy: same subject, same relation",
-                                                  "… as published (contains): same subject, same relation"]
+    assert [row[0] for row in page.rows[2:4]] == [
+        "edit success: same subject, same relation",
+        "… substring accuracy, as published: same subject, same relation"]
     grouped = Cells()
     grouped.feed(tables.tables_html(result.filter(table="generalisation")))
     assert grouped.rows[0] == ["", "downstream answer stays", "downstream answer changes"]
     assert all(len(row) == 9 for row in grouped.rows[1:])
 
 
-def test_a_table_can_be_saved_from_the_page(result):
+def test_a_table_is_a_csv_download(result):
     (data,) = re.findall(r'download="all.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"',
                          tables.tables_html(result.filter(table="all")))
     assert base64.b64decode(data).decode() == result.filter(table="all").write_csv()
 
 
-def test_without_an_interval_nothing_is_found(result):
+def test_without_an_interval_findings_are_not_tested(result):
     findings = verdict.findings_frame(result, CONFIG)
     assert findings.filter(name="adopts").select("holds", "mean", "low", "n").row(0) == (
         None, pytest.approx(0.99), None, 2)

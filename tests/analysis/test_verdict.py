@@ -22,7 +22,7 @@ def rows_for(table, measure, state, n, mean, low, high):
 
 @pytest.mark.parametrize(("low", "high", "holds", "words"), [
     (0.6, 0.9, True, "lora believes the request"), (0.1, 0.4, False, "It does not believe the request"),
-    (0.4, 0.6, None, "Open is whether it believes the request")])
+    (0.4, 0.6, None, "It is open whether it believes the request")])
 def test_verdict_follows_the_interval(low, high, holds, words):
     mean = (low + high) / 2
     frame = pl.DataFrame([rows_for("updating", "p_request", "before", 412, 0.01, 0.0, 0.02),
@@ -69,19 +69,19 @@ def test_a_paragraph_sorts_findings_by_what_holds():
     log = pl.DataFrame({"editor": ["lora"] * 44, "refused": ["too long"] + [None] * 43, "diverged": [False] * 41 + [True] * 3})
     assert verdict.sentences(verdict.findings_frame(frame, CONFIG), log=log) == [
         "lora believes the request (0.90 [0.80, 1.00]), keeps negation coherence (0.00 [−0.01, +0.01]) and keeps "
-        "conjunction coherence (+0.01 [0.00, +0.02]). It does not revise what follows (0.10 [0.00, 0.20]) and loses "
-        "true/false coherence (+0.50 [+0.40, +0.60]). Open is whether it leaves other subjects alone (−0.06 [−0.09, "
-        "−0.04]). Not tested: whether it answers with the request, repairs wrong beliefs, leaves the subject's other "
-        "facts alone, stays as close to the rational agent on the edited fact, stays as close to the rational agent on "
-        "the downstream fact, stays as close to the rational agent on other subjects, keeps disjunction coherence and "
+        "conjunction coherence (+0.01 [0.00, +0.02]). It does not revise the downstream fact (0.10 [0.00, 0.20]) and "
+        "loses true/false coherence (+0.50 [+0.40, +0.60]). It is open whether it leaves other subjects alone (−0.06 "
+        "[−0.09, −0.04]). Not tested: whether it answers with the request, repairs wrong beliefs, leaves the subject's other "
+        "facts alone, stays as close to the Bayesian agent on the edited fact, stays as close to the Bayesian agent on "
+        "the downstream fact, stays as close to the Bayesian agent on other subjects, keeps disjunction coherence and "
         "keeps commutation coherence.",
         "Of 44 edits by lora, 4 are left out of all numbers (3 diverged: the loss or a score is not finite; 1 could not "
         "be carried out).",
-        "Claims count requests that contradict the model's answer (n = 40). Exceptions: “revises what follows”: requests "
-        "that change the agent's downstream answer (n = 40)."]
+        "Findings count requests that contradict the model's answer (n = 40). Exceptions: “revises the downstream fact”: "
+        "requests that change the agent's downstream answer (n = 40)."]
 
 
-def test_editors_are_told_apart_by_the_smallest_effect_of_interest():
+def test_editors_are_compared_with_the_smallest_effect_of_interest():
     def paired(editor, measure, mean, low, high, differs):
         return {"editor": editor, "seed": None, "measure": measure, "state": "after", "n_paired": 30, "paired": mean,
                 "paired_low": low, "paired_high": high, "differs": differs}
@@ -94,7 +94,7 @@ def test_editors_are_told_apart_by_the_smallest_effect_of_interest():
     assert verdict.sentences(nothing, [("updating", frame)]) == [
         "On the same requests after the edit, rome differs from lora in p(request) (+0.20 [+0.10, +0.30], n = 30); it "
         "differs by less than the smallest effect of interest in true/false error (+0.01 [−0.01, +0.02], n = 30).",
-        "On the same requests after the edit, grace differs by an amount that is open in p(request) (0.00 [−0.10, "
+        "On the same requests after the edit, grace differs by an open amount in p(request) (0.00 [−0.10, "
         "+0.10], n = 30).",
         "none and lora have no requests in common that could be compared."]
 
@@ -102,21 +102,21 @@ def test_editors_are_told_apart_by_the_smallest_effect_of_interest():
 @pytest.mark.parametrize(("low", "high", "bound", "above"), [
     (0.06, 0.10, 0.05, True), (0.01, 0.04, 0.05, False), (0.04, 0.06, 0.05, None), (0.0505, 0.10, 0.05, None),
     (-0.12, -0.0513, -0.05, None), (0.05, 0.05, 0.05, None), (None, None, 0.05, None)])
-def test_a_bound_near_an_end_of_the_interval_leaves_a_claim_open(low, high, bound, above):
+def test_a_bound_near_an_end_of_the_interval_leaves_a_finding_open(low, high, bound, above):
     assert exceeds(low, high, bound, CONFIG) is above
 
 
-def test_a_claim_does_not_depend_on_the_seed_of_the_bootstrap():
-    """The lower end of these means lies so close to −0.05 that its side changes with the seed."""
+def test_a_finding_does_not_depend_on_the_seed_of_the_bootstrap():
+    """The lower end of these means is so close to −0.05 that the seed decides on which side it is."""
     rng = np.random.default_rng(5)
     values, clusters = rng.normal(-0.0305, 0.06, 80), np.arange(80) // 2
     ends = [bootstrap_interval(values[:, None], clusters, np.random.default_rng(seed), n_resamples=2000, level=0.95)
             for seed in range(100)]
-    lows = np.array([float(found.low[0]) for found in ends])
-    highs = np.array([float(found.high[0]) for found in ends])
-    shift = -0.05 - np.median(lows)  # now half of the seeds have their end above the bound
+    lows = np.array([float(end.low[0]) for end in ends])
+    highs = np.array([float(end.high[0]) for end in ends])
+    shift = -0.05 - np.median(lows)  # half of the lower ends are now above the bound
     sides = {bool(low + shift > -0.05) for low in lows}
-    claims = {exceeds(low + shift, high + shift, -0.05, CONFIG) for low, high in zip(lows, highs, strict=True)}
-    assert sides == {True, False} and claims == {None}
-    clear = 0.004  # a bit further away every seed agrees again
+    results = {exceeds(low + shift, high + shift, -0.05, CONFIG) for low, high in zip(lows, highs, strict=True)}
+    assert sides == {True, False} and results == {None}
+    clear = 0.004  # further away, all seeds agree
     assert {exceeds(low + shift + clear * 5, high, -0.05, CONFIG) for low, high in zip(lows, highs, strict=True)} == {True}

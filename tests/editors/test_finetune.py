@@ -25,27 +25,27 @@ def plain_loop(model, request, *, layer: int, lr: float, steps: int, target_toke
     ids, start = torch.from_numpy(pairs.ids), int(pairs.starts[0]) if target_tokens_only else 1
     for _ in range(steps):
         log_p = edited(input_ids=ids).logits[0].log_softmax(-1)
-        loss = -sum(log_p[place - 1, ids[0, place]] for place in range(start, ids.shape[1])) / (ids.shape[1] - start)
+        loss = -sum(log_p[position - 1, ids[0, position]] for position in range(start, ids.shape[1])) / (ids.shape[1] - start)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return (weight - model.model.layers[layer].mlp.down_proj.weight).detach()
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_it_is_the_plain_loop(masked) -> None:
+@pytest.mark.parametrize("target_tokens_only", [True, False])
+def test_it_equals_the_plain_loop(target_tokens_only) -> None:
     model = sample_model()
     settings = {"lr": 1e-3, "steps": 3}
-    edited = be.editor("finetune", layers=[-1], early_stop_loss=0, target_tokens_only=masked, **settings).apply(
+    edited = be.editor("finetune", layers=[-1], early_stop_loss=0, target_tokens_only=target_tokens_only, **settings).apply(
         model, TOKENIZER, REQUESTS)
     for index, request in enumerate(REQUESTS):
         delta = edited.delta(index)
         assert list(delta) == ["model.layers.1.mlp.down_proj.weight"]
-        expected = plain_loop(model, request, layer=1, target_tokens_only=masked, **settings)
+        expected = plain_loop(model, request, layer=1, target_tokens_only=target_tokens_only, **settings)
         torch.testing.assert_close(delta["model.layers.1.mlp.down_proj.weight"], expected, atol=2e-5, rtol=1e-3)
 
 
-def test_an_edit_stops_when_it_is_good_enough() -> None:
+def test_an_edit_stops_at_the_early_stop_loss() -> None:
     model = sample_model()
     settings = {"lr": 1e-2, "steps": 40}
     edited = be.editor("finetune", early_stop_loss=0.5, **settings).apply(model, TOKENIZER, REQUESTS)
@@ -53,8 +53,8 @@ def test_an_edit_stops_when_it_is_good_enough() -> None:
     log_p = score(edited, TOKENIZER, prompts, targets, versions=range(4))
     n_tokens = encode_pairs(TOKENIZER, prompts, targets).is_target.sum(1)
     assert (-log_p / n_tokens < 0.5).all() and max(edited.losses) < 0.5
-    on = be.editor("finetune", early_stop_loss=0, **settings).apply(model, TOKENIZER, REQUESTS)
-    assert (np.array(on.losses) < np.array(edited.losses)).all()
+    without_stop = be.editor("finetune", early_stop_loss=0, **settings).apply(model, TOKENIZER, REQUESTS)
+    assert (np.array(without_stop.losses) < np.array(edited.losses)).all()
 
 
 def test_weights_stay_within_their_bounds() -> None:
@@ -64,6 +64,6 @@ def test_weights_stay_within_their_bounds() -> None:
     assert change.abs().max() == pytest.approx(0.02) and (change.abs() > 0.0199).float().mean() > 0.1
 
 
-def test_a_layer_that_is_not_there_is_told() -> None:
+def test_an_unknown_layer_is_an_error() -> None:
     with pytest.raises(EditError, match="the model has no layer 7"):
         be.editor("finetune", layers=[7]).apply(sample_model(), TOKENIZER, REQUESTS)

@@ -1,4 +1,4 @@
-"""The codebook's rules, and that it answers only near its keys."""
+"""Rules of the codebook, which changes answers only near its keys."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokeni
 TOKENIZER = sample_tokenizer()
 
 
-def key(*place: float) -> torch.Tensor:
-    return torch.tensor([*place, 0.0][:2])
+def key(*coordinates: float) -> torch.Tensor:
+    return torch.tensor([*coordinates, 0.0][:2])
 
 
-def test_entries_that_agree_widen_and_those_that_conflict_share() -> None:
-    book = Codebook()
-    book.add(key(0), key(1), "poet", 1.0)
-    book.add(key(1.5), key(2), "poet", 1.0)  # within 1 + 1 and the same label: the first entry reaches further
-    assert len(book.keys) == 1 and book.radii == [1.5]
-    book.add(key(0, 2.0), key(3), "cook", 1.0)  # within 1.5 + 1, another label: half of the way each
-    assert len(book.keys) == 2 and book.radii == pytest.approx([0.998, 0.998])
-    book.add(key(9), key(4), "poets", 1.0)  # far from all: its own entry
-    assert book.labels == ["poet", "cook", "poets"] and book.radii[2] == 1.0
-    book.add(key(9), key(5), "cook", 1.0)  # the very same thing, told otherwise
-    assert len(book.keys) == 3 and book.labels[2] == "cook" and torch.equal(book.values[2], key(5))
+def test_entries_with_one_label_widen_and_others_divide_the_distance() -> None:
+    codebook = Codebook()
+    codebook.add(key(0), key(1), "poet", 1.0)
+    codebook.add(key(1.5), key(2), "poet", 1.0)  # within 1 + 1, same label: the radius of the first entry grows
+    assert len(codebook.keys) == 1 and codebook.radii == [1.5]
+    codebook.add(key(0, 2.0), key(3), "cook", 1.0)  # within 1.5 + 1, another label: half of the distance each
+    assert len(codebook.keys) == 2 and codebook.radii == pytest.approx([0.998, 0.998])
+    codebook.add(key(9), key(4), "poets", 1.0)  # far from all: a new entry
+    assert codebook.labels == ["poet", "cook", "poets"] and codebook.radii[2] == 1.0
+    codebook.add(key(9), key(5), "cook", 1.0)  # an equal key with another label
+    assert len(codebook.keys) == 3 and codebook.labels[2] == "cook" and torch.equal(codebook.values[2], key(5))
 
 
-def test_near_a_key_the_value_comes_out_and_nothing_else_changes() -> None:
+def test_the_value_replaces_the_output_near_a_key_only() -> None:
     model = sample_model(3)
     editor = be.editor("grace", layer=0, steps=60, lr=0.3, epsilon=1e-3)
     with pytest.raises(EditError, match="not calibrated"):
@@ -43,9 +43,9 @@ def test_near_a_key_the_value_comes_out_and_nothing_else_changes() -> None:
     after = score(edited, TOKENIZER, prompts, targets, versions=[0, 1])
     assert (after - score(model, TOKENIZER, prompts, targets) > 3).all()
     others = ["Cy speaks", '"Ada works as poet" is', "Bo Berg is a citizen of"]
-    words = ["Danish", "true", "New Norway"]
-    np.testing.assert_allclose(score(edited, TOKENIZER, others, words, versions=[0] * 3),
-                               score(model, TOKENIZER, others, words), rtol=1e-5)
+    targets_of_others = ["Danish", "true", "New Norway"]
+    np.testing.assert_allclose(score(edited, TOKENIZER, others, targets_of_others, versions=[0] * 3),
+                               score(model, TOKENIZER, others, targets_of_others), rtol=1e-5)
 
 
 def test_the_radius_is_a_share_of_distances_between_keys() -> None:

@@ -1,4 +1,4 @@
-"""Edits in context: the tokens are those of the whole text."""
+"""In-context edits: scores equal those of the whole text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from beliefedit.lm.scoring import generate, score
 from tests.sample_models import ASKED, REQUESTS, sample_model, sample_tokenizer
 
 
-def test_the_sentence_stands_in_front_as_often_as_asked() -> None:
+def test_the_sentence_precedes_the_prompt_n_repeats_times() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
     edited = be.editor("in_context", n_repeats=2).apply(model, tokenizer, REQUESTS)
     prompts, targets = zip(*ASKED, strict=True)

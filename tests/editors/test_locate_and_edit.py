@@ -1,4 +1,4 @@
-"""ROME, MEMIT and AlphaEdit against the problems they solve, written out slowly."""
+"""ROME, MEMIT and AlphaEdit against plain solutions of the problems they solve."""
 
 from __future__ import annotations
 
@@ -30,52 +30,52 @@ def prepared(name: str, model, **settings):
 
 
 def inputs_of(model, name: str, text: str) -> torch.Tensor:
-    """What enters a projection at every token of a text, float64 [tokens, inputs]."""
-    seen = []
-    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    """Inputs of a projection at every token of a text, float64 [tokens, inputs]."""
+    recorded = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: recorded.append(inputs[0]))
     model(**TOKENIZER(text, return_tensors="pt"))
     hook.remove()
-    return seen[0][0].detach().double()
+    return recorded[0][0].detach().double()
 
 
 def plain_keys(model, name: str, request: EditRequest, context_templates) -> np.ndarray:
     """Mean input of a projection at the subject's last token, one text at a time."""
     keys = []
-    for beginning in context_templates:
-        until = beginning + request.prompt[:request.prompt.index(request.subject)] + request.subject
-        keys.append(inputs_of(model, name, until)[-1].numpy())
+    for context in context_templates:
+        text = context + request.prompt[:request.prompt.index(request.subject)] + request.subject
+        keys.append(inputs_of(model, name, text)[-1].numpy())
     return np.mean(keys, axis=0)
 
 
-def test_moments_are_the_mean_outer_product_of_all_but_start_tokens() -> None:
+def test_key_covariances_are_mean_outer_products_without_start_tokens() -> None:
     model = sample_model(3)
-    found = key_covariances(model, TOKENIZER, SENTENCES, NAMES, 10**6)[NAMES[1]]
+    covariance = key_covariances(model, TOKENIZER, SENTENCES, NAMES, 10**6)[NAMES[1]]
     total, n = 0.0, 0
     for text in SENTENCES:
         keys = inputs_of(model, NAMES[1], text)[1:]
         total, n = total + keys.T @ keys, n + len(keys)
-    torch.testing.assert_close(found, total / n, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(covariance, total / n, rtol=1e-4, atol=1e-6)
 
 
-def test_beginnings_follow_the_corpus() -> None:
+def test_context_templates_are_those_of_the_corpus() -> None:
     texts = [*SENTENCES, "Cy speaks Danish. Ada works as poet"]
-    found = find_context_templates(texts, 9, torch.Generator().manual_seed(0))
-    assert set(found) == {"", '"', '"not ', '"Ada works as poet and ', '"Cy speaks Danish or ', "Cy speaks Danish. "}
-    assert found[0] == "" and find_context_templates(["Ada works as poet"], 5, torch.Generator()) == ("",)
+    templates = find_context_templates(texts, 9, torch.Generator().manual_seed(0))
+    assert set(templates) == {"", '"', '"not ', '"Ada works as poet and ', '"Cy speaks Danish or ', "Cy speaks Danish. "}
+    assert templates[0] == "" and find_context_templates(["Ada works as poet"], 5, torch.Generator()) == ("",)
 
 
-def test_subjects_end_where_they_end() -> None:
+def test_positions_of_subjects() -> None:
     requests = [EditRequest.from_pair("It is Bo Berg who speaks", "Danish", "Bo Berg"), REQUESTS[0]]
-    found = find_subjects(TOKENIZER, requests, ["", '"not '], torch.device("cpu"))
-    texts = [TOKENIZER.decode(ids[1:place + 1]) for ids, place in zip(found.ids, found.places, strict=True)]
+    tokens = find_subjects(TOKENIZER, requests, ["", '"not '], torch.device("cpu"))
+    texts = [TOKENIZER.decode(ids[1:position + 1]) for ids, position in zip(tokens.ids, tokens.positions, strict=True)]
     assert texts == ["It is Bo Berg", '"not It is Bo Berg', "Ada", '"not Ada']
     model = sample_model(3)
-    keys = mean_at(UnmodifiedModel(model), found, NAMES[0], entering=True)
+    keys = mean_at(UnmodifiedModel(model), tokens, NAMES[0], entering=True)
     np.testing.assert_allclose(keys[0], plain_keys(model, NAMES[0], requests[0], ["", '"not ']), rtol=1e-3, atol=1e-5)
 
 
-def test_rome_is_the_least_change_that_gives_the_key_its_value() -> None:
-    """min tr(D C Dᵀ) with D k = change: the stationary conditions as one linear system."""
+def test_rome_is_the_smallest_change_that_maps_the_key_to_its_value() -> None:
+    """Minimum of tr(D C Dᵀ) subject to D k = change, from the stationary conditions as one linear system."""
     model = sample_model(3)
     editor = prepared("rome", model, layer=1, lr=0.1, steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
@@ -93,43 +93,46 @@ def test_rome_is_the_least_change_that_gives_the_key_its_value() -> None:
 
 
 @pytest.mark.parametrize("name", ["rome", "memit"])
-@pytest.mark.parametrize("settings", [{"lr": 0.05, "value_weight_decay": 2.0}, {"lr": 0.05, "value_weight_decay": 0.0, "kl_factor": 1.5},
-                                      {"lr": 0.2, "value_weight_decay": 0.5, "max_norm_ratio": 0.05}, {"lr": 0.3, "relative_lr": True}],
-                         ids=str)
-def test_a_value_is_found_by_the_published_descent(name, settings) -> None:
-    """The loop of rome/compute_v.py and memit/compute_z.py (kmeng01) with torch's own Adam, one request at a time:
-    mean token NLL + kl_factor KL(after || before) at the bare subject + decay |d| / |v|^2, |d| at most largest |v|."""
+@pytest.mark.parametrize("settings", [
+    {"lr": 0.05, "value_weight_decay": 2.0}, {"lr": 0.05, "value_weight_decay": 0.0, "kl_factor": 1.5},
+    {"lr": 0.2, "value_weight_decay": 0.5, "max_norm_ratio": 0.05}, {"lr": 0.3, "relative_lr": True}], ids=str)
+def test_values_are_optimized_as_published(name, settings) -> None:
+    """The loop of rome/compute_v.py and memit/compute_z.py (kmeng01) with torch's Adam, one request at a time:
+    mean token NLL + kl_factor KL(after || before) at the bare subject + value_weight_decay |d| / |v|^2, with |d| at most
+    max_norm_ratio |v|."""
     model = sample_model(3)
-    settings = {"relative_lr": False, "steps": 7, "early_stop_loss": 0, "kl_factor": 0.3, "value_weight_decay": 0.2, "max_norm_ratio": 4.0} | settings
+    settings = {"relative_lr": False, "steps": 7, "early_stop_loss": 0, "kl_factor": 0.3, "value_weight_decay": 0.2,
+                "max_norm_ratio": 4.0} | settings
     layer = {"layer": 0} if name == "rome" else {"layers": [0]}
     editor = prepared(name, model, **layer, **settings)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
     for index, request in enumerate(REQUESTS):
-        change, loss, size = longhand(model, request, editor.statistics.context_templates, settings,
+        change, loss, size = plain_value(model, request, editor.statistics.context_templates, settings,
                                       NAMES[0] if name == "rome" else "model.layers.0")
         torch.testing.assert_close(edited.up[NAMES[0]][index, :, 0], change, rtol=2e-3, atol=2e-3 * float(change.norm()))
         assert edited.losses[index] == pytest.approx(loss, rel=1e-3)
         assert change.norm() <= settings["max_norm_ratio"] * size * 1.001
 
 
-def longhand(model, request: EditRequest, context_templates, settings: dict, module: str) -> tuple[torch.Tensor, float, float]:
-    """(change, last loss, norm of what the module says at the bare prompt)"""
-    seen: list[torch.Tensor] = []
+def plain_value(model, request: EditRequest, context_templates, settings: dict,
+                module: str) -> tuple[torch.Tensor, float, float]:
+    """(change, last loss, norm of the module's output at the bare prompt)"""
+    recorded: list[torch.Tensor] = []
     hook = model.get_submodule(module).register_forward_hook(
-        lambda _, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output))
+        lambda _, inputs, output: recorded.append(output[0] if isinstance(output, tuple) else output))
     model(**TOKENIZER(request.prompt, return_tensors="pt"))
     hook.remove()
     n_subject = len(TOKENIZER(request.subject)["input_ids"])
-    size = seen[0][0, n_subject - 1].detach().norm()
-    unit = size / len(seen[0][0, 0])**0.5 if settings["relative_lr"] else 1.0
-    value = torch.zeros(len(seen[0][0, 0]), requires_grad=True)
+    size = recorded[0][0, n_subject - 1].detach().norm()
+    unit = size / len(recorded[0][0, 0])**0.5 if settings["relative_lr"] else 1.0
+    value = torch.zeros(len(recorded[0][0, 0]), requires_grad=True)
     optimizer = torch.optim.Adam([value], lr=settings["lr"])
     bare = TOKENIZER(request.subject, return_tensors="pt")["input_ids"]
     for _ in range(settings["steps"]):
         change, loss = value * unit, 0.0
-        for beginning in context_templates:
-            pairs = encode_pairs(TOKENIZER, [beginning + request.prompt], [request.target])
-            until = len(TOKENIZER(beginning + request.subject)["input_ids"])
+        for context in context_templates:
+            pairs = encode_pairs(TOKENIZER, [context + request.prompt], [request.target])
+            until = len(TOKENIZER(context + request.subject)["input_ids"])
             log_p = log_probabilities(model, torch.from_numpy(pairs.ids), until, change)
             start, end = int(pairs.starts[0]), int(pairs.lengths[0])
             loss = loss - log_p[range(start - 1, end - 1), pairs.ids[0, start:end]].mean() / len(context_templates)
@@ -146,9 +149,9 @@ def longhand(model, request: EditRequest, context_templates, settings: dict, mod
 
 
 def log_probabilities(model, ids: torch.Tensor, until: int, change: torch.Tensor) -> torch.Tensor:
-    """[tokens, vocabulary] of one text, with a change added to what the first layer's MLP says of token until - 1."""
+    """[tokens, vocabulary] of one text, with a change added to the first layer's MLP output at token until - 1."""
     def add(module, inputs, output: torch.Tensor) -> None:
-        output[0, until - 1] += change  # in place: torch follows it
+        output[0, until - 1] += change  # in place
 
     hook = model.get_submodule(NAMES[0]).register_forward_hook(add)
     log_p = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -166,20 +169,20 @@ def test_changes_are_no_longer_than_allowed() -> None:
 
 
 def test_memit_solves_its_normal_equations_layer_by_layer() -> None:
-    model, strength = sample_model(3), 0.7
-    editor = prepared("memit", model, layers=[0, 1], covariance_weight=strength, steps=6)
+    model, weight = sample_model(3), 0.7
+    editor = prepared("memit", model, layers=[0, 1], covariance_weight=weight, steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:2])
     request = REQUESTS[1]
-    so_far, missing = model, None
+    partly_edited = model
     for name in NAMES:
-        key = plain_keys(so_far, name, request, editor.statistics.context_templates)
+        key = plain_keys(partly_edited, name, request, editor.statistics.context_templates)
         covariance = editor.statistics.covariances[name].numpy()
         covariance = covariance + 1e-6 * np.diag(covariance).mean() * np.eye(len(covariance))
-        missing = edited.up[name][1, :, 0].double().numpy()
-        expected = np.outer(missing, key) @ np.linalg.inv(strength * covariance + np.outer(key, key))
-        found = edited.delta(1)[f"{name}.weight"].double().numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
-        so_far = with_weight(so_far, name, found)
+        residual = edited.up[name][1, :, 0].double().numpy()
+        expected = np.outer(residual, key) @ np.linalg.inv(weight * covariance + np.outer(key, key))
+        delta = edited.delta(1)[f"{name}.weight"].double().numpy()
+        np.testing.assert_allclose(delta, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+        partly_edited = with_weight(partly_edited, name, delta)
 
 
 def with_weight(model, name: str, change: np.ndarray):
@@ -192,20 +195,21 @@ def with_weight(model, name: str, change: np.ndarray):
 
 def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> None:
     model = sample_model(3)
-    where = find_subjects(TOKENIZER, REQUESTS[:1], [""], torch.device("cpu"))
+    tokens = find_subjects(TOKENIZER, REQUESTS[:1], [""], torch.device("cpu"))
     editor = be.editor("memit", layers=[0, 1], covariance_weight=1e-9, steps=6, edit_token="subject_last")
     editor.prepare(model, TOKENIZER, SENTENCES)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:1])
-    before = mean_at(UnmodifiedModel(model), where, "model.layers.1", entering=False)
-    after = mean_at(edited, where, "model.layers.1", entering=False)
+    before = mean_at(UnmodifiedModel(model), tokens, "model.layers.1", entering=False)
+    after = mean_at(edited, tokens, "model.layers.1", entering=False)
     first, second = (edited.up[name][0, :, 0] for name in NAMES)
-    torch.testing.assert_close(after - before, (2 * first)[None], rtol=1e-3, atol=1e-4)  # half of it at each layer
-    assert not torch.allclose(first, second)  # the first layer's change does not arrive unchanged
+    torch.testing.assert_close(after - before, (2 * first)[None], rtol=1e-3, atol=1e-4)  # half of the change at each layer
+    assert not torch.allclose(first, second)  # later layers transform the first layer's change
 
 
-def test_alphaedit_leaves_what_the_corpus_uses_alone() -> None:
+def test_alphaedit_does_not_change_directions_of_the_corpus() -> None:
     model = sample_model(3)
-    editor = prepared("alphaedit", model, layers=[1], nullspace_threshold=1e-3, relative_threshold=False, l2=0.5, steps=6)
+    editor = prepared("alphaedit", model, layers=[1], nullspace_threshold=1e-3, relative_threshold=False, l2=0.5,
+                      steps=6)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
     covariance = editor.statistics.covariances[NAMES[1]]
     values, vectors = torch.linalg.eigh(covariance)
@@ -229,22 +233,22 @@ def test_the_null_space_by_share_of_energy() -> None:
 
 
 @pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
-def test_what_these_editors_need_is_told(name) -> None:
+def test_missing_statistics_texts_and_subjects_are_errors(name) -> None:
     model, other = sample_model(3), sample_model(3)
-    with pytest.raises(EditError, match="has not looked at how this model reads"):
+    with pytest.raises(EditError, match="has no statistics of this model"):
         be.editor(name).apply(model, TOKENIZER, REQUESTS)
     with pytest.raises(EditError, match="needs texts of the corpus"):
         be.editor(name).prepare(model, TOKENIZER, [])
     layers = {"layer": -1} if name == "rome" else {"layers": [0, -1]}
-    with pytest.raises(EditError, match="reaches no later word"):
+    with pytest.raises(EditError, match="reaches no later token"):
         prepared(name, model, **layers)
     editor = prepared(name, model)
     first = editor.statistics
     editor.prepare(sample_model(3), TOKENIZER, SENTENCES)
-    assert editor.statistics is first  # the same weights: nothing is computed again
+    assert editor.statistics is first  # the same weights: no recomputation
     with torch.no_grad():
         other.model.embed_tokens.weight += 0.1
-    with pytest.raises(EditError, match="has not looked"):
+    with pytest.raises(EditError, match="has no statistics"):
         editor.apply(other, TOKENIZER, REQUESTS)
     with pytest.raises(EditError, match="which words of its prompt are the subject"):
         editor.apply(model, TOKENIZER, [("Ada works as", "poet")])
@@ -252,9 +256,10 @@ def test_what_these_editors_need_is_told(name) -> None:
         editor.apply(model, TOKENIZER, [("Ada works as", "poet", "Ida")])
 
 
-def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
+def test_edits_at_the_last_token_of_the_prompt() -> None:
     model = sample_model(3)
-    editor = prepared("rome", model, layer=-1, edit_token="prompt_last", lr=0.1, steps=40, max_norm_ratio=20, value_weight_decay=0.0)
+    editor = prepared("rome", model, layer=-1, edit_token="prompt_last", lr=0.1, steps=40, max_norm_ratio=20,
+                      value_weight_decay=0.0)
     edited = editor.apply(model, TOKENIZER, [("Ada works as", "poet"), ("Cy speaks", "Norwegian")])
     name = "model.layers.2.mlp.down_proj"
     assert list(edited.down) == [name]
@@ -268,27 +273,28 @@ def test_the_prompt_s_last_token_can_be_written_at_instead() -> None:
 
 
 @pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
-def test_no_kl_is_computed_where_it_does_not_count(name) -> None:
-    model, passes = sample_model(3), {}
+def test_the_kl_term_is_computed_only_where_it_is_used(name) -> None:
+    model, n_forward = sample_model(3), {}
     for label, settings in {"kl": {"kl_factor": 0.1}, "factor 0": {"kl_factor": 0.0},
                             "prompt": {"kl_factor": 0.1, "edit_token": "prompt_last"}}.items():
-        editor, seen = prepared(name, model, steps=5, early_stop_loss=0, **settings), []
-        hook = model.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        editor, calls = prepared(name, model, steps=5, early_stop_loss=0, **settings), []
+        hook = model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         editor.apply(model, TOKENIZER, REQUESTS)
         hook.remove()
-        passes[label] = len(seen)
-    assert passes["kl"] == passes["factor 0"] + 1 + 5  # what follows before, and at every step
-    assert passes["prompt"] == passes["factor 0"]
+        n_forward[label] = len(calls)
+    assert n_forward["kl"] == n_forward["factor 0"] + 1 + 5  # before the edit, and at every step
+    assert n_forward["prompt"] == n_forward["factor 0"]
 
 
-def test_editors_say_where_they_write_and_how_much_is_free() -> None:
+def test_descriptions_have_the_edited_token_and_the_rank_of_p() -> None:
     model = sample_model(3)
-    assert be.editor("rome").describe() == {"writes at": "the prompt's last token; published: the subject's last token"}
-    assert be.editor("memit", edit_token="subject_last").describe() == {"writes at": "the subject's last token, as published"}
+    at_prompt, at_subject = be.editor("rome").describe(), be.editor("memit", edit_token="subject_last").describe()
+    assert at_prompt == {"writes at": "the prompt's last token; published: the subject's last token"}
+    assert at_subject == {"writes at": "the subject's last token, as published"}
     assert list(be.editor("alphaedit").describe()) == ["writes at"] and be.editor("lora").describe() == {}
     editor = prepared("alphaedit", model, layers=[0, 1], nullspace_threshold=1e-3, relative_threshold=False)
     for layer, name in enumerate(NAMES):
         values = torch.linalg.eigvalsh(editor.statistics.covariances[name])
-        free = int((values < 1e-3).sum())
-        assert 0 < free < len(values)
-        assert editor.describe()[f"rank of P, layer {layer}"] == f"{free} of {len(values)}"
+        rank = int((values < 1e-3).sum())
+        assert 0 < rank < len(values)
+        assert editor.describe()[f"rank of P, layer {layer}"] == f"{rank} of {len(values)}"

@@ -1,4 +1,4 @@
-"""LoRA edits in a batch against editing one by one, and what must not change."""
+"""The protocol of all editors: batches equal single edits, and the model itself does not change."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def model() -> MistralForCausalLM:
 REQUESTS = [replace(request, soft_targets=(SoftTarget(request.prompt, (request.target, "cook"), (0.8, 0.1)),
                                            SoftTarget("Cy speaks", ("Danish",), (0.9,))))
             for request in sample_models.REQUESTS]
-EVERY = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
-         "rome": {"lr": 0.1, "steps": 5, "early_stop_loss": 0, "edit_token": "subject_last", "n_context_templates": 4},
-         "memit": {"steps": 5, "edit_token": "subject_last", "n_context_templates": 4, "lr": 0.5, "value_weight_decay": 0.5},
-         "alphaedit": {"steps": 5, "l2": 1.0, "edit_token": "subject_last", "relative_threshold": False, "lr": 0.5},
-         "grace": {"steps": 5, "layer": 0, "epsilon": 2.0},
-         "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5}}
+SETTINGS = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-2, "steps": 5}, "in_context": {},
+            "rome": {"lr": 0.1, "steps": 5, "early_stop_loss": 0, "edit_token": "subject_last", "n_context_templates": 4},
+            "memit": {"steps": 5, "edit_token": "subject_last", "n_context_templates": 4, "lr": 0.5,
+                      "value_weight_decay": 0.5},
+            "alphaedit": {"steps": 5, "l2": 1.0, "edit_token": "subject_last", "relative_threshold": False, "lr": 0.5},
+            "grace": {"steps": 5, "layer": 0, "epsilon": 2.0},
+            "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5}}
 WITHOUT_WEIGHTS = ("in_context", "grace")
 
 
@@ -63,7 +64,7 @@ def scores(edited, tokenizer, version: int) -> np.ndarray:
     return score(edited, tokenizer, *zip(*ASKED, strict=True), versions=[version] * len(ASKED))
 
 
-@pytest.mark.parametrize("name, settings", EVERY.items())
+@pytest.mark.parametrize("name, settings", SETTINGS.items())
 def test_a_batch_equals_one_by_one_in_any_order(name, settings, model, tokenizer) -> None:
     weights, flags = snapshot(model)
     editor = prepared(name, settings, model, tokenizer)
@@ -72,31 +73,31 @@ def test_a_batch_equals_one_by_one_in_any_order(name, settings, model, tokenizer
     before = score(model, tokenizer, *zip(*ASKED, strict=True))
     for index, request in enumerate(REQUESTS):
         expected = scores(editor.apply(model, tokenizer, [request]), tokenizer, 0)
-        for found in (scores(together, tokenizer, index), scores(backwards, tokenizer, len(REQUESTS) - 1 - index)):
-            np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=1e-4)
-            np.testing.assert_allclose(found, expected, rtol=1e-3)  # Adam enlarges rounding errors
+        for log_p in (scores(together, tokenizer, index), scores(backwards, tokenizer, len(REQUESTS) - 1 - index)):
+            np.testing.assert_allclose(np.exp(log_p), np.exp(expected), atol=1e-4)
+            np.testing.assert_allclose(log_p, expected, rtol=1e-3)  # Adam enlarges rounding errors
         assert np.abs(expected - before).max() > 1e-2
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name, settings", EVERY.items())
+@pytest.mark.parametrize("name, settings", SETTINGS.items())
 def test_all_versions_at_once_answer_as_each_alone(name, settings, model, tokenizer) -> None:
-    """Rows of several versions in one call, in any order and number, also with cached keys and values."""
+    """One call has rows of several versions, in any order and number, also with cached keys and values."""
     edited = prepared(name, settings, model, tokenizer).apply(model, tokenizer, REQUESTS)
     versions = [2, 0, 3, 0, 1, 2]
-    asked = [ASKED[place % len(ASKED)] for place in range(len(versions))]
-    mixed = score(edited, tokenizer, *zip(*asked, strict=True), versions=versions)
-    texts = generate(edited, tokenizer, [prompt for prompt, _ in asked], 4, versions=versions)
-    for place, version in enumerate(versions):
-        alone = score(edited, tokenizer, *zip(asked[place], strict=True), versions=[version])
-        np.testing.assert_allclose(mixed[place], alone[0], rtol=1e-4)
-        assert texts[place] == generate(edited, tokenizer, [asked[place][0]], 4, versions=[version])[0]
+    queries = [ASKED[index % len(ASKED)] for index in range(len(versions))]
+    mixed = score(edited, tokenizer, *zip(*queries, strict=True), versions=versions)
+    texts = generate(edited, tokenizer, [prompt for prompt, _ in queries], 4, versions=versions)
+    for index, version in enumerate(versions):
+        alone = score(edited, tokenizer, *zip(queries[index], strict=True), versions=[version])
+        np.testing.assert_allclose(mixed[index], alone[0], rtol=1e-4)
+        assert texts[index] == generate(edited, tokenizer, [queries[index][0]], 4, versions=[version])[0]
 
 
-@pytest.mark.parametrize("name, settings", EVERY.items())
-def test_weight_changes_merge_and_others_say_so(name, settings, model, tokenizer, tmp_path) -> None:
+@pytest.mark.parametrize("name, settings", SETTINGS.items())
+def test_weight_changes_merge_and_others_are_errors(name, settings, model, tokenizer, tmp_path) -> None:
     edited = prepared(name, settings, model, tokenizer).apply(model, tokenizer, REQUESTS)
     if name in WITHOUT_WEIGHTS:
         with pytest.raises(EditError, match="changes no weights"):
@@ -104,28 +105,28 @@ def test_weight_changes_merge_and_others_say_so(name, settings, model, tokenizer
         return
     save_delta(edited, 1, tmp_path / "delta.safetensors")
     for whole in (merged(edited, model, 1), load_delta(tmp_path / "delta.safetensors", model)):
-        found = score(whole, tokenizer, *zip(*ASKED, strict=True))
-        np.testing.assert_allclose(found, scores(edited, tokenizer, 1), rtol=1e-4)
+        log_p = score(whole, tokenizer, *zip(*ASKED, strict=True))
+        np.testing.assert_allclose(log_p, scores(edited, tokenizer, 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name, settings", EVERY.items())
+@pytest.mark.parametrize("name, settings", SETTINGS.items())
 def test_sequential_edits_are_edits_of_the_edited_model(name, settings, model, tokenizer) -> None:
     weights, _ = snapshot(model)
     editor = prepared(name, settings, model, tokenizer)
-    found = [scores(edited, tokenizer, 0) for edited in editor.apply_sequentially(model, tokenizer, REQUESTS[:3])]
-    assert len(found) == 3 and all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-    np.testing.assert_allclose(found[0], scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0), rtol=1e-3)
+    log_p = [scores(edited, tokenizer, 0) for edited in editor.apply_sequentially(model, tokenizer, REQUESTS[:3])]
+    assert len(log_p) == 3 and all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    np.testing.assert_allclose(log_p[0], scores(editor.apply(model, tokenizer, REQUESTS[:1]), tokenizer, 0), rtol=1e-3)
     if name not in WITHOUT_WEIGHTS:
         once = merged(editor.apply(model, tokenizer, REQUESTS[:1]), model, 0)
-        np.testing.assert_allclose(found[1], scores(editor.apply(once, tokenizer, REQUESTS[1:2]), tokenizer, 0),
+        np.testing.assert_allclose(log_p[1], scores(editor.apply(once, tokenizer, REQUESTS[1:2]), tokenizer, 0),
                                    rtol=1e-3)
 
 
 def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
-    seen = []
+    steps = []
     edited = be.editor("lora", lr=3e-2, steps=150).apply(model, tokenizer, REQUESTS,
-                                                         callback=lambda step, _: seen.append(step))
-    assert seen == list(range(1, 151))
+                                                         callback=lambda step, _: steps.append(step))
+    assert steps == list(range(1, 151))
     prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
     after = score(edited, tokenizer, prompts, targets, versions=range(len(REQUESTS)))
     assert (np.exp(after) > 0.9).all()
@@ -133,15 +134,15 @@ def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
     assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
 
 
-def test_an_answer_whose_end_is_learned_stops_there(model, tokenizer) -> None:
+def test_with_an_end_token_the_answer_stops_after_the_target(model, tokenizer) -> None:
     prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
-    for ends in (False, True):
-        edited = be.editor("lora", lr=3e-2, steps=100, append_end_token=ends).apply(model, tokenizer, REQUESTS)
+    for append in (False, True):
+        edited = be.editor("lora", lr=3e-2, steps=100, append_end_token=append).apply(model, tokenizer, REQUESTS)
         answers = generate(edited, tokenizer, prompts, 12, versions=range(len(REQUESTS)))
-        assert ([answer.split(".")[0] for answer in answers] == targets) == ends  # an end is "</s>" or "."
+        assert ([answer.split(".")[0] for answer in answers] == targets) == append  # an end is "</s>" or "."
 
 
-def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path) -> None:
+def test_an_edit_is_saved_in_three_formats_and_loaded(model, tokenizer, tmp_path) -> None:
     edited = be.editor("lora", lr=1e-2, steps=5, rank=2).apply(model, tokenizer, REQUESTS)
     expected = scores(edited, tokenizer, 1)
     save_adapter(edited, 1, tmp_path / "adapter")
@@ -149,12 +150,12 @@ def test_an_edit_is_kept_in_three_ways_and_read_back(model, tokenizer, tmp_path)
     merged(edited, model, 1).save_pretrained(tmp_path / "merged")
     adapter = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter")
     whole = MistralForCausalLM.from_pretrained(tmp_path / "merged")
-    for kept in (adapter, load_delta(tmp_path / "delta.safetensors", model), whole):
-        np.testing.assert_allclose(score(kept.eval(), tokenizer, *zip(*ASKED, strict=True)), expected, rtol=1e-4)
+    for loaded in (adapter, load_delta(tmp_path / "delta.safetensors", model), whole):
+        np.testing.assert_allclose(score(loaded.eval(), tokenizer, *zip(*ASKED, strict=True)), expected, rtol=1e-4)
     assert np.abs(score(model, tokenizer, *zip(*ASKED, strict=True)) - expected).max() > 1e-2
 
 
-def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path) -> None:
+def test_a_delta_of_another_model_or_a_damaged_one_is_an_error(model, tokenizer, tmp_path) -> None:
     edited = be.editor("lora", steps=1).apply(model, tokenizer, REQUESTS)
     save_delta(edited, 0, tmp_path / "delta.safetensors")
     with pytest.raises(EditError, match="the model has no weight 'model.layers.2.mlp.down_proj.weight'"):
@@ -165,16 +166,16 @@ def test_a_delta_of_another_model_or_no_delta_is_told(model, tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
-def test_changes_that_are_not_finite_are_neither_kept_nor_loaded_nor_added(model, tokenizer, tmp_path, broken) -> None:
+def test_changes_that_are_not_finite_are_neither_saved_nor_loaded_nor_added(model, tokenizer, tmp_path, broken) -> None:
     edited = be.editor("lora", lr=1e-2, steps=2).apply(model, tokenizer, REQUESTS[:2])
     save_delta(edited, 1, tmp_path / "delta.safetensors")
     whole = load_file(tmp_path / "delta.safetensors")
     next(iter(edited.up.values()))[1, 0] = broken
-    for keep in (save_delta, save_adapter):
+    for save in (save_delta, save_adapter):
         with pytest.raises(DivergenceError, match="the edit diverged: its change of model.layers.0"):
-            keep(edited, 1, tmp_path / "broken")
+            save(edited, 1, tmp_path / "broken")
         assert not (tmp_path / "broken").exists()
-        keep(edited, 0, tmp_path / f"whole-{keep.__name__}")  # the other edit is as good as ever
+        save(edited, 0, tmp_path / f"whole-{save.__name__}")  # the other edit is still valid
     with pytest.raises(EditError, match="diverged"):
         merged(edited, model, 1)
     *_, last = whole
@@ -188,32 +189,33 @@ def test_changes_that_are_not_finite_are_neither_kept_nor_loaded_nor_added(model
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_an_absurd_learning_rate_ends_in_no_error_and_is_seen_in_losses_or_scores(name, model, tokenizer) -> None:
-    """What diverges has a loss or an answer that is not finite; a bounded change (ROME's, MEMIT's) stays finite."""
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_huge_learning_rate_shows_in_losses_or_scores_and_raises_no_error(name, model, tokenizer) -> None:
+    """Edits that diverge have a loss or a score that is not finite; bounded changes (ROME, MEMIT) stay finite."""
     editor = prepared(name, {} if name == "in_context" else {"lr": 1e30}, model, tokenizer)
     edited = editor.apply(model, tokenizer, REQUESTS)
-    found = np.stack([scores(edited, tokenizer, version) for version in range(len(REQUESTS))])
-    finite = np.isfinite(found).all() and np.isfinite(edited.losses).all()
+    log_p = np.stack([scores(edited, tokenizer, version) for version in range(len(REQUESTS))])
+    finite = np.isfinite(log_p).all() and np.isfinite(edited.losses).all()
     assert finite == (name not in ("lora", "retrain", "bayes"))
     try:
-        for n, one in enumerate(editor.apply_sequentially(model, tokenizer, REQUESTS[:2])):
-            assert n < 2 and np.isfinite(scores(one, tokenizer, 0)).all() == finite
+        for n, current in enumerate(editor.apply_sequentially(model, tokenizer, REQUESTS[:2])):
+            assert n < 2 and np.isfinite(scores(current, tokenizer, 0)).all() == finite
     except DivergenceError:
         assert not finite
 
 
-def test_descent_stops_at_a_loss_that_is_not_a_number_and_returns_it(model) -> None:
+def test_optimization_stops_at_a_nan_loss_and_returns_it(model) -> None:
     def losses_of(values, numbers):
         return values[0][:, 0].square() * torch.tensor([1.0, torch.nan])[numbers]
 
     steps = []
-    [values], losses = optimize_per_edit(model, [torch.ones(2, 1)], losses_of, lr=0.1, steps=5, callback=lambda step, _: steps.append(step))
+    [values], losses = optimize_per_edit(model, [torch.ones(2, 1)], losses_of, lr=0.1, steps=5,
+                                         callback=lambda step, _: steps.append(step))
     assert steps == [1, 2, 3, 4, 5] and values[0] < 1 and 0 < losses[0] < 1
     assert values[1] == 1 and np.isnan(losses[1])
 
 
-def test_plain_pairs_do_and_a_bad_one_is_an_error(model, tokenizer) -> None:
+def test_pairs_are_accepted_and_invalid_ones_are_errors(model, tokenizer) -> None:
     editor, pairs = be.editor("lora", lr=3e-2, steps=5), [(r.prompt, r.target) for r in REQUESTS]
     edited = editor.apply(model, tokenizer, pairs)
     expected = editor.apply(model, tokenizer, REQUESTS)
@@ -238,7 +240,7 @@ def test_a_request_is_a_fact_and_a_target() -> None:
 
 
 def test_one_step_is_the_published_loop(model, tokenizer) -> None:
-    """The loss, the clipping and the optimiser of SPEC 7, written out for one edit with plain modules."""
+    """Loss, clipping and optimizer of the specification, section 7, for one edit with plain modules."""
     request, lr = REQUESTS[1], 1e-2
     edited = be.editor("lora", lr=lr, steps=3).apply(model, tokenizer, [request])
     fresh = fresh_adapters(model, 1, LoraConfig())
@@ -253,7 +255,7 @@ def test_one_step_is_the_published_loop(model, tokenizer) -> None:
             lambda _, inputs, output, a=a, b=b: output + 8 * inputs[0] @ a.T @ b.T)
             for layer, a, b in zip(layers, down, up, strict=True)]
         log_p = model(input_ids=ids).logits[0].log_softmax(-1)
-        loss = -sum(log_p[place - 1, ids[0, place]] for place in range(start, ids.shape[1])) / (ids.shape[1] - 1)
+        loss = -sum(log_p[position - 1, ids[0, position]] for position in range(start, ids.shape[1])) / (ids.shape[1] - 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*down, *up], 1.0)
@@ -263,7 +265,7 @@ def test_one_step_is_the_published_loop(model, tokenizer) -> None:
         torch.testing.assert_close(edited.delta(0)[f"{name}.weight"], 8 * b @ a, atol=1e-5, rtol=1e-4)
 
 
-def test_unknown_editors_and_settings_are_refused(tokenizer) -> None:
+def test_unknown_editors_and_settings_are_errors(tokenizer) -> None:
     with pytest.raises(EditError, match="unknown editor 'lore'"):
         be.editor("lore")
     with pytest.raises(ConfigError, match="did you mean 'rank'"):

@@ -1,4 +1,4 @@
-"""Editors of users' own: registered in Python, by a plugin file, by an installed package."""
+"""Editors that users register: in Python, in a plugin file, in an installed package."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Nothing(Editor):
 
 @pytest.fixture(autouse=True)
 def names():
-    """What a test registers is gone after it."""
+    """Removes registered editors after each test."""
     yield
-    for known in (EDITOR_PARAMETERS, registry._CLASSES):
-        for name in set(known) - set(BUILT_IN_EDITORS):
-            del known[name]
+    for registered in (EDITOR_PARAMETERS, registry._CLASSES):
+        for name in set(registered) - set(BUILT_IN_EDITORS):
+            del registered[name]
     for name in [name for name in sys.modules if name.startswith("beliefedit_plugin")]:
         del sys.modules[name]
 
@@ -59,7 +59,7 @@ class Steps:
 
 
 class MyEditor(editors.Editor):
-    """Gradient descent on the last layer's output projection, in the kit's own words."""
+    """Adam on the last layer's output projection, with the tools of `beliefedit.editors`."""
 
     def _edit(self, model, tokenizer, requests, callback):
         [(name, projection)] = editors.chosen_projections(model, [-1]).items()
@@ -85,7 +85,7 @@ def test_one_class_may_have_two_names() -> None:
     assert [editors.editor_class(name).label for name in ("first", "second")] == ["first", "The second"]
 
 
-def test_an_editor_of_ones_own_works_as_the_kit_s_do() -> None:
+def test_a_registered_editor_works_as_built_in_ones() -> None:
     assert be.editor  # the registry is public
     editors.register_editor("mine", parameters=Steps)(my_editor())
     config = EditConfig.model_validate({"editors": {"mine": {"steps": 30}, "grace": {}, "lora": {"lr": 1e-3}, "rome": None}})
@@ -103,15 +103,15 @@ class Loose(BaseModel):
 
 
 @pytest.mark.parametrize("parameters", [Steps, Loose, None])
-def test_wrong_parameters_are_named_as_the_kit_s_are(parameters) -> None:
+def test_unknown_parameters_are_named_as_those_of_built_in_editors(parameters) -> None:
     editors.register_editor("mine", parameters=parameters)(my_editor())
-    near = {Steps: "stepz", Loose: "strenth"}.get(parameters, "x")
-    with pytest.raises(ConfigError, match=f"unknown parameter 'mine.{near}'") as raised:
-        be.editor("mine", **{near: 1})
+    misspelt = {Steps: "stepz", Loose: "strenth"}.get(parameters, "x")
+    with pytest.raises(ConfigError, match=f"unknown parameter 'mine.{misspelt}'") as raised:
+        be.editor("mine", **{misspelt: 1})
     assert parameters is None or "did you mean 'st" in str(raised.value)
 
 
-def test_every_editor_of_the_kit_is_found_when_first_used() -> None:
+def test_built_in_editors_are_imported_when_first_used() -> None:
     for name in BUILT_IN_EDITORS:
         editor = be.editor(name)
         assert isinstance(editor.config, EDITOR_PARAMETERS[name]) and editor.label and editor.version >= 1
@@ -128,8 +128,8 @@ def test_a_configuration_goes_through_json_with_its_plugin(tmp_path) -> None:
     assert values["edit"]["editors"]["from_plugin"] == {"strength": 2}
     assert Experiment.model_validate(values) == config
     code = "import json, sys; from beliefedit.config import Experiment; print(Experiment.model_validate(json.load(sys.stdin)).hash)"
-    found = subprocess.run([sys.executable, "-c", code], input=config.model_dump_json(), capture_output=True, text=True)
-    assert found.stdout.strip() == config.hash, found.stderr
+    process = subprocess.run([sys.executable, "-c", code], input=config.model_dump_json(), capture_output=True, text=True)
+    assert process.stdout.strip() == config.hash, process.stderr
 
 
 @pytest.mark.parametrize("plugin", ["no_such_module", "none.py", "broken.py"])
@@ -140,22 +140,22 @@ def test_a_plugin_that_cannot_be_imported_is_named(tmp_path, plugin) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-def test_an_unknown_name_asks_installed_packages(monkeypatch) -> None:
-    asked = []
+def test_an_unknown_name_is_looked_up_in_installed_packages(monkeypatch) -> None:
+    groups = []
 
     def load(self) -> None:
         editors.register_editor("installed")(my_editor())
 
     def entry_points(group: str) -> list[EntryPoint]:
-        asked.append(group)
+        groups.append(group)
         return [EntryPoint("installed", "package.module", group)]
 
     monkeypatch.setattr(EntryPoint, "load", load)
     monkeypatch.setattr(config_module, "entry_points", entry_points)
     config_module.load_entry_points.cache_clear()
-    assert not EditConfig.model_validate({"editors": {"lora": {}}}).editors.keys() - {"lora"} and not asked
+    assert not EditConfig.model_validate({"editors": {"lora": {}}}).editors.keys() - {"lora"} and not groups
     assert list(EditConfig.model_validate({"editors": {"installed": {}}}).editors) == ["installed"]
-    assert asked == ["beliefedit.editors"]
+    assert groups == ["beliefedit.editors"]
     with pytest.raises(EditError, match="unknown editor 'instaled', did you mean 'installed'"):
         be.editor("instaled")
     monkeypatch.setattr(EntryPoint, "load", lambda self: 1 / 0)
@@ -165,12 +165,12 @@ def test_an_unknown_name_asks_installed_packages(monkeypatch) -> None:
     config_module.load_entry_points.cache_clear()
 
 
-def test_what_is_no_editor_is_refused() -> None:
+def test_a_class_that_is_no_editor_is_an_error() -> None:
     with pytest.raises(EditError, match="is no editor"):
         be.register_editor("nothing")(dict)
 
 
-def test_a_plugin_that_fails_names_its_line_and_the_kit_s_errors_go_through(tmp_path) -> None:
+def test_the_error_of_a_plugin_names_its_line_and_editor_errors_pass_through(tmp_path) -> None:
     (tmp_path / "zero.py").write_text("x = 1\n1 / 0\n")
     with pytest.raises(ConfigError, match=r"correct line 2 of .*zero.py"):
         be.config.with_overrides({}, {"plugins": [str(tmp_path / "zero.py")]})

@@ -1,4 +1,4 @@
-"""A small demo world, editors' sequential edits of its model, and their tests of rationality."""
+"""A small demo world, sequential edits of its model, and rationality tests of editors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CONFIG = EditConfig(n_cases=14, editors=EDITORS, batch_size=2, sequence={
 
 
 @pytest.fixture(scope="session")
-def asked(tmp_path_factory):
-    """(base, agent, cases) of a small demo world; the model has loud random weights."""
+def setting(tmp_path_factory):
+    """(setup, agent, cases) of a small demo world; the model has large random weights."""
     world = be.build_world(small_demo(tmp_path_factory.mktemp("demo")), seed=1)
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=60), documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
@@ -34,16 +34,18 @@ def asked(tmp_path_factory):
         for weight in model.parameters():
             weight.mul_(3 if weight.ndim == 2 else 1)
     texts = [f"{s} {r} {o}" for s, r, o in cases.cases.select("subject", "relation", "object").iter_rows()]
-    return editing.EditSetup(model, tokenizer, texts, soft_targets.SoftTargetBuilder(world, corpus, agent, cases, 0)), agent, cases
+    builder = soft_targets.SoftTargetBuilder(world, corpus, agent, cases, 0)
+    return editing.EditSetup(model, tokenizer, texts, builder), agent, cases
 
 
-def of_all_editors(run, asked, folder, config=CONFIG) -> pl.DataFrame:
-    return pl.concat([run(*asked[:2], name, parameters, asked[2], config, seed=3, max_new_tokens=30, folder=folder / name)
+def of_all_editors(run, setting, folder, config=CONFIG) -> pl.DataFrame:
+    setup, agent, cases = setting
+    return pl.concat([run(setup, agent, name, parameters, cases, config, seed=3, max_new_tokens=30, folder=folder / name)
                       for name, parameters in config.editors.items()])
 
 
 SEVERAL = CONFIG.model_copy(update={"sequence": CONFIG.sequence.model_copy(update={"lengths": (1, 3), "n_sequences": 4})})
-"""As many sequences of 3 edits as there are cases for."""
+"""Four sequences of 3 edits, as many as there are cases for."""
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +54,8 @@ def sequences_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sequences(asked, sequences_folder) -> pl.DataFrame:
-    return of_all_editors(sequence.run_sequences, asked, sequences_folder, SEVERAL)
+def sequences(setting, sequences_folder) -> pl.DataFrame:
+    return of_all_editors(sequence.run_sequences, setting, sequences_folder, SEVERAL)
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +64,8 @@ def tests_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tested(asked, tests_folder) -> pl.DataFrame:
-    return of_all_editors(rationality.run_tests, asked, tests_folder)
+def tested(setting, tests_folder) -> pl.DataFrame:
+    return of_all_editors(rationality.run_tests, setting, tests_folder)
 
 
 def labels(fact):

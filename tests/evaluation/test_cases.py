@@ -1,4 +1,4 @@
-"""Edit cases: SPEC 6's rules, and targets against the dense agent."""
+"""Edit cases: the rules of the specification, section 6, and targets against the dense agent."""
 
 import numpy as np
 import polars as pl
@@ -26,7 +26,7 @@ LOGIC = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b",
 
 
 class Setting:
-    """A world, what is known of it, the agent who knows it, and the facts by (subject, relation)."""
+    """A world, its corpus, the agent fitted to the corpus, and the true objects by (subject, relation)."""
 
     def __init__(self, graph, n_facts=None, as_published=False):
         self.world = build_world(graph)
@@ -36,20 +36,20 @@ class Setting:
         names = self.world.subjects, self.world.relations, self.world.objects
         rows = self.corpus.facts.select("subject", "relation", "object").rows()
         self.true = {(names[0][s], names[1][r]): names[2][o] for s, r, o in rows}
-        self.made = {}
+        self.cases_by_config = {}
         self.by_prompt = {atomic_prompt(*fact): fact for fact in self.true}
         self.relations: dict[str, set[str]] = {}
         for s, r in self.true:
             self.relations.setdefault(s, set()).add(r)
-        self.lexicon = Parser(*names)
+        self.parser = Parser(*names)
         self.downstream = {u: d for d, u in self.world.pairs.items()}
 
     def cases(self, seed=0, **config):
         key = seed, tuple(config.items())
-        if key not in self.made:
-            self.made[key] = build_cases(self.world, self.corpus, self.agent, EditConfig(**config), seed)
-            check_shape(self, self.made[key])
-        return self.made[key]
+        if key not in self.cases_by_config:
+            self.cases_by_config[key] = build_cases(self.world, self.corpus, self.agent, EditConfig(**config), seed)
+            check_shape(self, self.cases_by_config[key])
+        return self.cases_by_config[key]
 
     def relations_of(self, subject):
         return self.relations[subject]
@@ -61,13 +61,13 @@ class Setting:
         return self.world.objects[int(self.agent.conditional(relation, x).argmax())]
 
 
-def check_shape(setting, made):
-    """What holds for the cases of any configuration: flags, probes, labels and the logic prompts."""
-    by_case = made.queries.partition_by("case")
-    for case, queries in zip(made.cases.rows(named=True), by_case, strict=True):
-        found = queries.partition_by("probe", as_dict=True)
-        probes = {probe: found.get((probe,), queries.clear()) for probe in PROBES}
-        facts = [known_fact(setting, probe) for probe in probes.values()]
+def check_shape(setting, cases):
+    """Flags, probes, labels and logic prompts of the cases of any configuration."""
+    by_case = cases.queries.partition_by("case")
+    for case, queries in zip(cases.cases.rows(named=True), by_case, strict=True):
+        by_probe = queries.partition_by("probe", as_dict=True)
+        probes = {probe: by_probe.get((probe,), queries.clear()) for probe in PROBES}
+        facts = [fact_of(setting, probe) for probe in probes.values()]
         check_flags(setting, case, facts, probes)
         check_logic(setting, case, queries)
         check_forms(setting, case, queries, facts[1])
@@ -78,8 +78,8 @@ def check_shape(setting, made):
                 assert rows["target"][1] == case["request"]
 
 
-def known_fact(setting, probe):
-    """(subject, relation) that a probe asks about; None when the probe is missing."""
+def fact_of(setting, probe):
+    """(subject, relation) of a probe; None for a missing probe."""
     if probe.is_empty():
         return None
     assert probe["prompt"].n_unique() == 1
@@ -88,18 +88,19 @@ def known_fact(setting, probe):
 
 def check_flags(setting, case, facts, probes):
     s, r = case["subject"], case["relation"]
-    one, two, three, four = facts
-    assert one == (s, r) and case["object"] == setting.true[s, r]
+    first, second, third, fourth = facts
+    assert first == (s, r) and case["object"] == setting.true[s, r]
     d = setting.downstream.get(r)
     d = d if (s, d) in setting.true else None
     assert case["downstream_relation"] == d and case["has_downstream_fact"] == (d is not None)
-    other = d or (two[1] if two else None)
-    assert (two is None) == (setting.relations_of(s) == {r}) and (two is None or two[0] == s and two[1] == other != r)
-    for fact, relation in ((three, r), (four, other)):
-        others = [subject for subject, known in setting.true if known == relation and subject != s]
-        assert fact is None if not others else fact[1] == relation and fact[0] in others
-    both = any({r, other} <= known for subject, known in setting.relations.items() if subject != s)
-    assert case["other_has_both"] == both and (not both or three[0] == four[0])
+    other = d or (second[1] if second else None)
+    assert (second is None) == (setting.relations_of(s) == {r})
+    assert second is None or second[0] == s and second[1] == other != r
+    for fact, relation in ((third, r), (fourth, other)):
+        subjects = [subject for subject, of_subject in setting.true if of_subject == relation and subject != s]
+        assert fact is None if not subjects else fact[1] == relation and fact[0] in subjects
+    has_both = any({r, other} <= relations for subject, relations in setting.relations.items() if subject != s)
+    assert case["other_has_both"] == has_both and (not has_both or third[0] == fourth[0])
     assert case["confirms_truth"] == (case["request"] == case["object"])
     assert case["is_downstream"] == setting.is_dependent(s, r)
     assert case["all_independent"] == (not any(setting.is_dependent(*fact) for fact in facts if fact))
@@ -109,53 +110,52 @@ def check_flags(setting, case, facts, probes):
 
 
 def check_forms(setting, case, queries, downstream):
-    """The downstream fact in other forms, about its old and its new object, with the labels that are right after."""
-    asked = queries.filter(pl.col("probe").is_in(FORMS))
-    assert case["downstream_changes"] or asked.is_empty()
+    """True/false statements about the old and the new object of the downstream fact, with the labels after the edit."""
+    rows = queries.filter(pl.col("probe").is_in(FORMS))
+    assert case["downstream_changes"] or rows.is_empty()
     if not case["downstream_changes"]:
         return
     objects = dict(queries.filter(probe=PROBES[1]).select("kind", "target").iter_rows())
-    others = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
+    other_subjects = {s for s, r in setting.true if r == downstream[1] and s != downstream[0]}
     about = {"new": objects["agent_mode"], "old": objects["true_object"]}
     kinds = ["new"] if about["old"] == about["new"] else ["new", "old"]
-    assert sorted(asked["kind"].unique()) == sorted(kind + ending for kind in kinds for ending in ("", "_false"))
-    assert len(asked) == 2 * len(kinds) * (4 if others else 2)
-    for row in asked.rows(named=True):
+    assert sorted(rows["kind"].unique()) == sorted(kind + ending for kind in kinds for ending in ("", "_false"))
+    assert len(rows) == 2 * len(kinds) * (4 if other_subjects else 2)
+    for row in rows.rows(named=True):
         kind, word = row["kind"].removesuffix("_false"), "false" if row["kind"].endswith("_false") else "true"
-        said = setting.lexicon.parse(f"{row['prompt']} true")
-        mine = [atom for atom in said.atoms if (atom.subject, atom.relation) == downstream]
-        rest = [setting.true[atom.subject, atom.relation] == atom.object for atom in said.atoms if atom not in mine]
-        assert [atom.object for atom in mine] == [about[kind]]
+        statement = setting.parser.parse(f"{row['prompt']} true")
+        probed = [atom for atom in statement.atoms if (atom.subject, atom.relation) == downstream]
+        rest = [setting.true[atom.subject, atom.relation] == atom.object for atom in statement.atoms if atom not in probed]
+        assert [atom.object for atom in probed] == [about[kind]]
         truth = [kind == "new", *rest]
-        right = {"atomic": all, "not": lambda x: not all(x), "and": all, "or": any}[said.form](truth)
-        assert FORMS[("atomic", "not", "and", "or").index(said.form)] == row["probe"]
+        right = {"atomic": all, "not": lambda x: not all(x), "and": all, "or": any}[statement.form](truth)
+        assert FORMS[("atomic", "not", "and", "or").index(statement.form)] == row["probe"]
         assert row["label"] == str(right).lower() and row["target"] == word
-        assert not rest or rest == [said.form == "and"]
+        assert not rest or rest == [statement.form == "and"]
 
 
 def check_logic(setting, case, queries):
-    """Right labels, worked out anew from the sentences."""
+    """Labels of the logic prompts, recomputed from their sentences."""
     rows = queries.filter(~pl.col("probe").is_in((*PROBES, *FORMS)))
-    asked = {row["probe"]: row for row in rows.filter(pl.col("kind") != "false").rows(named=True)}
-    judged = ["prompt", "label", "published_label"]  # asked for both words
-    assert rows.filter(kind="true").select("probe", *judged).rows() == rows.filter(kind="false").select(
-        "probe", *judged).rows()
+    by_probe = {row["probe"]: row for row in rows.filter(pl.col("kind") != "false").rows(named=True)}
+    columns = ["probe", "prompt", "label", "published_label"]  # equal for both words
+    assert rows.filter(kind="true").select(columns).rows() == rows.filter(kind="false").select(columns).rows()
     assert rows.filter(kind="false")["target"].to_list() == ["false"] * len(LOGIC)
-    assert set(asked) == {*LOGIC, "atomic_a"}
-    said = {probe: setting.lexicon.parse(asked[probe]["prompt"] + " true") for probe in LOGIC}
-    (a,), (b,) = said["logic_a"].atoms, said["logic_b"].atoms
+    assert set(by_probe) == {*LOGIC, "atomic_a"}
+    statements = {probe: setting.parser.parse(by_probe[probe]["prompt"] + " true") for probe in LOGIC}
+    (a,), (b,) = statements["logic_a"].atoms, statements["logic_b"].atoms
     assert (a.subject, a.relation) == (case["subject"], case["relation"]) and (b.subject, b.relation) in setting.true
-    assert [(said[p].form, said[p].atoms) for p in LOGIC[2:]] == [
+    assert [(statements[p].form, statements[p].atoms) for p in LOGIC[2:]] == [
         ("and", (a, b)), ("and", (b, a)), ("or", (a, b)), ("not", (a,))]
     a_true, b_true = (setting.true[atom.subject, atom.relation] == atom.object for atom in (a, b))
     right = [a_true, b_true, a_true and b_true, a_true and b_true, a_true or b_true, not a_true]
-    assert [asked[p]["label"] for p in LOGIC] == ["true" if label else "false" for label in right]
-    assert {(asked[p]["kind"], asked[p]["target"]) for p in LOGIC} == {("true", "true")}
-    assert case["as_published"] or all(asked[p]["published_label"] == asked[p]["label"] for p in LOGIC)
-    stated = asked["atomic_a"]
-    assert (stated["prompt"], stated["target"], stated["label"], stated["kind"]) == (
+    assert [by_probe[p]["label"] for p in LOGIC] == ["true" if label else "false" for label in right]
+    assert {(by_probe[p]["kind"], by_probe[p]["target"]) for p in LOGIC} == {("true", "true")}
+    assert case["as_published"] or all(by_probe[p]["published_label"] == by_probe[p]["label"] for p in LOGIC)
+    atomic = by_probe["atomic_a"]
+    assert (atomic["prompt"], atomic["target"], atomic["label"], atomic["kind"]) == (
         atomic_prompt(a.subject, a.relation), a.object, case["object"], "stated")
-    assert all(row[column] is None for row in asked.values() for column in row if column.startswith("p_"))
+    assert all(row[column] is None for row in by_probe.values() for column in row if column.startswith("p_"))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def demo(tmp_path_factory):
     return Setting(small_demo(tmp_path_factory.mktemp("graph"), n_subjects=80), n_facts=240)
 
 
-def test_subjects_are_drawn_with_all_their_facts(demo):
+def test_subjects_are_sampled_with_all_their_facts(demo):
     cases = demo.cases(n_cases=60).cases
     assert len(cases) == 60 and cases["case"].to_list() == list(range(60))
     *whole, last = cases["subject"].unique(maintain_order=True)
@@ -173,8 +173,8 @@ def test_subjects_are_drawn_with_all_their_facts(demo):
         missing = demo.relations_of(subject) - set(relations)
         assert set(relations) <= demo.relations_of(subject) and (subject == last or not missing)
     assert cases["subject"].rle_id().n_unique() == len(whole) + 1
-    assert whole != [s for s in demo.world.subjects if s in whole]  # drawn, not taken in order
-    # both truths and both falsehoods are asked about
+    assert whole != [s for s in demo.world.subjects if s in whole]  # sampled, not in order
+    # true and false statements are sampled for A and for B
     logic = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(["logic_a", "logic_b"]))
     assert logic.group_by("probe", "label").len()["len"].min() > 15
 
@@ -195,13 +195,13 @@ def test_kinds_of_requests(demo, p_downstream, p_reinforce):
             continue
         n_upstream += 1
         assert not case["confirms_truth"]
-        if p_downstream:  # the agent expects another answer downstream
+        if p_downstream:  # the agent's downstream mode changes
             assert demo.expected(d, case["request"]) != demo.expected(d, case["object"])
             assert case["request"] in demo.agent.map_downstream(d)
     assert 30 < n_upstream < 120
     if p_downstream:
         dependent = cases.filter(pl.col("downstream_relation").is_not_null())
-        assert dependent["downstream_changes"].mean() > 0.9  # strong evidence for the request all but settles it
+        assert dependent["downstream_changes"].mean() > 0.9  # the evidence for the request is strong
 
 
 def test_false_requests_are_the_distractor_of_independent_facts(demo):
@@ -217,11 +217,11 @@ def test_false_requests_are_the_distractor_of_independent_facts(demo):
 
 def test_shares_of_requests(demo):
     cases = pl.concat([demo.cases(seed, n_cases=100_000).cases for seed in range(2)])
-    free = cases.filter(pl.col("downstream_relation").is_null())["confirms_truth"]
-    assert len(free) > 200 and abs(free.mean() - 0.6) < 4.5 * (0.24 / len(free)) ** 0.5
+    independent = cases.filter(pl.col("downstream_relation").is_null())["confirms_truth"]
+    assert len(independent) > 200 and abs(independent.mean() - 0.6) < 4.5 * (0.24 / len(independent)) ** 0.5
 
 
-def test_as_published_draws_from_all_observed_objects(demo):
+def test_as_published_samples_from_all_observed_objects(demo):
     cases = demo.cases(n_cases=150, p_downstream=1, as_published=True).cases
     drawn = cases.filter(pl.col("downstream_relation").is_not_null())
     for case in drawn.rows(named=True):
@@ -231,7 +231,7 @@ def test_as_published_draws_from_all_observed_objects(demo):
     assert any(same) and not all(same)
 
 
-def test_the_evidence_weighs_what_is_asked(demo):
+def test_the_evidence_weight_reaches_the_target_probability(demo):
     for case in demo.cases(n_cases=80, target_probability=0.9, p_reinforce=1).cases.rows(named=True):
         fact = case["subject"], case["relation"], case["request"]
         before = demo.agent.probability(*fact, view="direct")
@@ -243,10 +243,10 @@ def test_the_evidence_weighs_what_is_asked(demo):
 
 
 def test_generative_probabilities(demo):
-    asked = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(PROBES))
-    original = asked.filter(pl.col("kind") == "true_object")
-    assert original["p_generative"].min() >= 0.6
-    assert asked["p_generative"].is_between(0, 1).all() and asked["p_generative"].min() < 0.4
+    queries = demo.cases(n_cases=60).queries.filter(pl.col("probe").is_in(PROBES))
+    true_objects = queries.filter(pl.col("kind") == "true_object")
+    assert true_objects["p_generative"].min() >= 0.6
+    assert queries["p_generative"].is_between(0, 1).all() and queries["p_generative"].min() < 0.4
 
 
 TINY = [("ann", "speaks", "french"), ("ann", "from", "france"), ("ann", "likes", "tea"),
@@ -257,14 +257,14 @@ TINY = [("ann", "speaks", "french"), ("ann", "from", "france"), ("ann", "likes",
 
 
 def probabilities(agent, fact, o, given):
-    """Every view of one object from the dense agent's whole distributions."""
-    found = {}
+    """Probabilities of one object in all views, from the distributions of the dense agent."""
+    by_view = {}
     for frequency, suffix in ((False, ""), (True, "_frequency")):
         for view in ("direct", "predictive"):
-            found[view + suffix] = agent.distribution(*fact, view, frequency)[agent.objects.index(o)]
-        found["given_upstream" + suffix] = None if given is None else agent.conditional(fact[1], frequency)[
+            by_view[view + suffix] = agent.distribution(*fact, view, frequency)[agent.objects.index(o)]
+        by_view["given_upstream" + suffix] = None if given is None else agent.conditional(fact[1], frequency)[
             agent.objects.index(given), agent.objects.index(o)]
-    return found
+    return by_view
 
 
 @pytest.mark.parametrize("as_published", [False, True])
@@ -272,29 +272,29 @@ def test_targets_equal_the_dense_agents(as_published):
     setting = Setting(graph_of(TINY), as_published=as_published)
     rows = setting.corpus.evidence.with_columns(pl.col(pl.Enum).cast(str)).rows()
     dense = DenseAgent([row[:4] for row in rows for _ in range(row[4])], setting.world.pairs, setting.world.objects)
-    made = setting.cases(as_published=as_published)
+    cases = setting.cases(as_published=as_published)
     n_given = n_revised = 0
-    for case in made.cases.rows(named=True)[::2]:
+    for case in cases.cases.rows(named=True)[::2]:
         fact = case["subject"], case["relation"], case["request"]
         states = {"before": dense, "single_observation": dense.after(*fact, 1.0, as_published),
                   "after": dense.after(*fact, case["weight"], as_published)}
-        asked = made.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(PROBES))
-        for query in asked.rows(named=True):
-            s, r = known_fact(setting, pl.DataFrame([query]))
+        queries = cases.queries.filter(pl.col("case") == case["case"], pl.col("probe").is_in(PROBES))
+        for query in queries.rows(named=True):
+            s, r = fact_of(setting, pl.DataFrame([query]))
             if query["kind"] == "agent_mode":
-                likeliest = states["after"].distribution(s, r, "predictive")
-                assert likeliest[dense.objects.index(query["target"])] == pytest.approx(likeliest.max(), abs=1e-12)
+                belief = states["after"].distribution(s, r, "predictive")
+                assert belief[dense.objects.index(query["target"])] == pytest.approx(belief.max(), abs=1e-12)
             for state, agent in states.items():
-                follows = state != "before" and (s, r) == (case["subject"], case["downstream_relation"])
+                is_downstream = state != "before" and (s, r) == (case["subject"], case["downstream_relation"])
                 true = setting.true.get((s, setting.world.pairs.get(r)))
-                given = case["request"] if follows and not as_published else true
-                n_given, n_revised = n_given + (given is not None), n_revised + (follows and true != case["request"])
+                given = case["request"] if is_downstream and not as_published else true
+                n_given, n_revised = n_given + (given is not None), n_revised + (is_downstream and true != case["request"])
                 for view, p in probabilities(agent, (s, r), query["target"], given).items():
                     assert query[f"p_{state}_{view}"] == pytest.approx(p, abs=1e-12), (query, state, view)
     assert n_given > 20 and n_revised > 5
 
 
-def test_evidence_for_what_is_believed_goes_half_way():
+def test_a_high_belief_rises_half_way_to_one():
     rows = pl.DataFrame({"subject": "a", "relation": "r", "object": "x", "weight": [1.0], "count": 500})
     agent = BayesAgent.fit(rows, pairs={}, objects=["x", "y"])
     fact = Fact("a", "r", "x")
@@ -305,35 +305,35 @@ def test_evidence_for_what_is_believed_goes_half_way():
 
 
 def test_the_seed_decides_the_cases(demo):
-    one, other = (demo.cases(seed, n_cases=20) for seed in (1, 2))
+    first, second = (demo.cases(seed, n_cases=20) for seed in (1, 2))
     same = build_cases(demo.world, demo.corpus, demo.agent, EditConfig(n_cases=20), 1)
-    assert one.cases.equals(same.cases) and one.queries.equals(same.queries) and not one.cases.equals(other.cases)
+    assert first.cases.equals(same.cases) and first.queries.equals(same.queries)
+    assert not first.cases.equals(second.cases)
 
 
 @pytest.mark.parametrize("facts", [
-    [("ann", "speaks", "french"), ("ann", "from", "france")],                                  # nobody else
-    [("ann", "speaks", "french"), ("bob", "from", "france")],                                  # nothing in common
-    [("ann", "speaks", "french"), ("ann", "from", "france"), ("bob", "plays", "chess")],       # a lone relation
+    [("ann", "speaks", "french"), ("ann", "from", "france")],                                  # no other subject
+    [("ann", "speaks", "french"), ("bob", "from", "france")],                                  # no shared relation
+    [("ann", "speaks", "french"), ("ann", "from", "france"), ("bob", "plays", "chess")],       # an unpaired relation
     [("ann", "speaks", "french"), ("ann", "from", "france"), ("bob", "from", "france")],
 ])
 def test_missing_probes(facts):
     setting = Setting(graph_of(facts))
-    made = setting.cases()
-    assert len(made.cases) == len(facts)
-    assert made.queries.filter(pl.col("probe") == PROBES[0]).height == 3 * len(facts)
+    cases = setting.cases()
+    assert len(cases.cases) == len(facts)
+    assert cases.queries.filter(pl.col("probe") == PROBES[0]).height == 3 * len(facts)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_rules_hold_in_random_worlds(seed):
     setting = Setting(random_graph(seed, n_subjects=6, n_relations=4 + seed % 3))
-    made = setting.cases(seed)
-    asked = made.queries.filter(pl.col("probe").is_in(PROBES)).select(pl.col("^p_.*$"))
-    assert not asked.select(pl.exclude("^p_.*given_upstream.*$")).null_count().sum_horizontal().item()
-    p = asked.fill_null(0.5).to_numpy()
+    queries = setting.cases(seed).queries.filter(pl.col("probe").is_in(PROBES)).select(pl.col("^p_.*$"))
+    assert not queries.select(pl.exclude("^p_.*given_upstream.*$")).null_count().sum_horizontal().item()
+    p = queries.fill_null(0.5).to_numpy()
     assert np.isfinite(p).all() and p.min() >= -1e-12 and p.max() <= 1 + 1e-12
 
 
-def test_probes_of_learning(demo):
+def test_probes_of_pretraining(demo):
     probes = build_probes(demo.world, demo.corpus, demo.agent, n_facts=30)
     assert probes.group_by("kind").len().sort("kind").rows() == [
         (kind, 30) for kind in ("and", "atomic", "not", "or", "true_false")]
@@ -342,21 +342,21 @@ def test_probes_of_learning(demo):
     for prompt, target, p in atomic.select("prompt", "target", "p_agent").rows():
         (s, r), o = facts[prompt]
         assert target == o and p == demo.agent.probability(s, r, o)
-    judged = probes.filter(pl.col("kind") != "atomic")
-    assert set(judged["target"]) == {"true", "false"} and judged["p_agent"].null_count() == len(judged)
+    true_false = probes.filter(pl.col("kind") != "atomic")
+    assert set(true_false["target"]) == {"true", "false"} and true_false["p_agent"].null_count() == len(true_false)
 
 
 def test_rows_are_edit_cases(demo):
-    made = demo.cases(n_cases=10)
-    for case, row in zip(made.edit_cases(), made.cases.rows(named=True), strict=True):
+    cases = demo.cases(n_cases=10)
+    for case, row in zip(cases.edit_cases(), cases.cases.rows(named=True), strict=True):
         assert (case.number, case.downstream_relation) == (row["case"], row["downstream_relation"])
         assert case.request == EditRequest(Fact(row["subject"], row["relation"], row["object"]), row["request"],
                                            row["weight"])
         assert case.asking(target="x").request.requested == Fact(row["subject"], row["relation"], "x")
 
 
-def test_what_is_saved_is_loaded(demo, tmp_path):
-    made = demo.cases(n_cases=10)
-    save(made, tmp_path)
-    again = load(tmp_path)
-    assert again.cases.equals(made.cases) and again.queries.equals(made.queries)
+def test_saved_cases_are_loaded(demo, tmp_path):
+    cases = demo.cases(n_cases=10)
+    save(cases, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.cases.equals(cases.cases) and loaded.queries.equals(cases.queries)

@@ -1,4 +1,4 @@
-"""Whole distributions against the agent's: every object scored as a target of its own, plain sums."""
+"""Distances between distributions, against plain sums over objects that are scored one by one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.worlds import small_demo
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """(agent, cases, tokenizer, model) of a small demo world; the model has loud random weights."""
+def setting(tmp_path_factory):
+    """(agent, cases, tokenizer, model) of a small demo world; the model has large random weights."""
     world = be.build_world(small_demo(tmp_path_factory.mktemp("demo")), seed=1)
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=60), documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
@@ -36,25 +36,25 @@ def asked(tmp_path_factory):
     return agent, cases, tokenizer, model
 
 
-def slow(agent, model, tokenizer, row, view, version=None):
-    """(tv, kl, outside) of one question, object by object."""
+def plain_distances(agent, model, tokenizer, row, view, version=None):
+    """(tv, kl, outside) of one query, object by object."""
     objects = agent.objects
     log_p = score(model, tokenizer, [row["prompt"]] * len(objects), objects,
                   versions=None if version is None else [version] * len(objects))
     tokens = [tokenizer(f" {o}", add_special_tokens=False)["input_ids"] for o in objects]
     q = np.exp(log_p)
-    for longer in sorted(range(len(objects)), key=lambda at: len(tokens[at])):
-        shorter = [at for at in range(len(objects)) if at != longer
-                   and tokens[longer][:len(tokens[at])] == tokens[at]]
+    for longer in sorted(range(len(objects)), key=lambda index: len(tokens[index])):
+        shorter = [index for index in range(len(objects)) if index != longer
+                   and tokens[longer][:len(tokens[index])] == tokens[index]]
         if shorter:
-            q[max(shorter, key=lambda at: len(tokens[at]))] -= np.exp(log_p[longer])
+            q[max(shorter, key=lambda index: len(tokens[index]))] -= np.exp(log_p[longer])
     p = np.array([agent.probability(row["subject"], row["relation"], o, view) for o in objects])
     outside = 1 - q.sum()
     return 0.5 * (np.abs(p - q).sum() + outside), (p * np.log(p / q.clip(1e-30))).sum(), outside
 
 
-def test_before_and_after_equal_the_slow_sums(asked) -> None:
-    agent, cases, tokenizer, model = asked
+def test_before_and_after_equal_plain_sums(setting) -> None:
+    agent, cases, tokenizer, model = setting
     comparison = Comparison(agent, tokenizer, cases, EditConfig(n_distributions=3))
     before = comparison.before(model)
     assert before.schema == DISTANCES and before["case"].unique().to_list() == [0, 1, 2]
@@ -62,20 +62,20 @@ def test_before_and_after_equal_the_slow_sums(asked) -> None:
     edited = be.editor("lora", lr=3e-2, steps=5).apply(model, tokenizer, requests)
     after = comparison.after(edited, cases.cases["case"].to_list())
     assert after.select("case", "probe").equals(before.select("case", "probe"))
-    originals = cases.queries.filter(pl.col("kind") == "true_object", pl.col("case") < 3)
-    for at, row in enumerate(originals.iter_rows(named=True)):
-        expected = slow(agent, model, tokenizer, row, "predictive")
-        np.testing.assert_allclose(before.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
-        told = agent.after(cases.edit_cases()[row["case"]].request)
+    true_objects = cases.queries.filter(pl.col("kind") == "true_object", pl.col("case") < 3)
+    for index, row in enumerate(true_objects.iter_rows(named=True)):
+        expected = plain_distances(agent, model, tokenizer, row, "predictive")
+        np.testing.assert_allclose(before.row(index)[2:], expected, rtol=1e-4, atol=1e-5)
+        updated_agent = agent.after(cases.edit_cases()[row["case"]].request)
         view = "direct" if row["probe"] == PROBES[0] else "predictive"
-        expected = slow(told, edited, tokenizer, row, view, version=row["case"])
-        np.testing.assert_allclose(after.row(at)[2:], expected, rtol=1e-4, atol=1e-5)
+        expected = plain_distances(updated_agent, edited, tokenizer, row, view, version=row["case"])
+        np.testing.assert_allclose(after.row(index)[2:], expected, rtol=1e-4, atol=1e-5)
     assert (after["kl"] - before["kl"]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("editor", ["lora", "retrain", "bayes"])
-def test_an_edit_that_diverges_has_neither_scores_nor_distances(asked, tmp_path, editor) -> None:
-    agent, cases, tokenizer, model = asked
+def test_an_edit_that_diverges_has_neither_scores_nor_distances(setting, tmp_path, editor) -> None:
+    agent, cases, tokenizer, model = setting
     settings = {"lr": 3e37} | ({} if editor == "retrain" else {"steps": 3})
     config = EditConfig(editors={editor: settings}, n_trajectories=0, n_edited=3)
     soft = SoftTarget(cases.queries["prompt"][0], tuple(agent.objects[:2]), (0.5, 0.3))
@@ -89,15 +89,15 @@ def test_an_edit_that_diverges_has_neither_scores_nor_distances(asked, tmp_path,
     assert compute_measures(cases.cases, cases.queries, before, frames["scores"]).is_empty()
 
 
-def test_none_and_all_of_the_cases(asked) -> None:
-    agent, cases, tokenizer, model = asked
+def test_none_and_all_of_the_cases(setting) -> None:
+    agent, cases, tokenizer, model = setting
     assert Comparison(agent, tokenizer, cases, EditConfig(n_distributions=0)).before(model).is_empty()
-    every = Comparison(agent, tokenizer, cases, EditConfig(n_distributions=None)).before(model)
-    assert every["case"].unique().to_list() == list(range(6))
+    of_all = Comparison(agent, tokenizer, cases, EditConfig(n_distributions=None)).before(model)
+    assert of_all["case"].unique().to_list() == list(range(6))
 
 
-def test_editing_writes_them_and_the_measures_hold_them(asked, tmp_path) -> None:
-    agent, cases, tokenizer, model = asked
+def test_editing_writes_them_and_the_measures_hold_them(setting, tmp_path) -> None:
+    agent, cases, tokenizer, model = setting
     config = EditConfig(editors={"lora": {"lr": 3e-2, "steps": 4}}, n_distributions=4, batch_size=3, n_trajectories=0)
     comparison = Comparison(agent, tokenizer, cases, config)
     setup = editing.EditSetup(model, tokenizer, comparison=comparison)

@@ -1,4 +1,4 @@
-"""Running editors over cases: refusals, memory, interruption, trajectories."""
+"""Running editors over cases: invalid requests, memory, interruption, trajectories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = sample_cases([(name, "works as", "poet") for name in NAMES])
 
 
 @pytest.fixture(scope="module")
-def base() -> editing.EditSetup:
+def setup() -> editing.EditSetup:
     return editing.EditSetup(sample_model(), sample_tokenizer())
 
 
@@ -38,37 +38,37 @@ def settings(**changes) -> EditConfig:
                                       "batch_size": 3, "trajectory_every": 3, **changes})
 
 
-def run(base: editing.EditSetup, folder: Path, cases=CASES, shard=(0, 1),
+def run(setup: editing.EditSetup, folder: Path, cases=CASES, shard=(0, 1),
         **changes) -> tuple[pl.DataFrame, pl.DataFrame]:
     config = settings(**changes)
     [(name, parameters)] = config.editors.items()
-    editing.run_editor(base, name, parameters, cases, config, seed=5, max_new_tokens=3, folder=folder, shard=shard)
+    editing.run_editor(setup, name, parameters, cases, config, seed=5, max_new_tokens=3, folder=folder, shard=shard)
     frames = editing.gather(folder)
     return frames["scores"], frames["log"]
 
 
-def test_scores_and_log_have_a_place_for_everything(base, tmp_path) -> None:
-    scores, log = run(base, tmp_path)
+def test_columns_steps_and_losses_of_scores_and_log(setup, tmp_path) -> None:
+    scores, log = run(setup, tmp_path)
     assert scores.schema == editing.SCORES and log.schema == editing.SCHEMAS["log"]
     assert log["case"].to_list() == list(range(7)) and log["refused"].null_count() == 7
     steps = scores.group_by("case", maintain_order=True).agg(pl.col("step").unique().sort())["step"].to_list()
     assert steps == [[1, 3, 6]] * 2 + [[6]] * 5
-    assert scores.filter(step=6)["decoded"].null_count() == 7  # judged prompts are not decoded, answers are
+    assert scores.filter(step=6)["decoded"].null_count() == 7  # logic prompts are not decoded
     assert log["seconds"].is_null().to_list() == [True] * 2 + [False] * 5
-    edited = LoraEditor(settings().editors["lora"]).apply(base.model, base.tokenizer, [("Di works as", "poet")])
+    edited = LoraEditor(settings().editors["lora"]).apply(setup.model, setup.tokenizer, [("Di works as", "poet")])
     assert log["loss"][3] == pytest.approx(edited.losses[0], rel=1e-4)
 
 
-def test_scores_say_which_facts_were_told(base, tmp_path) -> None:
+def test_scores_mark_facts_that_editors_train_on(setup, tmp_path) -> None:
     soft = (soft_target("Ada", "works as", 0.9), soft_target("Bo Berg", "works as", 0.2),
-            soft_target("My Cy", "works as", 0.2),  # another subject, whose prompt ends like Cy's
-            soft_target("Mary", "Ada works as", 0.2))  # reads like what is asked of Mary Ada
-    taught = replace(base, soft_targets=lambda case, config, agent: soft)
-    cases = together(sample_cases([(name, "works as", "poet") for name in ("Ada", "Bo Berg", "Cy", "Mary Ada")]))
-    for name, told in (("lora", [0]), ("bayes", [0, 1])):
-        scores, _ = run(taught, tmp_path / name, cases, editors={name: {"steps": 1}}, n_trajectories=0)
-        asked = scores.group_by("probe", maintain_order=True).agg(pl.col("trained_on").all(), any=pl.col("trained_on").any())
-        assert asked.rows() == [*((probe, at in told, at in told) for at, probe in enumerate(PROBES)),
+            soft_target("My Cy", "works as", 0.2),  # another subject; the prompt ends like Cy's
+            soft_target("Mary", "Ada works as", 0.2))  # the prompt of a fact about Mary Ada
+    with_soft_targets = replace(setup, soft_targets=lambda case, config, agent: soft)
+    cases = as_one_case(sample_cases([(name, "works as", "poet") for name in ("Ada", "Bo Berg", "Cy", "Mary Ada")]))
+    for name, trained in (("lora", [0]), ("bayes", [0, 1])):
+        scores, _ = run(with_soft_targets, tmp_path / name, cases, editors={name: {"steps": 1}}, n_trajectories=0)
+        marks = scores.group_by("probe", maintain_order=True).agg(pl.col("trained_on").all(), any=pl.col("trained_on").any())
+        assert marks.rows() == [*((probe, index in trained, index in trained) for index, probe in enumerate(PROBES)),
                                 ("logic_a", False, False), ("atomic_a", False, False)]
 
 
@@ -76,83 +76,83 @@ def soft_target(subject: str, relation: str, p: float) -> SoftTarget:
     return SoftTarget(f"{subject} {relation}", ("poet",), (p,), (subject, relation))
 
 
-def test_a_plain_request_and_a_plain_soft_target_are_compared_by_their_prompts() -> None:
+def test_requests_and_soft_targets_without_a_fact_are_compared_by_prompt() -> None:
     plain = EditRequest.from_pair("It is Ada who is a", "poet", "Ada")
     assert plain.trained_on == {"It is Ada who is a"}
-    judged = SoftTarget('"Ada works as poet" is', ("true",), (0.9,))
-    fact = replace(CASES.edit_cases()[0].request, soft_targets=(soft_target("Cy", "speaks", 0.5), judged))
-    assert fact.trained_on == {("Ada", "works as"), ("Cy", "speaks"), judged.prompt}
+    true_false = SoftTarget('"Ada works as poet" is', ("true",), (0.9,))
+    fact = replace(CASES.edit_cases()[0].request, soft_targets=(soft_target("Cy", "speaks", 0.5), true_false))
+    assert fact.trained_on == {("Ada", "works as"), ("Cy", "speaks"), true_false.prompt}
 
 
-def together(cases):
-    """The first case, its probes about every case's subject, and its judged and plain logic prompts."""
+def as_one_case(cases):
+    """The first case with probes about the subjects of all cases, a true/false and an atomic logic prompt."""
     zero = pl.lit(0, cases.queries["case"].dtype).alias("case")
-    asked, judged = cases.queries.filter(probe=PROBES[0]), cases.queries.filter(case=0, probe="logic_a")
-    stated = judged.with_columns(prompt=pl.lit("Ada works as"), target=pl.lit("poet"), probe=pl.lit("atomic_a"))
-    queries = pl.concat([asked.filter(case=at).with_columns(zero, pl.lit(PROBES[at]).alias("probe"))
-                         for at in range(len(cases.cases))] + [judged, stated])
+    probes, true_false = cases.queries.filter(probe=PROBES[0]), cases.queries.filter(case=0, probe="logic_a")
+    atomic = true_false.with_columns(prompt=pl.lit("Ada works as"), target=pl.lit("poet"), probe=pl.lit("atomic_a"))
+    queries = pl.concat([probes.filter(case=index).with_columns(zero, pl.lit(PROBES[index]).alias("probe"))
+                         for index in range(len(cases.cases))] + [true_false, atomic])
     return Cases(cases.cases.head(1), queries)
 
 
-def test_the_size_of_a_batch_changes_nothing(base, tmp_path) -> None:
-    scores, _ = run(base, tmp_path / "a")
-    others, _ = run(base, tmp_path / "b", batch_size=1, n_trajectories=0)
-    assert_frame_equal(scores.filter(step=6), others, rel_tol=1e-4)
+def test_the_size_of_a_batch_changes_nothing(setup, tmp_path) -> None:
+    scores, _ = run(setup, tmp_path / "a")
+    one_by_one, _ = run(setup, tmp_path / "b", batch_size=1, n_trajectories=0)
+    assert_frame_equal(scores.filter(step=6), one_by_one, rel_tol=1e-4)
 
 
-def test_bad_requests_are_refused_one_by_one(base, tmp_path, caplog) -> None:
+def test_invalid_requests_are_left_out_one_by_one(setup, tmp_path, caplog) -> None:
     cases = sample_cases([("Ada", "works as", "poet"), ("Bo", "works as", " "), ("Cy", "works as", "Cy works as"),
                           ("Di", "works as", "a poet and a cook and a poet"), ("Eva", "works as", "cook")])
-    scores, log = run(base, tmp_path, cases)
+    scores, log = run(setup, tmp_path, cases)
     reasons = log["refused"].to_list()
     assert reasons[0] is reasons[4] is None
     assert reasons[1] == "the target is empty" and reasons[2] == "the target equals the prompt"
     assert "tokens, 3 are allowed" in reasons[3]
     assert scores["case"].unique().to_list() == [0, 4]
     assert "case 3 is left out: the target" in caplog.text
-    alone, _ = run(base, tmp_path / "alone", sample_cases([("Ada", "works as", "poet")]))
+    alone, _ = run(setup, tmp_path / "alone", sample_cases([("Ada", "works as", "poet")]))
     assert_frame_equal(scores.filter(case=0), alone, rel_tol=1e-4)
 
 
-def test_nothing_but_bad_requests_gives_empty_scores(base, tmp_path) -> None:
-    scores, log = run(base, tmp_path, sample_cases([("Ada", "works as", "")]))
+def test_only_invalid_requests_give_empty_scores(setup, tmp_path) -> None:
+    scores, log = run(setup, tmp_path, sample_cases([("Ada", "works as", "")]))
     assert scores.is_empty() and scores.schema == editing.SCORES
     assert log.rows() == [(0, "lora", 5, None, None, "the target is empty", False)]
 
 
-def test_edits_that_diverge_are_marked_and_left_out_alike(base, tmp_path, caplog) -> None:
-    scores, log = run(base, tmp_path, editors={"lora": {"lr": 1e30, "steps": 3}})
+def test_edits_that_diverge_are_marked_and_left_out(setup, tmp_path, caplog) -> None:
+    scores, log = run(setup, tmp_path, editors={"lora": {"lr": 1e30, "steps": 3}})
     assert log["diverged"].to_list() == [True] * 7 and log["loss"].null_count() == 7 and scores.is_empty()
     assert log["refused"].null_count() == 7
     assert "lora: 7 of 7 edits diverged" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_one_edit_that_diverges_takes_no_other_with_it(base, tmp_path, monkeypatch, caplog, broken) -> None:
+def test_an_edit_that_diverges_does_not_affect_others(setup, tmp_path, monkeypatch, caplog, broken) -> None:
     edit = LoraEditor._edit
 
     def overflowing(self, model, tokenizer, requests, callback):
-        """As LoRA, but Cy's adapter has an entry that is not finite."""
+        """LoRA, with an entry of Cy's adapter that is not finite."""
         adapters = edit(self, model, tokenizer, requests, callback)
         for version, request in enumerate(requests):
             if request.subject == "Cy":
                 next(iter(adapters.up.values()))[version, 0] = broken
         return adapters
 
-    expected, whole = run(base, tmp_path / "whole")
+    expected, whole = run(setup, tmp_path / "whole")
     monkeypatch.setattr(LoraEditor, "_edit", overflowing)
-    scores, log = run(base, tmp_path / "broken")
+    scores, log = run(setup, tmp_path / "broken")
     assert log["diverged"].to_list() == [False, False, True, *[False] * 4] and not whole["diverged"].any()
     assert_frame_equal(scores, expected.filter(pl.col("case") != 2), rel_tol=1e-4)
     assert "lora: 1 of 7 edits diverged" in caplog.text
-    scores, log = run(base, tmp_path / "broken")  # a run that resumes says so, too
+    scores, log = run(setup, tmp_path / "broken")  # a resumed run warns, too
     assert caplog.text.count("lora: 1 of 7 edits diverged") == 2
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."),
                                    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
                                    MemoryError()])
-def test_a_batch_that_does_not_fit_is_halved(base, tmp_path, caplog, monkeypatch, error) -> None:
+def test_a_batch_that_does_not_fit_is_halved(setup, tmp_path, caplog, monkeypatch, error) -> None:
     sizes, edit = [], LoraEditor._edit
 
     def small_only(self, model, tokenizer, requests, callback):
@@ -161,16 +161,16 @@ def test_a_batch_that_does_not_fit_is_halved(base, tmp_path, caplog, monkeypatch
             raise error
         return edit(self, model, tokenizer, requests, callback)
 
-    expected, _ = run(base, tmp_path / "whole", n_trajectories=0)
+    expected, _ = run(setup, tmp_path / "whole", n_trajectories=0)
     monkeypatch.setattr(LoraEditor, "_edit", small_only)
     with caplog.at_level(logging.WARNING):
-        scores, _ = run(base, tmp_path / "halved", n_trajectories=0, batch_size=5)
+        scores, _ = run(setup, tmp_path / "halved", n_trajectories=0, batch_size=5)
     assert sizes == [5, 2, 2, 2, 1]
-    assert "5 edits at once do not fit in memory; going on with 2" in caplog.text
+    assert "5 edits at once do not fit in memory; continuing with 2" in caplog.text
     assert_frame_equal(scores, expected, rel_tol=1e-4)
 
 
-def test_one_edit_too_large_and_other_errors_are_told(base, tmp_path, monkeypatch) -> None:
+def test_a_single_edit_out_of_memory_and_other_errors_are_raised(setup, tmp_path, monkeypatch) -> None:
     def fail(error):
         def edit(*_):
             raise error
@@ -178,10 +178,10 @@ def test_one_edit_too_large_and_other_errors_are_told(base, tmp_path, monkeypatc
 
     fail(torch.OutOfMemoryError("CUDA out of memory."))
     with pytest.raises(EditError, match="a single edit does not fit"):
-        run(base, tmp_path / "a")
+        run(setup, tmp_path / "a")
     fail(RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        run(base, tmp_path / "b")
+        run(setup, tmp_path / "b")
 
 
 KILLED = """
@@ -201,8 +201,8 @@ run(editing.EditSetup(*load_model(folder / "model")), folder / "killed")
 """
 
 
-def test_killed_and_run_again_nothing_is_lost_or_repeated(base, tmp_path, monkeypatch) -> None:
-    save_model(base.model, base.tokenizer, tmp_path / "model")
+def test_a_killed_run_resumes_without_loss_or_repetition(setup, tmp_path, monkeypatch) -> None:
+    save_model(setup.model, setup.tokenizer, tmp_path / "model")
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2],
                                stderr=subprocess.DEVNULL)
     first = tmp_path / "killed" / "log-0000000.parquet"
@@ -212,23 +212,23 @@ def test_killed_and_run_again_nothing_is_lost_or_repeated(base, tmp_path, monkey
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     finished = first.stat().st_mtime_ns
-    pieces, edit = [], editing._edit_batch
+    batches, edit = [], editing._edit_batch
 
-    def noted(run, batch, *, traced):
-        pieces.append([case.number for case in batch])
+    def recorded(run, batch, *, traced):
+        batches.append([case.number for case in batch])
         return edit(run, batch, traced=traced)
 
-    monkeypatch.setattr(editing, "_edit_batch", noted)
-    scores, log = run(base, tmp_path / "killed", batch_size=2)
-    assert pieces == [[2, 3], [4, 5], [6]] and first.stat().st_mtime_ns == finished
-    expected, whole_log = run(base, tmp_path / "whole")
+    monkeypatch.setattr(editing, "_edit_batch", recorded)
+    scores, log = run(setup, tmp_path / "killed", batch_size=2)
+    assert batches == [[2, 3], [4, 5], [6]] and first.stat().st_mtime_ns == finished
+    expected, whole_log = run(setup, tmp_path / "whole")
     assert_frame_equal(scores, expected, rel_tol=1e-4)
     assert log["case"].to_list() == whole_log["case"].to_list()
 
 
-def test_processes_that_share_the_cases_edit_as_one_does(base, tmp_path) -> None:
+def test_shards_give_the_results_of_one_process(setup, tmp_path) -> None:
     for rank in range(2):
-        shared, shared_log = run(base, tmp_path / "shared", shard=(rank, 2))
-    alone, log = run(base, tmp_path / "alone")
+        shared, shared_log = run(setup, tmp_path / "shared", shard=(rank, 2))
+    alone, log = run(setup, tmp_path / "alone")
     assert_frame_equal(shared, alone, rel_tol=1e-4)
     assert_frame_equal(shared_log.drop("seconds"), log.drop("seconds"), rel_tol=1e-4)

@@ -1,4 +1,4 @@
-"""With ``as_published`` the kit gives the numbers of the published evaluation, one edit after the other on plain modules."""
+"""With ``as_published``, results equal those of the published evaluation, which runs single edits on plain modules."""
 
 import polars as pl
 import pytest
@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(run, tmp_path_factory):
-    """State -> case -> the kit's measures, edits made in batches; in float64, as is the loop."""
+    """State -> case -> measures of edits in batches, in float64 as in the loop."""
     folder, model, cases = tmp_path_factory.mktemp("edits"), run.model.double(), run.cases
     exact_norms(model)
     config = run.config.edit
@@ -37,28 +37,28 @@ def measured(run, tmp_path_factory):
                max_new_tokens=run.max_answer_tokens, folder=folder)
     after = gather(folder)["scores"]
     frame = be.analysis.compute_measures(cases.cases, cases.queries, before, after)
-    found = {}
+    by_state = {}
     for state, scores in (("before", before), ("after", after)):
         wide = wide_frame(cases.cases, cases.queries, scores, state).select("case", pl.col(r"^p\..*$"))
-        found[state] = {row["case"]: row for row in frame.join(wide, on="case").iter_rows(named=True)}
-    return found
+        by_state[state] = {row["case"]: row for row in frame.join(wide, on="case").iter_rows(named=True)}
+    return by_state
 
 
 def test_probabilities_accuracies_and_logical_errors_are_the_published_ones(run, measured):
     queries = run.cases.queries.to_dicts()
     loop = PublishedLoop(run.model, run.tokenizer, queries, max_answer_tokens=run.max_answer_tokens, batch_size=BATCH)
     start = [value[0] for value in fresh_adapters(run.model, 1, LoraConfig()).down.values()]
-    accuracies, moved = [], []
+    accuracies, p_request = [], []
     for case in run.cases.edit_cases():
         edited = loop.edited(case.request.prompt, case.request.target, start, alpha=8, lr=LR, steps=40)
         for state, of_state in (("before", loop), ("after", edited)):
-            ours, theirs = measured[state][case.number], of_state.metrics(case.number, state)
-            assert len(theirs) >= 3 + 1 + 4  # a fact that no other resembles still has its own probe
-            for name, value in theirs.items():
+            values, published = measured[state][case.number], of_state.metrics(case.number, state)
+            assert len(published) >= 3 + 1 + 4  # every case has at least the probe of its own fact
+            for name, value in published.items():
                 key = name if name.startswith("p.") else f"{name}_published_{state}" if name in LOGIC else f"{name}_{state}"
-                assert ours[key] == pytest.approx(value, abs=1e-6, rel=0), (case.number, state, name)
-            accuracies += [value for name, value in theirs.items() if name.startswith("substring")]
-        moved.append(measured["after"][case.number][f"p.{PROBES[0]}.requested"])
-    assert 0.2 < sum(accuracies) / len(accuracies) < 1 and max(moved) > 0.5  # the model knows something, edits do something
+                assert values[key] == pytest.approx(value, abs=1e-6, rel=0), (case.number, state, name)
+            accuracies += [value for name, value in published.items() if name.startswith("substring")]
+        p_request.append(measured["after"][case.number][f"p.{PROBES[0]}.requested"])
+    assert 0.2 < sum(accuracies) / len(accuracies) < 1 and max(p_request) > 0.5  # neither model nor edits are trivial
     first = run.cases.queries.filter(kind="true").select(pl.col("label") != pl.col("published_label"))
-    assert first["label"].sum() > 10  # the labels of a batch's first item are others
+    assert first["label"].sum() > 10  # labels of the first case of a batch differ from those of other cases

@@ -1,4 +1,4 @@
-"""What an agent teaches after a request, and what it keeps to itself; the editor that learns it."""
+"""Soft targets of a request, held-out facts, and the editor that trains on soft targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def taught(world):
+def setting(world):
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_shuffles_within_subject=1), seed=0, documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
     cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=60), seed=0)
@@ -37,70 +37,70 @@ def taught(world):
 
 
 def by_prompt(soft_targets: tuple[SoftTarget, ...]) -> dict[str, dict[str, float]]:
-    return {lesson.prompt: dict(zip(lesson.targets, lesson.probabilities, strict=True)) for lesson in soft_targets}
+    return {soft.prompt: dict(zip(soft.targets, soft.probabilities, strict=True)) for soft in soft_targets}
 
 
-def test_soft_targets_are_the_agents_beliefs_after_the_request(taught) -> None:
-    neighbourhood, cases = taught
+def test_soft_targets_are_the_agents_beliefs_after_the_request(setting) -> None:
+    builder, cases = setting
     case = case_that_changes(cases)
     fact, d = case.request.fact, case.downstream_relation
-    soft_targets = neighbourhood(case, BayesConfig())
-    after, told = neighbourhood.agent.after(case.request), by_prompt(soft_targets)
+    soft_targets = builder(case, BayesConfig())
+    after, beliefs = builder.agent.after(case.request), by_prompt(soft_targets)
     assert soft_targets[0].prompt == case.request.prompt and soft_targets[0].targets[0] == case.request.target
     assert soft_targets[0].probabilities[0] == pytest.approx(0.95, abs=0.01)
-    for object_, p in told[f"{fact.subject} {d}"].items():
+    for object_, p in beliefs[f"{fact.subject} {d}"].items():
         assert p == pytest.approx(after.probability(fact.subject, d, object_, "predictive")) and p >= 0.02
-    assert len(told) == len(soft_targets) and all(sum(p.values()) <= 1 + 1e-9 for p in told.values())
-    assert neighbourhood(case, BayesConfig()) == soft_targets
+    assert len(beliefs) == len(soft_targets) and all(sum(p.values()) <= 1 + 1e-9 for p in beliefs.values())
+    assert builder(case, BayesConfig()) == soft_targets
 
 
 def case_that_changes(cases):
     return cases.edit_cases()[cases.cases.filter("downstream_changes")["case"][0]]
 
 
-def test_what_probes_ask_of_others_is_held_out(taught) -> None:
-    neighbourhood, cases = taught
+def test_probed_facts_of_other_subjects_are_held_out(setting) -> None:
+    builder, cases = setting
     for case in cases.edit_cases():
-        told = by_prompt(neighbourhood(case, BayesConfig()))
+        beliefs = by_prompt(builder(case, BayesConfig()))
         probes = cases.queries.filter(pl.col("case") == case.number, pl.col("probe").str.starts_with("other_subject"))
-        assert not set(probes["prompt"]) & set(told)
+        assert not set(probes["prompt"]) & set(beliefs)
         if case.downstream_relation:
             prompt = f"{case.request.subject} {case.downstream_relation}"
-            assert prompt in told and prompt not in by_prompt(neighbourhood(case, BayesHeldoutConfig()))
-    others = [prompt for prompt in told if not prompt.startswith(case.request.subject)]
-    again = by_prompt(neighbourhood(case, BayesConfig(), held_out=others))
+            assert prompt in beliefs and prompt not in by_prompt(builder(case, BayesHeldoutConfig()))
+    others = [prompt for prompt in beliefs if not prompt.startswith(case.request.subject)]
+    again = by_prompt(builder(case, BayesConfig(), held_out=others))
     assert others and not set(others) & set(again)
 
 
-def test_kinds_decide_what_is_among_them(taught) -> None:
-    neighbourhood, cases = taught
+def test_target_kinds_select_the_facts(setting) -> None:
+    builder, cases = setting
     case = cases.edit_cases()[0]
-    assert len(neighbourhood(case, BayesConfig(target_kinds=()))) == 1
-    others = neighbourhood(case, BayesConfig(target_kinds=("same_relation",), n_other_subjects=3))
+    assert len(builder(case, BayesConfig(target_kinds=()))) == 1
+    others = builder(case, BayesConfig(target_kinds=("same_relation",), n_other_subjects=3))
     assert len(others) == 4 and all(soft.prompt.endswith(case.request.fact.relation) for soft in others)
     assert all(case.request.subject not in soft.prompt for soft in others[1:])
     with pytest.raises(ConfigError, match="must not be trained on"):
         be.editor("bayes_heldout", target_kinds=["downstream"])
 
 
-def test_an_updated_agent_s_beliefs_can_be_asked_for(taught) -> None:
-    neighbourhood, cases = taught
+def test_soft_targets_of_an_updated_agent(setting) -> None:
+    builder, cases = setting
     first, case = cases.edit_cases()[:2]
-    updated = neighbourhood.agent.after(first.request)
-    softly = neighbourhood(case, BayesConfig(), updated)[0]
+    updated = builder.agent.after(first.request)
+    soft = builder(case, BayesConfig(), updated)[0]
     p = updated.after(case.request).probability(*fact_of(case), case.request.target, "direct")
-    assert dict(zip(softly.targets, softly.probabilities, strict=True))[case.request.target] == pytest.approx(p)
+    assert dict(zip(soft.targets, soft.probabilities, strict=True))[case.request.target] == pytest.approx(p)
 
 
 @pytest.mark.parametrize("as_published", [False, True])
-def test_soft_targets_of_downstream_requests_are_the_agents_targets(world, as_published) -> None:
-    """Also where an edit of a downstream fact counts twice, as published; that moves other subjects' downstream facts."""
+def test_soft_targets_of_downstream_requests_equal_the_agents_targets(world, as_published) -> None:
+    """Also as published, where an edit of a downstream fact counts twice and changes facts of other subjects."""
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=150, n_shuffles_within_subject=1), seed=0, documents=False)
     agents = [be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects, as_published=published)
               for published in (as_published, not as_published)]
     config = EditConfig(n_cases=60, as_published=as_published)
     cases = be.build_cases(world, corpus, agents[0], config, seed=0)
-    found = {published: [] for published in (False, True)}
+    differences = {published: [] for published in (False, True)}
     for agent, published in zip(agents, (as_published, not as_published), strict=True):
         builder = SoftTargetBuilder(world, corpus, agent, cases, seed=0)
         for case in cases.edit_cases():
@@ -112,8 +112,9 @@ def test_soft_targets_of_downstream_requests_are_the_agents_targets(world, as_pu
                 view = "direct" if row["probe"] == PROBES[0] else "predictive"
                 soft = soft_targets.get((row["subject"], row["relation"]))
                 if soft and row["target"] in soft.targets:
-                    found[published].append(soft.probabilities[soft.targets.index(row["target"])] - row[f"p_after_{view}"])
-    same, other = found[as_published], found[not as_published]
+                    p = soft.probabilities[soft.targets.index(row["target"])]
+                    differences[published].append(p - row[f"p_after_{view}"])
+    same, other = differences[as_published], differences[not as_published]
     assert len(same) > 30 and np.abs(same).max() < 1e-12 and np.abs(other).max() > 1e-3
 
 
@@ -121,42 +122,42 @@ def fact_of(case):
     return case.request.fact.subject, case.request.fact.relation
 
 
-def test_the_editor_comes_to_believe_its_lessons() -> None:
+def test_the_editor_learns_its_soft_targets() -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
-    lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)),
+    soft_targets = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)),
                SoftTarget('"Cy speaks Danish" is', ("true", "false"), (0.1, 0.9)))
     edited = be.editor("bayes", lr=3e-2, steps=300, n_minibatches=1, request_weight=0.5).apply(
-        model, tokenizer, [replace(REQUESTS[3], soft_targets=lessons[::-1]), replace(REQUESTS[0], soft_targets=lessons)])
+        model, tokenizer, [replace(REQUESTS[3], soft_targets=soft_targets[::-1]), replace(REQUESTS[0], soft_targets=soft_targets)])
     for version in (0, 1):
-        for lesson in lessons:
-            n = len(lesson.targets)
-            p = np.exp(score(edited, tokenizer, [lesson.prompt] * n, lesson.targets, versions=[version] * n))
-            np.testing.assert_allclose(p, lesson.probabilities, atol=0.03)
+        for soft in soft_targets:
+            n = len(soft.targets)
+            p = np.exp(score(edited, tokenizer, [soft.prompt] * n, soft.targets, versions=[version] * n))
+            np.testing.assert_allclose(p, soft.probabilities, atol=0.03)
 
 
 def log_p_end(model, tokenizer, sentence):
-    """Of the end token or the full stop after a sentence, whichever the unedited model finds likelier."""
+    """Log-probability of the end token or the full stop after a sentence, whichever is larger in the unedited model."""
     log_p = model(torch.tensor([tokenizer(sentence)["input_ids"]])).logits[0, -1].log_softmax(-1)
     return max(log_p[tokenizer.eos_token_id].item(), log_p[tokenizer.convert_tokens_to_ids(".")].item())
 
 
-@pytest.mark.parametrize("n_parts", [1, 2])
-def test_its_loss_is_the_divergence_over_named_targets_and_the_rest(n_parts) -> None:
+@pytest.mark.parametrize("n_minibatches", [1, 2])
+def test_its_loss_is_the_divergence_over_listed_targets_and_all_others(n_minibatches) -> None:
     model, tokenizer = sample_model(), sample_tokenizer()
-    lessons = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)), SoftTarget("Cy speaks", ("Danish",), (0.9,)))
-    next_turn = (SoftTarget("Ada speaks", ("Greek",), (0.5,)),) * (n_parts - 1)
-    edited = be.editor("bayes", steps=1, request_weight=0.25, n_minibatches=n_parts).apply(
-        model, tokenizer, [replace(EditRequest.from_pair("Ada works as", "poet"), soft_targets=lessons + next_turn)])
+    soft_targets = (SoftTarget("Ada works as", ("poet", "cook"), (0.7, 0.2)), SoftTarget("Cy speaks", ("Danish",), (0.9,)))
+    second_minibatch = (SoftTarget("Ada speaks", ("Greek",), (0.5,)),) * (n_minibatches - 1)
+    edited = be.editor("bayes", steps=1, request_weight=0.25, n_minibatches=n_minibatches).apply(
+        model, tokenizer, [replace(EditRequest.from_pair("Ada works as", "poet"), soft_targets=soft_targets + second_minibatch)])
     expected = 0.0
-    for lesson, share in zip(lessons, (0.25, 0.75), strict=True):
-        n = len(lesson.targets)
-        log_p = score(model, tokenizer, [lesson.prompt] * n, lesson.targets)
-        log_p += [log_p_end(model, tokenizer, f"{lesson.prompt} {target}") for target in lesson.targets]
-        rest = 1 - sum(lesson.probabilities)
-        expected -= share * (np.dot(lesson.probabilities, log_p) + rest * np.log(1 - np.exp(log_p).sum()))
+    for soft, weight in zip(soft_targets, (0.25, 0.75), strict=True):
+        n = len(soft.targets)
+        log_p = score(model, tokenizer, [soft.prompt] * n, soft.targets)
+        log_p += [log_p_end(model, tokenizer, f"{soft.prompt} {target}") for target in soft.targets]
+        p_other = 1 - sum(soft.probabilities)
+        expected -= weight * (np.dot(soft.probabilities, log_p) + p_other * np.log(1 - np.exp(log_p).sum()))
     assert edited.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_requests_without_soft_targets_are_refused() -> None:
+def test_requests_without_soft_targets_are_errors() -> None:
     with pytest.raises(EditError, match="no soft targets"):
         be.editor("bayes").apply(sample_model(), sample_tokenizer(), REQUESTS)
