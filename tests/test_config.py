@@ -207,8 +207,8 @@ PUBLISHED = {  # as the files say it: the docstring of PRESETS names them
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_is_the_published_numbers_and_the_defaults_of_the_rest(name):
     assert PUBLISHED.keys() == PRESETS.keys()
-    found, default = editor_parameters(name, {"preset": "published"}), editor_parameters(name, {})
-    assert found.model_dump() == default.model_dump() | PUBLISHED[name]
+    parsed, default = editor_parameters(name, {"preset": "published"}), editor_parameters(name, {})
+    assert parsed.model_dump() == default.model_dump() | PUBLISHED[name]
 
 
 def test_keys_beside_a_preset_override_it(tmp_path):
@@ -222,9 +222,9 @@ def test_keys_beside_a_preset_override_it(tmp_path):
 
 def test_a_preset_that_overrides_a_whole_configuration_counts():
     config = with_overrides(Experiment(), {"edit.editors.rome.lr": 0.1})
-    found = with_overrides(config, {"edit.editors.rome.layer": 2, "edit.editors.rome.preset": "published"})
-    assert found.edit.editors["rome"] == editor_parameters("rome", {"preset": "published", "layer": 2})
-    assert found.edit.editors["lora"] == config.edit.editors["lora"]
+    parsed = with_overrides(config, {"edit.editors.rome.layer": 2, "edit.editors.rome.preset": "published"})
+    assert parsed.edit.editors["rome"] == editor_parameters("rome", {"preset": "published", "layer": 2})
+    assert parsed.edit.editors["lora"] == config.edit.editors["lora"]
 
 
 def test_the_published_runs_are_set_up_as_published():

@@ -52,7 +52,7 @@ def counted(corpus):
 
 
 def sample_sentences(world, config, seed=0, rows=None):
-    """(sampler, sentences) of one pass over the known facts."""
+    """(sampler, sentences) of one pass over the facts of the corpus."""
     sampler = Sampler(world, config, world.corpus_facts(config.n_facts) if rows is None else rows)
     return sampler, sampler.sentences(0, len(sampler.object), np.random.default_rng(seed))
 
@@ -126,13 +126,13 @@ def test_a_document_is_about_one_subject_unless_mixed(world, tmp_path):
 def test_the_true_object_has_the_majority(world):
     config = CorpusConfig(n_facts=250, n_compound_per_subject=0)
     sampler, sentences = sample_sentences(world, config)
-    stated = sentences.take(sentences.label == UNLABELLED)
-    right = np.bincount(stated.fact, stated.object == sampler.object[stated.fact], len(sampler.object))
-    assert (np.bincount(stated.fact) == config.n_samples_per_fact).all() and right.min() > config.n_samples_per_fact / 2
+    atomic = sentences.take(sentences.label == UNLABELLED)
+    right = np.bincount(atomic.fact, atomic.object == sampler.object[atomic.fact], len(sampler.object))
+    assert (np.bincount(atomic.fact) == config.n_samples_per_fact).all() and right.min() > config.n_samples_per_fact / 2
     assert right.max() > right.min()
     _, free = sample_sentences(world, config.model_copy(update={"true_object_most_frequent": False}))
-    stated = free.take(free.label == UNLABELLED)
-    assert np.bincount(stated.fact, stated.object == sampler.object[stated.fact]).min() <= config.n_samples_per_fact / 2
+    atomic = free.take(free.label == UNLABELLED)
+    assert np.bincount(atomic.fact, atomic.object == sampler.object[atomic.fact]).min() <= config.n_samples_per_fact / 2
 
 
 @pytest.mark.parametrize("min_truth", [0.6, 1])
@@ -176,10 +176,10 @@ def test_the_remainder_goes_to_any_connective(world):
 def test_two_true_false_sentences_per_fact(world):
     sampler, sentences = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=0, label_all_samples=False))
     labelled = sentences.take((sentences.label != UNLABELLED) & (sentences.form == ATOMIC))
-    stated = sentences.take(sentences.label == UNLABELLED)
+    atomic = sentences.take(sentences.label == UNLABELLED)
     right, wrong = (Counter(part.fact[(part.object == sampler.object[part.fact]) == is_right].tolist())
                     for part in [labelled] for is_right in (True, False))
-    noisy = set(stated.fact[stated.object != sampler.object[stated.fact]].tolist())
+    noisy = set(atomic.fact[atomic.object != sampler.object[atomic.fact]].tolist())
     assert set(right.values()) == {1} and len(right) == len(sampler.object)
     assert set(wrong.values()) == {1} and set(wrong) == noisy
 
@@ -195,9 +195,9 @@ def many(world, config, n_passes=300):
 def test_draws_follow_the_generative_model(world):
     config = CorpusConfig(n_facts=40, n_compound_per_subject=0, true_object_most_frequent=False, n_samples_per_fact=20)
     sampler, sentences = many(world, config, 100)
-    stated = sentences.take(sentences.label == UNLABELLED)
+    atomic = sentences.take(sentences.label == UNLABELLED)
     k, n = len(world.objects), 100 * 20
-    observed = np.bincount(stated.fact * k + stated.object, minlength=len(sampler.object) * k).reshape(-1, k)
+    observed = np.bincount(atomic.fact * k + atomic.object, minlength=len(sampler.object) * k).reshape(-1, k)
     facts = sampler.facts.select("subject", "relation")
     every = facts.join(pl.DataFrame({"object": np.arange(k, dtype=np.uint32)}), how="cross")
     expected = world.probabilities(every).reshape(-1, k) * n
@@ -234,7 +234,7 @@ def test_compound_sentences_are_drawn_as_specified(world):
         theirs = sampler.subject[chosen.second_fact] == chosen.subject
         assert (mine | theirs).all() and near(mine & ~theirs, (mine ^ theirs).mean() / 2)  # swapped half the time
         other = np.where(mine & ~theirs, chosen.second_fact, chosen.fact)[mine ^ theirs]
-        assert len(np.unique(other)) == len(sampler.object)  # any known fact
+        assert len(np.unique(other)) == len(sampler.object)  # any fact of the corpus
 
 
 def test_false_objects(world):

@@ -1,4 +1,4 @@
-"""Sentences and prompts: what is written can be read again, and what cannot be is said so."""
+"""Sentences and prompts: what is written can be parsed, and errors name what cannot."""
 
 import pytest
 from hypothesis import assume, given

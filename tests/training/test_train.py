@@ -149,14 +149,14 @@ def test_batches_hold_each_document_once_an_epoch(lengths, packed, seed, n_words
     for epoch, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
         if epoch:
             break
-        found = list(documents_in(batch))
-        assert sum(len(ids) for ids, _ in found) == batch.n_tokens
-        assert sum(len(ids) - 1 for ids, _ in found) == batch.n_targets
-        assert len(found) == len(batch.members)
-        assert not packed or {first for _, first in found} == {0}
+        sequences = list(documents_in(batch))
+        assert sum(len(ids) for ids, _ in sequences) == batch.n_tokens
+        assert sum(len(ids) - 1 for ids, _ in sequences) == batch.n_targets
+        assert len(sequences) == len(batch.members)
+        assert not packed or {first for _, first in sequences} == {0}
         assert (batch.parents[batch.counts == 0] == -1).all() and (batch.ends[batch.counts == 0] == 0).all()
         assert len(batch.ids) == 4 and (not packed or batch.ids.shape[1] == 10)
-        seen.update(ids for ids, _ in found)
+        seen.update(ids for ids, _ in sequences)
         computed += batch.n_computed
     expected = Counter(tuple(documents.tokens[start:start + min(length, 10)])
                        for start, length in zip(documents.starts, lengths, strict=False))
@@ -255,10 +255,10 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad()
     model.set_attn_implementation(attention)
-    loss, found = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
+    loss, found_nll = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
     loss.backward()
     assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == bool(groups)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() == pytest.approx(nll, rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found_nll.item() == pytest.approx(nll, rel=1e-5)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
 
