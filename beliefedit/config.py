@@ -137,11 +137,11 @@ class LoraConfig(Config):
     The defaults are those of the testbed (arXiv 2406.19354).
     """
 
-    rank: Positive = 1
-    alpha: PositiveFloat = 8.0
-    lr: PositiveFloat = 1e-4
-    weight_decay: NonNegativeFloat = 1e-4
-    steps: Positive = 40
+    rank: Positive = Field(1, description="rank of the adapters")
+    alpha: PositiveFloat = Field(8.0, description="adapters are scaled by alpha / rank")
+    lr: PositiveFloat = Field(1e-4, description="learning rate of AdamW")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="of AdamW")
+    steps: Positive = Field(40, description="steps per edit")
     max_grad_norm: PositiveFloat = Field(
         1.0, description="gradients of an edit are clipped to this norm")
     append_end_token: bool = Field(
@@ -159,8 +159,8 @@ class FinetuneConfig(Config):
 
     layers: tuple[int, ...] | None = Field(
         None, description="layers to train, negative numbers count from the last; null: all")
-    lr: PositiveFloat = 5e-4
-    steps: Positive = 25
+    lr: PositiveFloat = Field(5e-4, description="learning rate of Adam")
+    steps: Positive = Field(25, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
     target_tokens_only: bool = Field(
         True, description="loss on the tokens of the target only; false: on all tokens")
@@ -186,7 +186,7 @@ class ValueConfig(Config):
     lr: PositiveFloat = Field(0.3, description="learning rate of Adam for the value")
     relative_lr: bool = Field(
         True, description="lr is relative to the typical entry of a value; false: as published")
-    steps: Positive = 25
+    steps: Positive = Field(25, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.05, description="an edit stops below this loss")
     kl_factor: NonNegativeFloat = Field(
         0.0625, description="weight of the KL divergence for the subject as a prompt")
@@ -233,10 +233,10 @@ class AlphaEditConfig(MultiLayerConfig):
 
     l2: PositiveFloat = Field(0.01, description="lambda: L2 penalty of the update; published: 10")
     nullspace_threshold: PositiveFloat = Field(
-        2e-2, description="smaller eigenvalues of the key covariance count as zero")
+        2e-2, description="eigenvalues of the key covariance below it count as zero")
     relative_threshold: bool = Field(
-        True, description="the null space holds this share of the sum of eigenvalues; false: the "
-                          "threshold is an eigenvalue")
+        True, description="the threshold is for the cumulative share of the sum of eigenvalues; "
+                          "false: for each eigenvalue")
 
 
 class GraceConfig(Config):
@@ -244,7 +244,7 @@ class GraceConfig(Config):
 
     layer: int = Field(1, description="layer of the codebook, negative numbers count from the last")
     lr: PositiveFloat = Field(1.0, description="learning rate of the value")
-    steps: Positive = 100
+    steps: Positive = Field(100, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
     epsilon: PositiveFloat = Field(0.5, description="initial radius of an edit around its key")
     relative_epsilon: bool = Field(
@@ -256,11 +256,12 @@ class GraceConfig(Config):
 class RetrainConfig(Config):
     """Further pretraining on the request and old documents, an upper reference for small worlds."""
 
-    lr: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 1e-4
-    n_epochs: Positive = 2
-    batch_size: Positive = 16
-    max_grad_norm: PositiveFloat = 1.0
+    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="of AdamW")
+    n_epochs: Positive = Field(2, description="epochs over the request and the documents")
+    batch_size: Positive = Field(16, description="documents per step")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="gradients of a step are clipped to this norm")
     n_documents: Positive = Field(
         256, description="documents of the corpus to train on again")
     max_repeats: Positive = Field(
@@ -274,9 +275,9 @@ LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
 class BayesConfig(LoraConfig):
     """LoRA (arXiv 2106.09685) on the agent's beliefs after the edit, for it and related facts."""
 
-    rank: Positive = 4
-    lr: PositiveFloat = 5e-3
-    steps: Positive = 60
+    rank: Positive = Field(4, description="rank of the adapters")
+    lr: PositiveFloat = Field(5e-3, description="learning rate of AdamW")
+    steps: Positive = Field(60, description="steps per edit")
     append_end_token: bool = Field(True, description="also train on the end token after targets")
     target_kinds: tuple[LessonKind, ...] = Field(
         get_args(LessonKind), description="kinds of facts to train on besides the request")
@@ -293,7 +294,9 @@ class BayesConfig(LoraConfig):
 class BayesHeldoutConfig(BayesConfig):
     """The same without downstream facts, so that the model must infer their change."""
 
-    target_kinds: tuple[LessonKind, ...] = ("upstream", "same_subject", "same_relation")
+    target_kinds: tuple[LessonKind, ...] = Field(
+        ("upstream", "same_subject", "same_relation"),
+        description="kinds of facts to train on besides the request, without downstream facts")
 
     @field_validator("target_kinds")
     @classmethod
@@ -659,7 +662,7 @@ class PretrainingConfig(Config):
         0.0, description="final learning rate as a share of the peak")
     warmup_fraction: Probability = Field(
         0.02, description="share of the budget in which the learning rate rises")
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = Field(0.0, description="of the optimizers")
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="beta2 of AdamW and Adam")
     max_grad_norm: PositiveFloat = Field(
@@ -694,7 +697,8 @@ class EditConfig(Config):
         False, description="draw cases, update the agent and score as the published code does")
     published_batch_size: Positive = Field(
         64, description="with as_published: cases that are scored with the labels of the first one")
-    editors: Editors = Editors({"lora": {}})
+    editors: Editors = Field(
+        Editors({"lora": {}}), description="editors to run, by name, with their parameters")
     n_edited: NonNegative | None = Field(None, description="edit only this many cases; null: all")
     batch_size: Positive = Field(64, description="edits computed together")
     n_trajectories: NonNegative = Field(
@@ -731,8 +735,8 @@ def check_device(name: str) -> str:
 class Experiment(Config):
     """One run: a section per stage, one seed, one device."""
 
-    name: str = "experiment"
-    seed: NonNegative = 0
+    name: str = Field("experiment", description="name of the experiment")
+    seed: NonNegative = Field(0, description="seed of all random draws")
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(
