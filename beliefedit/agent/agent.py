@@ -183,7 +183,7 @@ class BayesAgent:
         exact = Fraction(str(probability))  # 0.9 must give odds of 9, not of 9.000…02
         odds = exact / (1 - exact)
         needed_count = (1 + row.total - alpha) * odds.numerator / odds.denominator
-        return math.ceil(needed_count - 1e-9) - alpha  # sums of thirds miss whole numbers by less
+        return math.ceil(needed_count - 1e-9) - alpha  # tolerates rounding of sums of thirds
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:

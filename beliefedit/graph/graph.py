@@ -126,7 +126,7 @@ def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
             return text
     raise GraphError(f"object label {label!r} cannot be truncated to {max_tokens} tokens",
                      where="graph.max_object_tokens",
-                     hint="raise max_object_tokens, or set it to 0 to leave labels whole")
+                     hint="raise max_object_tokens, or set it to 0 for no truncation")
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:

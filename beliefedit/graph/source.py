@@ -31,7 +31,7 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
     """Decorate the reader of sources 'name:path'.
 
     A reader takes the configuration of the graph, with the path as its ``source``, and returns a
-    graph with whole labels, such as `Graph.from_facts` gives.
+    graph without truncated labels, for example from `Graph.from_facts`.
 
     Args:
         name: of the format.
@@ -46,7 +46,7 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
 
 
 def read_graph(config: GraphConfig) -> Graph:
-    """The part of the source that the configuration asks for; object labels are whole.
+    """The configured part of the source, without truncation of object labels.
 
     Raises:
         GraphError: the source cannot be read, or its reader gives no graph.

@@ -52,7 +52,7 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
         n_relations: how many relations to choose.
         min_relations: a kept subject has at least this many of them.
         min_cooccurrence: two relations are chosen together only if this many subjects have both.
-        max_object_tokens: longer object labels are truncated; 0 leaves them whole.
+        max_object_tokens: longer object labels are truncated; 0: no truncation.
         tokenizer: a tokenizer of `transformers` that counts those tokens.
         read_n_facts: read only this many lines of the triple file.
         exclude_relations, exclude_entities: ids whose triples are dropped.
@@ -229,8 +229,9 @@ def _usable(triples: pl.DataFrame, entities: tuple[pl.DataFrame, Sequence[str]],
             relations: tuple[pl.DataFrame, Sequence[str]]) -> tuple[pl.DataFrame, dict[str, int]]:
     """(frame (row, subject, relation, object) of u32, counts of lines).
 
-    ``row`` is that of the triple, the other columns are rows of the alias tables. Each argument is
-    (alias table, excluded ids). Triples with an excluded id or one without an alias are left out.
+    ``row`` is that of the triple, the other columns are rows of the alias tables. ``entities`` and
+    ``relations`` are (alias table, excluded ids). Triples with an excluded id, or with one that has
+    no alias, are left out.
     """
     columns, kept = [], []
     for key, (table, ids) in zip(KEYS, (entities, relations, entities), strict=True):
