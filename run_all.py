@@ -28,21 +28,21 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
               default=ROOT / "params" / "demo.yaml", help="parameter file  [params/demo.yaml]")
 @click.option("--out", help="run folder  [runs/NAME OF THE PARAMETER FILE]")
 @click.option("--only", multiple=True, metavar="NAME",
-              help="run only this notebook, e.g. 03_editing, whatever the parameter "
-                   "'notebooks' says; may be repeated")
+              help="run only this notebook, e.g. 03_editing, regardless of the parameter "
+                   "'notebooks'; may be repeated")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] makes a run of each")
+              help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] gives three runs")
 @click.option("--force", is_flag=True,
-              help="run everything again, also in a folder of other parameters")
-@click.option("--clean", is_flag=True, help="remove artifacts that no recorded run uses, and stop")
+              help="run everything again, also in a folder of another configuration")
+@click.option("--clean", is_flag=True, help="only remove artifacts that no recorded run uses")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
-              help="folder of the notebooks  [notebooks]")
+              help="folder of notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
 def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
          force: bool, clean: bool, notebooks: Path, more_settings: Sequence[str]) -> None:
-    """Run the notebooks in order, write an HTML report of each, and an index of the run.
+    """Run the notebooks in order, and write HTML reports and an index.
 
-    Running the same command again resumes a run that was interrupted.
+    The same command resumes an interrupted run.
     """
     try:
         fixed, points = sweep.grid(parse_override(text) for text in (*settings, *more_settings))
@@ -53,16 +53,16 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
             removed = [f"removed {path}" for path in remove_unused(folder)]
             click.echo("\n".join(removed) or "nothing to remove")
             return
-        found = runner.find_notebooks(notebooks)
+        sources = runner.find_notebooks(notebooks)
         if points and (folder / SUMMARY).exists():
-            raise StoreError(f"{folder} holds a single run, no place for a sweep",
+            raise StoreError(f"{folder} holds a single run and cannot hold a sweep",
                              hint="choose another --out")
         folders = [folder / name for name in sweep.folder_names(points)] or [folder]
-        for place in (folder, *folders):
-            runner.check_folder(place, found)
-        plans = [runner.make_plan(params_file, fixed | point, place, found, only=only, force=force,
-                                  point=point)
-                 for place, point in zip(folders, points or [{}], strict=True)]
+        for path in (folder, *folders):
+            runner.check_folder(path, sources)
+        plans = [runner.make_plan(params_file, fixed | point, path, sources, only=only,
+                                  force=force, point=point)
+                 for path, point in zip(folders, points or [{}], strict=True)]
         records = [runner.open_record(plan) for plan in plans]
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _compute_together(plans):
             return
@@ -78,7 +78,7 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
 
 
 def _compute_together(plans: Sequence[runner.Plan]) -> bool:
-    """Compute long stages with the processes of `accelerate launch`; True in the first of them."""
+    """Compute long stages with the processes of `accelerate launch`; True in the first process."""
     from beliefedit.training import distributed
 
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -93,7 +93,7 @@ def _compute_together(plans: Sequence[runner.Plan]) -> bool:
 
 
 def _run(plan: runner.Plan, record: dict, title: str) -> bool:
-    """One run and its closing table: notebook, status, time, size, report."""
+    """Run a plan and print a table: notebook, status, time, size, report."""
     finished = runner.run(plan, record, Progress(sys.stderr, title))
     rows = [("notebook", "status", "time", "size", "report")]
     for notebook in plan.notebooks:
@@ -104,12 +104,13 @@ def _run(plan: runner.Plan, record: dict, title: str) -> bool:
         rows.append((notebook.stem, entry.get("status", "not run"), seconds, *report))
     _show(rows)
     if not finished:
-        click.echo("Stopped at the notebook that failed. The same command resumes there.", err=True)
+        click.echo("Stopped at the notebook that failed. The same command resumes from it.",
+                   err=True)
     return finished
 
 
 def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -> Path:
-    """The page that compares a sweep's runs, and a table of them."""
+    """Write the page that compares the runs of a sweep, and print a table of them."""
     rows = [("run", "status", "time", "index")]
     for plan, record in zip(plans, records, strict=True):
         states = {path.stem: record["notebooks"].get(path.stem, {}).get("status")
@@ -124,7 +125,7 @@ def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -
 
 
 def _show(rows: Sequence[Sequence[str]]) -> None:
-    """A table on the terminal."""
+    """Print a table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     click.echo("\n".join(["", *lines]))

@@ -1,6 +1,6 @@
-"""Parameters of one experiment: a frozen model per stage, read from YAML with dotted overrides.
+"""Parameters of an experiment: a frozen model per stage, read from YAML with dotted overrides.
 
-Defaults live here and nowhere else. Unknown keys are errors.
+This module has all defaults. Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -52,27 +52,27 @@ class Config(BaseModel):
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form, 64 hexadecimal digits."""
+    """SHA-256 of a JSON-serializable value in canonical form, 64 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 NOT_COMPARED = {"plugins", "notebooks"}
-"""Parameters that do not tell configurations apart: where plugins lie, which notebooks are run."""
+"""Parameters that do not distinguish configurations: paths of plugins, notebooks to run."""
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """'seed 0 -> 1; corpus.n_facts 500 -> 1000' of two configurations as JSON; '' if they agree."""
+    """'seed 0 -> 1; corpus.n_facts 500 -> 1000' for two configurations as JSON; '' if equal."""
     old, new = flatten(before), flatten(after)
     pairs = {key: (old.get(key, MISSING), new.get(key, MISSING))
              for key in old | new if key not in NOT_COMPARED}
-    changed = [f"{key} {was} -> {is_now}" for key, (was, is_now) in pairs.items() if was != is_now]
+    changed = [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
     more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
     return "; ".join(changed[:5] + more)
 
 
 def explain(error: ValidationError, root: type) -> str:
-    """Each problem on a line: key, what is wrong, the value given, and names close to it."""
+    """One line per problem: the key, the problem, the value, and similar names."""
     lines = []
     for problem in error.errors():
         key, value = ".".join(map(str, problem["loc"])), problem["input"]
@@ -105,7 +105,7 @@ RENAMED = {
     "n_others": "n_other_subjects", "least_probability": "min_probability",
     "request_share": "request_weight", "n_parts": "n_minibatches",
     "bayes_untold": "bayes_heldout"}
-"""Keys of version 0.1 and their names today, for the errors of parameter files that have them."""
+"""Keys of version 0.1 and their present names, for errors about old parameter files."""
 
 
 def _suggestion(location: tuple, root: type) -> str:
@@ -113,17 +113,17 @@ def _suggestion(location: tuple, root: type) -> str:
     for part in location[:-1]:
         annotation = fields_of(group).get(part)
         group = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), None)
-    known = fields_of(group)
-    old = location[-1]
-    if RENAMED.get(old) in known:
-        return f", it is named '{RENAMED[old]}' now"
-    close = get_close_matches(str(old), known, n=1)
+    names = fields_of(group)
+    unknown = location[-1]
+    if RENAMED.get(unknown) in names:
+        return f", it is named '{RENAMED[unknown]}' now"
+    close = get_close_matches(str(unknown), names, n=1)
     return (f", did you mean '{close[0]}'?" if close else "") + (
-        f"; known here: {', '.join(known)}" if known and (not close or group is Editors) else "")
+        f"; choose from {', '.join(names)}" if names and (not close or group is Editors) else "")
 
 
 def fields_of(group: Any) -> dict[str, Any]:
-    """Names of a group's keys, and what each holds."""
+    """Names and types of the keys of a group."""
     if group is Editors:
         return dict(EDITOR_PARAMETERS)
     if is_dataclass(group):
@@ -132,158 +132,178 @@ def fields_of(group: Any) -> dict[str, Any]:
 
 
 class LoraConfig(Config):
-    """LoRA (arXiv 2106.09685) on every MLP output projection; defaults are the published ones."""
+    """LoRA (arXiv 2106.09685) on all MLP output projections.
 
-    rank: Positive = 1
-    alpha: PositiveFloat = 8.0
-    lr: PositiveFloat = 1e-4
-    weight_decay: NonNegativeFloat = 1e-4
-    steps: Positive = 40
-    max_grad_norm: PositiveFloat = Field(1.0, description="largest gradient norm of one edit")
-    append_end_token: bool = Field(False,
-                                   description="learn where the answer ends, too; published: no")
-    seed: NonNegative = Field(0, description="of the adapters' first values, equal for all edits")
+    The defaults are those of the testbed (arXiv 2406.19354).
+    """
+
+    rank: Positive = Field(1, description="rank of the adapters")
+    alpha: PositiveFloat = Field(8.0, description="adapters are scaled by alpha / rank")
+    lr: PositiveFloat = Field(1e-4, description="learning rate of AdamW")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="of AdamW")
+    steps: Positive = Field(40, description="steps per edit")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="gradients of an edit are clipped to this norm")
+    append_end_token: bool = Field(
+        False, description="also train on the end token after the target; published: no")
+    seed: NonNegative = Field(
+        0, description="seed of the initial adapter weights, the same for all edits")
 
 
 class FinetuneConfig(Config):
     """Full fine-tuning of MLP output projections: FT-M, or FT-L with ``max_weight_change``.
 
-    The published FT-L also takes all tokens of the target from what follows the prompt; here they
-    are read one after another, as FT-M does.
+    FT-L is from arXiv 2012.00363. The published FT-L predicts all tokens of the target at the last
+    token of the prompt. Here each token is predicted from the preceding ones, as in FT-M.
     """
 
-    layers: tuple[int, ...] | None = Field(None, description="negative from the last; null: all")
-    lr: PositiveFloat = 5e-4
-    steps: Positive = 25
-    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
-    target_tokens_only: bool = Field(True,
-                                     description="loss on the target's tokens only; else on all")
-    max_weight_change: PositiveFloat | None = Field(None,
-                                                    description="bound on each weight's change")
+    layers: tuple[int, ...] | None = Field(
+        None, description="layers to train, negative numbers count from the last; null: all")
+    lr: PositiveFloat = Field(5e-4, description="learning rate of Adam")
+    steps: Positive = Field(25, description="largest number of steps per edit")
+    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
+    target_tokens_only: bool = Field(
+        True, description="loss on the tokens of the target only; false: on all tokens")
+    max_weight_change: PositiveFloat | None = Field(
+        None, description="largest absolute change of a weight; null: no limit")
 
 
 class InContextConfig(Config):
-    """The edited sentence in front of every prompt; no weights change."""
+    """The edited sentence as a prefix of every prompt; no weights change."""
 
-    n_repeats: Positive = Field(1, description="how often the sentence is stated")
+    n_repeats: Positive = Field(1, description="number of repetitions of the sentence")
 
 
 class ValueConfig(Config):
-    """What ROME, MEMIT and AlphaEdit share: a value v found by descent at one token.
+    """Parameters of ROME, MEMIT and AlphaEdit: gradient descent finds a value v at one token.
 
-    Models of a few layers look a fact up where subject and relation have met, at the prompt's last
-    token: there these editors write by default. The published place is the subject's last token,
-    where they adopt almost no request on such models, with the published parameters none
-    (``preset: published``). On deep models try ``place: subject``.
+    By default these editors write at the last token of the prompt, where models of a few layers
+    combine subject and relation. The published token is the last one of the subject
+    (``edit_token: subject_last``). With it almost no edit of such small models succeeds, and none
+    with the published parameters (``preset: published``). It may suit deep models.
     """
 
-    lr: PositiveFloat = Field(0.3, description="Adam's learning rate of the value")
+    lr: PositiveFloat = Field(0.3, description="learning rate of Adam for the value")
     relative_lr: bool = Field(
-        True, description="ours: lr in units of the value's usual entry; false: as published")
-    steps: Positive = 25
-    early_stop_loss: NonNegativeFloat = Field(0.05, description="an edit whose loss is below stops")
-    kl_factor: NonNegativeFloat = Field(0.0625, description="weight of KL on the subject alone")
+        True, description="lr is relative to the typical entry of a value; false: as published")
+    steps: Positive = Field(25, description="largest number of steps per edit")
+    early_stop_loss: NonNegativeFloat = Field(0.05, description="an edit stops below this loss")
+    kl_factor: NonNegativeFloat = Field(
+        0.0625, description="weight of the KL divergence for the subject as a prompt")
     value_weight_decay: NonNegativeFloat = Field(
-        0.01, description="weight of |change| / |v|^2 in the loss")
+        0.01, description="weight of |change| / |v|^2 in the loss of the value")
     edit_token: Literal["subject_last", "prompt_last"] = Field(
-        "prompt_last", description="whose last token is edited")
+        "prompt_last", description="edit at the last token of the subject or of the prompt")
     n_context_templates: Positive = Field(
-        1, description="sentence context_templates that the key is averaged over")
-    n_tokens: Positive = Field(20_000, description="corpus tokens behind the key statistics")
-    seed: NonNegative = Field(0, description="of the choice of contexts")
+        1, description="beginnings of sentences before the prompt; the key is their average")
+    n_tokens: Positive = Field(20_000, description="corpus tokens for the covariance of the keys")
+    seed: NonNegative = Field(0, description="seed of the choice of context templates")
 
 
 class RomeConfig(ValueConfig):
-    """One rank-one update at one layer, the same averaged key throughout (r-ROME)."""
+    """ROME (arXiv 2202.05262): a rank-one update of one layer.
 
-    layer: int = Field(0, description="which layer, negative from the last")
-    max_norm_ratio: PositiveFloat = Field(4.0, description="longest change, relative to the value")
+    As in r-ROME (arXiv 2403.07175) the averaged key is used throughout.
+    """
+
+    layer: int = Field(0, description="layer to edit, negative numbers count from the last")
+    max_norm_ratio: PositiveFloat = Field(
+        4.0, description="largest norm of the change, relative to the value")
 
 
 class MultiLayerConfig(ValueConfig):
-    """A value at the last of several layers, to which all contribute."""
+    """A value at the last of several layers, to which all these layers contribute."""
 
-    layers: tuple[int, ...] = Field((0, 1), description="layers to change, negative from the last")
+    layers: tuple[int, ...] = Field(
+        (0, 1), description="layers to edit, negative numbers count from the last")
     max_norm_ratio: PositiveFloat = Field(
-        0.75, description="longest change, relative to the hidden state")
+        0.75, description="largest norm of the change, relative to the hidden state")
 
 
 class MemitConfig(MultiLayerConfig):
-    """The change spread over the layers by least squares (MEMIT)."""
+    """MEMIT (arXiv 2210.07229): least squares distribute the change over the layers."""
 
     covariance_weight: PositiveFloat = Field(
-        1.0, description="lambda: how much what the layers do already counts; published: 15,000")
+        1.0, description="lambda: weight of the key covariance, which preserves outputs; "
+                         "published: 15,000")
 
 
 class AlphaEditConfig(MultiLayerConfig):
-    """MEMIT's value, written only where the corpus's keys do not reach (AlphaEdit)."""
+    """AlphaEdit (arXiv 2410.02355): MEMIT projected onto the null space of the corpus's keys."""
 
-    l2: PositiveFloat = Field(0.01, description="lambda; published: 10")
+    l2: PositiveFloat = Field(0.01, description="lambda: L2 penalty of the update; published: 10")
     nullspace_threshold: PositiveFloat = Field(
-        2e-2, description="smaller eigenvalues of keys count as zero")
+        2e-2, description="eigenvalues of the key covariance below it count as zero")
     relative_threshold: bool = Field(
-        True, description="the threshold is a share of the summed eigenvalues, kept at the end")
+        True, description="the threshold is for the cumulative share of the sum of eigenvalues; "
+                          "false: for each eigenvalue")
 
 
 class GraceConfig(Config):
-    """A codebook at one layer; no weights change (GRACE)."""
+    """GRACE (arXiv 2211.11031): a codebook of keys and values at one layer; no weights change."""
 
-    layer: int = Field(1, description="which layer, negative from the last")
-    lr: PositiveFloat = Field(1.0, description="of the value")
-    steps: Positive = 100
-    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit whose loss is below stops")
-    epsilon: PositiveFloat = Field(0.5, description="reach of an edit around its key")
+    layer: int = Field(1, description="layer of the codebook, negative numbers count from the last")
+    lr: PositiveFloat = Field(1.0, description="learning rate of the value")
+    steps: Positive = Field(100, description="largest number of steps per edit")
+    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
+    epsilon: PositiveFloat = Field(0.5, description="initial radius of an edit around its key")
     relative_epsilon: bool = Field(
-        True, description="the radius is a share of the usual distance of keys; false: a distance")
-    n_calibration_documents: Positive = Field(200, description="texts that distance is measured on")
+        True, description="epsilon is a share of the typical distance of keys; false: a distance")
+    n_calibration_documents: Positive = Field(
+        200, description="documents for measuring the typical distance")
 
 
 class RetrainConfig(Config):
-    """Further pretraining per edit, an upper reference for small worlds."""
+    """Further pretraining on the request and old documents, an upper reference for small worlds."""
 
-    lr: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 1e-4
-    n_epochs: Positive = 2
-    batch_size: Positive = 16
-    max_grad_norm: PositiveFloat = 1.0
-    n_documents: Positive = Field(256, description="documents of the corpus that are read again")
-    max_repeats: Positive = Field(200, description="a request is read weight times, at most this")
-    seed: NonNegative = Field(0, description="of the choice and order of documents")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="of AdamW")
+    n_epochs: Positive = Field(2, description="epochs over the request and the documents")
+    batch_size: Positive = Field(16, description="documents per step")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="gradients of a step are clipped to this norm")
+    n_documents: Positive = Field(
+        256, description="documents of the corpus to train on again")
+    max_repeats: Positive = Field(
+        200, description="the request is repeated as often as its weight says, at most this often")
+    seed: NonNegative = Field(0, description="seed of the choice and order of documents")
 
 
 LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
 
 
 class BayesConfig(LoraConfig):
-    """LoRA on what the agent now believes: the request and facts around it."""
+    """LoRA (arXiv 2106.09685) on the agent's beliefs after the edit, for it and related facts."""
 
-    rank: Positive = 4
-    lr: PositiveFloat = 5e-3
-    steps: Positive = 60
-    append_end_token: bool = Field(True, description="learn where answers end, too")
+    rank: Positive = Field(4, description="rank of the adapters")
+    lr: PositiveFloat = Field(5e-3, description="learning rate of AdamW")
+    steps: Positive = Field(60, description="steps per edit")
+    append_end_token: bool = Field(True, description="also train on the end token after targets")
     target_kinds: tuple[LessonKind, ...] = Field(
-        get_args(LessonKind), description="facts that are trained on besides the request")
+        get_args(LessonKind), description="kinds of facts to train on besides the request")
     n_other_subjects: NonNegative = Field(
         4, description="other subjects with a fact of the same relation")
     min_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.02, description="objects the agent thinks less likely are not spelled out")
+        0.02, description="objects with a smaller belief are not targets")
     request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
-    n_minibatches: Positive = Field(4, description="parts of the other targets; a step takes one")
+    n_minibatches: Positive = Field(
+        4, description="minibatches of the other targets; each step uses one")
 
 
 class BayesHeldoutConfig(BayesConfig):
-    """The same without the downstream fact: what changes there then is inferred."""
+    """The same without downstream facts, so that the model must infer their change."""
 
-    target_kinds: tuple[LessonKind, ...] = ("upstream", "same_subject", "same_relation")
+    target_kinds: tuple[LessonKind, ...] = Field(
+        ("upstream", "same_subject", "same_relation"),
+        description="kinds of facts to train on besides the request, without downstream facts")
 
     @field_validator("target_kinds")
     @classmethod
-    def _downstream_is_held_out(cls, target_kinds: tuple[LessonKind,
-                                                         ...]) -> tuple[LessonKind, ...]:
+    def _downstream_is_held_out(cls, target_kinds: tuple[LessonKind, ...]
+                                ) -> tuple[LessonKind, ...]:
         if "downstream" in target_kinds:
-            raise ValueError(
-                "downstream facts are what this editor must not be trained on; use bayes")
+            raise ValueError("this editor must not be trained on downstream facts; use bayes")
         return target_kinds
 
 
@@ -291,27 +311,28 @@ class SequenceConfig(Config):
     """Sequential edits of one model (docs/specification.md, section 8)."""
 
     lengths: tuple[Positive, ...] = Field(
-        (1, 3, 10, 30, 100, 300), description="edits after which the model is measured; []: none")
+        (1, 3, 10, 30, 100, 300), description="numbers of edits after which the model is "
+                                             "evaluated; []: no sequential edits")
     n_sequences: Positive = Field(
-        1, description="sequences of edits, each of other cases; an interval needs at least two")
-    n_unedited: Positive = Field(50, description="facts of other subjects that are asked about")
-    n_documents: Positive = Field(100, description="documents of the corpus whose loss is watched")
+        1, description="sequences of edits with different cases; intervals need at least two")
+    n_unedited: Positive = Field(50, description="facts of unedited subjects to evaluate")
+    n_documents: Positive = Field(100, description="documents of the corpus for the corpus loss")
 
 
 class RationalityConfig(Config):
-    """Tests that no rational agent fails."""
+    """Tests of rationality that the Bayesian agent passes."""
 
-    n_cases: NonNegative = Field(20, description="subjects that each test is made on; 0: no tests")
+    n_cases: NonNegative = Field(20, description="subjects per test; 0: no tests")
     strengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.6, 0.8, 0.95, 0.99), description="beliefs that evidence of several strengths brings")
-    n_unrelated: Positive = Field(5, description="unrelated facts asked about after each edit")
+        (0.6, 0.8, 0.95, 0.99), description="beliefs that the evidence of the strength test gives")
+    n_unrelated: Positive = Field(5, description="unrelated facts to evaluate after each edit")
 
 
 EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
     "retrain": RetrainConfig, "bayes": BayesConfig, "bayes_heldout": BayesHeldoutConfig}
-"""Parameters of every editor by name; `beliefedit.editors.register_editor` adds to it."""
+"""Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
 
@@ -350,7 +371,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         }
     }
 }
-"""The published hyper-parameters of editors, for ``preset``; keys named beside it override them.
+"""The published hyper-parameters of editors, for ``preset``; other keys given override them.
 
 - lora: main.py and utils/utils.py of peterbhase/LLM-belief-revision, update_lr of its README.
 - finetune: FT-M, hparams/FT/llama3-8b.yaml of zjunlp/EasyEdit with ``objective_optimization:
@@ -361,36 +382,36 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 - alphaedit: hparams/AlphaEdit/EleutherAI_gpt-j-6B.json of jianghoucheng/AlphaEdit. Its Llama3-8B
   has ``lr: 0.1``.
 - grace: grace/config/editor/grace.yaml of Thartvigsen/GRACE; its code never stops early. It starts
-  from a random value and replaces the tokens before the prompt's last (``val_init: cold``,
-  ``replacement: replace_prompt``); here the value starts from the layer's own output and replaces
+  from a random value and replaces the tokens before the last one of the prompt (``val_init: cold``,
+  ``replacement: replace_prompt``). Here the value starts from the output of the layer and replaces
   it at tokens near the key.
 
-The descent of the published v_num_grad_steps 20 and 25 looks at its last value and leaves it, which
-makes 19 and 24 steps. The contexts (21 and 6, one of them empty) are texts that the model
-generates, and key statistics are of 100,000 texts of Wikipedia; here both come from the corpus.
-Layers belong to a model's size: ``layer`` and ``layers`` keep their defaults.
+The published v_num_grad_steps 20 and 25 make 19 and 24 steps, as the code only evaluates the last
+value. The published context templates (21 and 6, one of them empty) are texts that the model
+generates, and the key covariance is that of 100,000 texts of Wikipedia; here the corpus provides
+both. Layers depend on the size of a model, so ``layer`` and ``layers`` keep their defaults.
 """
 
 
 def _without_preset(name: str, values: Any) -> Any:
-    """An editor's parameters, those of the preset they name among them."""
+    """The parameters of an editor together with those of its preset."""
     if name not in BUILT_IN_EDITORS or not isinstance(values, Mapping) or "preset" not in values:
         return values
     named = {key: value for key, value in values.items() if key != "preset"}
-    preset, known = values["preset"], PRESETS.get(name)
+    preset, presets = values["preset"], PRESETS.get(name)
     if preset is None:
         return named
-    if known is None:
+    if presets is None:
         raise ValueError(f"the editor '{name}' is not a published one and has no presets; "
                          f"editors with presets: {', '.join(PRESETS)}")
-    if not isinstance(preset, str) or preset not in known:
+    if not isinstance(preset, str) or preset not in presets:
         raise ValueError(f"the editor '{name}' has no preset {preset!r}: "
-                         f"choose {', '.join(known)}, or null for the defaults")
-    return known[preset] | named
+                         f"choose {', '.join(presets)}, or null for the defaults")
+    return presets[preset] | named
 
 
 class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
-    """Editors to run, by name, each with its parameters; others do not run."""
+    """Editors to run, by name, with their parameters."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -398,12 +419,12 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
     @classmethod
     def _each_by_its_own_parameters(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
-            raise ValueError("expected names of editors with parameters below them")
+            raise ValueError("expected names of editors with their parameters")
         if any(name not in EDITOR_PARAMETERS for name in values):
             load_entry_points("beliefedit.editors")
         values = {name: _without_preset(name, given) for name, given in values.items()}
-        known = {n: EDITOR_PARAMETERS[n] | None for n in values if n in EDITOR_PARAMETERS}
-        group = cast(Any, TypedDict)("group", known, total=False)
+        types = {n: EDITOR_PARAMETERS[n] | None for n in values if n in EDITOR_PARAMETERS}
+        group = cast(Any, TypedDict)("group", types, total=False)
         group.__pydantic_config__ = ConfigDict(extra="forbid")
         chosen = TypeAdapter(group).validate_python(values)
         others = [name for name in chosen if name not in BUILT_IN_EDITORS]
@@ -421,10 +442,10 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
 
 
 def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
-    """One editor's parameters; those not named have their defaults.
+    """The parameters of an editor; those not given have their defaults.
 
     Raises:
-        ConfigError: no such editor, an unknown or an impossible hyper-parameter.
+        ConfigError: no such editor, or an unknown or invalid hyper-parameter.
     """
     try:
         return Editors.model_validate({name: dict(hyperparameters)})[name]
@@ -435,7 +456,7 @@ def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
 
 @cache
 def load_entry_points(group: str) -> None:
-    """Import what installed packages add to the kit under a name such as "beliefedit.editors".
+    """Import the entry points of installed packages in a group such as "beliefedit.editors".
 
     Raises:
         ConfigError: one of them cannot be imported.
@@ -446,11 +467,11 @@ def load_entry_points(group: str) -> None:
         except Exception as error:
             raise ConfigError(f"the plugin {point.name!r} cannot be loaded: {error!r}",
                               where=f"entry point {point.value} of {group}",
-                              hint="repair or uninstall the package that brings it") from error
+                              hint="repair or uninstall the package of this plugin") from error
 
 
 def import_plugin(plugin: str) -> None:
-    """Import a module by name or, if it ends in .py, by path; a second time does nothing.
+    """Import a module by name or, if it ends in .py, by path; a module is imported once.
 
     Raises:
         ConfigError: it cannot be imported.
@@ -466,7 +487,7 @@ def import_plugin(plugin: str) -> None:
             spec.loader.exec_module(sys.modules[name])
         else:
             import_module(name)
-    except BeliefEditError:  # says itself what is wrong
+    except BeliefEditError:  # has its own message
         sys.modules.pop(name, None)
         raise
     except Exception as error:
@@ -483,11 +504,11 @@ Connective = Literal["or", "and", "not"]
 MODEL_SIZES = {
     "83m": (512, 12), "162m": (768, 12), "334m": (1024, 16), "1b": (1520, 24),
     "tiny": (64, 2), "small": (128, 4), "medium": (256, 4)}
-"""Name to (hidden size, layers); see docs/specification.md, section 7."""
+"""Maps names to (hidden size, layers); see docs/specification.md, section 7."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-3 as a number (YAML 1.1 wants 1.0e-3)."""
+    """Safe YAML that also reads 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
 
 
 _Loader.add_implicit_resolver(
@@ -496,55 +517,69 @@ _Loader.add_implicit_resolver(
 
 
 class GraphConfig(Config):
-    """Which knowledge graph, and which part of it (docs/specification.md, section 2)."""
+    """The knowledge graph and the part of it to use (docs/specification.md, section 2)."""
 
     source: str = Field(
         "demo", description="'demo' (built in), a folder in Wikidata5m's layout, or 'format:path'")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
-    demo_seed: NonNegative = 0
-    read_n_facts: Positive | None = Field(None, description="read only the first lines; null: all")
-    n_relations: Annotated[int, Field(ge=2)] = 10
-    min_relations: Positive = Field(2, description="fewest chosen relations of a kept subject")
-    min_cooccurrence: Positive = Field(1000, description="subjects that must share two relations")
-    max_object_tokens: NonNegative = Field(4, description="longer labels are cut; 0: left whole")
-    exclude_relations: tuple[str, ...] = ("P735", "P131")
-    exclude_entities: tuple[str, ...] = ("Q16521", "Q5")
+    demo_seed: NonNegative = Field(0, description="seed of the built-in graph")
+    read_n_facts: Positive | None = Field(
+        None, description="read only this many lines of the triple file; null: all")
+    n_relations: Annotated[int, Field(ge=2)] = Field(10, description="relations to choose")
+    min_relations: Positive = Field(
+        2, description="a kept subject has at least this many of the chosen relations")
+    min_cooccurrence: Positive = Field(
+        1000, description="two relations are chosen together if this many subjects have both")
+    max_object_tokens: NonNegative = Field(
+        4, description="longer object labels are truncated; 0: no truncation")
+    exclude_relations: tuple[str, ...] = Field(
+        ("P735", "P131"), description="ids of relations to leave out")
+    exclude_entities: tuple[str, ...] = Field(
+        ("Q16521", "Q5"), description="ids of subjects and objects to leave out")
 
 
 class WorldConfig(Config):
     """The generative model (docs/specification.md, section 3)."""
 
     min_truth: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        0.6, description="least probability of a true object")
+        0.6, description="smallest probability of a true object")
     p_false_from_same_relation: Probability = Field(
-        0.0, description="share of false objects drawn from the fact's own relation, not from all")
+        0.0, description="share of false objects drawn from the objects of the fact's relation, "
+                         "not from all objects")
 
 
 class CorpusConfig(Config):
     """Sentences, documents and evidence (docs/specification.md, section 4)."""
 
-    n_facts: Positive = Field(1000, description="subjects are taken in order up to this many")
-    n_samples_per_fact: Positive = Field(10, description="noisy draws per (subject, relation)")
-    atomic: bool = Field(True, description="write the drawn 's r o' sentences")
-    true_false: bool = Field(True, description="write judged sentences")
+    n_facts: Positive = Field(
+        1000, description="all facts of the first subjects that together have this many")
+    n_samples_per_fact: Positive = Field(10, description="samples per (subject, relation)")
+    atomic: bool = Field(
+        True, description="write atomic statements 'subject relation object'")
+    true_false: bool = Field(
+        True, description="write sentences with a label, '\"…\" is true'")
     connectives: tuple[Connective, ...] = Field(
-        ("or", "and", "not"), description="compound sentences to write")
+        ("or", "and", "not"), description="kinds of compound sentences to write")
     n_compound_per_subject: NonNegative = Field(
         20, description="compound sentences per subject, of all kinds")
     compound_resamples: Positive = Field(
-        1, description="times they are drawn; a connective uses a fact once each time")
-    label_all_samples: bool = Field(True, description="else one true and one false draw per fact")
-    true_object_most_frequent: bool = Field(True, description="redraw until it has the majority")
-    use_distractors: bool = Field(True, description="a false independent fact uses its distractor")
-    sentences_per_doc: Positive = 10
+        1, description="rounds of compound sentences; in a round a connective uses a fact once")
+    label_all_samples: bool = Field(
+        True, description="label all samples; false: one true and one false sample per fact")
+    true_object_most_frequent: bool = Field(
+        True, description="sample again until the true object is in the majority")
+    use_distractors: bool = Field(
+        True, description="the false object of an independent fact is its distractor")
+    sentences_per_doc: Positive = Field(10, description="sentences per document")
     n_shuffles_within_subject: Positive = Field(
-        5, description="passes over each subject's sentences, shuffled")
-    n_shuffles_global: NonNegative = Field(0, description="further passes mixed across subjects")
+        5, description="copies of the sentences, shuffled within each subject")
+    n_shuffles_global: NonNegative = Field(
+        0, description="further copies of the sentences, shuffled across subjects")
 
     @model_validator(mode="after")
-    def _judged_forms_need_true_false(self) -> CorpusConfig:
+    def _compounds_need_true_false(self) -> CorpusConfig:
         if self.connectives and not self.true_false:
-            raise ValueError("compound sentences are judged true or false: "
+            raise ValueError("compound sentences are labelled true or false: "
                              "set true_false: true or connectives: []")
         if len(set(self.connectives)) != len(self.connectives):
             raise ValueError(f"a connective is named twice: {list(self.connectives)}")
@@ -554,17 +589,19 @@ class CorpusConfig(Config):
 
 
 class ModelConfig(Config):
-    """Tokenizer and language model (docs/specification.md, section 7)."""
+    """Tokenizer and language model, a Mistral decoder (docs/specification.md, section 7)."""
 
-    init_from: str | None = Field(None,
-                                  description="Hugging Face model to start from; null: random")
+    init_from: str | None = Field(
+        None, description="Hugging Face model to start from; null: random weights")
     tokenizer: str = Field("bpe", description="'bpe' trains one; else a Hugging Face name or path")
-    vocab_size: Annotated[int, Field(ge=300)] = 2000
-    size: str | None = Field("small", description="one of MODEL_SIZES; null: the dimensions below")
-    hidden_size: Positive | None = None
-    n_layers: Positive | None = None
-    n_heads: Positive = 8
-    mlp_ratio: PositiveFloat = 4.0
+    vocab_size: Annotated[int, Field(ge=300)] = Field(
+        2000, description="vocabulary size of a trained tokenizer")
+    size: str | None = Field(
+        "small", description=f"one of {', '.join(MODEL_SIZES)}; null: the dimensions below")
+    hidden_size: Positive | None = Field(None, description="with size: null")
+    n_layers: Positive | None = Field(None, description="with size: null")
+    n_heads: Positive = Field(8, description="attention heads")
+    mlp_ratio: PositiveFloat = Field(4.0, description="hidden size of the MLP per hidden size")
 
     @model_validator(mode="after")
     def _dimensions_are_known(self) -> ModelConfig:
@@ -591,80 +628,104 @@ class ModelConfig(Config):
 
 
 class PretrainingConfig(Config):
-    """The training loop; defaults are our recipe, params/paper.yaml holds the published one."""
+    """The training loop; params/paper.yaml has the published values.
 
-    token_budget: Positive = Field(3_000_000, description="budget in tokens, padding not counted")
+    Best-fit packing is from arXiv 2404.10830, label smoothing from arXiv 1512.00567, AdamW from
+    arXiv 1711.05101, Muon from Keller Jordan 2024 (kellerjordan.github.io/posts/muon).
+    """
+
+    token_budget: Positive = Field(
+        3_000_000, description="tokens to train on, without padding")
     packed: bool = Field(
-        True, description="whole documents packed into rows; else one a row, padded at random")
+        True, description="pack whole documents into rows; false: one per row with random padding")
     sequence_length: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="tokens, longer documents are cut; null: the longest one's, so that none "
-                          "is cut, but at most 1024 if packed")
+        None, description="tokens of a row, longer documents are truncated; null: those of the "
+                          "longest document, if packed at most 1024")
     prefix_groups_per_epoch: Positive | None = Field(
-        16, description="groups of a packed pass whose documents share prefixes; null: no sharing")
-    n_short_epochs: NonNegative = Field(2, description="first passes, the shortest documents alone")
-    short_fraction: Probability = Field(0.35,
-                                        description="share of documents that are the shortest")
-    batch_tokens: Positive = Field(1024, description="tokens of a packed batch, with padding")
+        16, description="groups of documents in a packed epoch; shared prefixes within a group are "
+                        "computed once; null: no sharing")
+    n_short_epochs: NonNegative = Field(
+        2, description="first epochs, over the shortest documents only")
+    short_fraction: Probability = Field(
+        0.35, description="share of the documents in the short epochs")
+    batch_tokens: Positive = Field(1024, description="tokens of a packed batch, including padding")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     gradient_accumulation_steps: Positive = Field(
-        1, description="batches whose gradients make one step")
+        1, description="batches per step of the optimizer")
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd", "muon"] = Field(
-        "adamw", description="torch's own; muon: hidden matrices, AdamW the rest; GPUs only")
+        "adamw", description="optimizers of torch; muon: Muon for hidden matrices, AdamW for the "
+                             "rest; for GPUs")
     lr: PositiveFloat = Field(
-        3e-3, description="peak learning rate of all but Muon; it falls linearly")
+        3e-3, description="peak learning rate of all but Muon; it decays linearly")
     lr_muon: PositiveFloat = Field(0.02, description="peak learning rate of Muon")
-    final_lr_fraction: Probability = Field(0.0,
-                                           description="last learning rate, as a share of the peak")
-    warmup_fraction: Probability = Field(0.02,
-                                         description="share of the budget in which the rate rises")
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of AdamW and Adam")
-    max_grad_norm: PositiveFloat = Field(1.0, description="largest gradient norm of a step")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    final_lr_fraction: Probability = Field(
+        0.0, description="final learning rate as a share of the peak")
+    warmup_fraction: Probability = Field(
+        0.02, description="share of the budget in which the learning rate rises")
+    weight_decay: NonNegativeFloat = Field(0.0, description="of the optimizers")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="beta2 of AdamW and Adam")
+    max_grad_norm: PositiveFloat = Field(
+        1.0, description="gradients of a step are clipped to this norm")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each target spread over the vocabulary")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where it is fast")
-    compile: bool = Field(False, description="torch.compile, for long runs; CPUs need a compiler")
-    n_evals: Positive = Field(12, description="over the budget, the last one at its end")
-    n_eval_facts: Positive = Field(300, description="facts asked about in an evaluation")
-    n_heldout_documents: NonNegative = Field(200, description="held out for the evaluation loss")
+        "auto", description="dtype of matrix products; auto: bfloat16 if the hardware supports it")
+    compile: bool = Field(
+        False, description="use torch.compile, for long runs; on CPUs it needs a C++ compiler")
+    n_evals: Positive = Field(12, description="evaluations, the last at the end of the budget")
+    n_eval_facts: Positive = Field(300, description="facts per evaluation")
+    n_heldout_documents: NonNegative = Field(
+        200, description="documents held out for the evaluation loss")
     stop_when: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
-        {}, description="stop when all these accuracies are reached")
-    checkpoint_seconds: NonNegativeFloat = Field(60.0, description="time between checkpoints")
+        {}, description="stop when all these accuracies are reached; {}: never")
+    checkpoint_seconds: NonNegativeFloat = Field(60.0, description="seconds between checkpoints")
 
 
 class EditConfig(Config):
-    """Edit cases (docs/specification.md, section 6) and the editors that carry them out."""
+    """Edit cases (docs/specification.md, section 6) and editors."""
 
-    n_cases: Positive = 5000
+    n_cases: Positive = Field(5000, description="number of edit cases")
     target_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="belief the evidence must bring")
-    p_downstream: Probability = Field(0.8, description="share to change a downstream answer")
-    p_reinforce: Probability = Field(0.6, description="where none exists, share of true requests")
-    as_published: bool = Field(False, description="draw, update and judge as the published code")
+        0.95, description="belief in the target that the evidence of a request leads to")
+    p_downstream: Probability = Field(
+        0.8, description="share of requests that change the answer to a downstream fact")
+    p_reinforce: Probability = Field(
+        0.6, description="share of requests that confirm the truth, among facts without a "
+                         "downstream fact")
+    as_published: bool = Field(
+        False, description="draw cases, update the agent and score as the published code does")
     published_batch_size: Positive = Field(
-        64, description="with as_published: cases that are judged by the first one's labels")
-    editors: Editors = Editors({"lora": {}})
-    n_edited: NonNegative | None = Field(None, description="edit only the first cases; null: all")
-    batch_size: Positive = Field(64, description="edits carried out at once")
-    n_trajectories: NonNegative = Field(8, description="first edits, scored on the way too")
+        64, description="with as_published: cases that are scored with the labels of the first one")
+    editors: Editors = Field(
+        Editors({"lora": {}}), description="editors to run, by name, with their parameters")
+    n_edited: NonNegative | None = Field(None, description="edit only this many cases; null: all")
+    batch_size: Positive = Field(64, description="edits computed together")
+    n_trajectories: NonNegative = Field(
+        8, description="edits that are also scored at intermediate steps")
     n_distributions: NonNegative | None = Field(
-        50, description="first edits whose whole distributions are compared too; null: all")
-    trajectory_every: Positive = Field(4, description="steps between the points of a trajectory")
+        50, description="edits whose distributions over all objects are compared; null: all")
+    trajectory_every: Positive = Field(4, description="steps between the scores of a trajectory")
     sequence: SequenceConfig = SequenceConfig()
     rationality: RationalityConfig = RationalityConfig()
 
 
 class AnalysisConfig(Config):
-    """Tables and intervals (docs/specification.md, section 8)."""
+    """Tables and intervals (docs/specification.md, section 8).
 
-    n_resamples: Annotated[int, Field(ge=100)] = 2000
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    Intervals are bootstrap intervals (Efron & Tibshirani 1993). On smallest effects of interest see
+    Lakens 2017 (doi 10.1177/1948550617697177).
+    """
+
+    n_resamples: Annotated[int, Field(ge=100)] = Field(2000, description="bootstrap resamples")
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="confidence level of the intervals")
     smallest_effect: NonNegativeFloat = Field(
-        0.05, description="least change of a probability, accuracy or error that makes a claim")
+        0.05, description="smallest change of a probability, accuracy or error that is a finding")
 
 
 def check_device(name: str) -> str:
-    """The name, if it is one of 'auto', 'cpu', 'cuda' and 'cuda:N'; a ValueError says why not."""
+    """The name, if it is 'auto', 'cpu', 'cuda' or 'cuda:N'; else a ValueError with the reason."""
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         return name
     why = ": scores are computed in float64, which MPS lacks" if name.startswith("mps") else ""
@@ -674,15 +735,15 @@ def check_device(name: str) -> str:
 class Experiment(Config):
     """One run: a section per stage, one seed, one device."""
 
-    name: str = "experiment"
-    seed: NonNegative = 0
+    name: str = Field("experiment", description="name of the experiment")
+    seed: NonNegative = Field(0, description="seed of all random draws")
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(
-        None, min_length=1, description="only these are run; null: all")
+        None, min_length=1, description="notebooks to run; null: all")
     plugins: tuple[str, ...] = Field(
-        (), description="modules, by name or path of a .py file, that register editors or measures;"
-        " paths are relative to the parameter file, in overrides to the working directory")
+        (), description="modules (name, or path of a .py file) that register editors or measures; "
+        "paths are relative to the parameter file, in overrides to the working directory")
     graph: GraphConfig = GraphConfig()
     world: WorldConfig = WorldConfig()
     corpus: CorpusConfig = CorpusConfig()
@@ -701,7 +762,7 @@ class Experiment(Config):
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that name this configuration; see `NOT_COMPARED`."""
+        """Twelve hexadecimal digits of the hash of all parameters but those of `NOT_COMPARED`."""
         return digest(self.model_dump(mode="json", exclude=NOT_COMPARED) | {"notebooks": None})[:12]
 
 
@@ -709,12 +770,12 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read an experiment from YAML and apply dotted overrides.
 
     Args:
-        path: YAML file with a section per stage; what it does not say keeps its default.
+        path: YAML file with a section per stage; other parameters have their defaults.
         overrides: dotted key to value, e.g. ``{"edit.n_cases": 50}``; paths in ``plugins`` are
             relative to the working directory, those of the file to its folder.
 
     Raises:
-        ConfigError: missing or malformed file, unknown key, wrong type, impossible value, or a
+        ConfigError: missing or malformed file, unknown key, wrong type, invalid value, or a
             plugin that cannot be imported.
     """
     path, where = Path(path), str(path)
@@ -738,11 +799,11 @@ def with_overrides(params: Experiment | Mapping[str, Any],
                    overrides: Mapping[str, Any]) -> Experiment:
     """An experiment, or its values by section, with dotted overrides.
 
-    In an experiment every value is set, so that none would be left to a preset: an editor whose
-    ``preset`` is overridden starts from it.
+    All values of an experiment are set. So an override of an editor's ``preset`` replaces all its
+    parameters by those of the preset.
 
     Raises:
-        ConfigError: unknown key, wrong type, impossible value, or a plugin that cannot be imported.
+        ConfigError: unknown key, wrong type, invalid value, or a plugin that cannot be imported.
     """
     values = params.model_dump(mode="json") if isinstance(params, Experiment) else dict(params)
     values = copy.deepcopy(values)
@@ -755,9 +816,9 @@ def with_overrides(params: Experiment | Mapping[str, Any],
 def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment; paths of plugins in ``values`` are relative to ``folder``."""
     overrides = dict(overrides)
-    for settings, base in ((values, folder), (overrides, Path())):
+    for settings, origin in ((values, folder), (overrides, Path())):
         if isinstance(settings.get("plugins"), list | tuple):
-            settings["plugins"] = [str((base / plugin).resolve()) if plugin.endswith(".py")
+            settings["plugins"] = [str((origin / plugin).resolve()) if plugin.endswith(".py")
                                    else plugin for plugin in map(str, settings["plugins"])]
     for key, value in overrides.items():
         _set_dotted(values, key, value)
@@ -766,7 +827,7 @@ def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: P
     except ValidationError as error:
         raise ConfigError(explain(error, Experiment),
                           where=where + (" with overrides" if overrides else ""),
-                          hint="correct the keys above; beliefedit/config.py lists every key"
+                          hint="correct the keys above; beliefedit/config.py lists all keys"
                           ) from None
 
 
@@ -787,13 +848,13 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def _set_dotted(values: dict, key: str, value: Any) -> None:
-    """Put value at a.b.c, making sections on the way."""
+    """Set the value of a dotted key, with new sections where needed."""
     *sections, last = key.split(".")
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise ConfigError(f"'{key}' goes below '{section}', which is a value, not a section",
+            raise ConfigError(f"'{key}' is below '{section}', which is a value, not a section",
                               where=key)
     values[last] = value

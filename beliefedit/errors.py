@@ -1,6 +1,4 @@
-"""Every error a user of the kit can cause: what is wrong, where, and what to do about it."""
-
-
+"""Errors that users can cause: the problem, where it is, and a hint on how to fix it."""
 
 
 class BeliefEditError(Exception):
@@ -9,7 +7,7 @@ class BeliefEditError(Exception):
     Args:
         problem: what is wrong, with the offending value.
         where: file and line, config key or stage; empty when there is none.
-        hint: what the user can do.
+        hint: how to fix it.
     """
 
     def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
@@ -23,31 +21,31 @@ class BeliefEditError(Exception):
 
 
 class ConfigError(BeliefEditError):
-    """A parameter is unknown, of the wrong type, or impossible."""
+    """A parameter that is unknown, of the wrong type, or invalid."""
 
 
 class GraphError(BeliefEditError):
-    """The knowledge graph's files are missing, damaged, or hold too little for the request."""
+    """Graph files that are missing or damaged, or that have too few facts."""
 
 
 class EvidenceError(BeliefEditError):
-    """Evidence, relation pairs or a query the Bayesian agent cannot take."""
+    """Evidence, relation pairs or a query that are invalid for the Bayesian agent."""
 
 
 class LanguageError(BeliefEditError):
-    """A sentence that is not in the corpus's grammar."""
+    """A sentence that is not in the grammar of the corpus."""
 
 
 class StoreError(BeliefEditError):
-    """A run folder or artifact that cannot be used as asked."""
+    """A run folder or artifact that cannot be used."""
 
 
 class TrainingError(BeliefEditError):
-    """Pretraining cannot go on."""
+    """Pretraining that cannot continue."""
 
 
 class EditError(BeliefEditError):
-    """An edit request that cannot be carried out."""
+    """An edit request that cannot be applied."""
 
 
 class DivergenceError(EditError):
@@ -59,4 +57,4 @@ class MeasureError(BeliefEditError):
 
 
 class ReportError(BeliefEditError):
-    """A notebook that failed or cannot be exported."""
+    """A notebook that cannot be run or exported."""

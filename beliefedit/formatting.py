@@ -12,7 +12,7 @@ MISSING = "–"
 
 
 def number(value: float | None, decimals: int = 2, signed: bool = False) -> str:
-    """'1,234.50', '−0.21', with a sign also '+0.21'; zero has none; '–' for None and NaN."""
+    """'1,234.50', '−0.21', with ``signed`` also '+0.21'; zero has no sign; '–' for None, NaN."""
     if value is None or math.isnan(value):
         return MISSING
     text = f"{value:{'+' if signed else ''}z,.{decimals}f}".replace("-", "−")
@@ -21,7 +21,7 @@ def number(value: float | None, decimals: int = 2, signed: bool = False) -> str:
 
 def interval(mean: float | None, low: float | None, high: float | None, decimals: int = 2,
              signed: bool = False) -> str:
-    """'0.21 [0.18, 0.24]'; the mean alone where there is no interval."""
+    """'0.21 [0.18, 0.24]'; only the mean where there is no interval."""
     middle, *ends = (number(value, decimals, signed) for value in (mean, low, high))
     return middle if MISSING in (middle, *ends) else f"{middle} [{', '.join(ends)}]"
 
@@ -58,10 +58,10 @@ def html_table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[str]], cap
     """An HTML table that needs no style sheet.
 
     Args:
-        head: rows of column names, plain text; equal neighbours above the last row are joined.
-        rows: cells as HTML, so text in them must be escaped.
+        head: rows of column names, plain text; equal neighbours above the last row are merged.
+        rows: cells as HTML; escape text in them.
         caption: plain text.
-        left: how many columns, or which ones, are aligned left; the others hold numbers.
+        left: number or indices of the columns to align left; the other columns have numbers.
     """
     left = range(left) if isinstance(left, int) else left
     heads = ""

@@ -1,9 +1,9 @@
-"""One experiment: its graph, corpus, agent, model, edits and tables, each computed once.
+"""An experiment: its graph, corpus, agent, model, edits and tables, each computed once.
 
-A `Run` is a configuration and a folder. Its properties are the stages of the experiment. Each is
-computed on first use, kept in the folder under a key that hashes all it depends on, and read once
-per process. Runs of other configurations in the same folder compute beside it and share what they
-have in common. Stages that need torch import it when they run.
+A `Run` is a configuration and a folder. Its properties are the stages of the experiment. Each stage
+is computed on first use, stored in the folder under a key that hashes all its inputs, and read once
+per process. Runs of several configurations can use one folder and share the stages that they have
+in common. Stages that need torch import it when they run.
 """
 
 from __future__ import annotations
@@ -48,30 +48,30 @@ VERSIONS = {
     "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 3, "beliefs": 3,
     "edits": 6, "sequential": 3, "rationality": 3, "tables": 6
 }
-"""Raise a stage's number when the same configuration gives another artifact."""
+"""Increase the number of a stage when the same configuration gives another artifact."""
 
 EDITING_STAGES = ("edits", "sequential", "rationality")
-"""Stages with an artifact per editor."""
+"""Stages that have an artifact per editor."""
 
 
 class Run:
     """An experiment in a folder.
 
     Args:
-        folder: gets the artifacts, ``<stage>/<key>/`` each; a point of a sweep has them in the
-            store that its summary.json names.
+        folder: for the artifacts, in ``<stage>/<key>/``; the artifacts of a point of a sweep are in
+            the store that its summary.json names.
         params: parameter file or configuration; None: the configuration recorded in the folder.
-        overrides: dotted parameters to change, e.g. ``{"edit.n_cases": 50}``.
-        store: where artifacts live, if not in the folder.
+        overrides: parameters to change by dotted key, e.g. ``{"edit.n_cases": 50}``.
+        store: folder of the artifacts, if not the folder of the run.
         read_only: a missing artifact raises `StoreError` instead of being computed.
 
     Attributes:
-        recorded: the configuration that summary.json of the folder records, by section; None: the
-            folder holds no recorded run.
+        recorded: the configuration in the summary.json of the folder, by section; None: the folder
+            has no recorded run.
 
     Raises:
-        ConfigError: unknown or impossible parameters.
-        StoreError: the folder cannot be used, or holds no configuration where none is given.
+        ConfigError: unknown or invalid parameters.
+        StoreError: the folder cannot be used, or neither it nor ``params`` has a configuration.
     """
 
     def __init__(self, folder: str | Path, params: str | Path | Experiment | None = None,
@@ -82,7 +82,7 @@ class Run:
         self.recorded: Mapping[str, Any] | None = record.get("config")
         if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
-                             hint="give the parameters, or make the run with run_all.py")
+                             hint="give the parameters, or compute the run with run_all.py")
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:
@@ -102,25 +102,25 @@ class Run:
 
     @cached_property
     def flat_config(self) -> dict[str, Any]:
-        """Dotted parameter to value, the seed left out."""
+        """Maps dotted keys of parameters to values, without the seed."""
         return {key: value for key, value in flatten(self.config.model_dump(mode="json")).items()
                 if key != "seed"}
 
     # Stages: keys and artifacts
 
     def key(self, stage: str) -> str:
-        """The key of a stage's artifact; of an editor's, with the stage named 'edits/lora'."""
+        """The key of a stage's artifact; the stages of editors are named as in 'edits/lora'."""
         if stage not in self._keys:
             record = self._record(stage)
             self._keys[stage] = stage_key(stage, record), record
         return self._keys[stage][0]
 
     def has(self, stage: str) -> bool:
-        """Whether a stage is computed; 'edits' alone means every editor's."""
+        """Whether a stage is computed; 'edits' means those of all editors."""
         return all(self.store.has(part, self.key(part)) for part in self._parts(stage))
 
     def path(self, stage: str) -> Path:
-        """The folder of a stage's artifact, computed if it is not there."""
+        """The folder of a stage's artifact, which is computed if it does not exist."""
         key = self.key(stage)
         name = stage.partition("/")[0]
         build = getattr(self, f"_build_{name}")
@@ -129,7 +129,7 @@ class Run:
                               lambda folder: build(folder, *arguments))
 
     def manifest(self, stage: str) -> dict[str, Any]:
-        """What is recorded of a stage's artifact.
+        """The record of a stage's artifact.
 
         Raises:
             StoreError: it is not computed.
@@ -137,7 +137,7 @@ class Run:
         return self.store.manifest(stage, self.key(stage))
 
     def keys(self) -> dict[str, str]:
-        """Every stage of this configuration, one of each editor's, with its key."""
+        """All stages of this configuration, those of editors one by one, with their keys."""
         return {part: self.key(part) for stage in VERSIONS for part in self._parts(stage)}
 
     def _parts(self, stage: str) -> list[str]:
@@ -146,7 +146,7 @@ class Run:
         return [stage]
 
     def _record(self, stage: str) -> dict[str, Any]:
-        """What decides an artifact: version, configuration, and keys of what it is made from."""
+        """All that determines an artifact: version, configuration, keys of inputs."""
         config, (name, _, editor) = self.config, stage.partition("/")
         seed, edit = {"seed": config.seed}, config.edit.model_dump(mode="json")
         if name == "graph":
@@ -177,18 +177,18 @@ class Run:
                 "inputs": {name: self.key(name) for name in inputs}}
 
     def _graph_record(self) -> dict[str, Any]:
-        """A folder that is gone does not make what was read from it unknown."""
+        """If the source no longer exists, the digest is that of the last graph read from it."""
         graph = self.config.graph.model_dump(mode="json", exclude={"max_object_tokens"})
         record = {"version": VERSIONS["graph"], "config": {"graph": graph}, "inputs": {}}
         try:
             record["config"]["source"] = source_digest(self.config.graph)
         except GraphError:
-            known = [self.store.manifest(stage, key)["config"]
-                     for stage, key, _ in self.store.artifacts() if stage == "graph"]
-            found = [config["source"] for config in known if config["graph"] == graph]
-            if not found:
+            configs = [self.store.manifest(stage, key)["config"]
+                       for stage, key, _ in self.store.artifacts() if stage == "graph"]
+            digests = [config["source"] for config in configs if config["graph"] == graph]
+            if not digests:
                 raise
-            record["config"]["source"] = found[-1]
+            record["config"]["source"] = digests[-1]
         return record
 
     def _tokenizer_settings(self) -> dict[str, Any]:
@@ -200,13 +200,12 @@ class Run:
 
     @cached_property
     def _whole_graph(self) -> Graph:
-        """The graph as it was read, labels whole."""
+        """The graph as it was read, without truncation of labels."""
         return graphs.load(self.path("graph"))
 
     @cached_property
     def graph(self) -> Graph:
-        """The part of the source that the experiment is about, object labels truncated
-        (specification, section 2)."""
+        """The graph of the experiment, with truncated object labels (specification, section 2)."""
         if not self.config.graph.max_object_tokens:
             return self._whole_graph
         return graphs.truncate_labels(self._whole_graph, self.tokenizer,
@@ -214,7 +213,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The named tokenizer, or one trained on the corpus's sentences."""
+        """The tokenizer that is configured, or one trained on sentences of the graph's facts."""
         from beliefedit.lm.tokenizer import load_tokenizer
 
         return load_tokenizer(str(self.path("tokenizer")))
@@ -231,8 +230,10 @@ class Run:
 
     @cached_property
     def agent(self) -> BayesAgent:
-        """The exact Bayesian agent (specification, section 5). Fitting it is faster than reading it
-        back, so it is not stored."""
+        """The exact Bayesian agent (specification, section 5).
+
+        It is not stored, as fitting it is faster than reading it.
+        """
         return BayesAgent.fit(self.corpus.evidence, pairs=self.world.pairs,
                               objects=self.world.objects,
                               as_published=self.config.edit.as_published)
@@ -267,7 +268,7 @@ class Run:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The language model that was trained on the corpus (specification, section 7)."""
+        """The language model trained on the corpus (specification, section 7)."""
         from beliefedit.lm.model import load_model, resolve_device
 
         return load_model(self.path("model"), resolve_device(self.config.device))[0]
@@ -277,8 +278,8 @@ class Run:
         """`model`, with a callback for its training.
 
         Args:
-            on_evaluation: called with the metrics so far after every evaluation; not at all if the
-                model is there.
+            on_evaluation: called after every evaluation with all metrics until then; never if the
+                model is already trained.
         """
         self._on_evaluation = on_evaluation
         return self.model
@@ -287,29 +288,29 @@ class Run:
 
     @cached_property
     def training_metrics(self) -> pl.DataFrame:
-        """A row per evaluation while the model was trained."""
+        """A row per evaluation during the training of the model."""
         return pl.read_parquet(self.path("model") / "metrics.parquet")
 
     @cached_property
     def beliefs(self) -> pl.DataFrame:
-        """What the unedited model answers to every query of the cases: case, probe, kind, log_p
+        """Answers of the unedited model to all queries of the cases: case, probe, kind, log_p
         (nats), decoded."""
         return pl.read_parquet(self.path("beliefs") / "scores.parquet")
 
     @cached_property
     def distances_before(self) -> pl.DataFrame:
-        """Distances of the unedited model's whole distributions from the agent's: case, probe, tv,
-        kl (nats), outside."""
+        """Distances between the distributions of the unedited model and those of the agent: case,
+        probe, tv, kl (nats), outside."""
         return pl.read_parquet(self.path("beliefs") / "distances.parquet")
 
     @cached_property
     def distances_after(self) -> pl.DataFrame:
-        """The same of every edited model, with editor and seed."""
+        """The same for every edited model, with editor and seed."""
         return self._edited("distances")
 
     @cached_property
     def max_answer_tokens(self) -> int:
-        """Tokens that a decoded answer may have: the longest label's where labels are whole."""
+        """Length limit of decoded answers: `max_object_tokens`, or that of the longest label."""
         if self.config.graph.max_object_tokens:
             return self.config.graph.max_object_tokens
         labels = [f" {label}" for label in self.world.objects]
@@ -365,7 +366,7 @@ class Run:
 
     @cached_property
     def editors_described(self) -> pl.DataFrame:
-        """What editors say of how they work on this model: editor, what, value."""
+        """Descriptions by editors of how they edit this model: editor, what, value."""
         rows = []
         for part in self._parts("edits"):
             self.path(part)
@@ -376,14 +377,15 @@ class Run:
 
     @cached_property
     def sequential(self) -> pl.DataFrame:
-        """Edits applied one after another: means over sequences, with intervals, by editor,
-        n_edits, group, measure; n counts sequences (specification, section 8)."""
+        """Sequential edits: means over sequences with intervals, by editor, n_edits, group and
+        measure; n is the number of sequences (specification, section 8)."""
         values = [pl.DataFrame(schema=metrics.SEQUENCE), *self._values("sequential")]
         return metrics.sequence_means(pl.concat(values), level=self.config.analysis.level)
 
     @cached_property
     def rationality(self) -> pl.DataFrame:
-        """Tests that a Bayesian agent passes: means with intervals by editor, test, who."""
+        """Tests of rationality, which the Bayesian agent passes: means with intervals by editor,
+        test, who."""
         by, values = ["editor", "test", "who"], self._values("rationality")
         if not values:
             return pl.DataFrame(schema=dict.fromkeys(by, pl.String) | dict.fromkeys(
@@ -394,7 +396,7 @@ class Run:
 
     @cached_property
     def setup(self) -> EditSetup:
-        """The model, and what editors and scoring need to know of it."""
+        """The model with the data that editors and scoring need."""
         from beliefedit.evaluation.edits import Comparison, EditSetup
         from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
@@ -417,10 +419,10 @@ class Run:
 
     def _edit(self, editor: str,
               shard: tuple[int, int] = (0, 1)) -> tuple[Path, dict[str, str]]:
-        """This process's shard of one editor's edits, (number of it, number of processes).
+        """Compute a shard, (index, number of shards), of the edits of an editor.
 
         Returns:
-            (working folder, what the editor says of itself).
+            (working folder, the editor's description of itself).
         """
         from beliefedit.evaluation.edits import run_editor
 
@@ -450,7 +452,7 @@ class Run:
         self._build_values(folder, f"rationality/{editor}", run_tests)
 
     def _build_values(self, folder: Path, part: str, run: Callable[..., pl.DataFrame]) -> None:
-        """What ``run`` returns; it keeps in a working folder what it has done so far."""
+        """Write the result of ``run``, which stores intermediate results in a working folder."""
         working, editor = self.store.working_folder(part, self.key(part)), part.partition("/")[2]
         run(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
             self.config.edit, seed=self.config.seed, folder=working,
@@ -461,17 +463,17 @@ class Run:
 
     @cached_property
     def measures(self) -> pl.DataFrame:
-        """Every measure before and after every edit, a row each."""
+        """All measures before and after every edit, a row per edit."""
         return pl.read_parquet(self.path("tables") / "measures.parquet")
 
     @cached_property
     def tables(self) -> pl.DataFrame:
-        """Every table with its intervals, long (specification, section 8)."""
+        """All tables with their intervals in long format (specification, section 8)."""
         return pl.read_parquet(self.path("tables") / "tables.parquet")
 
     @cached_property
     def findings(self) -> pl.DataFrame:
-        """What can be claimed of each editor, and on what grounds."""
+        """The findings about each editor with their numbers."""
         return pl.read_parquet(self.path("tables") / "findings.parquet")
 
     @cached_property
@@ -481,18 +483,15 @@ class Run:
 
     @cached_property
     def editing_summary(self) -> dict[str, Any]:
-        """The pooled tables and the speed of each editor as nested values."""
+        """The pooled tables and the speed of each editor as nested dictionaries."""
         return read_json(self.path("tables") / "summary.json")
 
     def _build_tables(self, folder: Path) -> None:
         generator = np.random.default_rng([self.config.seed, Stream.TABLES])
         cases, settings = self.cases, self.config.analysis
-        measured = analysis.compute_measures(cases.cases,
-                                             cases.queries,
-                                             self.beliefs,
-                                             self.edits,
-                                             distances=(self.distances_before,
-                                                        self.distances_after))
+        measured = analysis.compute_measures(
+            cases.cases, cases.queries, self.beliefs, self.edits,
+            distances=(self.distances_before, self.distances_after))
         tables = analysis.build_tables(measured, settings, generator)
         findings = verdict.findings_frame(tables, settings)
         paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))
@@ -507,20 +506,20 @@ class Run:
             summary.setdefault(editor, {})["edits_per_second"] = per_second
         write_json(folder / "summary.json", summary)
         findings.write_parquet(folder / "findings.parquet")
-        said = verdict.sentences(findings, paired, self.edit_log)
-        write_text(folder / "verdict.txt", "\n".join(said) + "\n")
+        sentences = verdict.sentences(findings, paired, self.edit_log)
+        write_text(folder / "verdict.txt", "\n".join(sentences) + "\n")
 
     # Several processes
 
     def compute_together(self, stages: Sequence[str]) -> None:
         """Train and edit with the other processes of `accelerate launch` or torchrun.
 
-        Every process of the launch calls this with the same stages; they share the folder, on
-        several hosts through a shared file system. What is not trained or edited in parts is left
-        to the first process.
+        Every process of the launch calls this with the same stages. The processes share the
+        folder, on several hosts by a shared file system. The first process computes the stages
+        that cannot be shared.
 
         Args:
-            stages: which of 'model' and 'edits' to compute.
+            stages: those of 'model' and 'edits' to compute.
         """
         from beliefedit.lm.model import resolve_device
         from beliefedit.training import distributed
@@ -539,16 +538,16 @@ class Run:
             context.barrier()
         if "edits" in stages:
             device = str(context.device) if context.device.type == "cuda" else "cpu"
-            own = Run(self.folder, self.config.model_copy(update={"device": device}),
-                      store=self.store.folder)
+            local = Run(self.folder, self.config.model_copy(update={"device": device}),
+                        store=self.store.folder)
             missing = context.broadcast([part for part in self._parts("edits")
                                          if not self.has(part)])
             for part in missing:
-                own._edit(part.partition("/")[2], (context.rank, context.n_processes))
+                local._edit(part.partition("/")[2], (context.rank, context.n_processes))
             context.barrier()
-            if context.is_main:  # gathers what all have edited
+            if context.is_main:  # gather the edits of all processes
                 for part in missing:
-                    own.path(part)
+                    local.path(part)
         context.barrier()
 
 
@@ -560,7 +559,7 @@ _EDITING_KEYS = {
 
 
 def _editor_version(editor: str) -> int:
-    """Of the editor's code, if it is not one of the kit's: those count in `VERSIONS`."""
+    """The version of a plugin's editor; `VERSIONS` covers the built-in editors."""
     if editor in BUILT_IN_EDITORS:
         return 0
     from beliefedit.editors.registry import editor_class
@@ -571,10 +570,10 @@ def _editor_version(editor: str) -> int:
 def clean(folder: str | Path) -> list[Path]:
     """Remove the artifacts that no recorded configuration of a run or sweep folder uses.
 
-    Configurations are recorded in summary.json of the folder and of the points below it.
+    The configurations are those in summary.json of the folder and of the points of a sweep.
 
     Returns:
-        What was removed.
+        The folders that were removed.
 
     Raises:
         StoreError: the folder holds no run.

@@ -1,8 +1,8 @@
-"""A folder of artifacts that are whole or absent, several versions of a stage side by side.
+"""A folder of artifacts, written atomically, with several versions of a stage side by side.
 
-A stage's key is the hash of its name, version, configuration and its inputs' keys. An artifact
-lives in ``<folder>/<stage>/<key>/`` with a manifest; the same key is not computed twice, another
-key is computed beside it, and a crash leaves nothing that looks finished.
+The key of a stage is the hash of its name, version, configuration and the keys of its inputs. An
+artifact is in ``<folder>/<stage>/<key>/`` with a manifest. Each key is computed once, and a crash
+leaves no incomplete artifact.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from beliefedit.errors import StoreError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_KEY_LENGTH = 16  # hexadecimal digits in a folder's name; the manifest has all of them
+_KEY_LENGTH = 16  # hexadecimal digits in the name of a folder; the manifest has all digits
 
 
 @unique
 class Stream(IntEnum):
-    """One number per kind of random draw: draws under one seed stay independent of each other."""
+    """One number per kind of random draw, so that draws under one seed are independent."""
 
     WORLD = 1
     CORPUS = 2
@@ -53,11 +53,11 @@ class Store:
     """Artifacts by stage and key.
 
     Args:
-        folder: where artifacts live, ``<stage>/<key>/`` each; made when missing.
+        folder: the folder of the artifacts, created if missing.
         read_only: a missing artifact is an error instead of being built.
 
     Raises:
-        StoreError: the folder is a file or cannot be made.
+        StoreError: the folder is a file or cannot be created.
     """
 
     def __init__(self, folder: str | Path, *, read_only: bool = False) -> None:
@@ -70,11 +70,11 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"the run folder cannot be made: {error.strerror or error}",
+            raise StoreError(f"the run folder cannot be created: {error.strerror or error}",
                              where=str(self.folder), hint="choose another --out") from error
 
     def path(self, stage: str, key: str) -> Path:
-        """Where the artifact of a stage and key is, or would be."""
+        """The folder of the artifact of a stage and key, whether it exists or not."""
         return self.folder / stage / key[:_KEY_LENGTH]
 
     def has(self, stage: str, key: str) -> bool:
@@ -82,7 +82,7 @@ class Store:
         return (self.path(stage, key) / MANIFEST).exists()
 
     def manifest(self, stage: str, key: str) -> dict[str, Any]:
-        """What is recorded of an artifact: configuration, inputs, seconds, versions, extras.
+        """The record of an artifact: configuration, inputs, seconds, versions, extras.
 
         Raises:
             StoreError: it is not built.
@@ -90,21 +90,20 @@ class Store:
         if not self.has(stage, key):
             raise StoreError(f"this run folder holds no {stage} of this configuration",
                              where=str(self.folder),
-                             hint="run the notebook that makes it, or run_all.py")
+                             hint="run the notebook that computes it, or run_all.py")
         return read_json(self.path(stage, key) / MANIFEST)
 
     def get(self, stage: str, key: str, record: Mapping[str, Any],
             build: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        """The artifact's folder, built if it is not there.
+        """The folder of an artifact, which is built if it does not exist.
 
         Args:
-            stage, key: which artifact; see `stage_key`.
-            record: what the key is the hash of, kept in the manifest.
-            build: writes the artifact into the empty folder it is given; what it returns joins the
-                manifest.
+            stage, key: the artifact; see `stage_key`.
+            record: the values whose hash is the key, for the manifest.
+            build: writes the artifact into an empty folder; its result is added to the manifest.
 
         Raises:
-            StoreError: it cannot be written, or is missing from a read-only store.
+            StoreError: it cannot be written, or a read-only store does not have it.
         """
         target = self.path(stage, key)
         if self.has(stage, key):
@@ -116,7 +115,7 @@ class Store:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=self.folder))
-            partial = scratch / "artifact"  # readable by others, which a temporary folder is not
+            partial = scratch / "artifact"  # readable by other users, unlike a temporary folder
             try:
                 partial.mkdir()
                 extra = build(partial) or {}
@@ -130,33 +129,33 @@ class Store:
         except OSError as error:
             raise StoreError(f"could not write {stage}: {error.strerror or error}",
                              where=str(self.folder), hint="free space or choose another --out, "
-                             "then run again; nothing was lost") from error
+                             "then run again; finished work is kept") from error
         log.info("%s: built in %.1f s", stage, time.perf_counter() - started)
         return target
 
     def working_folder(self, stage: str, key: str) -> Path:
-        """Where a long stage keeps what it has done so far, so that the same command resumes."""
+        """Folder for the intermediate results of a long stage, so that the same command resumes."""
         name = f"{stage.replace('/', '-')}-{key[:_KEY_LENGTH]}"
         folder = self.folder / ".working" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def artifacts(self) -> list[tuple[str, str, Path]]:
-        """(stage, key, folder) of everything that is built, the oldest first."""
+        """(stage, key, folder) of all artifacts, the oldest first."""
         paths = [*self.folder.glob(f"*/*/{MANIFEST}"), *self.folder.glob(f"*/*/*/{MANIFEST}")]
-        found = [(read_json(path), path.parent) for path in paths]
-        found = sorted((one for one in found if one[0].get("stage")),
-                       key=lambda one: (one[0]["built"], str(one[1])))
-        return [(manifest["stage"], manifest["key"], folder) for manifest, folder in found]
+        manifests = [(read_json(path), path.parent) for path in paths]
+        manifests = sorted((item for item in manifests if item[0].get("stage")),
+                           key=lambda item: (item[0]["built"], str(item[1])))
+        return [(manifest["stage"], manifest["key"], folder) for manifest, folder in manifests]
 
 
 def stage_key(stage: str, record: Mapping[str, Any]) -> str:
-    """The hash that names an artifact: of its stage, version, configuration and inputs' keys."""
+    """The key of an artifact: the hash of its stage, version, configuration and inputs' keys."""
     return digest({"stage": stage, **record})
 
 
 def _rename(partial: Path, target: Path) -> None:
-    """Give an artifact its name; another process may have built the same one in the meantime."""
+    """Move an artifact to its folder, unless another process has built it in the meantime."""
     try:
         os.replace(partial, target)
     except OSError as error:
@@ -166,8 +165,7 @@ def _rename(partial: Path, target: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to in place of ``path``: renamed to it when the block ends, removed when it
-    fails."""
+    """A temporary path that is renamed to ``path`` when the block ends, or removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -178,12 +176,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -194,7 +192,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        StoreError: missing or damaged.
+        StoreError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -214,12 +212,12 @@ def file_digest(path: Path) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Python and the packages that decide results."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version()}
     for package in ("beliefedit", "numpy", "scipy", "polars", "torch", "transformers", "tokenizers",
                     "plotly"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

@@ -62,9 +62,9 @@ def test_floats_as_people_write_them(tmp_path, number):
 @pytest.mark.parametrize(("text", "overrides", "says"), [
     ("corpuss: {}", {}, ["unknown parameter 'corpuss'", "did you mean 'corpus'"]),
     ("corpus: {n_fact: 3}", {}, ["unknown parameter 'corpus.n_fact'", "did you mean 'n_facts'"]),
-    ("corpus: {zzz: 3}", {}, ["unknown parameter 'corpus.zzz'", "known here: n_facts"]),
+    ("corpus: {zzz: 3}", {}, ["unknown parameter 'corpus.zzz'", "choose from n_facts"]),
     ("edit: {editors: {lora: {rnk: 1}}}", {}, ["'edit.editors.lora.rnk'", "did you mean 'rank'"]),
-    ("edit: {editors: {lra: {}}}", {}, ["'edit.editors.lra'", "did you mean 'lora'", "known here: lora, finetune"]),
+    ("edit: {editors: {lra: {}}}", {}, ["'edit.editors.lra'", "did you mean 'lora'", "choose from lora, finetune"]),
     ("edit: {editors: [lora]}", {}, ["edit.editors", "expected names of editors"]),
     ("", {"plugins": ["no_such_module"]}, ["'no_such_module' cannot be imported", "where: plugins"]),
     ("", {"edit.n_case": 3}, ["'edit.n_case'", "did you mean 'n_cases'", "with overrides"]),
@@ -96,7 +96,7 @@ def test_floats_as_people_write_them(tmp_path, number):
     ("corpus: !!python/object:os.system {}", {}, ["not valid YAML"]),
     (b"name: \xff\xfe", {}, ["not valid YAML", "utf-8"]),
 ], ids=lambda value: str(value)[:40])
-def test_what_is_wrong_is_said(tmp_path, text, overrides, says):
+def test_errors_name_the_problem(tmp_path, text, overrides, says):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as raised:
         load_params(path, overrides)
@@ -207,8 +207,8 @@ PUBLISHED = {  # as the files say it: the docstring of PRESETS names them
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_is_the_published_numbers_and_the_defaults_of_the_rest(name):
     assert PUBLISHED.keys() == PRESETS.keys()
-    found, default = editor_parameters(name, {"preset": "published"}), editor_parameters(name, {})
-    assert found.model_dump() == default.model_dump() | PUBLISHED[name]
+    parsed, default = editor_parameters(name, {"preset": "published"}), editor_parameters(name, {})
+    assert parsed.model_dump() == default.model_dump() | PUBLISHED[name]
 
 
 def test_keys_beside_a_preset_override_it(tmp_path):
@@ -222,9 +222,9 @@ def test_keys_beside_a_preset_override_it(tmp_path):
 
 def test_a_preset_that_overrides_a_whole_configuration_counts():
     config = with_overrides(Experiment(), {"edit.editors.rome.lr": 0.1})
-    found = with_overrides(config, {"edit.editors.rome.layer": 2, "edit.editors.rome.preset": "published"})
-    assert found.edit.editors["rome"] == editor_parameters("rome", {"preset": "published", "layer": 2})
-    assert found.edit.editors["lora"] == config.edit.editors["lora"]
+    parsed = with_overrides(config, {"edit.editors.rome.layer": 2, "edit.editors.rome.preset": "published"})
+    assert parsed.edit.editors["rome"] == editor_parameters("rome", {"preset": "published", "layer": 2})
+    assert parsed.edit.editors["lora"] == config.edit.editors["lora"]
 
 
 def test_the_published_runs_are_set_up_as_published():
@@ -258,4 +258,4 @@ def test_every_renamed_key_has_a_successor_and_no_key_has_an_old_name():
 
     known = {*keys(Experiment), *EDITOR_PARAMETERS, *(name for group in EDITOR_PARAMETERS.values() for name in fields_of(group))}
     assert set(RENAMED.values()) <= known
-    assert set(RENAMED) & known <= {"n_tokens", "relative"}  # n_tokens of key statistics is another thing
+    assert set(RENAMED) & known <= {"n_tokens", "relative"}  # n_tokens of key statistics is a different key

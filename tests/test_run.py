@@ -188,7 +188,7 @@ def test_sequential_edits_and_rationality_have_means_with_intervals(finished):
 def test_what_editors_say_of_themselves_is_recorded_also_of_edits_that_were_there(finished):
     editors = {"lora": {"lr": 1e-2, "steps": 3}, "alphaedit": {"steps": 2}}
     interrupted = be.Run(finished.folder, experiment(edit__editors=editors))
-    interrupted._edit("alphaedit")  # all edits, but the artifact is not made
+    interrupted._edit("alphaedit")  # all edits, but without the artifact
     run = be.Run(finished.folder, experiment(edit__editors=editors))
     described = run.editors_described
     assert described.columns == ["editor", "what", "value"] and set(described["editor"]) == {"alphaedit"}

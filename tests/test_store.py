@@ -162,7 +162,7 @@ def test_a_file_is_not_a_run_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="is a file, not a folder"):
         Store(tmp_path / "file")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         Store(tmp_path / "file" / "run")
 
 

@@ -1,8 +1,8 @@
 """The exact Bayesian agent: what the evidence of a corpus supports, before and after an edit.
 
 Beliefs are posterior means under a Dirichlet prior, in closed form over sparse counts
-(docs/specification.md, section 5). A fitted agent never changes: `BayesAgent.after` shares its
-counts and holds only what the edit touches.
+(docs/specification.md, section 5). The agent is that of the testbed of arXiv 2406.19354. A fitted
+agent never changes: `BayesAgent.after` shares its counts and stores only what the edit changes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ View = Literal["direct", "predictive"]
 
 @dataclass(frozen=True)
 class BayesAgent:
-    """Posterior beliefs given evidence: `fit` makes one, `after` one that has also seen an edit.
+    """Posterior beliefs given evidence: `fit` counts evidence, `after` adds an edit.
 
     Subjects, relations and objects are named as in the evidence; an unknown name raises
-    EvidenceError. Two arguments are common to all questions. ``view``: "direct" uses the evidence
+    EvidenceError. Two arguments are common to all queries. ``view``: "direct" uses the evidence
     on (subject, relation) alone; "predictive" marginalizes over the objects of the upstream fact
     where there is one. ``frequency``: the relative frequency of the evidence, without the prior.
     """
@@ -46,16 +46,16 @@ class BayesAgent:
         """Count evidence.
 
         Args:
-            evidence: subject, relation, object, weight, and optionally count (times the row
-                stands); the first three are labels or ids. Object ids index ``objects``.
-            pairs: downstream relation to upstream relation, named as in ``evidence``.
+            evidence: subject, relation, object, weight, and optionally count (repetitions of the
+                row); the first three are labels or ids. Object ids index ``objects``.
+            pairs: maps downstream to upstream relations, named as in ``evidence``.
             objects: all K object labels; evidence may leave some unobserved.
             as_published: edits of a downstream fact count twice in the conditional, as in the
                 published code (docs/specification.md, section 9).
 
         Raises:
-            EvidenceError: missing columns or values, an object not in ``objects``, a weight or
-                count outside the rules, fewer than two objects, pairs that share a relation.
+            EvidenceError: missing columns or values, an object not in ``objects``, an invalid
+                weight or count, fewer than two objects, pairs that share a relation.
         """
         check_columns(evidence)
         object_labels, n_objects = Vocabulary("object", list(objects)), len(objects)
@@ -87,7 +87,7 @@ class BayesAgent:
 
     @property
     def n_objects(self) -> int:
-        """K, the number of objects beliefs are spread over."""
+        """K, the number of objects."""
         return len(self._objects.names)
 
     @cached_property
@@ -124,7 +124,7 @@ class BayesAgent:
         return self._objects.names[int(self.distribution(subject, relation).argmax())]
 
     def all_targets(self, subject: object, relation: object, objects: Sequence,
-              given: object = None) -> dict[str, np.ndarray]:
+                    given: object = None) -> dict[str, np.ndarray]:
         """Beliefs about several objects of one (subject, relation) in every view, float64 [n] each.
 
         The views are direct, predictive and given_upstream, and each with the suffix _frequency.
@@ -142,19 +142,24 @@ class BayesAgent:
         return self._conditional(relation).given(self._objects.id(upstream_object), frequency)
 
     def map_downstream(self, relation: object) -> dict:
-        """Observed upstream object to the object expected downstream of it, argmax q(· | r, x)."""
+        """Maps each observed upstream object x to the most probable object, argmax q(· | r, x)."""
         names, q = self._objects.names, self._conditional(relation)
         observed = np.union1d(np.flatnonzero(q.total > 0), q.change.x).tolist()
         return {names[x]: names[int(q.given(x, False).argmax())] for x in observed}
 
     def after(self, subject: Any, relation: object = None, object: object = None,
               weight: float = 1.0, as_published: bool | None = None) -> BayesAgent:
-        """The agent that has also seen this evidence; the one asked is untouched.
+        """A new agent that has also seen this evidence; this agent does not change.
 
         Args:
-            subject: or an edit request (with ``fact``, ``target`` and ``weight``), alone.
-            weight: as in the evidence, e.g. what `weight_for` gives; else EvidenceError.
-            as_published: see `fit`; None: as this agent was fitted.
+            subject: a subject; or an edit request (``fact``, ``target``, ``weight``) as the only
+                argument.
+            relation, object: the rest of the fact.
+            weight: as in the evidence, e.g. the result of `weight_for`.
+            as_published: see `fit`; None: the value given to `fit`.
+
+        Raises:
+            EvidenceError: an unknown name, or an invalid weight.
         """
         if hasattr(subject, "fact"):
             fact, object, weight = subject.fact, subject.target, subject.weight
@@ -166,44 +171,47 @@ class BayesAgent:
 
     def weight_for(self, subject: object, relation: object, object: object,
                    probability: float = 0.95) -> float:
-        """Least weight to bring the direct belief to a probability between 0 and 1; not positive
-        if it is there."""
+        """The smallest evidence weight that brings the direct belief to a probability in (0, 1).
+
+        Zero or negative if the belief has candidates it already.
+        """
         if not 0 < probability < 1:
             raise EvidenceError(f"no evidence brings a belief to {probability}",
-                                hint="choose between 0 and 1")
+                                hint="choose a probability between 0 and 1")
         row, o = self._beliefs.row(*self._ids(subject, relation)), self._objects.id(object)
         alpha = 1 / self.n_objects + row.background + float(row.excess[row.objects == o].sum())
         exact = Fraction(str(probability))  # 0.9 must give odds of 9, not of 9.000…02
         odds = exact / (1 - exact)
-        wanted = (1 + row.total - alpha) * odds.numerator / odds.denominator
-        return math.ceil(wanted - 1e-9) - alpha  # sums of thirds miss whole numbers by less
+        needed_count = (1 + row.total - alpha) * odds.numerator / odds.denominator
+        return math.ceil(needed_count - 1e-9) - alpha  # tolerates rounding of sums of thirds
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:
-        """How far an edit reaches: every fact whose predictive probability it moves.
+        """The reach of an edit: every fact whose predictive probability it changes.
 
         Args:
             facts: subject, relation, object, named as in the evidence.
             subject, relation, object, weight: the edit, as in `after`.
 
         Returns:
-            subject, relation, object, p_before, p_after, change, path ("request": the edit asks for
-            the fact; "downstream": for its upstream fact; "population": it moves q(o | r, x)); the
-            largest |change| first. Facts that keep their probability to the last bit are left out.
+            subject, relation, object, p_before, p_after, change and path, the largest |change|
+            first. The path is "request" (the edit requests this fact), "downstream" (it requests
+            the upstream fact) or "population" (it changes the shared conditional q(o | r, x)).
+            Facts with exactly the same probability are left out.
         """
         edited = self.after(subject, relation, object, weight)
-        # Evidence on a downstream or an upstream fact moves q for all subjects.
-        moved = [d for d, u in self.pairs.items() if relation in (d, u)]
+        # Evidence on a downstream or an upstream fact changes q for all subjects.
+        affected = [d for d, u in self.pairs.items() if relation in (d, u)]
         same_subject = pl.col("subject") == pl.lit(subject)
         same_relation = pl.col("relation") == pl.lit(relation)
-        reached = facts.select("subject", "relation", "object").filter(
-            same_subject & same_relation | pl.col("relation").is_in(moved))
-        s, r, o = self._encoded(reached)
+        candidates = facts.select("subject", "relation", "object").filter(
+            same_subject & same_relation | pl.col("relation").is_in(affected))
+        s, r, o = self._encoded(candidates)
         before, after = (agent._beliefs.many(s, r, o, predictive=True, frequency=False)
                          for agent in (self, edited))
         path = (pl.when(~same_subject).then(pl.lit("population"))
                 .when(same_relation).then(pl.lit("request")).otherwise(pl.lit("downstream")))
-        changes = reached.with_columns(p_before=before, p_after=after, change=after - before,
+        changes = candidates.with_columns(p_before=before, p_after=after, change=after - before,
                                        path=path).filter(pl.col("change") != 0)
         return changes.sort(pl.col("change").abs(), descending=True, maintain_order=True)
 
@@ -212,8 +220,8 @@ class BayesAgent:
 
     def _encoded(self, facts: pl.DataFrame) -> Iterator[np.ndarray]:
         """Ids of a frame's subjects, relations and objects, int64 [n] each."""
-        kinds = self._subjects, self._relations, self._objects
-        return (labels.encode(facts[labels.kind]) for labels in kinds)
+        vocabularies = self._subjects, self._relations, self._objects
+        return (vocabulary.encode(facts[vocabulary.kind]) for vocabulary in vocabularies)
 
     def _object_ids(self, objects: Sequence) -> np.ndarray:
         return np.array([self._objects.id(o) for o in objects], dtype=np.int64)

@@ -1,7 +1,7 @@
 """Evidence counts, and what edits add to them (docs/specification.md, section 5).
 
-The counts of one (subject, relation) are a vector over K objects, kept as a background that every
-object has and the excess of the few objects evidence was given on.
+The counts of one (subject, relation) are a vector over K objects. It is stored as a background that
+all objects share and the excess of the few objects with evidence.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from beliefedit.errors import EvidenceError
 
 
 def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(background, excess at the object, total) that weights [n] add, float64 [n] each."""
+    """(background, excess at the object, total) that weights [n] add: float64 [n] each."""
     weight = np.asarray(weight, dtype=np.float64)
-    refused = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
-    if refused.any():
-        at = int(np.flatnonzero(refused)[0])
+    invalid = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
+    if invalid.any():
+        row = int(np.flatnonzero(invalid)[0])
         rule = "weights are -1 (against), between 0 and 1 (uncertain), or 1 and more"
-        raise EvidenceError(f"weight {weight.flat[at]} is not evidence",
-                            where=f"evidence row {at}", hint=rule)
+        raise EvidenceError(f"weight {weight.flat[row]} is not evidence",
+                            where=f"evidence row {row}", hint=rule)
     partial = np.where(weight == -1, 0.0, np.minimum(weight, 1.0))
     background = (1 - partial) / (n_objects - 1)
     at_object = np.where(weight >= 1, weight, partial)
@@ -32,14 +32,14 @@ def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.nd
 
 
 class Vocabulary:
-    """Names of one kind (subject, relation or object), distinct; arrays hold their positions."""
+    """Distinct names of one kind (subject, relation or object); arrays hold their positions."""
 
     def __init__(self, kind: str, names: list) -> None:
         self.kind, self.names = kind, names
         self.ids = {name: index for index, name in enumerate(names)}
         if len(self.ids) != len(names):
-            twice = next(name for index, name in enumerate(names) if self.ids[name] != index)
-            raise EvidenceError(f"the {kind} {twice!r} is listed twice",
+            repeated = next(name for index, name in enumerate(names) if self.ids[name] != index)
+            raise EvidenceError(f"the {kind} {repeated!r} is listed twice",
                                 hint=f"give every {kind} once")
 
     def id(self, name: object) -> int:
@@ -58,8 +58,8 @@ class Vocabulary:
                                 where=f"row {column.is_null().arg_max()}")
         names = column.unique(maintain_order=True)
         ids = pl.Series([self.id(name) for name in names.to_list()], dtype=pl.Int64)
-        frame, known = pl.DataFrame({"name": column}), pl.DataFrame({"name": names, "id": ids})
-        return frame.join(known, on="name", how="left", maintain_order="left")["id"].to_numpy()
+        frame, table = pl.DataFrame({"name": column}), pl.DataFrame({"name": names, "id": ids})
+        return frame.join(table, on="name", how="left", maintain_order="left")["id"].to_numpy()
 
 
 def check_columns(evidence: pl.DataFrame) -> None:
@@ -83,11 +83,11 @@ def check_columns(evidence: pl.DataFrame) -> None:
 
 
 def pair_ids(pairs: Mapping, relations: Vocabulary) -> dict[int, int]:
-    """Downstream id to upstream id; EvidenceError where a relation stands in two places."""
-    named = [relation for pair in pairs.items() for relation in pair]
-    twice = next((relation for relation in named if named.count(relation) > 1), None)
-    if twice is not None:
-        raise EvidenceError(f"the relation {twice!r} stands in two places of the pairs",
+    """Maps downstream to upstream ids; EvidenceError if a relation is in the pairs twice."""
+    paired = [relation for pair in pairs.items() for relation in pair]
+    repeated = next((relation for relation in paired if paired.count(relation) > 1), None)
+    if repeated is not None:
+        raise EvidenceError(f"the relation {repeated!r} occurs twice in the pairs",
                             where=str(dict(pairs)),
                             hint="pair every relation with at most one other, not with itself")
     return {relations.id(d): relations.id(u) for d, u in pairs.items()}
@@ -95,29 +95,29 @@ def pair_ids(pairs: Mapping, relations: Vocabulary) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Count vectors of every (subject, relation) with evidence, one a row."""
+    """Count vectors of every (subject, relation) with evidence, one per row."""
 
     row_of: np.ndarray  # [n_subjects, n_relations], -1 where there is no evidence
     background: np.ndarray  # [n_rows] uniform part of each count vector
     total: np.ndarray  # [n_rows] its sum
-    excess: sparse.csr_matrix  # [n_rows, K] what each object has above the background
+    excess: sparse.csr_matrix  # [n_rows, K] count of each object minus the background
     rows: sparse.csr_matrix  # the same cells: number of evidence rows
-    keys: np.ndarray  # these cells as row·K + object, rising
+    keys: np.ndarray  # these cells as row·K + object, ascending
 
 
 def count_evidence(ids: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray,
                    times: np.ndarray, shape: tuple[int, int, int]) -> Counts:
-    """Sum evidence rows, each standing ``times`` times; ids, shape: subject, relation, object."""
+    """Sum evidence rows, each repeated ``times`` times; ids, shape: subject, relation, object."""
     (subject, relation, object), (n_subjects, n_relations, n_objects) = ids, shape
     background, excess, total = contributions(weight, n_objects)
     pair, row = np.unique(subject * n_relations + relation, return_inverse=True)
     row_of = np.full(n_subjects * n_relations, -1, dtype=np.int64)
     row_of[pair] = np.arange(len(pair))
-    cell, place = np.unique(row * n_objects + object, return_inverse=True)
+    cell, cell_index = np.unique(row * n_objects + object, return_inverse=True)
     indptr = np.searchsorted(cell, np.arange(len(pair) + 1) * n_objects)
 
     def matrix(values: np.ndarray) -> sparse.csr_matrix:
-        data = np.bincount(place, values, minlength=len(cell))
+        data = np.bincount(cell_index, values, minlength=len(cell))
         return sparse.csr_matrix((data, cell % n_objects, indptr), shape=(len(pair), n_objects))
 
     background, total = (np.bincount(row, part * times, len(pair)) for part in (background, total))
@@ -136,12 +136,12 @@ def posterior_mean(count: np.ndarray, total: np.ndarray, n_objects: int,
     return np.where(total > 0, count / np.where(total > 0, total, 1.0), 1 / n_objects)
 
 
-def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The value at each wanted key, 0 where there is none; keys are sorted and distinct."""
+def look_up(keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The value at each queried key, 0 where there is none; keys are sorted and distinct."""
     if not len(keys):
-        return np.zeros(wanted.shape)
-    place = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], 0.0)
+        return np.zeros(queries.shape)
+    index = np.minimum(keys.searchsorted(queries), len(keys) - 1)
+    return np.where(keys[index] == queries, values[index], 0.0)
 
 
 @dataclass(frozen=True)
@@ -150,27 +150,27 @@ class CountVector:
 
     background: float  # its uniform part
     total: float  # its sum
-    objects: np.ndarray  # [n] int64, rising, those that evidence was given on
-    excess: np.ndarray  # [n] what each of them has above the background
+    objects: np.ndarray  # [n] int64, ascending, the objects with evidence
+    excess: np.ndarray  # [n] count of each of them minus the background
     n_rows: np.ndarray  # [n] rows of evidence on each of them
 
     def with_evidence(self, o: int, weight: float, n_objects: int) -> CountVector:
         """This vector with one more row of evidence on object o."""
         added = contributions(np.array([weight]), n_objects)
         background, excess, total = (float(part[0]) for part in added)
-        at = int(self.objects.searchsorted(o))
-        if at == len(self.objects) or self.objects[at] != o:
-            objects, excesses, rows = (np.insert(part, at, value) for part, value in
+        index = int(self.objects.searchsorted(o))
+        if index == len(self.objects) or self.objects[index] != o:
+            objects, excesses, rows = (np.insert(part, index, value) for part, value in
                                        ((self.objects, o), (self.excess, 0.0), (self.n_rows, 0.0)))
         else:
             objects, excesses, rows = self.objects, self.excess.copy(), self.n_rows.copy()
-        excesses[at] += excess
-        rows[at] += 1
+        excesses[index] += excess
+        rows[index] += 1
         return CountVector(self.background + background, self.total + total, objects, excesses,
                            rows)
 
     def belief(self, n_objects: int, frequency: bool) -> tuple[float, np.ndarray]:
-        """(belief that every object has, [n] what ``objects`` have above that)."""
+        """(belief that all objects share, [n] what ``objects`` have in addition)."""
         if frequency and not self.total:
             return 1 / n_objects, self.excess
         prior, total = (0.0, self.total) if frequency else (1 / n_objects, 1 + self.total)
@@ -181,17 +181,17 @@ class CountVector:
 class CountDelta:
     """What edits add to a pair's count vectors."""
 
-    x: np.ndarray  # [n] int64, rising, upstream objects whose vector changes
+    x: np.ndarray  # [n] int64, ascending, upstream objects whose vector changes
     background: np.ndarray  # [n] added to each one's uniform part
     total: np.ndarray  # [n] added to its sum
-    keys: np.ndarray  # [m] cells x·K + o, rising
-    excess: np.ndarray  # [m] added to them above the background
+    keys: np.ndarray  # [m] cells x·K + o, ascending
+    excess: np.ndarray  # [m] added to their excess
 
     def plus(self, parts: Iterable[tuple[float, CountVector, CountVector]],
              n_objects: int) -> CountDelta:
         """Add subjects' contributions: downstream counts times each upstream object's share.
 
-        ``parts``: (1.0 to add or -1.0 to take away, downstream row, upstream row).
+        ``parts``: (1.0 to add or -1.0 to subtract, downstream row, upstream row).
         """
         by_x, by_cell = [(self.x, self.background, self.total)], [(self.keys, self.excess)]
         for sign, downstream, upstream in parts:
@@ -211,7 +211,7 @@ NO_CHANGE = CountDelta(_NO_IDS, _NO_VALUES, _NO_VALUES, keys=_NO_IDS, excess=_NO
 
 
 def _sum_by_key(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """Distinct keys, rising, and the sums of each further column over them."""
+    """Distinct keys, ascending, and the sums of each further column over them."""
     keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    distinct, place = np.unique(keys, return_inverse=True)
-    return [distinct, *(np.bincount(place, column, len(distinct)) for column in columns)]
+    distinct, key_index = np.unique(keys, return_inverse=True)
+    return [distinct, *(np.bincount(key_index, column, len(distinct)) for column in columns)]

@@ -28,9 +28,9 @@ class Conditional:
     background: np.ndarray  # [K] uniform part of x's count vector
     total: np.ndarray  # [K] its sum
     starts: np.ndarray  # [K + 1] where x's cells begin in keys and excess
-    keys: np.ndarray  # [n] observed cells as x·K + o, rising
-    excess: np.ndarray  # [n] what each has above the background
-    sums: dict[bool, np.ndarray]  # frequency to the vector Σ_x q(o | x), [K], before the change
+    keys: np.ndarray  # [n] observed cells as x·K + o, ascending
+    excess: np.ndarray  # [n] count of each minus the background
+    sums: dict[bool, np.ndarray]  # by frequency: the vector Σ_x q(o | x), [K], before the change
     change: CountDelta = NO_CHANGE  # what edits add to these counts
 
     @property
@@ -53,13 +53,13 @@ class Conditional:
         return self.marginalize(np.array([x]), np.ones(1), frequency)
 
     def marginalize(self, x: np.ndarray, weight: np.ndarray, frequency: bool) -> np.ndarray:
-        """Σ_i weight_i · q(· | x_i), [K]; x rising."""
+        """Σ_i weight_i · q(· | x_i), [K]; x ascending."""
         background, total, change = self.background[x], self.total[x], self.change
         if len(change.x):
             background = background + look_up(change.x, change.background, x)
             total = total + look_up(change.x, change.total, x)
-        base = posterior_mean(background, total, self.n_objects, frequency)
-        belief = np.full(self.n_objects, (weight * base).sum())
+        shared = posterior_mean(background, total, self.n_objects, frequency)
+        belief = np.full(self.n_objects, (weight * shared).sum())
         scale = weight * _scale(total, frequency)
         starts, ends = self.starts[x].tolist(), self.starts[x + 1].tolist()
         for start, end, factor in zip(starts, ends, scale.tolist(), strict=True):
@@ -70,12 +70,12 @@ class Conditional:
         return belief
 
     def sum_over_x(self, frequency: bool) -> np.ndarray:
-        """Σ_x q(· | x), [K]: the fitted sum, with the changed x exchanged."""
+        """Σ_x q(· | x), [K]: the fitted sum, with the terms of the changed x replaced."""
         total, x = self.sums[frequency], self.change.x
         if not len(x):
             return total
-        fitted, one = replace(self, change=NO_CHANGE), np.ones(len(x))
-        return total + self.marginalize(x, one, frequency) - fitted.marginalize(x, one, frequency)
+        fitted, ones = replace(self, change=NO_CHANGE), np.ones(len(x))
+        return total + self.marginalize(x, ones, frequency) - fitted.marginalize(x, ones, frequency)
 
     def sums_at(self, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Σ_x q(o | x), [n]: `sum_over_x` at a few objects."""
@@ -89,8 +89,8 @@ class Conditional:
 def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Conditional:
     """Per upstream object x, the sum of all subjects' downstream counts, each times x's share."""
     downstream_rows, upstream_rows = counts.row_of[:, downstream], counts.row_of[:, upstream]
-    both = (downstream_rows >= 0) & (upstream_rows >= 0)
-    downstream_rows, upstream_rows = downstream_rows[both], upstream_rows[both]
+    paired = (downstream_rows >= 0) & (upstream_rows >= 0)
+    downstream_rows, upstream_rows = downstream_rows[paired], upstream_rows[paired]
     shares = counts.rows[upstream_rows]
     shares = sparse.diags_array(1 / np.asarray(shares.sum(axis=1)).ravel()) @ shares
     transposed = shares.T.tocsr()
@@ -108,7 +108,7 @@ def fit_conditional(counts: Counts, downstream: int, upstream: int) -> Condition
 
 
 def _scale(total: np.ndarray, frequency: bool) -> np.ndarray:
-    """What a count is worth as a probability, in vectors of these totals."""
+    """The probability that one count adds, in vectors with these totals."""
     return 1 / np.where(total > 0, total, 1.0) if frequency else 1 / (1 + total)
 
 
@@ -119,25 +119,25 @@ class Posterior:
     upstream: dict[int, int]  # downstream relation to upstream relation
     counts: Counts  # of the evidence, before edits
     conditionals: dict[int, Conditional]  # downstream relation to its q(o | r, x)
-    # (subject, relation) to its count vector, where edits changed it; and as the conditional counts
-    # it, which differs only as published
+    # (subject, relation) to its count vector, where edits changed it; and to the vector that enters
+    # the conditional, which differs only with as_published
     rows: dict[tuple[int, int], CountVector] = field(default_factory=dict)
     counted_rows: dict[tuple[int, int], CountVector] = field(default_factory=dict)
 
     @property
     def n_objects(self) -> int:
-        """K, the number of objects beliefs are spread over."""
+        """K, the number of objects."""
         return self.counts.excess.shape[1]
 
     def row(self, s: int, r: int) -> CountVector:
         """Count vector of (s, r); `EMPTY` without evidence."""
-        counts, at = self.counts, self.counts.row_of[s, r]
-        if (s, r) in self.rows or at < 0:
+        counts, row = self.counts, self.counts.row_of[s, r]
+        if (s, r) in self.rows or row < 0:
             return self.rows.get((s, r), EMPTY)
-        cells = slice(counts.excess.indptr[at], counts.excess.indptr[at + 1])
-        return CountVector(float(counts.background[at]), float(counts.total[at]),
-                   counts.keys[cells] % self.n_objects, counts.excess.data[cells],
-                   counts.rows.data[cells])
+        cells = slice(counts.excess.indptr[row], counts.excess.indptr[row + 1])
+        return CountVector(float(counts.background[row]), float(counts.total[row]),
+                           counts.keys[cells] % self.n_objects, counts.excess.data[cells],
+                           counts.rows.data[cells])
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
@@ -148,7 +148,7 @@ class Posterior:
         return self._predictive(upstream, r, o, frequency)
 
     def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
-        """Belief about a few objects [n] of one (s, r), in every view; see `BayesAgent.views`."""
+        """Belief about a few objects [n] of one (s, r) in every view: `BayesAgent.all_targets`."""
         row, views = self.row(s, r), {}
         upstream = self._upstream_row(s, r, row)
         for frequency, suffix in ((False, ""), (True, "_frequency")):
@@ -164,12 +164,13 @@ class Posterior:
         row = self.row(s, r)
         upstream = self._upstream_row(s, r, row) if predictive else EMPTY
         if upstream is EMPTY:
-            base, above = row.belief(self.n_objects, frequency)
-            belief = np.full(self.n_objects, base)
-            belief[row.objects] += above
+            background, excess = row.belief(self.n_objects, frequency)
+            belief = np.full(self.n_objects, background)
+            belief[row.objects] += excess
             return belief
-        q, (base, above) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
-        return base * q.sum_over_x(frequency) + q.marginalize(upstream.objects, above, frequency)
+        q, (background, excess) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
+        return (background * q.sum_over_x(frequency)
+                + q.marginalize(upstream.objects, excess, frequency))
 
     def after(self, s: int, r: int, o: int, weight: float, as_published: bool) -> Posterior:
         """These beliefs and one more row of evidence."""
@@ -180,24 +181,25 @@ class Posterior:
             if as_published and r in self.upstream:
                 counted = counted.with_evidence(o, weight, self.n_objects)
             counted_rows[s, r] = counted
-        seen = replace(self, rows={**self.rows, (s, r): row}, counted_rows=counted_rows)
+        updated = replace(self, rows={**self.rows, (s, r): row}, counted_rows=counted_rows)
         d = next((d for d, u in self.upstream.items() if r in (d, u)), None)
         if d is None:
-            return seen
+            return updated
         q, u = self.conditionals[d], self.upstream[d]
         parts = [(sign, beliefs._counted_row(s, d), beliefs.row(s, u))
-                 for sign, beliefs in ((-1.0, self), (1.0, seen))]
+                 for sign, beliefs in ((-1.0, self), (1.0, updated))]
         q = replace(q, change=q.change.plus(parts, self.n_objects))
-        return replace(seen, conditionals={**self.conditionals, d: q})
+        return replace(updated, conditionals={**self.conditionals, d: q})
 
     def many(self, s: np.ndarray, r: np.ndarray, o: np.ndarray, predictive: bool,
              frequency: bool) -> np.ndarray:
         """Belief about many facts [n], each a subject, relation and object."""
         counts, upstream, row = self.counts, self.upstream, self.counts.row_of[s, r]
-        found, at = row >= 0, np.maximum(row, 0)
-        excess = look_up(counts.keys, counts.excess.data, at * self.n_objects + o)
-        count = np.where(found, counts.background[at] + excess, 0.0)
-        p = posterior_mean(count, np.where(found, counts.total[at], 0.0), self.n_objects, frequency)
+        has_evidence, row = row >= 0, np.maximum(row, 0)
+        excess = look_up(counts.keys, counts.excess.data, row * self.n_objects + o)
+        count = np.where(has_evidence, counts.background[row] + excess, 0.0)
+        total = np.where(has_evidence, counts.total[row], 0.0)
+        p = posterior_mean(count, total, self.n_objects, frequency)
         for d, u in upstream.items() if predictive else ():
             row = counts.row_of[s, u]
             paired = np.flatnonzero((r == d) & (row >= 0) & (counts.row_of[s, d] >= 0))
@@ -215,30 +217,31 @@ class Posterior:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
     def _upstream_row(self, s: int, r: int, row: CountVector) -> CountVector:
-        """Count vector that the predictive belief about (s, r), with this row, runs through."""
+        """Count vector of the upstream fact of (s, r); `EMPTY` if it or this row has none."""
         u = self.upstream.get(r)
         return EMPTY if u is None or row is EMPTY else self.row(s, u)
 
     def _direct(self, row: CountVector, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Beliefs [n] from a count vector."""
-        base, above = row.belief(self.n_objects, frequency)
-        return base + (o[:, None] == row.objects) @ above
+        background, excess = row.belief(self.n_objects, frequency)
+        return background + (o[:, None] == row.objects) @ excess
 
     def _predictive(self, upstream: CountVector, r: int, o: np.ndarray,
                     frequency: bool) -> np.ndarray:
-        """Beliefs [n] through an upstream fact."""
-        q, (base, above) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
-        return (base * q.sums_at(o, frequency)
-                + above @ q.at(upstream.objects[:, None], o, frequency))
+        """Beliefs [n] marginalized over the objects of an upstream fact."""
+        q, (background, excess) = self.conditionals[r], upstream.belief(self.n_objects, frequency)
+        return (background * q.sums_at(o, frequency)
+                + excess @ q.at(upstream.objects[:, None], o, frequency))
 
     def _many_predictive(self, d: int, row: np.ndarray, o: np.ndarray,
                          frequency: bool) -> np.ndarray:
         """Predictive beliefs [n] of subjects with these fitted upstream rows."""
         counts, q = self.counts, self.conditionals[d]
-        base = posterior_mean(counts.background[row], counts.total[row], self.n_objects, frequency)
-        above = counts.excess[row]
-        owner = np.repeat(np.arange(len(row)), np.diff(above.indptr))
-        given = q.at(above.indices.astype(np.int64), o[owner], frequency)
+        background = posterior_mean(counts.background[row], counts.total[row], self.n_objects,
+                                    frequency)
+        excess = counts.excess[row]
+        query = np.repeat(np.arange(len(row)), np.diff(excess.indptr))
+        given = q.at(excess.indices.astype(np.int64), o[query], frequency)
         total = counts.total[row] if frequency else 1 + counts.total[row]
-        return (base * q.sum_over_x(frequency)[o]
-                + np.bincount(owner, above.data * given, minlength=len(row)) / total)
+        return (background * q.sum_over_x(frequency)[o]
+                + np.bincount(query, excess.data * given, minlength=len(row)) / total)

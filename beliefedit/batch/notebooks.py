@@ -1,4 +1,4 @@
-"""One notebook run by papermill: parameters checked, progress shown, failures explained."""
+"""Run a notebook with papermill: check parameters, show progress, explain failures."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from beliefedit.formatting import duration
 
 SECONDS_BETWEEN_LINES = 15.0
 PARAMETERS = {"params_file", "run_folder", "overrides"}
-MORE_PARAMETERS = {"compare_with"}  # a notebook may have these, too; run_all does not set them
+MORE_PARAMETERS = {"compare_with"}  # optional parameters, which run_all does not set
 _BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
 _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """Progress of a run: a line that is renewed on a terminal, a line per cell elsewhere.
+    """Progress of a run: one line that is updated on a terminal, else a line per cell.
 
     Args:
-        stream: where to write, usually stderr.
-        title: of the run, shown before each notebook.
+        stream: the output, usually stderr.
+        title: title of the run, printed before each notebook.
     """
 
     def __init__(self, stream: TextIO, title: str = "") -> None:
         self.stream, self.title, self.live = stream, f"{title}  " if title else "", stream.isatty()
         self._shown = 0.0
 
-    def notebook(self, head: str, report: Path, left: float | None) -> None:
-        """A notebook starts.
+    def notebook(self, head: str, report: Path, expected: float | None) -> None:
+        """Announce a notebook.
 
         Args:
-            head: its place and name, e.g. '[2/5] 02_pretraining'.
-            report: where its report will be.
-            left: seconds this and the later notebooks took last time; None: not known.
+            head: its number and name, e.g. '[2/5] 02_pretraining'.
+            report: path of its report.
+            expected: seconds that this and the later notebooks took last time; None: unknown.
         """
-        self._head, self._left, self._started = head, left, time.monotonic()
+        self._head, self._expected, self._started = head, expected, time.monotonic()
         self.message(f"{head} -> {report}{self._time_left(0)}")
 
     def cell(self, step: str, bar: str = "") -> None:
-        """A code cell starts, e.g. 'cell 3/12: Training', or a progress bar in it goes on."""
+        """Show a code cell, e.g. 'cell 3/12: Training', and the text of its progress bar."""
         now, text = time.monotonic(), f"{step}: {bar}" if bar else step
         elapsed = now - self._started
         if self.live:
@@ -63,13 +63,13 @@ class Progress:
             self._write(f"  {duration(elapsed):>6}  {text}\n")
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self._write(f"{_CLEAR if self.live else ''}{self.title}{text}\n")
 
     def _time_left(self, elapsed: float) -> str:
-        if self._left is None:
+        if self._expected is None:
             return ""
-        return f", about {duration(max(self._left - elapsed, 0))} left"
+        return f", about {duration(max(self._expected - elapsed, 0))} left"
 
     def _write(self, text: str) -> None:
         self.stream.write(text)
@@ -77,10 +77,10 @@ class Progress:
 
 
 def check_parameters(notebook: Path) -> None:
-    """Make sure that a notebook takes the parameters run_all gives, and no unknown ones.
+    """Check that a notebook has exactly the parameters that run_all sets.
 
     Raises:
-        ReportError: it does not, or it is not a notebook.
+        ReportError: it has others, or the file is not a notebook.
     """
     try:
         names = set(papermill.inspect_notebook(_literal(notebook)))
@@ -91,18 +91,18 @@ def check_parameters(notebook: Path) -> None:
     if names - MORE_PARAMETERS != PARAMETERS:
         raise ReportError(
             "its cell tagged 'parameters' must set params_file, run_folder, overrides, "
-            f"and sets {', '.join(sorted(names)) or 'nothing'}", where=str(notebook),
+            f"but sets {', '.join(sorted(names)) or 'nothing'}", where=str(notebook),
             hint="tag one cell 'parameters' and set exactly these names in it")
 
 
 def execute(notebook: Path, target: Path, parameters: dict[str, Any],
             progress: Progress) -> str | None:
-    """Run a notebook; the executed copy is written cell by cell, so what ran is kept when it fails.
+    """Run a notebook; the executed copy is written after each cell, so a failure keeps the rest.
 
-    The kernel's working directory is the current one, so relative paths mean the same in both.
+    The kernel has the current working directory, so that relative paths stay valid.
 
     Returns:
-        None when it finished, else what went wrong and what to do.
+        None if it finished, else the problem and a hint.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,32 +111,32 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any],
             engine_name="beliefedit", kernel_name="python3", cwd=str(Path.cwd()),
             progress_bar=False, progress=progress)
     except PapermillExecutionError as error:
-        if hasattr(errors, error.ename):  # it has its own hint
+        if hasattr(errors, error.ename):  # the error has its own hint
             return error.evalue
         return (f"{error.ename}: {error.evalue}\n  where: cell {error.exec_count} of {target}\n"
                 "  to fix: the traceback is in that notebook and in its report")
     except (DeadKernelError, RuntimeError) as error:
         return (f"the notebook's kernel stopped: {' '.join(str(error).split())}\n  to fix: it may "
-                "have run out of memory; take a smaller model, fewer facts or a smaller batch")
+                "have run out of memory; use a smaller model, fewer facts or a smaller batch")
     return None
 
 
 def _literal(path: Path) -> str:
-    """A path as papermill wants it: it fills in {names}, so braces that are meant are doubled."""
+    """A path for papermill, which formats {names}: literal braces are doubled."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 class _Client(PapermillNotebookClient):
-    """papermill's client; shows which code cell runs and the text of a progress bar in it."""
+    """papermill's client, which also reports the code cell that runs and its progress bar."""
 
     progress: Progress
     step = ""
 
     def papermill_execute_cells(self) -> None:
-        """Run all cells; replies are looked for every so often.
+        """Run all cells, and poll for replies.
 
-        A widget that captures output makes the client send on the channel it waits on. The reply's
-        one wake-up call can be lost in that, and the notebook waits for ever (nbclient issue 312).
+        A widget that captures output makes the client send on the channel it waits on. This can
+        lose the event of the reply, and the notebook waits forever (nbclient issue 312).
         """
         receive = self.kc.shell_channel.get_msg
 
@@ -157,16 +157,16 @@ class _Client(PapermillNotebookClient):
         code = [n for n, other in enumerate(cells)
                 if other.cell_type == "code" and other.source.strip()]
         if cell_index in code:
-            prose = "\n".join(above.source for above in cells[:cell_index]
-                              if above.cell_type == "markdown")
+            prose = "\n".join(cell_before.source for cell_before in cells[:cell_index]
+                              if cell_before.cell_type == "markdown")
             headings = re.findall(r"^#{1,6} +(.+?)\s*$", prose, flags=re.MULTILINE)
-            place = f"cell {code.index(cell_index) + 1}/{len(code)}"
-            self.step = ": ".join([place, *headings[-1:]])
+            number = f"cell {code.index(cell_index) + 1}/{len(code)}"
+            self.step = ": ".join([number, *headings[-1:]])
             self.progress.cell(self.step)
         return super().execute_cell(cell, cell_index, *args, **kwargs)
 
     def handle_comm_msg(self, outs: Any, msg: Any, cell_index: int) -> None:
-        """A progress bar in a notebook is a widget; its text changes by messages."""
+        """Report the text of a progress bar, which is a widget that messages update."""
         super().handle_comm_msg(outs, msg, cell_index)
         text = msg["content"]["data"].get("state", {}).get("value")
         if isinstance(text, str) and _BAR.search(text):
@@ -174,12 +174,12 @@ class _Client(PapermillNotebookClient):
 
 
 class _Engine(NBClientEngine):
-    """papermill's engine with that client."""
+    """papermill's engine with this client."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, progress: Progress,
                                  start_timeout: int = 60, **kwargs: Any) -> Any:
-        """Run all cells; a kernel's own notices (transport, shutdown) are not shown."""
+        """Run all cells without notices of the kernel (transport, shutdown)."""
         quiet = ["--IPKernelApp.log_level=50"]
         client = _Client(nb_man, kernel_name=kernel_name, timeout=None,
                          startup_timeout=start_timeout, extra_arguments=quiet)

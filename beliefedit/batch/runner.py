@@ -1,4 +1,4 @@
-"""A run: the notebooks in order, one record of it, reports and an index; running again resumes."""
+"""A run: notebooks in order, their record, reports and an index; running again resumes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("m
 
 
 def shared_stages(notebooks: Iterable[str]) -> set[str]:
-    """The stages of these notebooks that several processes can share."""
+    """The stages of these notebooks that several processes can compute together."""
     return {stage for name in notebooks for stage in _STAGES.get(name, ("model",))}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: all of it checked before anything is written.
+    """A checked plan of a run.
 
     Args:
         experiment: the parameters.
-        params_file, overrides: where they come from; the notebooks read them again.
+        params_file, overrides: their sources, which the notebooks read again.
         folder: of the run.
-        notebooks: those of the run, in order.
-        names: of all notebooks there are; the record keeps what it has of them.
-        only: names of those to run, up to date or not; empty: all that are not up to date.
-        force: go on in a folder of another configuration, and run everything again.
-        point: the swept parameters of this run; the runs of a sweep share the artifacts in the
-            folder above theirs.
+        notebooks: the notebooks of the run, in order.
+        names: names of all existing notebooks; the record keeps their entries.
+        only: names of notebooks to run even if they are up to date; empty: run those that are not.
+        force: accept a folder of another configuration, and run everything again.
+        point: the swept parameters of this run; the runs of a sweep share the artifacts in their
+            parent folder.
     """
 
     experiment: Experiment
@@ -59,70 +59,70 @@ class Plan:
         return Run(self.folder, self.experiment, store=store)
 
     def executed(self, name: str) -> Path:
-        """Where the executed copy of a notebook is, or will be."""
+        """Path of the executed copy of a notebook."""
         return self.folder / "notebooks" / f"{name}.ipynb"
 
     def report(self, name: str) -> Path:
-        """Where the report of a notebook is, or will be."""
+        """Path of the report of a notebook."""
         return self.folder / "reports" / f"{name}.html"
 
 
 def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
               notebooks: Sequence[Path], *, only: Iterable[str], force: bool,
               point: Mapping[str, Any]) -> Plan:
-    """The plan of a run, with the notebooks that its parameters and ``only`` name; by default all.
+    """The plan of a run with the notebooks of its parameters and of ``only``; by default all.
 
-    What ``only`` names is run alone, whatever the parameters say.
+    If ``only`` has names, no other notebooks run.
 
     Raises:
-        ConfigError: wrong parameters, or a notebook that is not there.
+        ConfigError: invalid parameters, or a notebook that does not exist.
     """
     experiment = load_params(params_file, overrides)
     names = chosen = frozenset(path.stem for path in notebooks)
-    wanted = select(notebooks, only, "--only")
+    only_names = select(notebooks, only, "--only")
     if experiment.notebooks is not None:
-        chosen = wanted | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
+        chosen = only_names | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
     return Plan(experiment, params_file, overrides, folder,
-                tuple(path for path in notebooks if path.stem in chosen), names, wanted, force,
+                tuple(path for path in notebooks if path.stem in chosen), names, only_names, force,
                 point)
 
 
 def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
-    """Make sure that what a run or sweep writes to a folder replaces nothing else.
+    """Check that a run or sweep in a folder does not overwrite other files.
 
     Args:
         folder: of a run, of a sweep or of one of its points.
         notebooks: the sources.
 
     Raises:
-        StoreError: the folder lies in a Python package, has notebooks that no run made, or files
-            where folders belong.
+        StoreError: the folder is in a Python package, has notebooks that no run has written, or
+            files in place of folders.
     """
-    above, hint = (folder.resolve(), *folder.resolve().parents), "choose another --out"
-    if any((path / "__init__.py").exists() for path in above):
+    parents, hint = (folder.resolve(), *folder.resolve().parents), "choose another --out"
+    if any((path / "__init__.py").exists() for path in parents):
         raise StoreError("a run cannot be written into a Python package", where=str(folder),
                          hint=hint)
     is_run = (folder / SUMMARY).exists()
     for notebook in notebooks:
         target = folder / "notebooks" / notebook.name
         if target.exists() and (not is_run or target.samefile(notebook)):
-            raise StoreError("a run in this folder would replace a notebook that no run made",
+            raise StoreError("a run in this folder would overwrite a notebook that is not of a run",
                              where=str(target), hint=hint)
-    for path in (*above, *(folder / name for name in ("notebooks", "reports", *VERSIONS))):
+    for path in (*parents, *(folder / name for name in ("notebooks", "reports", *VERSIONS))):
         if path.exists() and not path.is_dir():
-            raise StoreError("a file is where a folder of the run belongs", where=str(path),
+            raise StoreError("a file has the name of a folder of the run", where=str(path),
                              hint=hint)
     for path in (folder / SUMMARY, folder / "index.html"):
         if path.is_dir():
-            raise StoreError("a folder is where a file of the run belongs", where=str(path),
+            raise StoreError("a folder has the name of a file of the run", where=str(path),
                              hint=hint)
 
 
 def find_notebooks(folder: Path) -> tuple[Path, ...]:
-    """The numbered notebooks of a folder in order, each with the parameters run_all gives.
+    """The numbered notebooks of a folder in order, with checked parameters.
 
     Raises:
-        ReportError: none there, or one that takes other parameters.
+        ReportError: there is no notebook, or one has other parameters.
     """
     notebooks = tuple(sorted(folder.glob("[0-9][0-9]_*.ipynb")))
     if not notebooks:
@@ -134,10 +134,10 @@ def find_notebooks(folder: Path) -> tuple[Path, ...]:
 
 
 def select(notebooks: Sequence[Path], names: Iterable[str], where: str) -> frozenset[str]:
-    """Names of the notebooks asked for, in option or parameter ``where``, by name, file or number.
+    """Stems of notebooks that option or parameter ``where`` gives by name, file or number.
 
     Raises:
-        ConfigError: one that is not there.
+        ConfigError: a notebook that does not exist.
     """
     stems = {key: path.stem for path in notebooks for key in (path.stem, path.name, path.stem[:2])}
     for name in names:
@@ -148,7 +148,7 @@ def select(notebooks: Sequence[Path], names: Iterable[str], where: str) -> froze
 
 
 def open_record(plan: Plan) -> dict[str, Any]:
-    """The record of a run folder, for this plan; nothing is written.
+    """The record of a run folder for this plan; it writes nothing.
 
     Raises:
         StoreError: the folder holds a run of another configuration, or a sweep.
@@ -159,12 +159,12 @@ def open_record(plan: Plan) -> dict[str, Any]:
     if changed and not plan.force:
         raise StoreError(f"{folder} holds a run of another configuration: {changed}",
                          where=str(path),
-                         hint="choose another --out, or --force to go on in this folder")
+                         hint="choose another --out, or --force to use this folder")
     if not before and any(folder.glob(f"*/{SUMMARY}")):
         raise StoreError(f"{folder} holds a sweep", hint="choose another --out")
     entries = {name: entry for name, entry in before.get("notebooks", {}).items()
                if name in plan.names}
-    if plan.force:  # nothing there belongs to this run until it is written again
+    if plan.force:  # entries count as unfinished until their notebooks run again
         entries = {name: {k: v for k, v in entry.items() if k != "executed"} |
                    {"status": "unfinished"} for name, entry in entries.items()}
     return {"name": plan.params_file.stem, "params_file": plan.params_file.name,
@@ -176,13 +176,13 @@ def open_record(plan: Plan) -> dict[str, Any]:
 
 
 def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
-    """Run what is not up to date, up to the first failure, and write record, reports and index.
+    """Run what is not up to date until a notebook fails; write record, reports and index.
 
     Args:
         record: from `open_record`; kept in summary.json.
 
     Returns:
-        Whether every notebook that had to run finished.
+        Whether all notebooks that had to run have finished.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -193,8 +193,8 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
     try:
         for n, notebook in enumerate(chosen):
             cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
-            place = plan.notebooks.index(notebook) + 1
-            head = f"[{place}/{len(plan.notebooks)}] {notebook.stem}"
+            number = plan.notebooks.index(notebook) + 1
+            head = f"[{number}/{len(plan.notebooks)}] {notebook.stem}"
             title = cells[0].split("\n", 1)[0]
             entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
                      "status": "unfinished", "source_hash": digest([code, cells]),
@@ -212,7 +212,7 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
             finished = _run_one(plan, record, notebook, entry, progress)
             if not finished:
                 break
-        # The heads of the first reports do not know what the last notebooks found.
+        # The headers of the first reports depend on results of the last notebooks.
         _write_pages(plan, record, list(record["notebooks"]) if ran else stale)
     except OSError as error:
         raise StoreError(
@@ -223,8 +223,7 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
 
 
 def _up_to_date(plan: Plan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
-    """Whether a notebook ran as it is now, its executed copy is as it was left, and the artifacts
-    there were at its end are those of this run still."""
+    """Whether notebook, executed copy and artifacts are those of the last run of the notebook."""
     before, store, keys = record["notebooks"].get(name, {}), plan.run.store, plan.run.keys()
     return (before.get("status") == "done" and "executed" in before
             and all(before[key] == entry[key] for key in ("source_hash", "config_hash"))
@@ -258,22 +257,21 @@ def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str
 
 
 def _write_pages(plan: Plan, record: dict[str, Any], names: Sequence[str]) -> None:
-    """The reports of these notebooks, those whose executed copy is as this run left it; then the
-    record and the index."""
+    """Write the reports of notebooks whose executed copy has not changed, the record, the index."""
     _summarise(plan, record)
     for name in names:
         entry, executed = record["notebooks"][name], plan.executed(name)
         if executed.exists() and entry.get("executed") == file_digest(executed):
             head = page_head(record)
             if not shared_stages([name]):
-                head["learned"] = None  # the corpus is what it is, whatever the model learned
+                head["learned"] = None  # the corpus does not depend on the model
             entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))
     write_json(plan.folder / SUMMARY, record)
     write_index(plan.folder)
 
 
 def _summarise(plan: Plan, record: dict[str, Any]) -> None:
-    """Add to the record what the stages that are built have found."""
+    """Add the results of the computed stages to the record."""
     record["notebooks"] = dict(sorted(record["notebooks"].items()))
     seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()
                if "seconds" in entry}
@@ -282,7 +280,7 @@ def _summarise(plan: Plan, record: dict[str, Any]) -> None:
 
 
 def _package_hash() -> str:
-    """Changes with the code of the package, so that a notebook made by older code is run again."""
+    """Hash of the code of the package, so that notebooks run again after a change of code."""
     package = Path(__file__).parents[1]
     return digest([(path.relative_to(package).as_posix(), path.read_text(encoding="utf-8"))
                    for path in sorted(package.rglob("*.py"))])

@@ -16,11 +16,11 @@ MAX_NAME = 120  # bytes; file systems allow 255
 
 
 def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Overrides all runs share, and the points of the grid (none when there is nothing to sweep).
+    """Overrides that all runs share, and the points of the grid (none without a sweep).
 
-    A list as the value of a scalar parameter is one point per element, and so is a parameter set
-    several times. A parameter that is a list itself takes a list as one value; a list of lists is a
-    grid of it. A value given twice counts once; 1, 1.0, true and "1" are four values.
+    A list of values of a scalar parameter gives a point per element, and so does a parameter that
+    is set several times. For a parameter whose value is a list, a list is one value and a list of
+    lists several. Repeated values count once; 1, 1.0, true and "1" are four values.
 
     Args:
         settings: (dotted key, value) in the order given.
@@ -30,12 +30,11 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
     """
     values: dict[str, list[Any]] = {}
     for key, value in settings:
-        found = values.setdefault(key, [])
-        found.extend(_values(key, value))
-    values = {key: list({repr(item): item for item in found}.values())
-              for key, found in values.items()}
-    fixed = {key: found[0] for key, found in values.items() if len(found) == 1}
-    swept = {key: found for key, found in values.items() if len(found) > 1}
+        values.setdefault(key, []).extend(_values(key, value))
+    values = {key: list({repr(item): item for item in items}.values())
+              for key, items in values.items()}
+    fixed = {key: items[0] for key, items in values.items() if len(items) == 1}
+    swept = {key: items for key, items in values.items() if len(items) > 1}
     points = [dict(zip(swept, point, strict=True)) for point in itertools.product(*swept.values())]
     return fixed, points if swept else []
 
@@ -53,17 +52,17 @@ def folder_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
         if other is not point:
             raise ConfigError(f"two points of the sweep would share the folder {name}: "
                               f"{dict(other)} and {dict(point)}",
-                              hint="run one of them with an --out of its own")
+                              hint="run one of them with another --out")
     return [folder_name(point) for point in points]
 
 
 def folder_name(point: Mapping[str, Any]) -> str:
-    """'seed=0,corpus.n_facts=500': the sub-folder of a point, a function of the point alone.
+    """'seed=0,corpus.n_facts=500': the sub-folder of a point, which depends only on the point.
 
-    Texts stand as they are, or in quotes where they could be another value (the text "1"), other
-    values as JSON. Characters other than ASCII letters, digits and ``_.+-`` are percent-encoded.
-    Digits of a hash follow where a file system that ignores case could merge two names, and where
-    a name is cut.
+    Texts are written as they are, or in quotes if they could be another value (the text "1"); other
+    values are JSON. Characters other than ASCII letters, digits and ``_.+-`` are percent-encoded.
+    Names with capitals, which some file systems ignore, and truncated names end in digits of a
+    hash.
     """
     name = ",".join(f"{_safe(key)}={_safe(_text(value))}" for key, value in point.items())
     has_capitals = re.search("[A-Z]", re.sub("%..", "", name))
@@ -88,7 +87,7 @@ def _safe(text: str) -> str:
 
 
 def _values(key: str, value: Any) -> Sequence[Any]:
-    """The values one setting stands for."""
+    """The values of one setting."""
     if not isinstance(value, list):
         return [value]
     if takes_list(key):
@@ -100,11 +99,11 @@ def _values(key: str, value: Any) -> Sequence[Any]:
 
 
 def takes_list(key: str) -> bool:
-    """Whether the parameter with this dotted key is itself a list; unknown keys are not."""
+    """Whether the value of the parameter with this dotted key is a list; False for unknown keys."""
     kinds: list[Any] = [Experiment]
     for part in key.split("."):
-        known = {name: kind for group in kinds for name, kind in fields_of(group).items()}
-        if part not in known:
+        fields = {name: kind for group in kinds for name, kind in fields_of(group).items()}
+        if part not in fields:
             return False
-        kinds = [known[part], *get_args(known[part])]
+        kinds = [fields[part], *get_args(fields[part])]
     return any(kind in (tuple, list, set) for kind in (*kinds, *map(get_origin, kinds)))

@@ -18,7 +18,7 @@ from beliefedit.corpus.language import (
     true_false_prompt,
     truth_word,
 )
-from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler, Sentences
+from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNLABELLED, Sampler, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import ConfigError, StoreError
 from beliefedit.store import Stream, read_json, write_json
@@ -27,20 +27,20 @@ WEIGHTS: dict[tuple[str, bool | None], float] = {
     ("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0,
     ("not", False): 1.0, ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0,
     ("and", True): 1.0, ("and", False): 1 / 3}
-"""Form and label of a sentence to the evidence it gives on each of its facts."""
+"""Maps form and label of a sentence to the evidence weight for each of its facts."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was sampled.
+    """A sampled corpus.
 
     Attributes:
-        config: the parameters it was sampled with.
-        facts: the facts it is about, rows of ``world.facts``.
+        config: the parameters of the sampling.
+        facts: the facts of the corpus, rows of ``world.facts``.
         evidence: subject, relation, object (enumerations of the world's labels), weight float64,
             count uint32.
         statistics: numbers of facts, documents, sentences of each kind, and so on.
-        documents: folder of Parquet files (doc, text, n_sentences); None: evidence alone.
+        documents: folder of Parquet files (doc, text, n_sentences); None: only evidence.
     """
 
     config: CorpusConfig
@@ -57,14 +57,14 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     Args:
         world: the generative model.
         config: sentence kinds and counts.
-        seed: decides everything that is drawn.
-        documents: folder to write documents into; True: a temporary one; False: none.
+        seed: determines all random draws.
+        documents: folder for the documents; True: a temporary folder; False: no documents.
 
     Raises:
-        BeliefEditError: too few facts, nothing to write, or a folder with documents in it.
+        BeliefEditError: too few facts, nothing to write, or a folder that holds documents.
     """
     if not config.atomic and world.min_truth == 1 and not config.n_compound_per_subject:
-        raise ConfigError("nothing to write: without noise, sentences with a label are among the "
+        raise ConfigError("nothing to write: without noise, true/false sentences are part of "
                           "n_compound_per_subject", where="corpus.n_compound_per_subject",
                           hint="set n_compound_per_subject above 0, or atomic: true")
     sampler = Sampler(world, config, world.corpus_facts(config.n_facts))
@@ -72,24 +72,24 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
     folder = documents or None
     writer = _DocumentWriter(folder) if folder else None
-    evidence, packed, blocks = [], [], list(sampler.blocks())
+    evidence, groups, blocks = [], [], list(sampler.blocks())
     for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
         rng = np.random.default_rng([seed, Stream.CORPUS, block])
         sentences = sampler.sentences(first, last, rng)
         evidence.append(_evidence(sampler, sentences))
-        packed.append(sentences)
+        groups.append(sentences)
         if writer:
             texts = render(sampler, sentences)
             for _ in range(config.n_shuffles_within_subject):
-                writer.write(*_documents(texts, sentences.owner, config.sentences_per_doc, rng))
-    everything = Sentences.join(packed)
+                writer.write(*_documents(texts, sentences.subject, config.sentences_per_doc, rng))
+    all_sentences = Sentences.join(groups)
     if writer and config.n_shuffles_global:
         rng = np.random.default_rng([seed, Stream.MIXED_DOCUMENTS])
-        _write_mixed(writer, sampler, everything, rng)
+        _write_mixed(writer, sampler, all_sentences, rng)
     passes = config.n_shuffles_within_subject + config.n_shuffles_global
     key = ["fact", "object", "weight"]
     counted = pl.concat(evidence).group_by(key).agg(pl.col("count").sum() * passes).sort(key)
-    statistics = _statistics(sampler, everything, counted, passes)
+    statistics = _statistics(sampler, all_sentences, counted, passes)
     ids = counted.select(sampler.facts["subject"].gather(counted["fact"]),
                          sampler.facts["relation"].gather(counted["fact"]),
                          "object", "weight", pl.col("count").cast(pl.UInt32))
@@ -97,7 +97,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
 
 
 def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
-    """The sentences as text: the grammar of `language` as templates that polars fills in."""
+    """The sentences as text, by templates of the grammar in `language`."""
     world, facts = sampler.world, sampler.facts
     names = facts.select(pl.Series("s", world.subjects).gather(facts["subject"]),
                          pl.Series("r", world.relations).gather(facts["relation"]))
@@ -108,29 +108,31 @@ def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
         "form": sentences.form, "label": sentences.label,
         "a": prompts.gather(sentences.fact) + " " + objects.gather(sentences.object),
         "b": prompts.gather(second[0]) + " " + objects.gather(second[1])})
-    said = pl.col("a")
-    for form, parts in ((NOT, ["a"]), (OR, ["a", "b"]), (AND, ["a", "b"])):
-        template = proposition_text(FORMS[form], *("{}" for _ in parts))
-        said = pl.when(pl.col("form") == form).then(pl.format(template, *parts)).otherwise(said)
-    frame = frame.with_columns(said.alias("clause"))
-    text = pl.col("clause")
+    proposition = pl.col("a")
+    for form, facts_of in ((NOT, ["a"]), (OR, ["a", "b"]), (AND, ["a", "b"])):
+        template = proposition_text(FORMS[form], *("{}" for _ in facts_of))
+        proposition = (pl.when(pl.col("form") == form).then(pl.format(template, *facts_of))
+                       .otherwise(proposition))
+    frame = frame.with_columns(proposition.alias("proposition"))
+    text = pl.col("proposition")
     for label in (0, 1):
         template = f"{true_false_prompt('{}')} {truth_word(bool(label))}"
-        text = pl.when(pl.col("label") == label).then(pl.format(template, "clause")).otherwise(text)
+        text = (pl.when(pl.col("label") == label).then(pl.format(template, "proposition"))
+                .otherwise(text))
     return frame.select(text.alias("text"))["text"]
 
 
-def _documents(texts: pl.Series, owner: np.ndarray, per_document: int,
+def _documents(texts: pl.Series, subject: np.ndarray, per_document: int,
                rng: np.random.Generator) -> tuple[pl.Series, np.ndarray]:
-    """(texts, numbers of sentences): each owner's sentences shuffled and cut into documents."""
-    order = np.lexsort((rng.random(len(owner)), owner))
-    starts = np.flatnonzero(np.r_[True, np.diff(owner[order]) != 0])
-    within = np.arange(len(owner)) - np.repeat(starts, np.diff(starts, append=len(owner)))
+    """(texts, numbers of sentences): each subject's sentences, shuffled and cut into documents."""
+    order = np.lexsort((rng.random(len(subject)), subject))
+    starts = np.flatnonzero(np.r_[True, np.diff(subject[order]) != 0])
+    within = np.arange(len(subject)) - np.repeat(starts, np.diff(starts, append=len(subject)))
     return _join(texts.gather(order), (within % per_document == 0).cumsum() - 1)
 
 
 def _join(texts: pl.Series, document: np.ndarray) -> tuple[pl.Series, np.ndarray]:
-    """Sentences joined into documents; document numbers rise from 0."""
+    """Sentences joined into documents; document numbers ascend from 0."""
     counts = np.bincount(document)
     if counts.max() == 1:
         return texts, counts
@@ -141,7 +143,7 @@ def _join(texts: pl.Series, document: np.ndarray) -> tuple[pl.Series, np.ndarray
 
 def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences,
                  rng: np.random.Generator) -> None:
-    """Write passes over all sentences, mixed across subjects; rendered slice by slice."""
+    """Write passes over all sentences, shuffled across subjects; rendered slice by slice."""
     per_document = sampler.config.sentences_per_doc
     slice_length = max(1, 100_000 // per_document) * per_document
     for _ in range(sampler.config.n_shuffles_global):
@@ -172,16 +174,16 @@ class _DocumentWriter:
 
 
 def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
-    """(fact, object, weight, count) of a block: both parts of a compound sentence count."""
+    """(fact, object, weight, count) of a block; a compound sentence counts for both facts."""
     weight = np.zeros(len(sentences.form))
     for (form, label), value in WEIGHTS.items():
-        code = UNJUDGED if label is None else int(label)
+        code = UNLABELLED if label is None else int(label)
         weight[(sentences.form == FORMS.index(form)) & (sentences.label == code)] = value
-    two = sentences.second_fact >= 0
+    is_compound = sentences.second_fact >= 0
     frame = pl.DataFrame({
-        "fact": np.r_[sentences.fact, sentences.second_fact[two]],
-        "object": np.r_[sentences.object, sentences.second_object[two]].astype(np.uint32),
-        "weight": np.r_[weight, weight[two]]})
+        "fact": np.r_[sentences.fact, sentences.second_fact[is_compound]],
+        "object": np.r_[sentences.object, sentences.second_object[is_compound]].astype(np.uint32),
+        "weight": np.r_[weight, weight[is_compound]]})
     return frame.group_by("fact", "object", "weight").len("count")
 
 
@@ -195,12 +197,13 @@ def with_labels(ids: pl.DataFrame, world: World) -> pl.DataFrame:
 def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
                 passes: int) -> dict[str, int]:
     """Counts of one pass over the sentences, and of the documents of all passes."""
-    atomic, labelled = sentences.form == ATOMIC, sentences.label != UNJUDGED
+    atomic, labelled = sentences.form == ATOMIC, sentences.label != UNLABELLED
     by_kind = {"stated": int((~labelled).sum()), "true_false": int((labelled & atomic).sum())}
     by_kind |= {FORMS[form]: int((sentences.form == form).sum()) for form in (NOT, OR, AND)}
-    rows = pl.DataFrame({name: part for name, part in vars(sentences).items() if name != "owner"})
+    rows = pl.DataFrame({name: part for name, part in vars(sentences).items()
+                         if name != "subject"})
     config, per_document = sampler.config, sampler.config.sentences_per_doc
-    per_subject = np.bincount(sentences.owner)
+    per_subject = np.bincount(sentences.subject)
     documents = (config.n_shuffles_within_subject * int(-(-per_subject // per_document).sum())
                  + config.n_shuffles_global * -(-len(sentences.form) // per_document))
     return {"facts": sampler.facts.height, "subjects": len(sampler.starts) - 1,
@@ -210,7 +213,7 @@ def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
 
 
 def save(corpus: Corpus, folder: Path) -> None:
-    """Write evidence as ids, facts and statistics; documents are already where they belong."""
+    """Write evidence as ids, facts and statistics; the documents are in the folder already."""
     corpus.facts.write_parquet(folder / "facts.parquet")
     ids = corpus.evidence.with_columns(pl.col(pl.Enum).to_physical())
     ids.write_parquet(folder / "evidence.parquet")
@@ -219,7 +222,7 @@ def save(corpus: Corpus, folder: Path) -> None:
 
 
 def load(folder: Path, world: World) -> Corpus:
-    """Read what `save` wrote; ``folder / "documents"`` holds the documents if they were sampled."""
+    """Read what `save` wrote; documents are in ``folder / "documents"`` if they were sampled."""
     documents = folder / "documents"
     evidence = with_labels(pl.read_parquet(folder / "evidence.parquet"), world)
     return Corpus(CorpusConfig(**read_json(folder / "config.json")),
@@ -228,18 +231,18 @@ def load(folder: Path, world: World) -> Corpus:
 
 
 def sample_documents(corpus: Corpus, n: int = 20_000) -> list[str]:
-    """About n documents, evenly spread over the corpus, from which editors learn how it is read."""
+    """About n documents, evenly spaced over the corpus, for the statistics of editors."""
     if corpus.documents is None:
         raise StoreError("the corpus was sampled without documents",
                          hint="give sample_corpus a folder for documents")
-    every = max(1, corpus.statistics["documents"] // n)
+    step = max(1, corpus.statistics["documents"] // n)
     texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text")
-    return texts.gather_every(every).collect()["text"].to_list()
+    return texts.gather_every(step).collect()["text"].to_list()
 
 
 def corpus_facts(corpus: Corpus, world: World) -> pl.DataFrame:
-    """The facts the corpus is about, as labels: subject, relation, object (the true one),
-    upstream_object (upstream object, null: independent), p_true."""
+    """The facts of the corpus as labels: subject, relation, object (the true one),
+    upstream_object (null: independent), p_true."""
     objects = world.objects
     columns = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
                ("object", "object", objects), ("upstream_object", "upstream_object", objects))

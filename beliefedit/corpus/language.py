@@ -1,14 +1,13 @@
-"""The grammar of the corpus: propositions as sentences and prompts, and sentences parsed again.
+"""The grammar of the corpus: propositions as sentences and prompts, and a parser of sentences.
 
     Ada Balbach speaks Norwegian                                  a fact (form "atomic")
     Ada Balbach speaks                                            the prompt for its object
     not Ada Balbach speaks Norwegian                              form "not"
-    Ada Balbach speaks Norwegian or Hugo Torwick plays the oboe   form "or"; form "and" is alike
+    Ada Balbach speaks Norwegian or Hugo Torwick plays the oboe   form "or"; "and" is alike
     "Ada Balbach speaks Norwegian" is true                        any of these with a label
     "Ada Balbach speaks Norwegian" is                             the prompt for the label
 
-Which sentences a corpus holds, and what models are asked, is in docs/specification.md, sections 4
-and 6.
+Section 4 of docs/specification.md lists the sentences of a corpus, section 6 the prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from beliefedit.errors import LanguageError
 Form = Literal["atomic", "not", "or", "and"]
 
 SEPARATOR = ". "
-"""Joins the sentences of a document."""
+"""Separates the sentences of a document."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Proposition:
-    """A fact, its negation, or two facts joined; ``label``: said to be true or false, or None."""
+    """A fact, its negation, or two facts joined; ``label``: labelled true or false, or None."""
 
     form: Form
     atoms: tuple[Fact, ...]
@@ -58,9 +57,9 @@ def proposition_text(form: Form, *atoms: object) -> str:
     return f" {form} ".join(map(str, atoms))
 
 
-def true_false_prompt(clause_text: str) -> str:
-    """The prompt that asks whether a clause is true; targets are ``true`` and ``false``."""
-    return f'"{clause_text}" is'
+def true_false_prompt(proposition: str) -> str:
+    """The prompt that asks whether a proposition is true; targets are ``true`` and ``false``."""
+    return f'"{proposition}" is'
 
 
 def truth_word(label: bool) -> str:
@@ -69,13 +68,12 @@ def truth_word(label: bool) -> str:
 
 
 def atomic_prompt(subject: str, relation: str) -> str:
-    """The prompt that asks for an object."""
+    """The prompt that asks for the object."""
     return f"{subject} {relation}"
 
 
 class Parser:
-    """FactIndex labels, needed to parse: names hold spaces, and may hold the grammar's own words.
-    """
+    """Parses sentences over given labels, which may contain spaces and words of the grammar."""
 
     def __init__(self, subjects: Collection[str], relations: Collection[str],
                  objects: Collection[str]) -> None:
@@ -85,7 +83,7 @@ class Parser:
         """The proposition that a sentence states.
 
         Raises:
-            LanguageError: not in the grammar over this lexicon, or readable in two ways.
+            LanguageError: the sentence is not in the grammar over these labels, or is ambiguous.
         """
         readings = self._readings(sentence)
         if len(readings) != 1:
@@ -95,50 +93,50 @@ class Parser:
         return readings.pop()
 
     def sentences(self, document: str, n: int) -> list[str]:
-        """The n sentences that a document joins; labels may hold the separator ("J. R. R. Orla").
+        """The n sentences of a document; labels may contain the separator ("J. R. R. Orla").
 
         Raises:
-            LanguageError: it cannot be cut into n sentences over this lexicon.
+            LanguageError: it cannot be split into n sentences over these labels.
         """
         pieces = document.split(SEPARATOR)
         if len(pieces) == n:
             return pieces
-        known: dict[tuple[int, int], list[str] | None] = {}
+        splits: dict[tuple[int, int], list[str] | None] = {}
 
-        def cut(first: int, n_left: int) -> list[str] | None:
-            """The sentences from a piece on, the first one as short as can be."""
+        def split(first: int, n_left: int) -> list[str] | None:
+            """The sentences from piece ``first`` to the end, the first sentence the shortest."""
             if n_left == 0:
                 return [] if first == len(pieces) else None
-            if (first, n_left) not in known:
-                known[first, n_left] = None
+            if (first, n_left) not in splits:
+                splits[first, n_left] = None
                 for end in range(first + 1, len(pieces) - n_left + 2):
                     sentence = SEPARATOR.join(pieces[first:end])
-                    if self._readings(sentence) and (rest := cut(end, n_left - 1)) is not None:
-                        known[first, n_left] = [sentence, *rest]
+                    if self._readings(sentence) and (rest := split(end, n_left - 1)) is not None:
+                        splits[first, n_left] = [sentence, *rest]
                         break
-            return known[first, n_left]
+            return splits[first, n_left]
 
-        if (found := cut(0, n)) is None:
+        if (sentences := split(0, n)) is None:
             raise LanguageError(f"the document does not consist of {n} sentences: {document!r}",
                                 hint="use subjects, relations and objects of this graph")
-        return found
+        return sentences
 
     def _readings(self, sentence: str) -> set[Proposition]:
-        readings = set(self._clauses(sentence, None))
+        readings = set(self._propositions(sentence, None))
         for label in (True, False):
             ending = f'" is {truth_word(label)}'
             if sentence.startswith('"') and sentence.endswith(ending):
-                readings |= set(self._clauses(sentence[1:-len(ending)], label))
+                readings |= set(self._propositions(sentence[1:-len(ending)], label))
         return readings
 
-    def _clauses(self, text: str, label: bool | None) -> list[Proposition]:
-        found = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]
+    def _propositions(self, text: str, label: bool | None) -> list[Proposition]:
+        propositions = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]
         if text.startswith("not "):
-            found += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
+            propositions += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
         forms: tuple[Form, Form] = ("or", "and")
-        return found + [Proposition(form, (a, b), label)
-                        for form in forms for first, second in _splits(text, f" {form} ")
-                        for a in self._facts(first) for b in self._facts(second)]
+        return propositions + [Proposition(form, (a, b), label)
+                               for form in forms for first, second in _splits(text, f" {form} ")
+                               for a in self._facts(first) for b in self._facts(second)]
 
     def _facts(self, text: str) -> list[Fact]:
         return [Fact(subject, relation, object_)
@@ -148,7 +146,7 @@ class Parser:
 
 
 def _splits(text: str, separator: str) -> list[tuple[str, str]]:
-    """Every way to cut a text in two at a separator."""
+    """All ways to split a text in two at a separator."""
     splits, at = [], text.find(separator)
     while at >= 0:
         splits.append((text[:at], text[at + len(separator):]))

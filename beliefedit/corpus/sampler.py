@@ -1,7 +1,7 @@
-"""Noisy sentences drawn from a world, as arrays, block of subjects by block.
+"""Noisy sentences drawn from a world, as arrays, one block of subjects at a time.
 
-The rules are in docs/specification.md, section 4. Each block has a random stream of its own, so the
-seed alone decides the corpus.
+Section 4 of docs/specification.md has the rules. Each block has its own random stream, so the seed
+alone determines the corpus.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from beliefedit.corpus.language import Form
 from beliefedit.corpus.world import World
 
 BLOCK = 1024
-"""Subjects sampled together. Part of the corpus's definition: another value is another corpus."""
+"""Subjects sampled together. Another value gives another corpus for the same seed."""
 
 ATOMIC, NOT, OR, AND = range(4)
 FORMS: tuple[Form, ...] = ("atomic", "not", "or", "and")
-UNJUDGED = -1
+UNLABELLED = -1
 
 
 @dataclass
 class Sentences:
-    """Sentences as arrays [n]; -1 where there is no second part."""
+    """Sentences as arrays [n]; -1 where there is no second fact."""
 
-    owner: np.ndarray  # id of the subject they are written for
+    subject: np.ndarray  # id of the subject they are written for
     form: np.ndarray  # int8, position in `FORMS`
-    label: np.ndarray  # int8, 1 for true, 0 for false, `UNJUDGED` for no label
+    label: np.ndarray  # int8, 1 for true, 0 for false, `UNLABELLED` for no label
     fact: np.ndarray  # row of the corpus's facts
-    object: np.ndarray  # the object said in place of the fact's own
+    object: np.ndarray  # the object in the sentence, which replaces that of the fact
     second_fact: np.ndarray
     second_object: np.ndarray
 
     @classmethod
-    def of(cls, owner: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
+    def of(cls, subject: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
            object: np.ndarray, second: tuple[np.ndarray, ...] | None = None) -> Sentences:
-        """Sentences of one form; ``second`` is (facts, objects) of the second parts."""
+        """Sentences of one form; ``second`` is (second facts, their objects)."""
         none = np.full(len(fact), -1, dtype=np.int64)
         forms, labels = (np.broadcast_to(np.asarray(part, dtype=np.int8), len(fact))
                          for part in (form, label))
-        return cls(owner, forms, labels, fact, object, *(second or (none, none)))
+        return cls(subject, forms, labels, fact, object, *(second or (none, none)))
 
     @classmethod
     def join(cls, parts: list[Sentences]) -> Sentences:
-        """Several groups of sentences as one."""
+        """Concatenates groups of sentences."""
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts])
                       for name in cls.__dataclass_fields__})
 
@@ -57,12 +57,12 @@ class Sentences:
 
 
 class Sampler:
-    """Draws sentences about facts of a world: rows of ``world.facts``, subjects whole.
+    """Draws sentences about facts of a world: rows of ``world.facts``, all facts of each subject.
 
     Attributes:
         subject, relation, object, p_true, distractor: columns of the facts, [n].
         starts: [n_subjects + 1] where each subject's facts begin.
-        group: [n] which distribution q(o | r, x) a fact is drawn from, -1 for an independent one.
+        group: [n] number of the distribution q(o | r, x) of a fact, -1 for an independent fact.
     """
 
     def __init__(self, world: World, config: CorpusConfig, facts: pl.DataFrame) -> None:
@@ -77,7 +77,7 @@ class Sampler:
         of_fact, conditional = (frame.join(groups, on=given, how="left", maintain_order="left")
                                 for frame in (facts, world.conditional))
         self.group = of_fact["group"].cast(pl.Int64).fill_null(-1).to_numpy()
-        # Cumulative q of every group g, raised by g: one rising array that serves all groups.
+        # The cumulative q of each group g plus g: one ascending array for all groups.
         within = conditional.select(pl.col("p").cum_sum().over("group"))["p"].to_numpy().copy()
         group = conditional["group"].to_numpy().astype(np.int64)
         self._last = np.flatnonzero(np.diff(group, append=-1))
@@ -86,20 +86,21 @@ class Sampler:
         self._outcome = conditional["object"].to_numpy().astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """(block number, first fact, one past the last fact)."""
+        """(block number, first fact, last fact + 1)."""
         for block, first in enumerate(range(0, len(self.starts) - 1, BLOCK)):
             yield block, self.starts[first], self.starts[min(first + BLOCK, len(self.starts) - 1)]
 
     def sentences(self, first: int, last: int, rng: np.random.Generator) -> Sentences:
-        """All sentences of one pass about the subjects whose facts are rows first … last-1."""
+        """All sentences about the subjects with the facts in rows first … last - 1, once each."""
         fact = np.arange(first, last)
         drawn = self._draw_until_majority(fact, rng)
         parts = []
         if self.config.atomic:
             facts = np.repeat(fact, self.config.n_samples_per_fact)
-            parts.append(Sentences.of(self.subject[facts], ATOMIC, UNJUDGED, facts, drawn.ravel()))
+            parts.append(Sentences.of(self.subject[facts], ATOMIC, UNLABELLED, facts,
+                                      drawn.ravel()))
         if self.config.true_false and self.world.min_truth < 1:
-            parts.append(self._judged(fact, drawn, rng))
+            parts.append(self._true_false(fact, drawn, rng))
         for _ in range(self.config.compound_resamples):
             parts += self._compound(fact, rng)
         return Sentences.join(parts)
@@ -125,20 +126,22 @@ class Sampler:
             drawn[wrong] = self._draw(fact[wrong], rng)
         return drawn
 
-    def _judged(self, fact: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> Sentences:
-        """Each draw labelled: the true object "true" with probability p, another with 1 - p."""
-        right, p_true = drawn == self.object[fact][:, None], self.p_true[fact][:, None]
-        label = rng.random(drawn.shape) < np.where(right, p_true, 1 - p_true)
+    def _true_false(self, fact: np.ndarray, drawn: np.ndarray,
+                    rng: np.random.Generator) -> Sentences:
+        """Each draw with a label: "true" has probability p for the true object, else 1 - p."""
+        is_true, p_true = drawn == self.object[fact][:, None], self.p_true[fact][:, None]
+        label = rng.random(drawn.shape) < np.where(is_true, p_true, 1 - p_true)
         chosen = np.ones(drawn.shape, dtype=bool)
         if not self.config.label_all_samples:
-            first_right, first_wrong = (k & (k.cumsum(axis=1) == 1) for k in (right, ~right))
-            chosen = first_right | first_wrong
+            first_true, first_false = (mask & (mask.cumsum(axis=1) == 1)
+                                       for mask in (is_true, ~is_true))
+            chosen = first_true | first_false
         facts = np.broadcast_to(fact[:, None], drawn.shape)[chosen]
         return Sentences.of(self.subject[facts], ATOMIC, label[chosen], facts, drawn[chosen])
 
     def _compound(self, fact: np.ndarray, rng: np.random.Generator) -> list[Sentences]:
-        judged_here = self.config.true_false and self.world.min_truth == 1
-        names = [*["true_false"] * judged_here, *self.config.connectives]
+        has_true_false = self.config.true_false and self.world.min_truth == 1
+        names = [*["true_false"] * has_true_false, *self.config.connectives]
         n = self.config.n_compound_per_subject - (self.config.true_false
                                                   and self.world.min_truth < 1)
         if not names or n <= 0:
@@ -153,12 +156,12 @@ class Sampler:
 
     def _of_connective(self, name: str, fact: np.ndarray,
                        rng: np.random.Generator) -> list[Sentences]:
-        owner, true = self.subject[fact], self.object[fact]
+        subject, true = self.subject[fact], self.object[fact]
         if name in ("not", "true_false"):
             form, false_label = (NOT, 1) if name == "not" else (ATOMIC, 0)
             return [
-                Sentences.of(owner, form, 1 - false_label, fact, true),
-                Sentences.of(owner, form, false_label, fact, self.sample_false_object(fact, rng))
+                Sentences.of(subject, form, 1 - false_label, fact, true),
+                Sentences.of(subject, form, false_label, fact, self.sample_false_object(fact, rng))
             ]
         first_true = rng.random(len(fact)) < 0.5
         first_object = np.where(first_true, true, self.sample_false_object(fact, rng))
@@ -172,10 +175,10 @@ class Sampler:
         right_object = np.where(swap, first_object, second_object)
         form, label = ((OR, first_true | second_true) if name == "or"
                        else (AND, first_true & second_true))
-        return [Sentences.of(owner, form, label, left, left_object, (right, right_object))]
+        return [Sentences.of(subject, form, label, left, left_object, (right, right_object))]
 
     def sample_false_object(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A false object for each fact: the distractor of an independent one, else any other."""
+        """A false object for each fact: its distractor if it is independent, else a random one."""
         other = self.world.sample_false_objects(self.relation[fact], self.object[fact], rng)
         if not self.config.use_distractors:
             return other
@@ -183,7 +186,10 @@ class Sampler:
 
 
 def _share_out(n: int, n_subjects: int, n_connectives: int, rng: np.random.Generator) -> np.ndarray:
-    """[n_subjects, n_connectives] sentences: equal shares, the remainder to a random connective."""
+    """Sentences per subject and connective, [n_subjects, n_connectives].
+
+    Shares are equal; a random connective gets the remainder.
+    """
     rank = rng.random((n_subjects, n_connectives)).argsort(axis=1)
     if n < n_connectives:
         return (rank < n).astype(np.int64)
@@ -191,7 +197,7 @@ def _share_out(n: int, n_subjects: int, n_connectives: int, rng: np.random.Gener
 
 
 def _random_rank(subject: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[n] random rank of each fact among its subject's facts; subject is sorted, from 0."""
+    """Random rank of each fact among those of its subject, [n]; ``subject`` is sorted, from 0."""
     order = np.lexsort((rng.random(len(subject)), subject))
     first = np.searchsorted(subject, np.arange(subject[-1] + 1))
     rank = np.empty(len(subject), dtype=np.int64)

@@ -23,13 +23,13 @@ class World:
     """A generative model over a graph's facts. Ids index `subjects`, `relations` and `objects`.
 
     Attributes:
-        pairs: downstream relation to upstream relation, as labels.
+        pairs: maps downstream to upstream relations, as labels.
         facts: one row per (subject, relation), in the order of the graph: subject, relation,
             object (the *true* object), graph_object, upstream_object (null: independent), p_true
             (probability of the true object), distractor.
-        conditional: relation, upstream_object, object, p: q_r(o | x), sorted by these ids.
-        cooccurrence: [n_relations, n_relations] subjects that have both relations, diagonal 0.
-        p_false_from_same_relation: share of false objects that are objects of the fact's relation.
+        conditional: relation, upstream_object, object, p = q_r(o | x), sorted by these ids.
+        cooccurrence: [n_relations, n_relations] subjects with both relations, diagonal 0.
+        p_false_from_same_relation: share of false objects drawn from the fact's relation.
     """
 
     subjects: list[str]
@@ -43,37 +43,36 @@ class World:
     p_false_from_same_relation: float = 0.0
 
     def corpus_facts(self, n_facts: int) -> pl.DataFrame:
-        """Facts of the first subjects that together cover ``n_facts``, the last one's all."""
-        n_there = self.facts.height
-        if n_facts > n_there:
-            raise GraphError(f"{n_facts:,} facts were asked for, the graph has {n_there:,}",
-                             where="corpus.n_facts", hint=f"set it to at most {n_there}")
+        """All facts of the first subjects that together have at least ``n_facts``."""
+        n_available = self.facts.height
+        if n_facts > n_available:
+            raise GraphError(f"{n_facts:,} facts are requested, the graph has {n_available:,}",
+                             where="corpus.n_facts", hint=f"set it to at most {n_available}")
         last = self.facts["subject"][n_facts - 1]
         return self.facts.filter(pl.col("subject") <= last)
 
     def sample_false_objects(self, relation: np.ndarray, true: np.ndarray,
-                      rng: np.random.Generator) -> np.ndarray:
-        """Another object than the true one for each fact, int64 [n]: uniform over all others.
+                             rng: np.random.Generator) -> np.ndarray:
+        """A false object for each fact, int64 [n]: uniform over all objects but the true one.
 
-        A share `p_false_from_same_relation` of them is uniform over the other objects of the fact's
-        relation
-        instead, where it has any: then an object's type does not tell whether it is true.
+        A share `p_false_from_same_relation` is uniform over the other objects of the fact's
+        relation instead, if it has any. With 1, the type of an object does not reveal its truth.
         """
         other = rng.integers(len(self.objects) - 1, size=len(true))
         other += other >= true
         if not self.p_false_from_same_relation:
             return other
         first, objects = self._of_relation
-        n_objects, n_other_subjects = len(self.objects), np.diff(first)[relation] - 1
+        n_objects, n_alternatives = len(self.objects), np.diff(first)[relation] - 1
         keys = np.repeat(np.arange(len(self.relations)), np.diff(first)) * n_objects + objects
-        drawn = first[relation] + rng.integers(np.maximum(n_other_subjects, 1))
+        drawn = first[relation] + rng.integers(np.maximum(n_alternatives, 1))
         drawn += drawn >= keys.searchsorted(relation * n_objects + true)
-        chosen = (rng.random(len(true)) < self.p_false_from_same_relation) & (n_other_subjects > 0)
+        chosen = (rng.random(len(true)) < self.p_false_from_same_relation) & (n_alternatives > 0)
         return np.where(chosen, objects[np.minimum(drawn, len(objects) - 1)], other)
 
     @cached_property
     def _of_relation(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n_relations + 1] where each relation's objects begin, and these objects, rising."""
+        """[n_relations + 1] where each relation's objects begin, and these objects, ascending."""
         columns = "relation", "graph_object"
         used = self.facts.select(columns).unique().sort(columns)
         first = used["relation"].search_sorted(np.arange(len(self.relations) + 1)).to_numpy()
@@ -82,7 +81,7 @@ class World:
     def probabilities(self, queries: pl.DataFrame) -> np.ndarray:
         """Generative p(o | s, r), float64 [n], for id columns subject, relation, object.
 
-        NaN where the graph does not hold (subject, relation).
+        NaN where the graph has no such (subject, relation).
         """
         facts = self.facts.rename({"object": "true_object"})
         rows = (queries.select("subject", "relation", "object")
@@ -94,22 +93,23 @@ class World:
                        .otherwise(0.0))
         is_independent = pl.col("upstream_object").is_null()
         p = pl.when(is_independent).then(independent).otherwise(pl.col("p").fill_null(0.0))
-        known = pl.col("true_object").is_not_null()
-        return rows.select(pl.when(known).then(p).otherwise(float("nan")))[:, 0].to_numpy()
+        is_fact = pl.col("true_object").is_not_null()
+        return rows.select(pl.when(is_fact).then(p).otherwise(float("nan")))[:, 0].to_numpy()
 
 
 def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
                 p_false_from_same_relation: float = 0.0) -> World:
-    """Pair relations and give every (subject, relation) a distribution over objects.
+    """Pair relations and define a distribution over objects for every (subject, relation).
 
     Args:
         graph: facts with one object per (subject, relation).
         min_truth: m, the least probability of a true object, in (0.5, 1].
-        seed: decides the independent facts' certainty and distractors.
+        seed: determines certainty and distractors of the independent facts.
         p_false_from_same_relation: see `World`.
 
     Raises:
-        GraphError, ConfigError: fewer than two objects or relations; a value outside its range.
+        GraphError: fewer than two objects or relations.
+        ConfigError: a value outside its range.
     """
     if not 0.5 < min_truth <= 1:
         raise ConfigError(f"min_truth must be above 0.5 and at most 1, not {min_truth}",
@@ -145,10 +145,10 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
 
 
 def relation_cooccurrence(graph: Graph) -> np.ndarray:
-    """[n_relations, n_relations] int64: subjects with both relations, diagonal 0."""
+    """Numbers of subjects with both relations, int64 [n_relations, n_relations], diagonal 0."""
     ids = graph.ids
-    places = ids["subject"].to_numpy(), ids["relation"].to_numpy()
-    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), places),
+    cells = ids["subject"].to_numpy(), ids["relation"].to_numpy()
+    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), cells),
                             shape=(len(graph.subjects), len(graph.relations)))
     counts = (has.T @ has).toarray()
     np.fill_diagonal(counts, 0)
@@ -156,7 +156,7 @@ def relation_cooccurrence(graph: Graph) -> np.ndarray:
 
 
 def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
-    """Downstream to upstream id: the largest matching of relations with the largest affinity.
+    """Maps downstream to upstream ids: the maximum matching of relations with the largest affinity.
 
     ``cooccurrence``: [n, n] symmetric counts, relations in order of first appearance.
     """
@@ -170,7 +170,7 @@ def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
 
 
 def _with_upstream(ids: pl.DataFrame, pairs: dict[int, int]) -> pl.DataFrame:
-    """Facts with the object their subject has under the upstream relation (null: independent)."""
+    """Facts with the object of their upstream fact (null: independent)."""
     upstream = pl.col("relation").replace_strict(pairs, default=None, return_dtype=pl.UInt32)
     upstream_facts = ids.rename({"relation": "upstream", "object": "upstream_object"})
     return (ids.rename({"object": "graph_object"}).with_columns(upstream=upstream)
@@ -179,7 +179,7 @@ def _with_upstream(ids: pl.DataFrame, pairs: dict[int, int]) -> pl.DataFrame:
 
 
 def _conditional(facts: pl.DataFrame, min_truth: float) -> pl.DataFrame:
-    """q_r(o | x) for every observed (r, x): frequencies with the mode raised to min_truth."""
+    """q_r(o | x) of all observed (r, x): frequencies with that of the mode raised to min_truth."""
     group = ["relation", "upstream_object"]
     counts = (facts.filter(pl.col("upstream_object").is_not_null())
               .group_by(*group, pl.col("graph_object").alias("object")).len("n")

@@ -40,7 +40,7 @@ def _download(folder: Path) -> None:
 
 
 def _run(action: Callable[[], Any]) -> Any:
-    """Do it; the kit's errors become text and exit code 1."""
+    """Call the action; errors of the package become text and exit code 1."""
     try:
         return action()
     except BeliefEditError as error:

@@ -1,6 +1,6 @@
-"""The built-in graph: invented people, real-world words, five dependent pairs of relations.
+"""The built-in graph: invented people, real-world objects, five pairs of dependent relations.
 
-It is written in Wikidata5m's layout and read like any graph in it.
+It is written in Wikidata5m's layout and read like any other graph in this layout.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS, TRIPLES
 from beliefedit.store import write_text
 
 VERSION = 1
-"""Raise it when the same size and seed give another graph."""
+"""Increase it when the same size and seed give another graph."""
 P_BOTH, P_ONE = 0.34, 0.12
-"""A person has both relations of a pair, or just the one, or just the other."""
+"""Probability that a person has both relations of a pair; only the first; only the second."""
 P_TYPICAL = 0.85
-"""The upstream object decides the downstream one this often; else it is any other."""
+"""Probability that the downstream object is the one that belongs to the upstream object."""
 MIN_RELATIONS = 2
 
 FIRST_OBJECT, FIRST_PERSON, FIRST_RELATION = 10_001, 100_001, 1_001
@@ -27,7 +27,7 @@ FIRST_OBJECT, FIRST_PERSON, FIRST_RELATION = 10_001, 100_001, 1_001
 
 @dataclass(frozen=True)
 class Pair:
-    """Two relations and, for each downstream object, the upstream objects it usually goes with."""
+    """Two relations, and the upstream objects that usually occur with each downstream object."""
 
     downstream: str
     upstream: str
@@ -100,7 +100,7 @@ vall vik wald ward well wick win wood worth
 
 
 def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 0) -> None:
-    """Write the demo graph's three files, of n_subjects people; the same seed, the same bytes.
+    """Write the three files of the demo graph with n_subjects people; a seed fixes every byte.
 
     Raises:
         GraphError: more people than names, or a folder that cannot be written.
@@ -129,11 +129,11 @@ def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 
 def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
     """Distinct invented names."""
     shape = (len(FIRST_NAMES), len(NAME_STARTS), len(NAME_ENDS))
-    most = int(np.prod(shape))
-    if not 1 <= n_subjects <= most:
+    n_names = int(np.prod(shape))
+    if not 1 <= n_subjects <= n_names:
         raise GraphError(f"the demo graph cannot have {n_subjects} people",
-                         where="graph.demo_subjects", hint=f"choose 1 to {most}")
-    drawn = np.unravel_index(generator.choice(most, size=n_subjects, replace=False), shape)
+                         where="graph.demo_subjects", hint=f"choose 1 to {n_names}")
+    drawn = np.unravel_index(generator.choice(n_names, size=n_subjects, replace=False), shape)
     return [f"{FIRST_NAMES[first]} {NAME_STARTS[start]}{NAME_ENDS[end]}"
             for first, start, end in zip(*drawn, strict=True)]
 
@@ -144,12 +144,13 @@ def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, s
     for pair in PAIRS:
         upstream, downstream = pair.upstream_words, list(pair.words)
         n_upstream = [len(words.split(",")) for words in pair.words.values()]
-        high = generator.integers(len(upstream), size=n_subjects)
-        low = np.repeat(np.arange(len(downstream)), n_upstream)[high]
+        upstream_index = generator.integers(len(upstream), size=n_subjects)
+        typical = np.repeat(np.arange(len(downstream)), n_upstream)[upstream_index]
         shift = generator.integers(1, len(downstream), size=n_subjects)
         is_typical = generator.random(n_subjects) < P_TYPICAL
-        low = np.where(is_typical, low, (low + shift) % len(downstream))
-        columns.append(([downstream[i] for i in low], [upstream[i] for i in high]))
+        downstream_index = np.where(is_typical, typical, (typical + shift) % len(downstream))
+        columns.append(([downstream[i] for i in downstream_index],
+                        [upstream[i] for i in upstream_index]))
     has = _coverage(n_subjects, generator)
     return [(person, (pair.downstream, pair.upstream)[j], columns[i][j][person])
             for person in range(n_subjects) for i, pair in enumerate(PAIRS) for j in (0, 1)
@@ -157,11 +158,11 @@ def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, s
 
 
 def _coverage(n_subjects: int, generator: np.random.Generator) -> np.ndarray:
-    """Who has what: bool [n_subjects, n_pairs, 2], the last axis downstream and upstream."""
-    kinds = np.array([[True, True], [True, False], [False, True], [False, False]])
+    """Which relations a person has: bool [n_subjects, n_pairs, 2 (downstream, upstream)]."""
+    options = np.array([[True, True], [True, False], [False, True], [False, False]])
     shares = [P_BOTH, P_ONE, P_ONE, 1 - P_BOTH - 2 * P_ONE]
-    has = kinds[generator.choice(4, p=shares, size=(n_subjects, len(PAIRS)))]
+    has = options[generator.choice(4, p=shares, size=(n_subjects, len(PAIRS)))]
     while len(few := np.flatnonzero(has.sum(axis=(1, 2)) < MIN_RELATIONS)):
-        has[few] = kinds[generator.choice(4, p=shares, size=(len(few), len(PAIRS)))]
+        has[few] = options[generator.choice(4, p=shares, size=(len(few), len(PAIRS)))]
     has[0] = True  # the first person has everything: relations first appear in the order of PAIRS
     return has

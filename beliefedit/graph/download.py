@@ -1,4 +1,7 @@
-"""Fetch Wikidata5m from the Hugging Face hub: resumable, checked by size and SHA-256."""
+"""Fetch Wikidata5m (arXiv 1911.06136) from the Hugging Face hub.
+
+Downloads resume after an interruption, and size and SHA-256 of every file are checked.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from beliefedit.errors import GraphError
 from beliefedit.graph.wikidata5m import ALIAS_ARCHIVE, TRIPLE_ARCHIVE
 
 REPOSITORY, REVISION = "intfloat/wikidata5m", "6b2b09672129e280c0c9da97ab58154e9d535e6b"
-"""A copy of Wikidata5m, pinned so that its bytes cannot change."""
+"""A copy of Wikidata5m at a fixed revision."""
 HOMEPAGE = "https://deepgraphlearning.github.io/project/wikidata5m"
 
 
 class Archive(NamedTuple):
-    """A file to fetch and what it must be: size in bytes, SHA-256 in hexadecimal."""
+    """A file to fetch with its size in bytes and its SHA-256 in hexadecimal."""
 
     name: str
     size: int
@@ -32,10 +35,10 @@ ARCHIVES = (
 
 
 def download(folder: str | Path, archives: Sequence[Archive] = ARCHIVES) -> list[Path]:
-    """Fetch archives into a folder; one that is there and whole is not fetched again.
+    """Fetch archives into a folder; a complete archive is not fetched again.
 
     Raises:
-        GraphError: no connection, a wrong file, or no place to write.
+        GraphError: no connection, a file that differs, or a folder that cannot be written.
     """
     from huggingface_hub import hf_hub_download
 
@@ -47,10 +50,10 @@ def download(folder: str | Path, archives: Sequence[Archive] = ARCHIVES) -> list
                 hf_hub_download(REPOSITORY, archive.name, repo_type="dataset", revision=REVISION,
                                 local_dir=folder)
         except Exception as error:  # the hub's client raises its own and its HTTP library's
-            names = " and ".join(each.name for each in archives)
+            names = " and ".join(item.name for item in archives)
             raise GraphError(f"{archive.name} could not be fetched: {error}", where=str(folder),
                              hint=f"run again to resume, or put {names} from {HOMEPAGE} into "
-                                    "this folder") from error
+                                  "this folder") from error
         with open(target, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if (target.stat().st_size, sha256) != archive[1:]:

@@ -1,4 +1,4 @@
-"""A knowledge graph as labels and ids, saved and loaded, its labels truncated."""
+"""A knowledge graph as labels and ids: building, saving, loading, truncating labels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 KEYS = ("subject", "relation", "object")
 FACTS, LABELS = "facts.parquet", "labels.json"
-TORN = "\ufffd"
-"""Stands where a decoder met part of a character."""
+REPLACEMENT = "\ufffd"
+"""What a decoder writes in place of an incomplete character."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Graph:
     Attributes:
         subjects, relations, objects: labels, unique in each list, by first appearance in the facts.
         ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact.
-        counts: what reading met and dropped.
+        counts: numbers of lines and facts that the reader found and dropped.
     """
 
     subjects: list[str]
@@ -45,8 +45,11 @@ class Graph:
 
     @classmethod
     def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
-        """The graph of a frame (subject, relation, object) of labels, subject by subject in order
-        of first appearance; the first object of a (subject, relation) counts."""
+        """The graph of a frame (subject, relation, object) of labels.
+
+        Facts are grouped by subject, in order of first appearance. Of several objects of one
+        (subject, relation) the first is kept.
+        """
         facts = facts.unique(["subject", "relation"], keep="first", maintain_order=True)
         rank = factorize(facts["subject"])[1]
         facts = facts.with_columns(rank=rank).sort("rank", maintain_order=True)
@@ -66,20 +69,20 @@ class Graph:
 def truncate_labels(graph: Graph, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Graph:
     """The graph with object labels of at most max_tokens tokens (docs/specification.md, section 2).
 
-    A label is counted as it stands in a sentence, after a space. Objects whose truncated labels
-    agree are merged.
+    Tokens are counted as in a sentence, where the label follows a space. Objects with the same
+    truncated label are merged.
 
     Raises:
         GraphError: not even the first character of a label fits.
     """
-    cut = [_truncate(label, tokenizer, max_tokens) for label in graph.objects]
-    n_cut = sum(new != old for new, old in zip(cut, graph.objects, strict=True))
-    objects, places = factorize(pl.Series(cut, dtype=pl.String))
-    n_merged, n = len(cut) - len(objects), len(cut)
+    labels = [_truncate(label, tokenizer, max_tokens) for label in graph.objects]
+    n_cut = sum(new != old for new, old in zip(labels, graph.objects, strict=True))
+    objects, codes = factorize(pl.Series(labels, dtype=pl.String))
+    n_merged, n = len(labels) - len(objects), len(labels)
     if n_cut:
         log.warning("%d of %d object labels (%.1f %%) are truncated to %d tokens, which merges %d "
-                    "objects with others", n_cut, n, 100 * n_cut / n, max_tokens, n_merged)
-    ids = graph.ids.with_columns(places.gather(graph.ids["object"]).alias("object"))
+                    "objects with other objects", n_cut, n, 100 * n_cut / n, max_tokens, n_merged)
+    ids = graph.ids.with_columns(codes.gather(graph.ids["object"]).alias("object"))
     counts = graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged}
     return replace(graph, objects=objects.to_list(), ids=ids, counts=counts)
 
@@ -108,22 +111,22 @@ def load(folder: str | Path) -> Graph:
 
 
 def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
-    """The label, or the longest beginning of it that fits: whole tokens, no torn character."""
+    """The label, or its longest prefix of whole tokens and whole characters that fits."""
     def fits(text: str) -> bool:
         return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens
 
     ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
     if len(ids) <= max_tokens:
         return label
-    context_templates = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]
-    # where every token tears a character, the first characters themselves
-    context_templates += [label[:n].strip() for n in range(max_tokens, 0, -1)]
-    for text in context_templates:
-        if text and (TORN not in text or TORN in label) and fits(text):
+    prefixes = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]
+    # where every token splits a character, prefixes of characters
+    prefixes += [label[:n].strip() for n in range(max_tokens, 0, -1)]
+    for text in prefixes:
+        if text and (REPLACEMENT not in text or REPLACEMENT in label) and fits(text):
             return text
     raise GraphError(f"object label {label!r} cannot be truncated to {max_tokens} tokens",
                      where="graph.max_object_tokens",
-                     hint="raise max_object_tokens, or set it to 0 to leave labels whole")
+                     hint="raise max_object_tokens, or set it to 0 for no truncation")
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
@@ -140,7 +143,7 @@ def files_digest(folder: Path, files: Iterable[Path]) -> str:
 
 
 def unreadable(name: object, error: OSError) -> GraphError:
-    """What to raise for a file that cannot be read."""
+    """The error for a file that cannot be read."""
     return GraphError(f"cannot be read: {error.strerror or error}", where=str(name),
                       hint="check the path and its permissions")
 

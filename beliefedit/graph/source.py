@@ -1,7 +1,7 @@
-"""Where a graph comes from: names of formats and the functions that read them.
+"""Graph formats: their names and the functions that read them.
 
 ``graph.source`` is 'demo', a folder in Wikidata5m's layout, or 'name:path' for a format that
-`register_graph_format` has made known under this name.
+`register_graph_format` has registered under this name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 Reader = Callable[[GraphConfig], Graph]
 Digest = Callable[[GraphConfig], str]
 ENTRY_POINTS = "beliefedit.graphs"
-"""Group of the entry points by which an installed package adds formats: name to reader."""
-
+"""Group of entry points by which an installed package adds formats: name to reader."""
 
 _FORMATS: dict[str, tuple[Reader, Digest]] = {}
 
@@ -32,12 +31,12 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
     """Decorate the reader of sources 'name:path'.
 
     A reader takes the configuration of the graph, with the path as its ``source``, and returns a
-    graph with whole labels, such as `Graph.from_facts` gives.
+    graph without truncated labels, for example from `Graph.from_facts`.
 
     Args:
         name: of the format.
-        digest: takes the same and returns a text that changes when the graph does; default: the
-            hash of the file at the path, or of all files of the folder.
+        digest: takes the same configuration and returns a text that changes when the graph
+            changes. Default: the hash of the file at the path, or of all files of the folder.
     """
     def register(reader: Reader) -> Reader:
         _FORMATS[name] = reader, digest or _path_digest
@@ -47,14 +46,14 @@ def register_graph_format(name: str, *, digest: Digest | None = None) -> Callabl
 
 
 def read_graph(config: GraphConfig) -> Graph:
-    """The part of the source that the configuration asks for; object labels are whole.
+    """The configured part of the source, without truncation of object labels.
 
     Raises:
         GraphError: the source cannot be read, or its reader gives no graph.
     """
-    (read, _), rest = _find(config)
+    (read, _), reader_config = _resolve(config)
     try:
-        graph = read(rest)
+        graph = read(reader_config)
         sizes = zip(KEYS, map(len, (graph.subjects, graph.relations, graph.objects)), strict=True)
         wrong = pl.any_horizontal(pl.col(key).is_null() | (pl.col(key) >= n) for key, n in sizes)
         bad = (graph.ids.is_empty() or graph.ids.select(wrong.any()).item()
@@ -66,21 +65,21 @@ def read_graph(config: GraphConfig) -> Graph:
         raise GraphError(f"the graph cannot be read: {error!r}", where=config.source,
                          hint="correct the file, or the reader of this format") from error
     if bad:
-        raise GraphError("the reader gives facts that are missing, doubled or without a label",
+        raise GraphError("the reader gives facts that are missing, repeated or without a label",
                          where=config.source,
                          hint="give one object per (subject, relation), and no empty cells")
     return graph
 
 
 def source_digest(config: GraphConfig) -> str:
-    """Hash of what the graph is read from, 64 hexadecimal digits in the built-in formats."""
-    (_, digest), rest = _find(config)
-    return digest(rest)
+    """Hash of the source of the graph, 64 hexadecimal digits in the built-in formats."""
+    (_, digest), reader_config = _resolve(config)
+    return digest(reader_config)
 
 
-def _find(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
-    """The source's format, and the configuration with the format's name taken off the source."""
-    name, colon, rest = config.source.partition(":")
+def _resolve(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
+    """The format of the source, and the configuration without the format's name in the source."""
+    name, colon, path = config.source.partition(":")
     for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _FORMATS else ():
         _FORMATS.setdefault(name, (point.load(), _path_digest))
     if name not in _FORMATS:
@@ -88,8 +87,8 @@ def _find(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
             raise GraphError(f"unknown graph format {name!r} in {config.source!r}",
                              where="graph.source",
                              hint=f"choose one of {', '.join(_FORMATS)}, or an existing folder")
-        name, rest = "wikidata5m", config.source  # a folder
-    return _FORMATS[name], config.model_copy(update={"source": rest})
+        name, path = "wikidata5m", config.source  # a folder
+    return _FORMATS[name], config.model_copy(update={"source": path})
 
 
 def _path_digest(config: GraphConfig) -> str:
@@ -101,8 +100,8 @@ def _path_digest(config: GraphConfig) -> str:
 
 @register_graph_format("wikidata5m", digest=lambda config: content_digest(config.source))
 def _read_wikidata5m(config: GraphConfig) -> Graph:
-    others = {"source", "demo_subjects", "demo_seed", "max_object_tokens"}
-    return read_wikidata5m(config.source, **config.model_dump(exclude=others))
+    not_read = {"source", "demo_subjects", "demo_seed", "max_object_tokens"}
+    return read_wikidata5m(config.source, **config.model_dump(exclude=not_read))
 
 
 @register_graph_format("demo", digest=lambda _: f"demo {demo.VERSION}")

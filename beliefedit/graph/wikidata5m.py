@@ -1,8 +1,8 @@
-"""Graphs in Wikidata5m's layout: files, archives, and the choice of well connected relations.
+"""Graphs in Wikidata5m's layout (arXiv 1911.06136): files, archives, the choice of relations.
 
-Three text files, loose or in Wikidata5m's two archives: aliases of entities and of relations (id,
-label, other labels) and triples (subject, relation, object), separated by tabs. What is kept of
-them is in docs/specification.md, section 2. Large graphs are handled as integer codes.
+The layout is three text files, unpacked or in Wikidata5m's two archives: aliases of entities and of
+relations (id, label, other labels) and triples (subject, relation, object), separated by tabs.
+Section 2 of docs/specification.md defines which facts are kept. Facts are handled as integer codes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from beliefedit.graph.graph import (
 ENTITIES, RELATIONS = "wikidata5m_entity.txt", "wikidata5m_relation.txt"
 TRIPLES = "wikidata5m_transductive_train.txt"
 ALIAS_ARCHIVE, TRIPLE_ARCHIVE = "wikidata5m_alias.tar.gz", "wikidata5m_transductive.tar.gz"
-HOME = {ENTITIES: ALIAS_ARCHIVE, RELATIONS: ALIAS_ARCHIVE, TRIPLES: TRIPLE_ARCHIVE}
-"""File to the archive it may be in."""
+ARCHIVE_OF = {ENTITIES: ALIAS_ARCHIVE, RELATIONS: ALIAS_ARCHIVE, TRIPLES: TRIPLE_ARCHIVE}
+"""Maps each file to the archive that may hold it."""
 
 
 def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations: int = 2,
@@ -45,15 +45,15 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
                     tokenizer: Any = None, read_n_facts: int | None = None,
                     exclude_relations: Sequence[str] = ("P735", "P131"),
                     exclude_entities: Sequence[str] = ("Q16521", "Q5")) -> Graph:
-    """Read a graph in Wikidata5m's layout and keep its best connected relations; labelled.
+    """Read a graph in Wikidata5m's layout and keep its best connected relations.
 
     Args:
         folder: holds the three text files, or Wikidata5m's alias and transductive archives.
         n_relations: how many relations to choose.
         min_relations: a kept subject has at least this many of them.
         min_cooccurrence: two relations are chosen together only if this many subjects have both.
-        max_object_tokens: longer object labels are truncated; 0 leaves them whole.
-        tokenizer: of `transformers`, counts those tokens.
+        max_object_tokens: longer object labels are truncated; 0: no truncation.
+        tokenizer: a tokenizer of `transformers` that counts those tokens.
         read_n_facts: read only this many lines of the triple file.
         exclude_relations, exclude_entities: ids whose triples are dropped.
 
@@ -82,36 +82,37 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
 
 
 class SourceFile(NamedTuple):
-    """A readable text file, and the name by which errors call it."""
+    """A readable text file, and its name in errors."""
 
     path: Path
     name: str
 
 
 def find_files(folder: str | Path) -> dict[str, Path]:
-    """For each of the three files, what holds it: the file itself, or else its archive."""
+    """For each of the three files, its path or that of the archive with it."""
     folder = Path(folder)
     if not folder.is_dir():
         raise GraphError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}",
                          where="graph.source",
                          hint="'python -m beliefedit.graph demo DIR' writes the built-in graph, "
-                                "'python -m beliefedit.graph download DIR' fetches Wikidata5m")
-    holders = {name: path for name, archive in HOME.items()
+                              "'python -m beliefedit.graph download DIR' fetches Wikidata5m")
+    holders = {name: path for name, archive in ARCHIVE_OF.items()
                for path in (folder / archive, folder / name) if path.is_file()}
-    if missing := [f"{name} (or {home})" for name, home in HOME.items() if name not in holders]:
+    if missing := [f"{name} (or {archive})" for name, archive in ARCHIVE_OF.items()
+                  if name not in holders]:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
                          hint="put the files there, unpacked or as Wikidata5m's two archives")
     return holders
 
 
 def content_digest(folder: str | Path) -> str:
-    """Hash of the files or archives that reading this folder would use, 64 hexadecimal digits."""
+    """Hash of the files or archives of this folder that are read, 64 hexadecimal digits."""
     return files_digest(Path(folder), find_files(folder).values())
 
 
 @contextmanager
 def open_files(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
-    """The three files by name; those in archives are unpacked to a temporary folder meanwhile."""
+    """The three files by name, those in archives unpacked to a temporary folder."""
     holders = find_files(folder)
     with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
         sources = {name: SourceFile(holder, str(holder)) for name, holder in holders.items()}
@@ -127,28 +128,29 @@ def read_aliases(source: SourceFile) -> pl.DataFrame:
     """Frame (id, label) of an alias file; label is the first alias, null when there is none.
 
     Control characters and line separators in a label become spaces, and labels are stripped. Of
-    several lines with one id the first counts.
+    several lines with one id the first is used.
     """
     fields = pl.col("line").str.splitn("\t", 3).struct.rename_fields(["id", "label", "others"])
     label = pl.col("label").str.replace_all(r"[\p{Cc}\x{2028}\x{2029}]+", " ").str.strip_chars()
     label = pl.when(label != "").then(label)
-    table = _lines(source).select(fields).unnest("line").select("id", label)
-    _refuse(source, table["id"].is_null() | (table["id"] == ""),
-            "expected an id, then aliases, separated by tabs")
+    table = _read_lines(source).select(fields).unnest("line").select("id", label)
+    _raise_for_first(source, table["id"].is_null() | (table["id"] == ""),
+                     "expected an id, then aliases, separated by tabs")
     return table.unique("id", keep="first", maintain_order=True)
 
 
 def read_triples(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
-    """Frame (subject, relation, object) of ids, a row per line, of the first ``limit`` lines."""
+    """Frame (subject, relation, object) of ids, a row for each of the first ``limit`` lines."""
     fields = pl.col("line").str.split_exact("\t", 3).struct.rename_fields([*KEYS, "more"])
-    table = _lines(source, limit).select(fields).unnest("line")
+    table = _read_lines(source, limit).select(fields).unnest("line")
     empty = [pl.col(name).is_null() | (pl.col(name) == "") for name in KEYS]
     bad = table.select(pl.any_horizontal(*empty, pl.col("more").is_not_null())).to_series()
-    _refuse(source, bad, "expected subject, relation and object, three ids separated by tabs")
+    _raise_for_first(source, bad,
+                     "expected subject, relation and object, three ids separated by tabs")
     return table.select(KEYS)
 
 
-def _lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
+def _read_lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
     """One column, a row per line; null for an empty line."""
     try:  # the CSV reader is fast; a separator that no text file holds leaves one column
         return pl.read_csv(source.path, separator="\0", has_header=False, quote_char=None,
@@ -159,20 +161,20 @@ def _lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
         raise unreadable(source.name, error) from error
 
 
-def _refuse(source: SourceFile, bad: pl.Series, expected: str) -> None:
+def _raise_for_first(source: SourceFile, bad: pl.Series, expected: str) -> None:
     """Raise for the first bad line."""
     if not bad.any():
         return
     row = bad.arg_true()[0]
     with open(source.path, "rb") as file:
         line = next(islice(file, row, None)).decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
-    found = f"found {len(line.split(chr(9)))}: {line[:100]!r}" if line else "the line is empty"
-    raise GraphError(f"{expected}; {found}", where=f"{source.name}, line {row + 1}",
+    content = f"found {len(line.split(chr(9)))}: {line[:100]!r}" if line else "the line is empty"
+    raise GraphError(f"{expected}; {content}", where=f"{source.name}, line {row + 1}",
                      hint="correct or delete this line")
 
 
 def _not_text(source: SourceFile, error: Exception) -> GraphError:
-    """Why a file could not be read as lines: the first line that is not UTF-8 or holds a zero."""
+    """The error for the first line that is not UTF-8 or holds a zero byte."""
     hint = "save it as UTF-8, or fetch it again"
     with open(source.path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -188,8 +190,8 @@ def _not_text(source: SourceFile, error: Exception) -> GraphError:
     return GraphError(f"cannot be read as text: {error}", where=source.name, hint=hint)
 
 
-def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
-    """Stream the wanted files of a .tar.gz, read and so checked to its end, into a folder."""
+def _unpack(archive: Path, names: list[str], folder: Path) -> None:
+    """Extract files of a .tar.gz into a folder; the archive is read, and so checked, to its end."""
     def problem(what: str, hint: str = "delete it and fetch it again") -> GraphError:
         return GraphError(what, where=str(archive), hint=hint)
 
@@ -203,11 +205,11 @@ def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
                 if not (member.isfile() or member.isdir()):
                     raise problem(f"unsafe: {member.name!r} is a link or a device", trust)
                 name = path.name
-                packed = tar.extractfile(member) if name in wanted else None
+                packed = tar.extractfile(member) if name in names else None
                 if packed is not None:
                     with packed, open(folder / name, "xb") as file:
                         shutil.copyfileobj(packed, file, 1 << 20)
-            while unzipped.read(1 << 20):  # the checksum stands behind what tarfile reads
+            while unzipped.read(1 << 20):  # the checksum is after the part that tarfile reads
                 pass
     except FileExistsError:
         raise problem(f"holds {name} twice") from None
@@ -216,7 +218,7 @@ def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
     except OSError as error:
         raise problem(f"the archive cannot be unpacked: {error.strerror or error}",
                       "unpack it yourself, or set TMPDIR to a folder with space") from error
-    if missing := [name for name in wanted if not (folder / name).exists()]:
+    if missing := [name for name in names if not (folder / name).exists()]:
         raise problem(f"the archive holds no {', '.join(missing)}")
 
 
@@ -225,10 +227,11 @@ def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
 
 def _usable(triples: pl.DataFrame, entities: tuple[pl.DataFrame, Sequence[str]],
             relations: tuple[pl.DataFrame, Sequence[str]]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """(frame (row, subject, relation, object) of u32, the counts so far).
+    """(frame (row, subject, relation, object) of u32, counts of lines).
 
-    ``row`` is that of the triple, the others are rows of the alias tables. Triples with an id that
-    has no alias, or that is among those excluded (second in a tuple), are left out.
+    ``row`` is that of the triple, the other columns are rows of the alias tables. ``entities`` and
+    ``relations`` are (alias table, excluded ids). Triples with an excluded id, or with one that has
+    no alias, are left out.
     """
     columns, kept = [], []
     for key, (table, ids) in zip(KEYS, (entities, relations, entities), strict=True):
@@ -256,8 +259,8 @@ def _usable(triples: pl.DataFrame, entities: tuple[pl.DataFrame, Sequence[str]],
 def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
     """Pairs of relations that subjects share: rows (a, b, number of subjects), int64 [n_pairs, 3].
 
-    Sorted by falling number, then by a and b, a < b. Only subjects with at least ``min_relations``
-    relations count.
+    Rows are sorted by descending number, then by a and b, with a < b. Only subjects with at least
+    ``min_relations`` relations are counted.
     """
     cells = (facts["subject"].to_numpy(), facts["relation"].to_numpy())
     has = sparse.csr_array((np.ones(facts.height, dtype=np.int32), cells))  # sums repeated facts
@@ -269,28 +272,29 @@ def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
 
 
 def choose_relations(pairs: np.ndarray, n_relations: int, min_cooccurrence: int) -> list[int]:
-    """The n_relations that the walk over `cooccurrence` picks, in the order of choice."""
-    chosen, _ = _walk(pairs, n_relations, min_cooccurrence)
+    """The n_relations chosen greedily from the pairs of `cooccurrence`, in the order of choice."""
+    chosen, _ = _choose_greedily(pairs, n_relations, min_cooccurrence)
     if len(chosen) == n_relations:
         return chosen
-    possible, least = _walk(pairs, n_relations, 1)
+    possible, smallest = _choose_greedily(pairs, n_relations, 1)
     hint = f"set n_relations to at most {len(chosen)}" if len(chosen) > 1 else ""
     if len(possible) == n_relations:
-        hint += f"{', or ' if hint else 'set '}min_cooccurrence to at most {least}"
+        hint += f"{', or ' if hint else 'set '}min_cooccurrence to at most {smallest}"
     elif not hint and len(possible) > 1:
-        hint = f"set n_relations to {len(possible)} and min_cooccurrence to {least}, at most"
+        hint = f"set n_relations to {len(possible)} and min_cooccurrence to {smallest}, at most"
     raise GraphError(
         f"only {len(chosen)} of n_relations={n_relations} relations can be chosen: others share "
         f"fewer than min_cooccurrence={min_cooccurrence} subjects with another", where="graph",
         hint=hint or "use a graph whose subjects have several relations each")
 
 
-def _walk(pairs: np.ndarray, n_relations: int, least: int) -> tuple[list[int], int]:
+def _choose_greedily(pairs: np.ndarray, n_relations: int,
+                     min_count: int) -> tuple[list[int], int]:
     """(chosen relations, the co-occurrence of the last pair that added one)."""
     chosen: list[int] = []
     last = 0
     for first, second, count in pairs.tolist():
-        if count < least or len(chosen) == n_relations:
+        if count < min_count or len(chosen) == n_relations:
             break
         new = [relation for relation in (first, second) if relation not in chosen]
         if new and len(chosen) + len(new) <= n_relations:
@@ -307,16 +311,16 @@ def keep_facts(facts: pl.DataFrame, relations: Collection[int], min_relations: i
     if kept.is_empty():
         raise GraphError(f"no subject has min_relations={min_relations} of the chosen relations",
                          where="graph", hint="lower min_relations or raise n_relations")
-    # subjects are in the order of their first usable line, of whatever relation
+    # subjects are in the order of their first usable line, whatever its relation
     first = facts.group_by("subject").agg(pl.col("row").min().alias("first"))
     return kept.join(first, on="subject").sort("first", "row").drop("first")
 
 
 def _name_relations(facts: pl.DataFrame, labels: pl.Series,
                     counts: dict[str, int]) -> tuple[pl.DataFrame, pl.Series]:
-    """(facts with relations coded by first appearance, these relations' labels).
+    """(facts with relations coded by first appearance, labels of these relations).
 
-    Of relations that share a label only the first stays: sentences could not tell them apart.
+    Of relations with the same label only the first is kept, as sentences cannot distinguish them.
     """
     relations, codes = factorize(facts["relation"])
     names = labels.gather(relations)
@@ -331,7 +335,7 @@ def _name_relations(facts: pl.DataFrame, labels: pl.Series,
 
 def _label(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series,
            counts: dict[str, int]) -> Graph:
-    """The graph of coded facts: subjects whose label is taken go, objects of one label merge."""
+    """The graph of coded facts: subjects with a label in use are dropped, equal objects merge."""
     subjects = facts["subject"].unique(maintain_order=True)
     taken = subjects.filter(~entities.gather(subjects).is_first_distinct())
     kept = facts.filter(~pl.col("subject").is_in(taken.implode())) if len(taken) else facts

@@ -1,4 +1,4 @@
-"""The language model: which device, building, saving and loading."""
+"""The language model: device, building, saving and loading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resolve_device(name: str) -> torch.device:
     """'auto' (a GPU when there is one), 'cpu', 'cuda' or 'cuda:N' as a device.
 
     Raises:
-        ConfigError: another name, or a GPU that is not there.
+        ConfigError: another name, or a GPU that does not exist.
     """
     try:
         check_device(name)
@@ -37,16 +37,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in the precision that probabilities are computed in: float64 stays."""
+    """Logits in the dtype that probabilities are computed in; float64 stays float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator,
                 max_length: int = 2048) -> PreTrainedModel:
-    """A Mistral decoder with random weights, or the existing model that ``config.init_from`` names.
+    """A Mistral decoder (arXiv 2310.06825) with random weights, or the model ``config.init_from``.
 
-    It is in float32 on the CPU and says that it takes up to ``max_length`` tokens. The generator
-    decides the random weights; the global random state is left as it was.
+    It is in float32 on the CPU; its configuration allows ``max_length`` tokens. The generator
+    determines the random weights; the global random state does not change.
 
     Raises:
         ConfigError: no model at ``config.init_from``, or one with too few embeddings for the
@@ -84,14 +84,14 @@ def _existing(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write safetensors, config.json and the tokenizer for `AutoModelForCausalLM` and its like."""
+    """Write safetensors, config.json and the tokenizer, for the auto classes of transformers."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu",
                ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model of a folder in float32, ready to be asked, and its tokenizer.
+    """The model of a folder in float32 and evaluation mode, and its tokenizer.
 
     Raises:
         StoreError: the folder holds no model.

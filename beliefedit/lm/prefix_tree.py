@@ -1,4 +1,4 @@
-"""Sequences of tokens as trees, in which a common beginning stands, and is computed, once."""
+"""Sequences of tokens as prefix trees, in which a shared prefix is stored and computed once."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PrefixTrees:
-    """Trees one after the other, nodes in preorder.
+    """Prefix trees, one after another, nodes in preorder.
 
-    Node j continues node i, or is it, where i <= j < ends[i]. The first five are of each node.
+    Node j is in the subtree of node i, which includes i itself, where i <= j < ends[i]. The first
+    five arrays have one entry per node.
     """
 
     tokens: Ints
-    depths: Ints  # how many nodes stand before it on its path
-    parents: Ints  # the node before it on its path; -1 for the first
-    ends: Ints  # where the nodes that continue it end
-    counts: Ints  # how many sequences pass through it
+    depths: Ints  # number of ancestors
+    parents: Ints  # -1 for a root
+    ends: Ints  # end of the subtree
+    counts: Ints  # number of sequences that contain the node
     starts: Ints  # [n_trees + 1], where each tree begins
-    nodes: Ints  # [n, length], the node of each token of each sequence; past its end anything
+    nodes: Ints  # [n, length], the node of each token of each sequence; undefined in padding
     tree: Ints  # [n], the tree of each sequence
 
     @property
     def sizes(self) -> Ints:
-        """int64 [n_trees], nodes of each."""
+        """Number of nodes of each tree, int64 [n_trees]."""
         return np.diff(self.starts)
 
     def nodes_of(self, trees: Sequence[int] | Ints) -> Ints:
@@ -40,24 +41,24 @@ class PrefixTrees:
         shift = self.starts[:-1][trees] - (sizes.cumsum() - sizes)
         return np.repeat(shift, sizes) + np.arange(sizes.sum())
 
-    def position_from_end(self, asked: Ints) -> Ints:
-        """int64 [n_nodes], places counted from a tree's end; the ``asked`` nodes come last."""
+    def position_from_end(self, last: Ints) -> Ints:
+        """Positions of nodes counted from the end of their tree, int64 [n_nodes]; ``last`` last."""
         tree = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        order = np.lexsort((np.isin(np.arange(len(tree)), asked), tree))
-        places = np.empty_like(tree)
-        places[order] = self.starts[1:][tree] - 1 - np.arange(len(tree))
-        return places
+        order = np.lexsort((np.isin(np.arange(len(tree)), last), tree))
+        positions = np.empty_like(tree)
+        positions[order] = self.starts[1:][tree] - 1 - np.arange(len(tree))
+        return positions
 
     def rows(self, trees: Ints, position_from_end: Ints, pad: int, device: torch.device,
              dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Trees as rows, padded on the left: the arguments of a causal LM of this dtype."""
         width, nodes = int(self.sizes[trees].max()), self.nodes_of(trees)
         row = np.repeat(np.arange(len(trees)), self.sizes[trees])
-        place = width - 1 - position_from_end[nodes]
+        column = width - 1 - position_from_end[nodes]
         number, ends = np.full((2, len(trees), width), -1)
         ids, positions = np.full_like(ends, pad), np.zeros_like(ends)
-        number[row, place], ends[row, place] = nodes, self.ends[nodes]
-        ids[row, place], positions[row, place] = self.tokens[nodes], self.depths[nodes]
+        number[row, column], ends[row, column] = nodes, self.ends[nodes]
+        ids[row, column], positions[row, column] = self.tokens[nodes], self.depths[nodes]
         ids, positions, number, ends = (torch.from_numpy(values).to(device)
                                         for values in (ids, positions, number, ends))
         return {"input_ids": ids, "position_ids": positions,
@@ -65,45 +66,45 @@ class PrefixTrees:
 
 
 def tree_mask(order: Tensor, ends: Tensor) -> Tensor:
-    """Which tokens of trees in preorder attend to which: bool [rows, 1, length, length].
+    """Attention mask of trees in preorder: bool [rows, 1, length, length].
 
     Token i attends to itself and to j if order[j] <= order[i] < ends[j].
 
     Args:
-        order: int64 [rows or 1, length], each token's number in preorder.
-        ends: int64 [rows, length], the number at which the tokens that continue it end.
+        order: int64 [rows or 1, length], number of each token in preorder.
+        ends: int64 [rows, length], number at which the subtree of each token ends.
     """
     mask = (order[:, None, :] <= order[:, :, None]) & (order[:, :, None] < ends[:, None, :])
-    # Padding attends to itself: a softmax over nothing is not a number.
+    # Padding attends to itself, as a softmax over an empty set is NaN.
     mask |= torch.eye(ends.shape[1], dtype=torch.bool, device=ends.device)
     return mask[:, None]
 
 
 def additive(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A mask to add to attention scores: 0 where True, else the least number.
+    """A mask to add to attention scores: 0 where True, else the lowest number.
 
-    It has the dtype of the scores: torch reads a float32 mask wrong where the scores are float64.
+    It has the dtype of the scores: torch misreads a float32 mask where the scores are float64.
     """
     least = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     return torch.where(mask, torch.zeros_like(least), least)
 
 
 def build_prefix_trees(ids: Ints, lengths: Ints, max_nodes: int, *, kinds: Ints | None = None,
-          min_shared_prefix: int = 0) -> PrefixTrees:
-    """Sequences as trees; only a tree of a single sequence may have more than ``max_nodes``.
+                       min_shared_prefix: int = 0) -> PrefixTrees:
+    """Prefix trees of sequences; only a tree of one sequence may have more than ``max_nodes``.
 
     Args:
         ids: int64 [n, length], tokens padded on the right.
         lengths: int64 [n], at least 1.
-        kinds: int64 [n], sequences of different kinds stand in different trees.
-        min_shared_prefix: tokens a sequence must share with the one before it to stand in its tree.
+        kinds: int64 [n], sequences of different kinds are in different trees.
+        min_shared_prefix: tokens a sequence must share with a neighbour to be in the same tree.
     """
     ids = ids[:, :max(lengths, default=1)]
     valid = np.arange(ids.shape[1]) < lengths[:, None]
     kind = np.zeros((len(ids), 1), dtype=np.int64) if kinds is None else np.asarray(kinds)[:, None]
     keys = np.concatenate([kind, np.where(valid, ids + 1, 0)], axis=1)
-    keys = np.ascontiguousarray(keys, dtype=">u4")  # as bytes, in the order of their numbers
-    # Sorted, sequences that begin alike are neighbours.
+    keys = np.ascontiguousarray(keys, dtype=">u4")  # big-endian bytes sort like the numbers
+    # Once sorted, sequences with a shared prefix are neighbours.
     order = keys.view(f"V{4 * keys.shape[1]}")[:, 0].argsort(kind="stable")
     keys, valid, lengths = keys[order], valid[order], lengths[order]
     alike = np.logical_and.accumulate(keys[1:] == keys[:-1], axis=1)
@@ -117,19 +118,19 @@ def build_prefix_trees(ids: Ints, lengths: Ints, max_nodes: int, *, kinds: Ints 
     nodes = np.maximum.accumulate(np.where(new, number, -1), axis=0)
     row, depth = np.nonzero(new)
     passed, last = nodes[valid], np.empty(len(row), dtype=np.int64)
-    last[passed] = np.nonzero(valid)[0]  # of all sequences through a node the last one stays
+    last[passed] = np.nonzero(valid)[0]  # the last sequence that contains the node
     n_new = new.sum(1)
-    so_far, unsorted = n_new.cumsum(), order.argsort()
+    total, unsorted = n_new.cumsum(), order.argsort()
     tree = np.bincount(firsts, minlength=len(ids)).cumsum() - 1
     return PrefixTrees(
-        tokens=ids[order][new], depths=depth, ends=so_far[last], counts=np.bincount(passed),
+        tokens=ids[order][new], depths=depth, ends=total[last], counts=np.bincount(passed),
         parents=np.where(depth > 0, nodes[row, depth - 1], -1),
-        starts=np.append((so_far - n_new)[firsts], len(row)),
+        starts=np.append((total - n_new)[firsts], len(row)),
         nodes=nodes[unsorted], tree=tree[unsorted])
 
 
 def _cut(lengths: Ints, shared: Ints, borders: Ints, max_nodes: int) -> Ints:
-    """Where trees begin: at every border, and wherever a sequence no longer fits."""
+    """First sequences of trees: at every border, and where a sequence does not fit any more."""
     added = np.cumsum(lengths - shared)
     firsts, end = [], 0
     while end < len(lengths):

@@ -1,9 +1,9 @@
 """Log-probabilities of targets after prompts, and greedy answers.
 
-`score` and `generate` ask one model, or several versions of one at once: with ``versions`` given,
-the model is called with a keyword ``versions`` (int64 [rows], the version that answers each row)
-besides what `transformers` models take. The prompts of version i are read behind the text
-``model.prefixes[i]`` if the model has such an attribute.
+`score` and `generate` query one model, or several edited versions of it at once. With ``versions``
+given, the model is called with a keyword ``versions`` (int64 [rows], the version that answers each
+row) in addition to the arguments of `transformers` models. If the model has ``prefixes``, the text
+``prefixes[i]`` precedes the prompts of version i.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import Ints, build_prefix_trees
 
 Model = PreTrainedModel | Callable
-"""A `transformers` causal LM, or anything with its ``device`` that is called as one."""
+"""A `transformers` causal LM, or a callable with the same arguments and a ``device``."""
 
 # Older versions of transformers name the cache past_key_values.
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
-_MOST_NODES = 256  # attention within a tree costs their square
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # a GPU wants many at once, a CPU's caches hold few
+_MAX_NODES = 256  # the cost of attention in a tree grows with their square
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # few fit the caches of a CPU
 _PROMPT_TOKENS = 16384  # run at once by `generate`, padding included
-_N_EXTRA = 2  # tokens generated past the longest answer: enough to see the separator behind it
+_N_EXTRA = 2  # tokens generated after the longest answer, to include a separator
 
-transformers_logging.disable_progress_bar()  # a small file needs no bar of its own
+transformers_logging.disable_progress_bar()  # of loading weights
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class EncodedPairs:
 
     ids: Ints  # [n, length]
     lengths: Ints  # [n], tokens of prompt and target together
-    starts: Ints  # [n], place of the first target token; the target reaches to the end
+    starts: Ints  # [n], index of the first target token; the target extends to the end
 
     @property
     def is_target(self) -> NDArray[np.bool_]:
         """Which tokens belong to the target, bool [n, length]."""
-        place = np.arange(self.ids.shape[1])
-        return (place >= self.starts[:, None]) & (place < self.lengths[:, None])
+        index = np.arange(self.ids.shape[1])
+        return (index >= self.starts[:, None]) & (index < self.lengths[:, None])
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
@@ -85,74 +85,76 @@ def score(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[st
     Args:
         model, tokenizer: a causal LM and its tokenizer.
         prompts, targets: n pairs.
-        versions: which version answers each pair, n integers (see the module's text).
+        versions: the version that answers each pair, n integers (see above).
     """
-    return score_queries(model, _questions(model, tokenizer, prompts, targets, versions))
+    return score_queries(model, _encode_queries(model, tokenizer, prompts, targets, versions))
 
 
 _Batch = tuple[dict[str, Any], np.ndarray, tuple[Tensor, Tensor, Tensor]]
-"""(The model's arguments; the pair of each target token; and as tensors of the same length the row
-and the place in the logits that predict it, and the token.)"""
+"""(Arguments of the model; the pair of each target token; and three tensors of the same length: row
+and position of the logits that predict the token, and the token.)"""
 
 
 @dataclass(frozen=True)
 class PreparedQueries:
-    """EncodedPairs of prompts and targets, ready to be scored as often as one likes."""
+    """Encoded and batched pairs of prompts and targets, to be scored any number of times."""
 
     n_pairs: int
     batches: Iterable[_Batch]
 
 
 def prepare_queries(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-            targets: Sequence[str], *, versions: Sequence[int] | None = None) -> PreparedQueries:
-    """What `score` computes from its arguments; ``model`` gives the device and the prefixes."""
-    questions = _questions(model, tokenizer, prompts, targets, versions)
-    return replace(questions, batches=list(questions.batches))
+                    targets: Sequence[str], *,
+                    versions: Sequence[int] | None = None) -> PreparedQueries:
+    """The inputs that `score` computes; ``model`` provides the device and the prefixes."""
+    queries = _encode_queries(model, tokenizer, prompts, targets, versions)
+    return replace(queries, batches=list(queries.batches))
 
 
 @torch.no_grad()
-def score_queries(model: Model, questions: PreparedQueries) -> np.ndarray:
-    """`score` for what was prepared for this model, or one of its size: float64 [n], nats."""
-    log_p = np.zeros(questions.n_pairs)
-    for inputs, pair, (row, place, token) in questions.batches:
-        logits = at_least_float32(model(**inputs).logits[row, place])
-        found = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        np.add.at(log_p, pair, found.double().cpu().numpy())
+def score_queries(model: Model, queries: PreparedQueries) -> np.ndarray:
+    """`score` of queries prepared for this model or one of its size: float64 [n], nats."""
+    log_p = np.zeros(queries.n_pairs)
+    for inputs, pair, (row, position, token) in queries.batches:
+        logits = at_least_float32(model(**inputs).logits[row, position])
+        of_tokens = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+        np.add.at(log_p, pair, of_tokens.double().cpu().numpy())
     return log_p
 
 
-def _questions(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-               targets: Sequence[str], versions: Sequence[int] | None) -> PreparedQueries:
+def _encode_queries(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
+                    targets: Sequence[str], versions: Sequence[int] | None) -> PreparedQueries:
     pairs = encode_pairs(tokenizer, with_prefix(model, prompts, versions), targets)
     return PreparedQueries(
         len(pairs.ids),
-        _ready(pairs, versions, tokenizer.pad_token_id, model.device, dtype_of(model)))
+        _query_batches(pairs, versions, tokenizer.pad_token_id, model.device, dtype_of(model)))
 
 
-def _ready(pairs: EncodedPairs, versions: Sequence[int] | None, pad: int,
-           device: torch.device, dtype: torch.dtype) -> Iterator[_Batch]:
-    """The batches of `PreparedQueries`, one by one: a whole corpus's masks would not fit in memory.
+def _query_batches(pairs: EncodedPairs, versions: Sequence[int] | None, pad: int,
+                   device: torch.device, dtype: torch.dtype) -> Iterator[_Batch]:
+    """The batches of `PreparedQueries`, generated lazily to save memory.
 
-    Each version's questions stand in trees: what begins alike is read once.
+    The pairs of each version form prefix trees, so that shared prefixes are computed once.
     """
     kinds = np.zeros(len(pairs.ids), dtype=np.int64) if versions is None else np.array(versions)
     # The last token is predicted, not read.
-    forest = build_prefix_trees(pairs.ids, pairs.lengths - 1, _MOST_NODES, kinds=kinds)
-    pair, place = np.nonzero(pairs.is_target)
-    node, token = forest.nodes[pair, place - 1], pairs.ids[pair, place]
-    back = forest.position_from_end(node)
-    row_of, version = np.empty((2, len(forest.sizes)), dtype=np.int64)
-    version[forest.tree] = kinds
-    for batch in batches(forest.sizes, _BATCH_TOKENS[device.type]):
-        inputs: dict[str, Any] = forest.rows(batch, back, pad, device, dtype)
+    trees = build_prefix_trees(pairs.ids, pairs.lengths - 1, _MAX_NODES, kinds=kinds)
+    pair, index = np.nonzero(pairs.is_target)
+    node, token = trees.nodes[pair, index - 1], pairs.ids[pair, index]
+    from_end = trees.position_from_end(node)
+    row_of, version = np.empty((2, len(trees.sizes)), dtype=np.int64)
+    version[trees.tree] = kinds
+    for batch in batches(trees.sizes, _BATCH_TOKENS[device.type]):
+        inputs: dict[str, Any] = trees.rows(batch, from_end, pad, device, dtype)
         if versions is not None:
             inputs["versions"] = torch.from_numpy(version[batch]).to(device)
-        members = np.flatnonzero(np.isin(forest.tree[pair], batch))
+        members = np.flatnonzero(np.isin(trees.tree[pair], batch))
         row_of[batch] = np.arange(len(batch))
-        n_kept = int(back[node[members]].max()) + 1
-        where = row_of[forest.tree[pair[members]]], n_kept - 1 - back[node[members]], token[members]
+        n_kept = int(from_end[node[members]].max()) + 1
+        predictions = (row_of[trees.tree[pair[members]]],
+                       n_kept - 1 - from_end[node[members]], token[members])
         yield (inputs | {"use_cache": False, "logits_to_keep": n_kept}, pair[members],
-               tuple(torch.from_numpy(values).to(device) for values in where))
+               tuple(torch.from_numpy(values).to(device) for values in predictions))
 
 
 def dtype_of(model: Model) -> torch.dtype:
@@ -162,7 +164,7 @@ def dtype_of(model: Model) -> torch.dtype:
 
 def with_prefix(model: Model, prompts: Sequence[str],
                 versions: Sequence[int] | None) -> Sequence[str]:
-    """The prompts as the model's versions read them: tokens are those of the whole text."""
+    """The prompts with the prefixes of their versions; the joint text is tokenized."""
     prefixes = None if versions is None else getattr(model, "prefixes", None)
     if prefixes is None:
         return prompts
@@ -171,16 +173,16 @@ def with_prefix(model: Model, prompts: Sequence[str],
 
 def distinct(model: Model, prompts: Sequence[str],
              versions: Sequence[int] | None) -> tuple[list[str], Tensor, list[int]]:
-    """(The different prompts as their versions read them; these versions; which one each is.)"""
+    """(Distinct prompts with prefixes, the version of each, the index of each given prompt.)"""
     numbers = [0] * len(prompts) if versions is None else map(int, versions)
-    asked = list(zip(numbers, with_prefix(model, prompts, versions), strict=True))
-    rows = {key: row for row, key in enumerate(dict.fromkeys(asked))}
+    keys = list(zip(numbers, with_prefix(model, prompts, versions), strict=True))
+    rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
     version_of = torch.tensor([version for version, _ in rows], device=model.device)
-    return [prompt for _, prompt in rows], version_of, [rows[key] for key in asked]
+    return [prompt for _, prompt in rows], version_of, [rows[key] for key in keys]
 
 
 def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Indices by rising length, cut so that rows x longest stays within ``batch_tokens``."""
+    """Indices by ascending length, split so that rows x longest is at most ``batch_tokens``."""
     order = np.argsort(lengths, kind="stable")
     begin = 0
     for end in range(1, len(order) + 1):
@@ -193,15 +195,15 @@ def batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
 def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
              max_new_tokens: int, *, labels: Collection[str] = (),
              versions: Sequence[int] | None = None) -> list[str]:
-    """Greedy answers, stripped; they end at the end token or at the separator of sentences.
+    """Greedy answers, stripped; an answer ends at the end token or at the sentence separator.
 
     Args:
         model, tokenizer, versions: see `score`.
-        prompts: n prompts; equal ones are run once.
-        max_new_tokens: longest answer.
-        labels: known answers; only these may hold the separator themselves ("st. louis").
+        prompts: n prompts; equal prompts are computed once.
+        max_new_tokens: length limit of answers.
+        labels: possible answers; only these may contain the separator ("st. louis").
     """
-    texts, version_of, place = distinct(model, prompts, versions)
+    texts, version_of, row_of = distinct(model, prompts, versions)
     encoded = [tokenizer(text)["input_ids"] for text in texts]
     special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
     answers = [""] * len(texts)
@@ -211,7 +213,7 @@ def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence
                         max_new_tokens + _N_EXTRA, extra)
         for row, ids in zip(batch, new, strict=True):
             answers[row] = _answer(tokenizer, ids, max_new_tokens, special)
-    return [answers[row] for row in place]
+    return [answers[row] for row in row_of]
 
 
 def _continue(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]],
@@ -238,7 +240,7 @@ def _continue(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: list[li
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """(the rows at one length, int64 [n, length]; tokens of padding in each, int64 [n, 1])."""
+    """(rows padded to one length, int64 [n, length]; padding tokens of each, int64 [n, 1])."""
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
     return ids, torch.tensor([[width - len(row)] for row in rows])

@@ -1,8 +1,8 @@
-"""Tokenizers: byte-level BPE trained on a corpus's sentences, or one from Hugging Face.
+"""Tokenizers: byte-level BPE trained on the sentences of a corpus, or one from Hugging Face.
 
-Any Unicode text encodes and decodes to itself. A space belongs to the word after it, so that a
-prompt and its target, ``"s r"`` and ``" o"``, never share a token; a quotation mark is always a
-token of its own.
+The trained tokenizer encodes any Unicode text without loss. A space belongs to the word after it,
+so that a prompt ``"s r"`` and its target ``" o"`` never share a token. A quotation mark is always a
+separate token.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-_TRAINED = ModelConfig.model_fields["tokenizer"].default  # the name that stands for a new one
+_TRAINED = ModelConfig.model_fields["tokenizer"].default  # the name of a trained one
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE of up to ``vocab_size`` tokens, 256 bytes and 3 special tokens included.
 
-    It puts ``<s>`` in front of what it encodes. The same texts give the same tokenizer.
+    It adds ``<s>`` before each text. The same texts give the same tokenizer.
 
     Raises:
         ConfigError: ``vocab_size`` below 259.
@@ -65,12 +65,12 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
         raise ConfigError(f"no tokenizer at '{name_or_path}': {str(error).splitlines()[0]}",
                           where="model.tokenizer",
                           hint="give a folder with a tokenizer.json, a Hugging Face name (needs "
-                                 "a network the first time), or 'bpe' to train one") from None
+                               "a network the first time), or 'bpe' to train one") from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"the tokenizer '{name_or_path}' is not a fast one, which gives offsets",
+        raise ConfigError(f"the tokenizer '{name_or_path}' is not a fast one, so it has no offsets",
                           where="model.tokenizer", hint="choose a model with a tokenizer.json")
     if tokenizer.eos_token is None:
-        raise ConfigError(f"the tokenizer '{name_or_path}' has no token for a document's end",
+        raise ConfigError(f"the tokenizer '{name_or_path}' has no end token",
                           where="model.tokenizer", hint="save it with an eos_token in a folder")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -78,15 +78,15 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_settings(config: ModelConfig, n_facts: int) -> dict[str, Any]:
-    """What decides the tokenizer, as a part of a stage's key."""
+    """The settings that determine the tokenizer, for the key of its stage."""
     trained = {"vocab_size": config.vocab_size, "n_facts": n_facts}
     return {"tokenizer": config.tokenizer} | (trained if config.tokenizer == _TRAINED else {})
 
 
 def make_tokenizer(config: ModelConfig, graph: Graph, n_facts: int) -> PreTrainedTokenizerFast:
-    """The tokenizer that ``config`` names, or one trained on the ``n_facts`` the corpus will state.
+    """The tokenizer that ``config`` names, or one trained on the first ``n_facts`` of the graph.
 
-    The corpus does not exist yet: the tokenizer decides where the graph's object labels are cut.
+    The corpus does not exist yet, because the tokenizer determines how object labels are truncated.
     """
     if config.tokenizer != _TRAINED:
         return load_tokenizer(config.tokenizer)
@@ -94,7 +94,7 @@ def make_tokenizer(config: ModelConfig, graph: Graph, n_facts: int) -> PreTraine
 
 
 def _sample_texts(graph: Graph, n_facts: int) -> Iterator[str]:
-    """Facts the corpus covers in all forms, and every object once."""
+    """The facts of the corpus in all forms, and every object once."""
     for labels in graph.facts.head(n_facts).iter_rows():
         fact = Fact(*labels)
         yield str(fact)

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, whole or absent, of tensors and what else a run must know."""
+"""Checkpoints: one safetensors file, written atomically, of tensors and the trainer state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random_state"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns a failure to write, as for want of space or permission, into a `TrainingError`."""
+    """Turns a failure to write (no space, no permission) into a `TrainingError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -36,12 +36,12 @@ def writing(folder: Path) -> Iterator[None]:
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
                     state: dict[str, Any]) -> None:
-    """Write weights, optimizer states, the random state and a JSON-able state.
+    """Write weights, optimizer states, the random state and a JSON-serializable state.
 
     Raises:
-        TrainingError: it could not be written; an older checkpoint is still there.
+        TrainingError: the file cannot be written; an older checkpoint is kept.
     """
-    # Cloned, as tied weights have two names and one storage.
+    # Cloned, because tied weights have two names and one storage.
     tensors = {_MODEL + name: value.clone() for name, value in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
@@ -59,7 +59,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
                     fingerprint: str) -> dict[str, Any] | None:
     """Restore what `save_checkpoint` wrote and return the state.
 
-    None without a checkpoint of this run, whose ``state["fingerprint"]`` equals ``fingerprint``.
+    None if there is no checkpoint with this ``fingerprint`` in its state.
     """
     if not (folder / FILE).exists():
         return None

@@ -1,6 +1,6 @@
-"""Several processes that train one model, each on its rows of every batch.
+"""Data-parallel training: each process computes its rows of every batch.
 
-`accelerate launch` or torchrun starts the processes. When one fails, the launcher ends the others.
+`accelerate launch` or torchrun starts the processes. When one fails, the launcher stops the others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import nn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_TIMEOUT = timedelta(hours=2)  # one process may build a large corpus while the others wait for it
+_TIMEOUT = timedelta(hours=2)  # others wait while one process builds a large corpus
 _LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
              "MASTER_PORT")
 
 
 class DistributedContext:
-    """This process among those that train together; alone without an `Accelerator`."""
+    """This process and its group; a single process without an `Accelerator`."""
 
     def __init__(self, device: torch.device, accelerator: Accelerator | None = None) -> None:
         self.accelerator = accelerator
@@ -31,7 +31,7 @@ class DistributedContext:
         self.is_main = self.rank == 0
 
     def wrap(self, module: nn.Module, compile: bool) -> nn.Module:
-        """The module with gradients averaged over processes, compiled if asked for."""
+        """The module with gradients averaged over processes; compiled if ``compile``."""
         if compile:
             module.compile()
         return self.accelerator.prepare_model(module) if self.accelerator else module
@@ -49,13 +49,13 @@ class DistributedContext:
         return broadcast_object_list([value])[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.accelerator:
             self.accelerator.wait_for_everyone()
 
 
 def init(device: torch.device) -> DistributedContext:
-    """Join the other processes, if there are any; may be called again."""
+    """Join the group of processes, if there is one; may be called repeatedly."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # a launcher sets it
         return DistributedContext(device)
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -65,7 +65,7 @@ def init(device: torch.device) -> DistributedContext:
 
 
 def destroy() -> None:
-    """Leave the other processes: what this one does and starts from here on, it does alone."""
+    """Leave the group: this process and the processes it starts are single from here on."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     for name in _LAUNCHER:

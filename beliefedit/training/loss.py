@@ -1,4 +1,4 @@
-"""What a training step minimizes and what an evaluation measures."""
+"""The training loss and the evaluation of a model during pretraining."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBE_KINDS = ("atomic", "true_false", "not", "and", "or")
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: as named, or for 'auto' bfloat16 where the hardware has it."""
+    """The dtype of matrix products: as named; with 'auto' bfloat16 if the hardware supports it."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -27,12 +27,12 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 class TrainingLoss(nn.Module):
-    """Loss of a batch's documents, with logits only where a token is predicted.
+    """Cross entropy of the documents of a batch, with logits only where a token is predicted.
 
-    What documents share is computed once and counts as often as there are documents: the loss and
-    its gradient are those of the documents one by one.
+    Shared prefixes are computed once and weighted by their number of documents, so that the loss
+    and its gradient equal those of the separate documents.
 
-    ``label_smoothing`` spreads that share of each target over the vocabulary.
+    ``label_smoothing`` (arXiv 1512.00567) spreads this share of each target over the vocabulary.
     """
 
     def __init__(self, model: PreTrainedModel, label_smoothing: float) -> None:
@@ -44,15 +44,15 @@ class TrainingLoss(nn.Module):
         """(loss to minimize, NLL), both summed over predicted tokens; arguments as in `Batch`."""
         n_rows, length = ids.shape
         mask = tree_mask(torch.arange(length, device=ids.device)[None], ends)
-        if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
+        if self.model.config._attn_implementation == "eager":  # takes an additive mask
             mask = additive(mask)
-        # Given as a mask: transformers finds documents by their positions only without a cache.
+        # An explicit mask: transformers would infer documents from the positions.
         hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
                                        use_cache=False).last_hidden_state
         predicted = parents >= 0
         row_starts = length * torch.arange(n_rows, device=ids.device)[:, None]
-        places, number = (parents + row_starts)[predicted].unique(return_inverse=True)
-        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places])
+        sources, number = (parents + row_starts)[predicted].unique(return_inverse=True)
+        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[sources])
         log_p = logits.float().log_softmax(-1)
         weight = counts[predicted].to(log_p.dtype)
         nll = -(log_p[number, ids[predicted]] * weight).sum()
@@ -65,24 +65,25 @@ class TrainingLoss(nn.Module):
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
              probes: pl.DataFrame | None, n_facts: int) -> dict[str, float]:
-    """Exact accuracy of greedy answers to the first ``n_facts`` probes (see `train`) of each kind.
+    """Exact-match accuracy of greedy answers to the first ``n_facts`` probes of each kind.
 
-    ``coherence`` is the mean |p_LM - p_agent| over atomic probes.
+    The probes are those of `train`; ``coherence`` is the mean |p_LM - p_agent| over atomic probes.
     """
     if probes is None:
         return {}
-    found = {}
+    metrics = {}
     for kind in PROBE_KINDS:
-        asked = probes.filter(pl.col("kind") == kind).head(n_facts)
-        if asked.is_empty():
+        queries = probes.filter(pl.col("kind") == kind).head(n_facts)
+        if queries.is_empty():
             continue
-        prompts, targets = asked["prompt"].to_list(), asked["target"].to_list()
+        prompts, targets = queries["prompt"].to_list(), queries["target"].to_list()
         texts = [f" {target}" for target in targets]
         longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
         answers = generate(model, tokenizer, prompts, longest, labels=set(targets))
-        found[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
+        metrics[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
                                      for answer, target in zip(answers, targets, strict=True)]))
-        if kind == "atomic" and asked["p_agent"].null_count() < len(asked):
-            error = pl.Series(np.exp(score(model, tokenizer, prompts, targets))) - asked["p_agent"]
-            found["coherence"] = float(error.abs().mean())
-    return found
+        if kind == "atomic" and queries["p_agent"].null_count() < len(queries):
+            p_model = pl.Series(np.exp(score(model, tokenizer, prompts, targets)))
+            error = p_model - queries["p_agent"]
+            metrics["coherence"] = float(error.abs().mean())
+    return metrics

@@ -1,4 +1,4 @@
-"""Pretraining: documents in; a language model and the course of its training out."""
+"""Pretraining of a language model on the documents of a corpus."""
 
 from __future__ import annotations
 
@@ -42,42 +42,42 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
           training: PretrainingConfig, *, folder: Path, probes: pl.DataFrame | None = None,
           seed: int = 0, device: str = "auto",
           callback: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
-    """Train a model on documents; called again after an interruption, resume from the checkpoint.
+    """Train a model on documents; after an interruption the same call resumes from the checkpoint.
 
     Args:
         documents: Parquet file, or folder of such, with a column ``text``.
-        tokenizer, config: the model's.
-        training: the loop.
-        folder: gets the model, the tokenizer and ``metrics.parquet``, a row per evaluation; also
-            the checkpoint, which stays there: `copy_model` copies all but that. Several processes
-            share it; each keeps its tokens in a temporary folder of its own.
-        probes: kind (atomic, true_false, not, and, or), prompt, target (right answer), p_agent
+        tokenizer, config: of the model.
+        training: of the training loop.
+        folder: for the model, the tokenizer, ``metrics.parquet`` with a row per evaluation, and the
+            checkpoint, which stays there (`copy_model` copies the rest). Several processes share
+            it; each stores its tokens in a separate temporary folder.
+        probes: kind (atomic, true_false, not, and, or), prompt, target (correct answer), p_agent
             (belief in the target; null for true/false prompts); None: no accuracies.
-        seed: decides weights and data order.
+        seed: determines weights and data order.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
-        callback: called with the metrics so far after every evaluation, in the first process.
+        callback: called in the first process after every evaluation, with all metrics until then.
 
     Returns:
-        The metrics: step, tokens (of the documents), computed (the same, but what documents share
-        counted once), seconds, learning_rate, train_loss and eval_loss (nats per token), exact
+        The metrics: step, tokens (of the documents), computed (tokens with shared prefixes counted
+        once), seconds, learning_rate, train_loss and eval_loss (nats per token), exact-match
         accuracies of greedy answers by kind, coherence (mean |p_LM - p_agent| over atomic probes).
 
     Raises:
-        TrainingError: no documents, loss not finite, nothing can be written.
+        TrainingError: no documents, a loss that is not finite, or a folder that cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = distributed.init(resolve_device(device))
-    with (TemporaryDirectory(prefix=".tokens-", dir=folder, ignore_cleanup_errors=True) as own,
+    with (TemporaryDirectory(prefix=".tokens-", dir=folder, ignore_cleanup_errors=True) as scratch,
           torch.random.fork_rng(devices=[])):
         torch.manual_seed(seed)
-        with checkpoint.writing(Path(own)):
-            encoded = encode_documents(documents, tokenizer, Path(own))
+        with checkpoint.writing(Path(scratch)):
+            encoded = encode_documents(documents, tokenizer, Path(scratch))
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                             max(2048, batches.sequence_length))
         trainer = Trainer(model.to(context.device).train(), tokenizer, training, batches, held_out,
                           probes, folder, context)
-        # What decides the weights: a checkpoint of anything else is not taken.
+        # The fingerprint hashes all that determines the weights; other checkpoints are ignored.
         trainer.resume(digest({
             "config": config.model_dump(mode="json"), "seed": seed,
             "training": training.model_dump(mode="json", exclude={"checkpoint_seconds", "compile"}),
@@ -98,7 +98,7 @@ def copy_model(working: Path, target: Path) -> None:
 
 def _batches(documents: Documents, training: PretrainingConfig,
              seed: int) -> tuple[Batches, Batches | None]:
-    """(documents to train on; those kept for evaluation, at most a tenth, or None)"""
+    """(batches for training; batches of held-out documents, at most a tenth, or None)."""
     order = np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(len(documents.starts) - 1)
     n = min(training.n_heldout_documents, len(order) // 10)
     batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed)
@@ -111,23 +111,23 @@ def _batches(documents: Documents, training: PretrainingConfig,
 
 @dataclass
 class TrainerState:
-    """Where a run stands; what a checkpoint remembers besides tensors."""
+    """Progress of a run: the part of a checkpoint besides tensors."""
 
-    fingerprint: str = ""  # names the run
+    fingerprint: str = ""  # hash of what determines the weights
     step: int = 0
     tokens: int = 0
     computed: int = 0
     seconds: float = 0.0
-    n_pass: int = 0
-    place: int = 0  # in the pass, of the batch to read next
+    epoch: int = 0
+    batch_index: int = 0  # index in the epoch of the next batch
     loss: float = 0.0  # sum over the tokens predicted since the last evaluation
-    n_targets: int = 0  # how many these are
+    n_targets: int = 0  # number of these tokens
     rows: list[dict] = field(default_factory=list)  # of the metrics
 
 
 @dataclass
 class Trainer:
-    """One training run: model, optimizers and state move on together."""
+    """One training run: model, optimizers and state."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -138,11 +138,11 @@ class Trainer:
     folder: Path
     context: distributed.DistributedContext
     state: TrainerState = field(default_factory=TrainerState)
-    reported: float = 0.0  # seconds of training when a line was last logged
+    reported: float = 0.0  # seconds of training at the last line of the log
 
     def __post_init__(self) -> None:
         self.device = self.context.device
-        if self.device.type == "cpu":  # the fused kernel's backward pass takes half of a step there
+        if self.device.type == "cpu":  # the backward pass of the fused kernel is slow on CPUs
             self.model.set_attn_implementation("eager")
         self.optimizers = build_optimizers(self.model, self.training)
         self.dtype = precision(self.training.dtype, self.device)
@@ -151,34 +151,31 @@ class Trainer:
 
     def resume(self, fingerprint: str) -> None:
         """Continue from the checkpoint of this run, if there is one."""
-        found = checkpoint.load_checkpoint(self.folder, self.model, self.optimizers, fingerprint)
-        self.state = TrainerState(**(found or {"fingerprint": fingerprint}))
+        saved = checkpoint.load_checkpoint(self.folder, self.model, self.optimizers, fingerprint)
+        self.state = TrainerState(**(saved or {"fingerprint": fingerprint}))
         self.reported = self.state.seconds
         if self.context.broadcast(self.state.step) != self.state.step:
-            raise TrainingError("the processes found different checkpoints", where=str(self.folder),
+            raise TrainingError("the processes have read different checkpoints",
+                                where=str(self.folder),
                                 hint="let all hosts share one run folder, or delete it")
-        if found and self.context.is_main:
+        if saved and self.context.is_main:
             log.info("resuming at step %d (%d tokens)", self.state.step, self.state.tokens)
 
     def run(self, callback: Callable[[pl.DataFrame], None] | None) -> None:
-        """Train until the budget is used or the accuracies asked for are reached."""
+        """Train until the token budget is used or the accuracies of ``stop_when`` are reached."""
         state, training, is_main = self.state, self.training, self.context.is_main
         began = time.monotonic() - state.seconds
-        saved, every = time.monotonic(), training.token_budget / training.n_evals
+        saved, interval = time.monotonic(), training.token_budget / training.n_evals
         live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        with (closing(prefetch(self.batches.read(state.n_pass, state.place))) as reader,
-              tqdm(total=training.token_budget,
-                   initial=state.tokens,
-                   desc="pretraining",
-                   unit="tok",
-                   unit_scale=True,
-                   disable=not (is_main and live)) as bar):
+        with (closing(prefetch(self.batches.read(state.epoch, state.batch_index))) as reader,
+              tqdm(total=training.token_budget, initial=state.tokens, desc="pretraining",
+                   unit="tok", unit_scale=True, disable=not (is_main and live)) as bar):
             while not self._finished():
                 before = state.tokens
                 self._step(reader)
                 state.seconds = time.monotonic() - began
                 self._report(bar)
-                if state.tokens // every > before // every or self._finished():
+                if state.tokens // interval > before // interval or self._finished():
                     self._evaluate()
                     if callback is not None and is_main:
                         callback(self.metrics())
@@ -190,7 +187,7 @@ class Trainer:
                     saved = time.monotonic()
 
     def _report(self, bar: tqdm) -> None:
-        """Move the bar; without a terminal log a line now and then."""
+        """Update the progress bar; without a terminal log a line at intervals."""
         state, n_tokens, loss = self.state, self.training.token_budget, self._mean_loss()
         accuracy = "-" if self._last("atomic") is None else f"{self._last('atomic'):.2f}"
         if not bar.disable:
@@ -219,19 +216,19 @@ class Trainer:
         return self.state.loss / max(self.state.n_targets, 1)
 
     def _step(self, reader: Iterator[tuple[int, int, Batch]]) -> None:
-        """One step of the optimizers; the loss is the mean over all tokens its batches predict."""
+        """One step of the optimizers; the loss is the mean over all predicted tokens."""
         state = self.state
         factor = learning_rate_factor(self.training, state.tokens / self.training.token_budget)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        read = [next(reader) for _ in range(self.training.gradient_accumulation_steps)]
-        batches = [batch for _, _, batch in read]
+        numbered = [next(reader) for _ in range(self.training.gradient_accumulation_steps)]
+        batches = [batch for _, _, batch in numbered]
         n_targets = sum(batch.n_targets for batch in batches)
         total = torch.zeros((), device=self.device)
         for batch in batches:
             loss, nll = self._loss_of(batch.share(self.context.rank, self.context.n_processes))
-            # Gradients are averaged over processes; the sum is wanted.
+            # The wrapper averages gradients over processes; this makes it the sum.
             (loss * (self.context.n_processes / n_targets)).backward()
             total += nll
         value = float(self.context.total(total))
@@ -239,15 +236,16 @@ class Trainer:
             first = np.unique(np.concatenate([batch.members for batch in batches]))[:5].tolist()
             raise TrainingError(
                 f"the loss is {value} at step {state.step + 1}",
-                where=f"pass {state.n_pass}, batch {state.place}: documents {first} and others",
+                where=f"epoch {state.epoch}, batch {state.batch_index}: documents {first} and "
+                      "others",
                 hint="lower pretraining.lr or set pretraining.dtype=float32; the last "
-                       "checkpoint is kept")
+                     "checkpoint is kept")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        n_pass, place, _ = read[-1]
-        state.n_pass, state.place, state.step = n_pass, place + 1, state.step + 1
+        epoch, index, _ = numbered[-1]
+        state.epoch, state.batch_index, state.step = epoch, index + 1, state.step + 1
         state.tokens += sum(batch.n_tokens for batch in batches)
         state.computed += sum(batch.n_computed for batch in batches)
         state.loss, state.n_targets = state.loss + value, state.n_targets + n_targets
@@ -260,35 +258,35 @@ class Trainer:
             return self.loss(*arrays)
 
     def _evaluate(self) -> None:
-        """Append a row of metrics; one process computes it, the others wait."""
-        found = {}
+        """Append a row of metrics; the first process computes it, the others wait."""
+        metrics = {}
         if self.context.is_main:
             self.model.eval()
-            found = evaluate(self.model, self.tokenizer, self.probes, self.training.n_eval_facts)
-            found["eval_loss"] = self._held_out_loss()
+            metrics = evaluate(self.model, self.tokenizer, self.probes, self.training.n_eval_facts)
+            metrics["eval_loss"] = self._held_out_loss()
             self.model.train()
         state = self.state
         state.rows.append(dict.fromkeys(_SCHEMA) | {
             "step": state.step, "tokens": state.tokens, "computed": state.computed,
             "seconds": state.seconds, "train_loss": self._mean_loss(),
             "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
-            **self.context.broadcast(found)})
+            **self.context.broadcast(metrics)})
         state.loss, state.n_targets = 0.0, 0
         if self.context.is_main:
             with checkpoint.writing(self.folder), atomic_path(self.folder / METRICS) as partial:
                 self.metrics().write_parquet(partial)
-            known = {key: round(value, 4) for key, value in state.rows[-1].items() if value}
-            log.info("evaluation: %s", json.dumps(known))
+            rounded = {key: round(value, 4) for key, value in state.rows[-1].items() if value}
+            log.info("evaluation: %s", json.dumps(rounded))
 
     @torch.no_grad()
     def _held_out_loss(self) -> float | None:
-        """Mean NLL per token of the documents that are not trained on."""
+        """Mean negative log-likelihood per token of the held-out documents."""
         if self.held_out is None:
             return None
         loss = TrainingLoss(self.model, 0.0)
         total, n_targets = 0.0, 0
-        for n_pass, _, batch in self.held_out.read():
-            if n_pass:
+        for epoch, _, batch in self.held_out.read():
+            if epoch:
                 break
             arrays = (torch.from_numpy(array).to(self.device) for array in batch.arrays)
             total, n_targets = total + float(loss(*arrays)[1]), n_targets + batch.n_targets
@@ -296,15 +294,17 @@ class Trainer:
 
 
 def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> list[Optimizer]:
-    """One of torch's; or Muon over the hidden matrices and AdamW over embeddings, output and norms.
+    """One optimizer of torch for all weights, or Muon and AdamW.
 
-    Each group remembers its peak learning rate as ``peak``.
+    AdamW is from arXiv 1711.05101; Muon (Keller Jordan 2024, kellerjordan.github.io/posts/muon)
+    optimizes the hidden matrices, AdamW the embeddings, the output layer and the norms. Each group
+    stores its peak learning rate as ``peak``.
     """
     layers = model.get_input_embeddings(), model.get_output_embeddings()
-    outer = {id(layer.weight) for layer in layers}
+    not_hidden = {id(layer.weight) for layer in layers}
     hidden, rest = [], []
     for weight in model.parameters():
-        (hidden if weight.ndim == 2 and id(weight) not in outer else rest).append(weight)
+        (hidden if weight.ndim == 2 and id(weight) not in not_hidden else rest).append(weight)
     optimizers: list[Optimizer] = []
     decay, betas = training.weight_decay, (0.9, training.adam_beta2)
     if training.optimizer == "muon":
@@ -312,8 +312,9 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     else:
         rest = hidden + rest
     if training.optimizer in ("sgd", "rmsprop"):
-        make = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[training.optimizer]
-        optimizers.append(make(rest, lr=training.lr, weight_decay=decay))
+        optimizer_class = (torch.optim.SGD if training.optimizer == "sgd"
+                           else torch.optim.RMSprop)
+        optimizers.append(optimizer_class(rest, lr=training.lr, weight_decay=decay))
     else:
         adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
         optimizers.append(adam(rest, lr=training.lr, betas=betas, weight_decay=decay, fused=True))
@@ -324,9 +325,10 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
 
 
 def learning_rate_factor(training: PretrainingConfig, done: float) -> float:
-    """Share of the peak learning rate when a share ``done`` of the budget is used."""
+    """Learning rate as a share of the peak, after a share ``done`` of the budget."""
     if done < training.warmup_fraction:
         return (done + 1e-3) / (training.warmup_fraction + 1e-3)
-    left = min(1.0,
-               (1 - done) / (1 - training.warmup_fraction)) if training.warmup_fraction < 1 else 1.0
+    left = 1.0
+    if training.warmup_fraction < 1:
+        left = min(1.0, (1 - done) / (1 - training.warmup_fraction))
     return training.final_lr_fraction + (1 - training.final_lr_fraction) * max(left, 0.0)

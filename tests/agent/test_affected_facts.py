@@ -15,8 +15,8 @@ COLUMNS = ["subject", "relation", "object", "p_before", "p_after", "change", "pa
 
 def facts_of(evidence, objects):
     """Every object of every (subject, relation) that evidence speaks about, in a fixed order."""
-    known = list(dict.fromkeys(row[:2] for row in evidence))
-    return pl.DataFrame([(s, r, o) for s, r in known for o in objects], schema=COLUMNS[:3], orient="row")
+    pairs = list(dict.fromkeys(row[:2] for row in evidence))
+    return pl.DataFrame([(s, r, o) for s, r in pairs for o in objects], schema=COLUMNS[:3], orient="row")
 
 
 def path_of(fact, edit):
@@ -35,10 +35,10 @@ def test_a_ripple_is_every_fact_that_moves(data):
         agent = agent.after(*edit)  # also from an agent who has seen edits
     *edit, weight = edits[-1]
     edited, facts = agent.after(*edit, weight=weight), facts_of(evidence, objects)
-    found = agent.ripple(facts, *edit, weight=weight)
-    assert found.columns == COLUMNS
-    moved = {row[:3]: row[3:] for row in found.rows()}
-    assert len(moved) == len(found) and found["change"].abs().is_sorted(descending=True)
+    ripple = agent.ripple(facts, *edit, weight=weight)
+    assert ripple.columns == COLUMNS
+    moved = {row[:3]: row[3:] for row in ripple.rows()}
+    assert len(moved) == len(ripple) and ripple["change"].abs().is_sorted(descending=True)
     for fact in facts.rows():
         before, after = agent.probability(*fact), edited.probability(*fact)
         if fact in moved:
@@ -62,9 +62,9 @@ EVIDENCE = [("ann", "down", "a", 5.0), ("ann", "up", "x", 5.0), ("bob", "down", 
 def test_paths(edit, paths):
     agent = BayesAgent.fit(frame(EVIDENCE), pairs={"down": "up"}, objects=["a", "b", "x"])
     facts = pl.DataFrame([row[:3] for row in EVIDENCE], schema=COLUMNS[:3], orient="row")
-    found = agent.ripple(facts, *edit, weight=9.0)
-    got = {path: [(s, r) for s, r, *_, p in found.rows() if p == path] for path in paths}
-    assert got == paths and len(found) == sum(map(len, paths.values()))
+    ripple = agent.ripple(facts, *edit, weight=9.0)
+    got = {path: [(s, r) for s, r, *_, p in ripple.rows() if p == path] for path in paths}
+    assert got == paths and len(ripple) == sum(map(len, paths.values()))
 
 
 def test_labels_may_be_enumerations_or_ids():

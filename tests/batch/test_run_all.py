@@ -70,8 +70,8 @@ def test_a_run_leaves_reports_index_summary_and_resumes(place):
     assert "\x1b" not in result.stderr and "\r" not in result.stderr
     assert "[2/2] 02_pretraining -> runs/tiny/reports/02_pretraining.html" in result.stderr
     assert "cell 2/3: The model" in result.stderr and "cell 3/3: Train" in result.stderr  # one cell is papermill's
-    said = outputs(folder / "notebooks" / "01_corpus.ipynb")[0]["text"]
-    assert said == f"{place / 'tiny.yaml'} {folder} {{'edit.n_cases': 50}}\n"
+    text = outputs(folder / "notebooks" / "01_corpus.ipynb")[0]["text"]
+    assert text == f"{place / 'tiny.yaml'} {folder} {{'edit.n_cases': 50}}\n"
 
     summary = json.loads((folder / "summary.json").read_text())
     exp = load_params("tiny.yaml", {"edit.n_cases": 50})
@@ -191,7 +191,7 @@ def test_a_notebook_runs_again_when_an_artifact_of_it_is_gone_or_made_otherwise(
     again = run("--out", "out").stderr
     assert again.count("is up to date") == 2 and "03_graph ->" in again and any(Path("out/graph").iterdir())
     assert run("--out", "out").stderr.count("is up to date") == 3
-    monkeypatch.setitem(VERSIONS, "model", 99)  # here only; the notebook's kernel makes the old one
+    monkeypatch.setitem(VERSIONS, "model", 99)  # here only; the kernel of the notebook computes the old version
     again = run("--out", "out").stderr
     assert "01_corpus is up to date" in again and "02_pretraining ->" in again and "03_graph ->" in again
     assert run("--out", "out").stderr.count("is up to date") == 3  # what no notebook makes is waited for by none
@@ -249,17 +249,17 @@ def test_clean_removes_what_no_run_uses_and_runs_nothing(place, monkeypatch):
     (["--set", "notebooks=[07_nothing]"], "no notebook '07_nothing'"),
     (["--notebooks", "."], "no notebooks"),
     (["--out", ""], "--out is empty"),
-    (["--out", "."], "would replace a notebook"),
-    (["--out", ".", "--set", "seed=[0,1]"], "would replace a notebook"),
-    (["--out", "linked"], "would replace a notebook"),
-    (["--out", "mine"], "would replace a notebook"),
+    (["--out", "."], "would overwrite a notebook"),
+    (["--out", ".", "--set", "seed=[0,1]"], "would overwrite a notebook"),
+    (["--out", "linked"], "would overwrite a notebook"),
+    (["--out", "mine"], "would overwrite a notebook"),
     (["--out", "package/runs/a"], "Python package"),
-    (["--out", "tiny.yaml"], "a file is where a folder"),
-    (["--out", "tiny.yaml/below"], "a file is where a folder"),
-    (["--out", "taken"], "a file is where a folder"),
-    (["--out", "package/../taken", "--set", "seed=[0,1]"], "a file is where a folder"),
-    (["--out", "sweep", "--set", "seed=[0,1]"], "a file is where a folder"),
-    (["--out", "index"], "a folder is where a file"),
+    (["--out", "tiny.yaml"], "a file has the name of a folder"),
+    (["--out", "tiny.yaml/below"], "a file has the name of a folder"),
+    (["--out", "taken"], "a file has the name of a folder"),
+    (["--out", "package/../taken", "--set", "seed=[0,1]"], "a file has the name of a folder"),
+    (["--out", "sweep", "--set", "seed=[0,1]"], "a file has the name of a folder"),
+    (["--out", "index"], "a folder has the name of a file"),
     (["--set", "notebooks=[1]"], "notebooks"),
     (["--set", "seed=[0,1]", "--set", "notebooks=[07_nothing]"], "no notebook '07_nothing'"),
 ])
@@ -328,8 +328,8 @@ def test_progress_renews_one_line_on_a_terminal_and_writes_lines_elsewhere():
 
 
 @pytest.mark.parametrize("n_hosts", [1, 2])
-def test_processes_of_one_launch_train_together_and_one_goes_on(place, n_hosts):
-    """As `accelerate launch` starts them: both train, the first runs the notebooks and finds the model there.
+def test_processes_of_one_launch_train_together_and_one_continues(place, n_hosts):
+    """As `accelerate launch` starts them: both train, the first runs the notebooks and finds the trained model.
 
     Two hosts are two launchers here, which know each other by an address and share the run folder.
     """

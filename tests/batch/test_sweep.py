@@ -125,8 +125,8 @@ def test_points_that_would_share_a_folder_are_named(monkeypatch):
     (None, None, None), (float("nan"), float("nan"), None)])
 def test_what_counts_as_learned(atomic, true_false, learned):
     metrics = pl.DataFrame({"atomic": [0.0, atomic], "true_false": [0.0, true_false]}, strict=False)
-    found, why = learned_corpus(metrics)
-    assert found is learned and bool(why) is (learned is not None)
+    result, why = learned_corpus(metrics)
+    assert result is learned and bool(why) is (learned is not None)
     assert ("recalls" in why) is (atomic is not None and atomic == atomic)
 
 

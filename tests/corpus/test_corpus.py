@@ -11,7 +11,7 @@ from beliefedit.config import CorpusConfig
 from beliefedit.corpus import sampler as corpus_module
 from beliefedit.corpus.corpus import load, render, sample_corpus, save
 from beliefedit.corpus.language import SEPARATOR, Parser
-from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNJUDGED, Sampler
+from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNLABELLED, Sampler
 from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError, GraphError, StoreError
 from tests.oracles import evidence_in
@@ -52,7 +52,7 @@ def counted(corpus):
 
 
 def sample_sentences(world, config, seed=0, rows=None):
-    """(sampler, sentences) of one pass over the known facts."""
+    """(sampler, sentences) of one pass over the facts of the corpus."""
     sampler = Sampler(world, config, world.corpus_facts(config.n_facts) if rows is None else rows)
     return sampler, sampler.sentences(0, len(sampler.object), np.random.default_rng(seed))
 
@@ -64,7 +64,7 @@ CONFIGS = {
     "one document": {"sentences_per_doc": 1_000_000, "n_shuffles_global": 1},
     "no connectives": {"connectives": ()}, "not": {"connectives": ("not",)}, "and or": {"connectives": ("and", "or")},
     "few compounds": {"n_compound_per_subject": 3}, "no compounds": {"n_compound_per_subject": 0}, "one compound": {"n_compound_per_subject": 1},
-    "many compounds": {"n_compound_per_subject": 200}, "two judged": {"label_all_samples": False}, "no atomic": {"atomic": False},
+    "many compounds": {"n_compound_per_subject": 200}, "two labels": {"label_all_samples": False}, "no atomic": {"atomic": False},
     "atomic alone": {"true_false": False, "connectives": ()}, "other false objects": {"use_distractors": False},
     "minority": {"true_object_most_frequent": False, "n_samples_per_fact": 3}, "one sample": {"n_samples_per_fact": 1},
 }
@@ -73,17 +73,17 @@ CONFIGS = {
 @pytest.mark.parametrize("min_truth", [0.6, 1])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_evidence_is_what_the_documents_say(name, min_truth, world, certain_world, tmp_path):
-    made = world if min_truth < 1 else certain_world
+    sampled_world = world if min_truth < 1 else certain_world
     config = CorpusConfig(**{"n_facts": 40} | CONFIGS[name])
     if min_truth == 1 and name == "no atomic":
         config = config.model_copy(update={"n_compound_per_subject": 40})
-    corpus = sample_corpus(made, config, seed=3, documents=tmp_path / "documents")
+    corpus = sample_corpus(sampled_world, config, seed=3, documents=tmp_path / "documents")
     documents = documents_of(corpus)
-    said = [sentence for document in documents for sentence in document]
-    assert counted(corpus) == evidence_in(said, lexicon_of(made))
-    alone = sample_corpus(made, config, seed=3, documents=False)
+    sentences = [sentence for document in documents for sentence in document]
+    assert counted(corpus) == evidence_in(sentences, lexicon_of(sampled_world))
+    alone = sample_corpus(sampled_world, config, seed=3, documents=False)
     assert alone.evidence.equals(corpus.evidence) and alone.statistics == corpus.statistics and alone.documents is None
-    check_documents(documents, corpus, made)
+    check_documents(documents, corpus, sampled_world)
 
 
 def check_documents(documents, corpus, world):
@@ -103,8 +103,10 @@ def check_documents(documents, corpus, world):
     assert statistics["objects"] == len(objects)
 
 
-def _kind(said):
-    return said.form if said.form != "atomic" else "stated" if said.label is None else "true_false"
+def _kind(proposition):
+    if proposition.form != "atomic":
+        return proposition.form
+    return "stated" if proposition.label is None else "true_false"
 
 
 def test_a_document_is_about_one_subject_unless_mixed(world, tmp_path):
@@ -123,36 +125,36 @@ def test_a_document_is_about_one_subject_unless_mixed(world, tmp_path):
 
 def test_the_true_object_has_the_majority(world):
     config = CorpusConfig(n_facts=250, n_compound_per_subject=0)
-    sampler, said = sample_sentences(world, config)
-    stated = said.take(said.label == UNJUDGED)
-    right = np.bincount(stated.fact, stated.object == sampler.object[stated.fact], len(sampler.object))
-    assert (np.bincount(stated.fact) == config.n_samples_per_fact).all() and right.min() > config.n_samples_per_fact / 2
+    sampler, sentences = sample_sentences(world, config)
+    atomic = sentences.take(sentences.label == UNLABELLED)
+    right = np.bincount(atomic.fact, atomic.object == sampler.object[atomic.fact], len(sampler.object))
+    assert (np.bincount(atomic.fact) == config.n_samples_per_fact).all() and right.min() > config.n_samples_per_fact / 2
     assert right.max() > right.min()
     _, free = sample_sentences(world, config.model_copy(update={"true_object_most_frequent": False}))
-    stated = free.take(free.label == UNJUDGED)
-    assert np.bincount(stated.fact, stated.object == sampler.object[stated.fact]).min() <= config.n_samples_per_fact / 2
+    atomic = free.take(free.label == UNLABELLED)
+    assert np.bincount(atomic.fact, atomic.object == sampler.object[atomic.fact]).min() <= config.n_samples_per_fact / 2
 
 
 @pytest.mark.parametrize("min_truth", [0.6, 1])
 @pytest.mark.parametrize("n_compound_per_subject", [0, 1, 2, 3, 4, 5, 11, 20, 200])
 @pytest.mark.parametrize("connectives", [("or",), ("and", "not"), ("or", "and", "not")])
 def test_how_many_compound_sentences_a_subject_gets(world, certain_world, min_truth, n_compound_per_subject, connectives):
-    made = world if min_truth < 1 else certain_world
+    sampled_world = world if min_truth < 1 else certain_world
     config = CorpusConfig(n_facts=150, n_compound_per_subject=n_compound_per_subject, connectives=connectives)
-    sampler, said = sample_sentences(made, config, seed=n_compound_per_subject)
+    sampler, sentences = sample_sentences(sampled_world, config, seed=n_compound_per_subject)
     names = [*(["true_false"] if min_truth == 1 else []), *connectives]
     to_share = n_compound_per_subject - (min_truth < 1)
     n_facts = np.bincount(sampler.subject)
     for subject in np.unique(sampler.subject):
-        is_compound = (said.form != ATOMIC) | ((said.label != UNJUDGED) & (min_truth == 1))
-        own = said.take((said.owner == subject) & is_compound)
-        used = {name: (own.form == FORMS.index(name if name != "true_false" else "atomic")).sum() for name in names}
+        is_compound = (sentences.form != ATOMIC) | ((sentences.label != UNLABELLED) & (min_truth == 1))
+        chosen = sentences.take((sentences.subject == subject) & is_compound)
+        used = {name: (chosen.form == FORMS.index(name if name != "true_false" else "atomic")).sum() for name in names}
         for name in {"not", "true_false"} & set(names):  # a true and a false sentence about each of the facts used
-            facts = own.fact[own.form == (NOT if name == "not" else ATOMIC)]
+            facts = chosen.fact[chosen.form == (NOT if name == "not" else ATOMIC)]
             assert set(Counter(facts.tolist()).values()) <= {2}
             used[name] //= 2
         assert sorted(used.values()) == shares_of(max(to_share, 0), len(names), n_facts[subject])
-        assert (sampler.subject[own.fact] == subject).all() or {"or", "and"} & set(names)
+        assert (sampler.subject[chosen.fact] == subject).all() or {"or", "and"} & set(names)
 
 
 def shares_of(n, n_connectives, n_facts):
@@ -166,18 +168,18 @@ def shares_of(n, n_connectives, n_facts):
 
 
 def test_the_remainder_goes_to_any_connective(world):
-    _, said = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=3))  # two to share among three
-    kinds = {tuple(sorted(set(said.form[(said.owner == s) & (said.form != ATOMIC)].tolist()))) for s in set(said.owner)}
+    _, sentences = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=3))  # two to share among three
+    kinds = {tuple(sorted(set(sentences.form[(sentences.subject == s) & (sentences.form != ATOMIC)].tolist()))) for s in set(sentences.subject)}
     assert kinds == {(NOT, OR), (NOT, AND), (OR, AND)}
 
 
-def test_two_judged_sentences_per_fact(world):
-    sampler, said = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=0, label_all_samples=False))
-    judged = said.take((said.label != UNJUDGED) & (said.form == ATOMIC))
-    stated = said.take(said.label == UNJUDGED)
+def test_two_true_false_sentences_per_fact(world):
+    sampler, sentences = sample_sentences(world, CorpusConfig(n_facts=250, n_compound_per_subject=0, label_all_samples=False))
+    labelled = sentences.take((sentences.label != UNLABELLED) & (sentences.form == ATOMIC))
+    atomic = sentences.take(sentences.label == UNLABELLED)
     right, wrong = (Counter(part.fact[(part.object == sampler.object[part.fact]) == is_right].tolist())
-                    for part in [judged] for is_right in (True, False))
-    noisy = set(stated.fact[stated.object != sampler.object[stated.fact]].tolist())
+                    for part in [labelled] for is_right in (True, False))
+    noisy = set(atomic.fact[atomic.object != sampler.object[atomic.fact]].tolist())
     assert set(right.values()) == {1} and len(right) == len(sampler.object)
     assert set(wrong.values()) == {1} and set(wrong) == noisy
 
@@ -192,10 +194,10 @@ def many(world, config, n_passes=300):
 
 def test_draws_follow_the_generative_model(world):
     config = CorpusConfig(n_facts=40, n_compound_per_subject=0, true_object_most_frequent=False, n_samples_per_fact=20)
-    sampler, said = many(world, config, 100)
-    stated = said.take(said.label == UNJUDGED)
+    sampler, sentences = many(world, config, 100)
+    atomic = sentences.take(sentences.label == UNLABELLED)
     k, n = len(world.objects), 100 * 20
-    observed = np.bincount(stated.fact * k + stated.object, minlength=len(sampler.object) * k).reshape(-1, k)
+    observed = np.bincount(atomic.fact * k + atomic.object, minlength=len(sampler.object) * k).reshape(-1, k)
     facts = sampler.facts.select("subject", "relation")
     every = facts.join(pl.DataFrame({"object": np.arange(k, dtype=np.uint32)}), how="cross")
     expected = world.probabilities(every).reshape(-1, k) * n
@@ -213,26 +215,26 @@ def near(successes, probability):
     return len(trials) > 100 and abs(trials.mean() - np.mean(probability)) < 4.5 * spread
 
 
-def test_judgements_follow_the_truth_probability(world):
-    sampler, said = many(world, CorpusConfig(n_facts=40, n_compound_per_subject=0), 60)
-    judged = said.take(said.label != UNJUDGED)
-    right, p_true = judged.object == sampler.object[judged.fact], sampler.p_true[judged.fact]
-    assert near(judged.label[right], p_true[right]) and near(judged.label[~right], 1 - p_true[~right])
+def test_true_false_labels_follow_the_truth_probability(world):
+    sampler, sentences = many(world, CorpusConfig(n_facts=40, n_compound_per_subject=0), 60)
+    labelled = sentences.take(sentences.label != UNLABELLED)
+    right, p_true = labelled.object == sampler.object[labelled.fact], sampler.p_true[labelled.fact]
+    assert near(labelled.label[right], p_true[right]) and near(labelled.label[~right], 1 - p_true[~right])
 
 
 def test_compound_sentences_are_drawn_as_specified(world):
-    sampler, said = many(world, CorpusConfig(n_facts=40, true_false=True, n_samples_per_fact=1))
+    sampler, sentences = many(world, CorpusConfig(n_facts=40, true_false=True, n_samples_per_fact=1))
     for form, p_true_label in ((OR, 0.75), (AND, 0.25)):
-        own = said.take(said.form == form)
-        first = own.object == sampler.object[own.fact]
-        second = own.second_object == sampler.object[own.second_fact]
-        assert (own.label == (first | second if form == OR else first & second)).all()
-        assert near(own.label, p_true_label) and near(first, 0.5) and near(second, 0.5)
-        mine = sampler.subject[own.fact] == own.owner
-        theirs = sampler.subject[own.second_fact] == own.owner
+        chosen = sentences.take(sentences.form == form)
+        first = chosen.object == sampler.object[chosen.fact]
+        second = chosen.second_object == sampler.object[chosen.second_fact]
+        assert (chosen.label == (first | second if form == OR else first & second)).all()
+        assert near(chosen.label, p_true_label) and near(first, 0.5) and near(second, 0.5)
+        mine = sampler.subject[chosen.fact] == chosen.subject
+        theirs = sampler.subject[chosen.second_fact] == chosen.subject
         assert (mine | theirs).all() and near(mine & ~theirs, (mine ^ theirs).mean() / 2)  # swapped half the time
-        other = np.where(mine & ~theirs, own.second_fact, own.fact)[mine ^ theirs]
-        assert len(np.unique(other)) == len(sampler.object)  # any known fact
+        other = np.where(mine & ~theirs, chosen.second_fact, chosen.fact)[mine ^ theirs]
+        assert len(np.unique(other)) == len(sampler.object)  # any fact of the corpus
 
 
 def test_false_objects(world):
@@ -249,12 +251,12 @@ def test_false_objects(world):
 
 
 def test_false_objects_of_the_same_relation(graph):
-    made = build_world(graph, p_false_from_same_relation=1.0)
+    sampled_world = build_world(graph, p_false_from_same_relation=1.0)
     config = CorpusConfig(n_facts=100, use_distractors=False)
-    sampler, said = sample_sentences(made, config)
-    under = set(made.facts.select("relation", "graph_object").rows())
-    for fact, o in ((said.fact, said.object), (said.second_fact, said.second_object)):
-        there = (fact >= 0) & (o != sampler.object[fact]) & (said.form != ATOMIC)  # atomic: drawn from the world
+    sampler, sentences = sample_sentences(sampled_world, config)
+    under = set(sampled_world.facts.select("relation", "graph_object").rows())
+    for fact, o in ((sentences.fact, sentences.object), (sentences.second_fact, sentences.second_object)):
+        there = (fact >= 0) & (o != sampler.object[fact]) & (sentences.form != ATOMIC)  # atomic: drawn from the world
         assert there.sum() > 50 and set(zip(sampler.relation[fact[there]], o[there], strict=True)) <= under
 
 
@@ -294,27 +296,27 @@ def test_the_seed_decides_everything(world, tmp_path):
 def test_many_blocks_are_sampled_alike(monkeypatch, world, tmp_path):
     monkeypatch.setattr("beliefedit.corpus.sampler.BLOCK", 3)
     corpus = sample_corpus(world, CorpusConfig(n_facts=60, n_shuffles_global=1), documents=tmp_path / "documents")
-    said = [sentence for document in documents_of(corpus) for sentence in document]
-    assert counted(corpus) == evidence_in(said, lexicon_of(world))
+    sentences = [sentence for document in documents_of(corpus) for sentence in document]
+    assert counted(corpus) == evidence_in(sentences, lexicon_of(world))
 
 
 def test_awkward_labels_are_written_as_they_are():
     facts = [("{} %s", "not or", 'a" is true'), ("{} %s", "r{}", "\\1 $x"), ("é 👩🏽‍🔬", "not or", "\\1 $x"),
              ("é 👩🏽‍🔬", "r{}", 'a" is true')]
-    made = build_world(graph_of(facts))
-    sampler, said = sample_sentences(made, CorpusConfig(n_facts=4))
-    lexicon = lexicon_of(made)
-    for sentence, fact, o, form in zip(render(sampler, said), said.fact, said.object, said.form, strict=True):
+    sampled_world = build_world(graph_of(facts))
+    sampler, sentences = sample_sentences(sampled_world, CorpusConfig(n_facts=4))
+    lexicon = lexicon_of(sampled_world)
+    for sentence, fact, o, form in zip(render(sampler, sentences), sentences.fact, sentences.object, sentences.form, strict=True):
         parsed = lexicon.parse(sentence)
         row = sampler.facts.row(int(fact), named=True)
-        assert parsed.form == FORMS[form] and parsed.atoms[0].subject == made.subjects[row["subject"]]
-        assert (parsed.atoms[0].relation, parsed.atoms[0].object) == (made.relations[row["relation"]], made.objects[o])
+        assert parsed.form == FORMS[form] and parsed.atoms[0].subject == sampled_world.subjects[row["subject"]]
+        assert (parsed.atoms[0].relation, parsed.atoms[0].object) == (sampled_world.relations[row["relation"]], sampled_world.objects[o])
 
 
 def test_a_world_without_pairs_that_meet():
-    made = build_world(random_graph(0, n_relations=2))
+    sampled_world = build_world(random_graph(0, n_relations=2))
     lone = build_world(graph_of([(f"s{i}", f"r{i % 2}", f"o{i % 3}") for i in range(9)]))
-    for world in (made, lone):
+    for world in (sampled_world, lone):
         assert sample_corpus(world, CorpusConfig(n_facts=5), documents=False).evidence.height > 0
 
 

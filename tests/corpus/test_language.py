@@ -1,4 +1,4 @@
-"""Sentences and prompts: what is written can be read again, and what cannot be is said so."""
+"""Sentences and prompts: what is written can be parsed, and errors name what cannot."""
 
 import pytest
 from hypothesis import assume, given
@@ -42,8 +42,8 @@ def test_the_grammar(proposition, sentence):
 def test_prompts_are_beginnings_of_sentences():
     assert verbalise(Proposition("atomic", (A,))) == f"{atomic_prompt('Ann', 'born in')} Rome"
     assert A.prompt == atomic_prompt("Ann", "born in") and str(A) == f"{A.prompt} Rome"
-    said = proposition_text("or", A, B)
-    assert verbalise(Proposition("or", (A, B), False)) == f"{true_false_prompt(said)} {truth_word(False)}"
+    text = proposition_text("or", A, B)
+    assert verbalise(Proposition("or", (A, B), False)) == f"{true_false_prompt(text)} {truth_word(False)}"
 
 
 @st.composite
@@ -62,12 +62,12 @@ def readings(lexicon, sentence):
     atoms = [Fact(s, r, o) for s in lexicon.subjects for r in lexicon.relations for o in lexicon.objects]
     one = [(form, (a,)) for form in ("atomic", "not") for a in atoms]
     two = [(form, (a, b)) for form in ("or", "and") for a in atoms for b in atoms]
-    said = (Proposition(form, parts, label) for form, parts in one + two for label in (None, True, False))
-    return {proposition for proposition in said if verbalise(proposition) == sentence}
+    propositions = (Proposition(form, parts, label) for form, parts in one + two for label in (None, True, False))
+    return {proposition for proposition in propositions if verbalise(proposition) == sentence}
 
 
 @given(spoken())
-def test_what_is_said_is_read_or_reported_ambiguous(case):
+def test_sentences_are_parsed_or_reported_ambiguous(case):
     lexicon, proposition = case
     atoms = len(lexicon.subjects) * len(lexicon.relations) * len(lexicon.objects)
     assume(atoms <= 12)

@@ -57,33 +57,33 @@ def test_cooccurrence_counts_subjects(seed):
 @given(st.integers(0, 10_000), st.sampled_from([0.51, 0.6, 2 / 3, 0.75, 0.9, 0.987654321, 1.0]))
 def test_dependent_facts_follow_exact_shares(seed, min_truth):
     graph = random_graph(seed)
-    made = build_world(graph, min_truth)
+    built = build_world(graph, min_truth)
     facts = graph.facts.rows()
     of = {(s, r): o for s, r, o in facts}
     exact = Fraction(str(min_truth)).limit_denominator(10**9)
-    for d, u in made.pairs.items():
+    for d, u in built.pairs.items():
         expected = conditional_shares(facts, d, u, exact)
-        got = made.conditional.filter(pl.col("relation") == made.relations.index(d))
-        assert {(made.objects[x], made.objects[o]): pytest.approx(p, abs=1e-12) for _, x, o, p in got.rows()} == {
+        got = built.conditional.filter(pl.col("relation") == built.relations.index(d))
+        assert {(built.objects[x], built.objects[o]): pytest.approx(p, abs=1e-12) for _, x, o, p in got.rows()} == {
             (x, o): float(p) for x, row in expected.items() for o, p in row.items()}
-        for s, r, o, graph_object, x, p_true, _ in made.facts.rows():
-            if made.relations[r] == d and x is not None:
-                row = expected[of[made.subjects[s], u]]
-                observed = of[made.subjects[s], d], of[made.subjects[s], u]
-                assert (made.objects[graph_object], made.objects[x]) == observed
-                assert made.objects[o] == max(row, key=row.get) and p_true == pytest.approx(float(max(row.values())))
+        for s, r, o, graph_object, x, p_true, _ in built.facts.rows():
+            if built.relations[r] == d and x is not None:
+                row = expected[of[built.subjects[s], u]]
+                observed = of[built.subjects[s], d], of[built.subjects[s], u]
+                assert (built.objects[graph_object], built.objects[x]) == observed
+                assert built.objects[o] == max(row, key=row.get) and p_true == pytest.approx(float(max(row.values())))
                 assert max(row.values()) >= exact
 
 
 def test_a_tie_goes_to_the_first_object_and_a_weak_mode_is_raised():
     facts = [("s0", "down", "b"), ("s0", "up", "x"), ("s1", "down", "a"), ("s1", "up", "x"),
              ("s2", "down", "a"), ("s2", "up", "y"), ("s3", "down", "c"), ("s3", "up", "x")]
-    made = build_world(graph_of(facts), 0.6)
-    assert made.pairs == {"down": "up"}
-    x, y = made.objects.index("x"), made.objects.index("y")
-    q = {(row[1], made.objects[row[2]]): row[3] for row in made.conditional.rows()}
+    built = build_world(graph_of(facts), 0.6)
+    assert built.pairs == {"down": "up"}
+    x, y = built.objects.index("x"), built.objects.index("y")
+    q = {(row[1], built.objects[row[2]]): row[3] for row in built.conditional.rows()}
     assert q == {(x, "b"): 0.6, (x, "a"): 0.2, (x, "c"): 0.2, (y, "a"): 1.0}  # 1, 1, 1: b raised to ceil(2 * 1.5) = 3
-    true = {(made.subjects[s], made.relations[r]): made.objects[o] for s, r, o in made.facts.select(
+    true = {(built.subjects[s], built.relations[r]): built.objects[o] for s, r, o in built.facts.select(
         "subject", "relation", "object").rows()}
     assert [true[s, "down"] for s in ("s0", "s1", "s2", "s3")] == ["b", "b", "a", "b"]
     assert [true[s, "up"] for s in ("s0", "s1", "s2", "s3")] == ["x", "x", "y", "x"]
@@ -93,27 +93,27 @@ def test_a_tie_goes_to_the_first_object_and_a_weak_mode_is_raised():
 @given(st.integers(0, 10_000), st.sampled_from([0.55, 0.6, 0.605, 0.99, 1.0]), st.integers(0, 3))
 def test_independent_facts(seed, min_truth, world_seed):
     graph = random_graph(seed)
-    made = build_world(graph, min_truth, world_seed)
-    independent = made.facts.filter(pl.col("upstream_object").is_null())
+    built = build_world(graph, min_truth, world_seed)
+    independent = built.facts.filter(pl.col("upstream_object").is_null())
     assert (independent["object"] == independent["graph_object"]).all()
     percent = independent["p_true"].to_numpy() * 100
     assert np.allclose(percent, percent.round()) and percent.min() >= min_truth * 100 - 1e-9 and percent.max() <= 100
-    assert (made.facts["distractor"] != made.facts["object"]).all()
-    assert made.facts["distractor"].max() < len(graph.objects)
+    assert (built.facts["distractor"] != built.facts["object"]).all()
+    assert built.facts["distractor"].max() < len(graph.objects)
     has = {(s, r) for s, r, _ in graph.facts.rows()}
-    for s, r, x in made.facts.select("subject", "relation", "upstream_object").rows():
-        upstream = made.pairs.get(made.relations[r])
-        assert (x is not None) == (upstream is not None and (made.subjects[s], upstream) in has)
+    for s, r, x in built.facts.select("subject", "relation", "upstream_object").rows():
+        upstream = built.pairs.get(built.relations[r])
+        assert (x is not None) == (upstream is not None and (built.subjects[s], upstream) in has)
 
 
 def test_certainties_and_distractors_are_uniform():
     facts = [(f"s{i}", "r", f"o{i % 10}") for i in range(20_000)] + [("t", "q", "o0")]
-    made = build_world(graph_of(facts), 0.6)
-    assert made.facts["upstream_object"].null_count() == 20_001
-    certainties = (made.facts["p_true"] * 100).round().cast(int).value_counts().sort("p_true")
+    built = build_world(graph_of(facts), 0.6)
+    assert built.facts["upstream_object"].null_count() == 20_001
+    certainties = (built.facts["p_true"] * 100).round().cast(int).value_counts().sort("p_true")
     assert certainties["p_true"].to_list() == list(range(60, 101))
     assert ((certainties["count"] - 20_001 / 41).abs() < 110).all()  # 5 standard deviations
-    gap = (made.facts["distractor"].cast(int) - made.facts["object"].cast(int)) % 10
+    gap = (built.facts["distractor"].cast(int) - built.facts["object"].cast(int)) % 10
     counts = gap.value_counts()
     assert set(counts[:, 0]) == set(range(1, 10)) and ((counts["count"] - 20_001 / 9).abs() < 230).all()
 
@@ -121,26 +121,26 @@ def test_certainties_and_distractors_are_uniform():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_false_objects_are_of_the_relation_as_often_as_asked(share):
     facts = [*random_graph(7, n_objects=9).facts.rows(), ("subject x", "lone relation", "object 3")]
-    made = build_world(graph_of(facts), p_false_from_same_relation=share)
+    built = build_world(graph_of(facts), p_false_from_same_relation=share)
     n, rng = 4000, np.random.default_rng(0)
-    for relation, true in made.facts.select("relation", "object").unique().sort("relation", "object").rows():
-        drawn = made.sample_false_objects(np.full(n, relation), np.full(n, true), rng)
-        observed = np.bincount(drawn, minlength=len(made.objects))
-        wanted = false_shares(facts, made.relations[relation], made.objects[true], share)
-        expected = n * np.array([wanted.get(o, 0.0) for o in made.objects])
+    for relation, true in built.facts.select("relation", "object").unique().sort("relation", "object").rows():
+        drawn = built.sample_false_objects(np.full(n, relation), np.full(n, true), rng)
+        observed = np.bincount(drawn, minlength=len(built.objects))
+        shares = false_shares(facts, built.relations[relation], built.objects[true], share)
+        expected = n * np.array([shares.get(o, 0.0) for o in built.objects])
         assert observed[expected == 0].sum() == 0 and observed.sum() == n
         assert (np.abs(observed - expected) <= 5 * np.sqrt(expected)).all()
 
 
 def test_distractors_are_false_objects_and_any_by_default():
     graph = random_graph(5)
-    made = build_world(graph, 0.6, 3)
-    rng, n = np.random.default_rng([3, 1]), made.facts.height  # the draws as specified, one after the other
+    built = build_world(graph, 0.6, 3)
+    rng, n = np.random.default_rng([3, 1]), built.facts.height  # the draws as specified, one after the other
     rng.integers(60, 101, size=n)
-    drawn = rng.integers(len(made.objects) - 1, size=n)
-    assert [d + (d >= o) for d, o in zip(drawn, made.facts["object"], strict=True)] == [*made.facts["distractor"]]
+    drawn = rng.integers(len(built.objects) - 1, size=n)
+    assert [d + (d >= o) for d, o in zip(drawn, built.facts["object"], strict=True)] == [*built.facts["distractor"]]
     related = build_world(graph, 0.6, 3, p_false_from_same_relation=1.0)
-    assert related.facts.drop("distractor").equals(made.facts.drop("distractor"))
+    assert related.facts.drop("distractor").equals(built.facts.drop("distractor"))
     under = {(r, o) for r, o in related.facts.select("relation", "graph_object").rows()}
     rows = related.facts.select("relation", "object", "distractor").rows()
     assert all((r, distractor) in under and distractor != o for r, o, distractor in rows)
@@ -155,31 +155,31 @@ def test_impossible_shares_are_refused(share):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.6, 1.0]))
 def test_probabilities_sum_to_one_and_prefer_the_truth(seed, min_truth):
-    made = build_world(random_graph(seed), min_truth)
-    facts = made.facts.select("subject", "relation", true="object")
-    objects = pl.DataFrame({"object": np.arange(len(made.objects), dtype=np.uint32)})
+    built = build_world(random_graph(seed), min_truth)
+    facts = built.facts.select("subject", "relation", true="object")
+    objects = pl.DataFrame({"object": np.arange(len(built.objects), dtype=np.uint32)})
     every = facts.join(objects, how="cross")
-    p = made.probabilities(every).reshape(len(facts), -1)
+    p = built.probabilities(every).reshape(len(facts), -1)
     assert np.allclose(p.sum(axis=1), 1) and (p >= 0).all()
     assert (p.argmax(axis=1) == facts["true"].to_numpy()).all()
-    assert np.allclose(p.max(axis=1), made.facts["p_true"].to_numpy())
+    assert np.allclose(p.max(axis=1), built.facts["p_true"].to_numpy())
 
 
 def test_facts_outside_the_graph_have_no_probability():
-    made = build_world(graph_of([("a", "r", "x"), ("b", "q", "y"), ("c", "r", "x"), ("c", "q", "x")]))
+    built = build_world(graph_of([("a", "r", "x"), ("b", "q", "y"), ("c", "r", "x"), ("c", "q", "x")]))
     ids = pl.DataFrame({"subject": [0, 0], "relation": [1, 0], "object": [0, 0]}, schema=dict.fromkeys(
         ("subject", "relation", "object"), pl.UInt32))
-    p = made.probabilities(ids)
+    p = built.probabilities(ids)
     assert np.isnan(p[0]) and p[1] >= 0.6
 
 
 @needs_fb13
 def test_fb13_pairs():
-    made = build_world(kg.read_wikidata5m(FB13))
-    assert made.pairs == {"religion": "ethnicity", "place of death": "place of birth", "gender": "nationality",
+    built = build_world(kg.read_wikidata5m(FB13))
+    assert built.pairs == {"religion": "ethnicity", "place of death": "place of birth", "gender": "nationality",
                           "cause of death": "location", "profession": "institution"}
-    assert made.facts.height == 272_534 and made.facts["p_true"].min() >= 0.6
-    assert made.corpus_facts(272_534).height == 272_534
+    assert built.facts.height == 272_534 and built.facts["p_true"].min() >= 0.6
+    assert built.corpus_facts(272_534).height == 272_534
 
 
 @pytest.mark.parametrize("min_truth", [0.5, 1.5, 0.0, -1.0, float("nan")])
@@ -195,12 +195,12 @@ def test_too_small_a_graph_is_refused(facts):
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    made = build_world(random_graph(3), 0.75, 5, 0.5)
-    world.save(made, tmp_path)
+    built = build_world(random_graph(3), 0.75, 5, 0.5)
+    world.save(built, tmp_path)
     again = world.load(tmp_path)
-    assert (again.facts.equals(made.facts) and again.conditional.equals(made.conditional)
-            and again.pairs == made.pairs and again.objects == made.objects and again.min_truth == made.min_truth
-            and again.p_false_from_same_relation == made.p_false_from_same_relation and (again.cooccurrence == made.cooccurrence).all())
+    assert (again.facts.equals(built.facts) and again.conditional.equals(built.conditional)
+            and again.pairs == built.pairs and again.objects == built.objects and again.min_truth == built.min_truth
+            and again.p_false_from_same_relation == built.p_false_from_same_relation and (again.cooccurrence == built.cooccurrence).all())
 
 
 def test_the_seed_decides_the_world():
@@ -221,15 +221,15 @@ from beliefedit.graph.wikidata5m import read_wikidata5m
 source, out = map(Path, sys.argv[1:])
 graph = read_wikidata5m(source, min_cooccurrence=5)
 kg.save(graph, out)
-made = world.build_world(graph)
+built = world.build_world(graph)
 (out / "world").mkdir()
-world.save(made, out / "world")
-known = corpus.sample_corpus(made, CorpusConfig(n_facts=100, n_shuffles_global=1), documents=out / "documents")
+world.save(built, out / "world")
+sampled = corpus.sample_corpus(built, CorpusConfig(n_facts=100, n_shuffles_global=1), documents=out / "documents")
 (out / "corpus").mkdir()
-corpus.save(known, out / "corpus")
+corpus.save(sampled, out / "corpus")
 (out / "cases").mkdir()
-agent = BayesAgent.fit(known.evidence, pairs=made.pairs, objects=made.objects)
-cases.save(cases.build_cases(made, known, agent, EditConfig(n_cases=20)), out / "cases")
+agent = BayesAgent.fit(sampled.evidence, pairs=built.pairs, objects=built.objects)
+cases.save(cases.build_cases(built, sampled, agent, EditConfig(n_cases=20)), out / "cases")
 """
 
 

@@ -128,7 +128,7 @@ def test_an_installed_package_brings_a_format(tmp_path):
 def test_a_reader_must_give_a_whole_graph(objects, ids, tmp_path):
     frame = pl.DataFrame(ids, schema=dict.fromkeys(("subject", "relation", "object"), pl.UInt32))
     register_graph_format("odd")(lambda config: Graph(["a"], ["r"], objects, frame))
-    with pytest.raises(GraphError, match="missing, doubled or without a label"):
+    with pytest.raises(GraphError, match="missing, repeated or without a label"):
         read_graph(GraphConfig(source=f"odd:{tmp_path}"))
 
 

@@ -40,8 +40,8 @@ def test_every_object_as_if_scored_alone(tokenizer, monkeypatch, nodes, batch_to
     monkeypatch.setattr(candidates, "_TOKENS_AT_ONCE", batch_tokens)
     model, trie = sample_model(), Trie(tokenizer, OBJECTS, PROMPTS[0])
     assert len(trie.passes) > 1 or nodes == 256
-    found = log_probabilities(model, trie, PROMPTS)
-    np.testing.assert_allclose(found, one_by_one(model, tokenizer, PROMPTS), rtol=1e-5, atol=1e-5)
+    log_p = log_probabilities(model, trie, PROMPTS)
+    np.testing.assert_allclose(log_p, one_by_one(model, tokenizer, PROMPTS), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "settings"), [
@@ -51,9 +51,9 @@ def test_edited_versions_in_one_call(tokenizer, trie, name, settings) -> None:
     model, editor = sample_model(), be.editor(name, **settings)
     editor.prepare(model, tokenizer, SENTENCES * 3)
     edited, versions = editor.apply(model, tokenizer, REQUESTS), [2, 0, 1, 0]
-    found = log_probabilities(edited, trie, PROMPTS, versions=versions)
-    np.testing.assert_allclose(found, one_by_one(edited, tokenizer, PROMPTS, versions), rtol=1e-4, atol=1e-4)
-    assert np.abs(found - log_probabilities(model, trie, PROMPTS)).max() > 1e-2
+    log_p = log_probabilities(edited, trie, PROMPTS, versions=versions)
+    np.testing.assert_allclose(log_p, one_by_one(edited, tokenizer, PROMPTS, versions), rtol=1e-4, atol=1e-4)
+    assert np.abs(log_p - log_probabilities(model, trie, PROMPTS)).max() > 1e-2
 
 
 def test_a_name_is_not_counted_where_it_begins_a_longer_one(tokenizer, trie) -> None:

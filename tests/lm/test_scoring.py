@@ -96,7 +96,7 @@ def slow_answer(model, tokenizer, prompt, n_tokens):
 @pytest.mark.parametrize("batch_tokens", [1, 40, 16384])
 @pytest.mark.parametrize("max_nodes", [1, 12, 256])
 def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, max_nodes, monkeypatch):
-    monkeypatch.setattr(lm, "_MOST_NODES", max_nodes)
+    monkeypatch.setattr(lm, "_MAX_NODES", max_nodes)
     monkeypatch.setitem(lm._BATCH_TOKENS, "cpu", batch_tokens)
     expected = [slow_log_p(model, tokenizer, *pair) for pair in zip(PROMPTS, TARGETS, strict=True)]
     log_p = score(model, tokenizer, PROMPTS, TARGETS)
@@ -104,14 +104,14 @@ def test_scores_equal_one_pair_at_a_time(model, tokenizer, batch_tokens, max_nod
     np.testing.assert_allclose(log_p, expected, atol=1e-4)
 
 
-def test_what_was_prepared_once_is_asked_of_many(model, tokenizer):
+def test_prepared_queries_serve_several_models(model, tokenizer):
     other = build_model(TINY, tokenizer, torch.Generator().manual_seed(2))
-    questions = prepare_queries(model, tokenizer, PROMPTS, TARGETS)
-    for asked in (model, other, model):
-        np.testing.assert_array_equal(score_queries(asked, questions), score(asked, tokenizer, PROMPTS, TARGETS))
+    queries = prepare_queries(model, tokenizer, PROMPTS, TARGETS)
+    for scored in (model, other, model):
+        np.testing.assert_array_equal(score_queries(scored, queries), score(scored, tokenizer, PROMPTS, TARGETS))
 
 
-def test_what_begins_alike_is_run_once(model, tokenizer):
+def test_shared_prefixes_are_computed_once(model, tokenizer):
     seen = []
 
     def counted(**inputs):
@@ -122,8 +122,8 @@ def test_what_begins_alike_is_run_once(model, tokenizer):
     score(counted, tokenizer, ["ada lovelace"] * 3 + ["ada turing", "ada"], ["true", "false", "true", "true", "true"])
     inputs = [tokenizer(text)["input_ids"] for text in ("ada lovelace true", "ada lovelace false", "ada turing true",
                                                         "ada true")]
-    context_templates = {tuple(ids[:n]) for ids in inputs for n in range(1, len(ids))}
-    assert seen == [(1, len(context_templates))]
+    prefixes = {tuple(ids[:n]) for ids in inputs for n in range(1, len(ids))}
+    assert seen == [(1, len(prefixes))]
 
 
 def test_one_token_targets_have_the_probabilities_of_next_tokens(model, tokenizer):

@@ -46,7 +46,7 @@ FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Models this small only lose by several threads, and lose much on a busy machine."""
+    """Small models are slower on several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,16 +57,16 @@ def one_thread():
 def corpus(tmp_path_factory):
     """(folder of documents in two files, tokenizer, probes)"""
     folder = tmp_path_factory.mktemp("documents")
-    stated = [f"{name} lived in {place}" for name, place in FACTS.items()]
-    judged = [f'"{name} lived in {place}" is {"true" if place == FACTS[name] else "false"}'
+    atomic_sentences = [f"{name} lived in {place}" for name, place in FACTS.items()]
+    labelled = [f'"{name} lived in {place}" is {"true" if place == FACTS[name] else "false"}'
               for name in FACTS for place in FACTS.values()]
-    pl.DataFrame({"text": stated * 6}).write_parquet(folder / "00000.parquet")
-    pl.DataFrame({"text": judged + [f"{judged[0]}. {stated[1]}. {judged[2]}"]}).write_parquet(folder / "00001.parquet")
+    pl.DataFrame({"text": atomic_sentences * 6}).write_parquet(folder / "00000.parquet")
+    pl.DataFrame({"text": labelled + [f"{labelled[0]}. {atomic_sentences[1]}. {labelled[2]}"]}).write_parquet(folder / "00001.parquet")
     probes = pl.DataFrame({"kind": "atomic", "prompt": [f"{name} lived in" for name in FACTS],
                            "target": list(FACTS.values()), "p_agent": 0.9})
-    asked = pl.DataFrame({"kind": ["true_false", "not"], "prompt": ['"ada lovelace lived in london" is'] * 2,
+    true_false = pl.DataFrame({"kind": ["true_false", "not"], "prompt": ['"ada lovelace lived in london" is'] * 2,
                           "target": ["true", "false"]})
-    return folder, train_tokenizer(stated + judged, 400), pl.concat([probes, asked], how="diagonal")
+    return folder, train_tokenizer(atomic_sentences + labelled, 400), pl.concat([probes, true_false], how="diagonal")
 
 
 def quick(**changes):
@@ -117,10 +117,10 @@ def test_rows_are_full_and_shuffled():
     assert abs(first.mean() - second.mean()) < 1
 
 
-def test_documents_are_packed_tightly_however_small_the_parts():
+def test_documents_are_packed_tightly_however_small_the_groups():
     lengths = np.random.default_rng(0).integers(6, 25, 6000)
-    for parts in (None, 100, 1):
-        training = PretrainingConfig(sequence_length=32, batch_tokens=256, prefix_groups_per_epoch=parts, n_short_epochs=0)
+    for groups in (None, 100, 1):
+        training = PretrainingConfig(sequence_length=32, batch_tokens=256, prefix_groups_per_epoch=groups, n_short_epochs=0)
         reader = Batches(documents_of(lengths), np.arange(6000), training, packed=True, seed=0).read()
         assert np.mean([next(reader)[2].n_computed for _ in range(100)]) > 0.93 * 256
 
@@ -139,45 +139,45 @@ def documents_in(batch):
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), packed=st.booleans(), seed=st.integers(0, 5),
-       n_words=st.sampled_from([2, 1000]), parts=st.sampled_from([None, 5, 1]))
+       n_words=st.sampled_from([2, 1000]), groups=st.sampled_from([None, 5, 1]))
 @settings(deadline=None)
-def test_batches_hold_each_document_once_a_pass(lengths, packed, seed, n_words, parts):
+def test_batches_hold_each_document_once_an_epoch(lengths, packed, seed, n_words, groups):
     documents = documents_of(lengths)
     documents = Documents(np.asarray(documents.tokens) % n_words, documents.starts)  # of two words: much is shared
-    training = PretrainingConfig(sequence_length=10, batch_tokens=40, batch_size=4, prefix_groups_per_epoch=parts, n_short_epochs=0)
+    training = PretrainingConfig(sequence_length=10, batch_tokens=40, batch_size=4, prefix_groups_per_epoch=groups, n_short_epochs=0)
     seen, computed = Counter(), 0
-    for n_pass, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
-        if n_pass:
+    for epoch, _, batch in Batches(documents, np.arange(len(lengths)), training, packed=packed, seed=seed).read():
+        if epoch:
             break
-        found = list(documents_in(batch))
-        assert sum(len(ids) for ids, _ in found) == batch.n_tokens
-        assert sum(len(ids) - 1 for ids, _ in found) == batch.n_targets
-        assert len(found) == len(batch.members)
-        assert not packed or {first for _, first in found} == {0}
+        sequences = list(documents_in(batch))
+        assert sum(len(ids) for ids, _ in sequences) == batch.n_tokens
+        assert sum(len(ids) - 1 for ids, _ in sequences) == batch.n_targets
+        assert len(sequences) == len(batch.members)
+        assert not packed or {first for _, first in sequences} == {0}
         assert (batch.parents[batch.counts == 0] == -1).all() and (batch.ends[batch.counts == 0] == 0).all()
         assert len(batch.ids) == 4 and (not packed or batch.ids.shape[1] == 10)
-        seen.update(ids for ids, _ in found)
+        seen.update(ids for ids, _ in sequences)
         computed += batch.n_computed
     expected = Counter(tuple(documents.tokens[start:start + min(length, 10)])
                        for start, length in zip(documents.starts, lengths, strict=False))
     assert seen.keys() == expected.keys() and all(seen[ids] >= n for ids, n in expected.items())
     n_read = sum(len(ids) * n for ids, n in seen.items())
-    assert computed <= n_read if packed and parts else computed == n_read
+    assert computed <= n_read if packed and groups else computed == n_read
 
 
-def test_common_beginnings_of_a_part_are_computed_once():
+def test_shared_prefixes_of_a_group_are_computed_once():
     rng = np.random.default_rng(0)
     documents = Documents(rng.integers(0, 2, 8 * 512).astype(np.uint16), np.arange(513) * 8)
-    for parts, most in ((1, 0.2), (16, 0.6), (None, 1.0)):
-        training = PretrainingConfig(sequence_length=32, batch_tokens=64, prefix_groups_per_epoch=parts, n_short_epochs=0)
+    for groups, most in ((1, 0.2), (16, 0.6), (None, 1.0)):
+        training = PretrainingConfig(sequence_length=32, batch_tokens=64, prefix_groups_per_epoch=groups, n_short_epochs=0)
         reader = Batches(documents, np.arange(512), training, packed=True, seed=0).read()
-        batches = [batch for n_pass, _, batch in takewhile(lambda read: read[0] == 0, reader)]
+        batches = [batch for epoch, _, batch in takewhile(lambda read: read[0] == 0, reader)]
         assert sum(len(batch.members) for batch in batches) >= 512
         share = sum(batch.n_computed for batch in batches) / sum(batch.n_tokens for batch in batches)
-        assert share < most if parts else share == 1
+        assert share < most if groups else share == 1
 
 
-def test_first_passes_may_be_over_short_documents_alone():
+def test_first_epochs_may_read_only_short_documents():
     lengths = [2, 9] * 20
     training = PretrainingConfig(sequence_length=10, batch_size=1, n_short_epochs=2, short_fraction=0.5)
     read = Batches(documents_of(lengths), np.arange(40), training, packed=False, seed=0).read()
@@ -224,26 +224,26 @@ def test_the_prefetching_thread_ends_with_the_reading():
     assert threading.active_count() == before
 
 
-def test_a_resumed_reader_reads_on():
+def test_a_resumed_reader_continues():
     batches = Batches(documents_of([3, 5, 4, 9, 2, 7] * 4), np.arange(24), PretrainingConfig(
         sequence_length=10, batch_tokens=20), packed=True, seed=1)
     whole = [batch for _, batch in zip(range(12), batches.read(), strict=False)]
-    n_pass, place, _ = whole[6]
-    for (*number, batch), (*expected, other) in zip(batches.read(n_pass, place + 1), whole[7:], strict=False):
+    epoch, index, _ = whole[6]
+    for (*number, batch), (*expected, other) in zip(batches.read(epoch, index + 1), whole[7:], strict=False):
         assert number == expected and np.array_equal(batch.ids, other.ids)
     assert not np.array_equal(whole[0][2].ids, next(batches.read(1))[2].ids)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("packed", "parts", "attention"), [
+@pytest.mark.parametrize(("packed", "groups", "attention"), [
     (True, 1, "eager"), (True, 1, "sdpa"), (True, None, "eager"), (False, None, "eager")])
-def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, parts, attention,
+def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, groups, attention,
                                                                        smoothing):
     folder, tokenizer, _ = corpus
     documents = encode_documents(folder, tokenizer, tmp_path)
     model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
     batch = next(Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
-        sequence_length=64, batch_size=5, batch_tokens=256, prefix_groups_per_epoch=parts), packed=packed, seed=0).read())[2]
+        sequence_length=64, batch_size=5, batch_tokens=256, prefix_groups_per_epoch=groups), packed=packed, seed=0).read())[2]
     expected, nll, n_targets = 0.0, 0.0, 0
     for number in batch.members:
         ids = torch.from_numpy(documents.tokens[slice(*documents.starts[number:number + 2])].astype(np.int64))
@@ -255,10 +255,10 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad()
     model.set_attn_implementation(attention)
-    loss, found = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
+    loss, found_nll = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
     loss.backward()
-    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == bool(parts)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() == pytest.approx(nll, rel=1e-5)
+    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == bool(groups)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found_nll.item() == pytest.approx(nll, rel=1e-5)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
 
@@ -343,7 +343,7 @@ documents, out, model, training = sys.argv[1:]
 train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
       PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", callback=callback)
 """
-WATCH = "callback = None\n"
+NO_CALLBACK = "callback = None\n"
 FAIL = """
 def callback(metrics):
     raise OSError("no space for the picture")
@@ -353,7 +353,7 @@ def callback(metrics):
 def command(corpus, out, training):
     folder, tokenizer, _ = corpus
     tokenizer.save_pretrained(folder / "tokenizer")
-    return [sys.executable, "-c", WATCH + RUN, str(folder), str(out), TINY.model_dump_json(), training.model_dump_json()]
+    return [sys.executable, "-c", NO_CALLBACK + RUN, str(folder), str(out), TINY.model_dump_json(), training.model_dump_json()]
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "lr": 0.3}, {"optimizer": "rmsprop"}, {"optimizer": "adam"},
@@ -394,7 +394,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_check
         train(folder, tokenizer, TINY, quick(token_budget=10**6, lr=1e18, warmup_fraction=0.5, checkpoint_seconds=0.0, max_grad_norm=1e30),
               folder=tmp_path, device="cpu")
     step = int(re.search(r"the loss is \S+ at step (\d+)", str(caught.value)).group(1))
-    assert re.search(r"pass 0, batch \d+: documents \[\d+, ", str(caught.value))
+    assert re.search(r"epoch 0, batch \d+: documents \[\d+, ", str(caught.value))
     assert "lower pretraining.lr" in str(caught.value)
     assert json.loads(state_of(tmp_path))["step"] == step - 1
 
@@ -444,7 +444,7 @@ def test_two_processes_learn_as_one(corpus, tmp_path):
     training = quick(token_budget=50 * 420, n_evals=50, lr=2e-3, sequence_length=32, optimizer="adamw",
                      checkpoint_seconds=0)
     one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=3, device="cpu")
-    code, stderr = launch(corpus, tmp_path / "two", training, WATCH + """
+    code, stderr = launch(corpus, tmp_path / "two", training, NO_CALLBACK + """
 import torch
 from beliefedit.training import distributed
 context = distributed.init(torch.device("cpu"))  # as the caller of `train` does
@@ -465,7 +465,7 @@ assert distributed.init(torch.device("cpu")).n_processes == 1
 
 
 def test_a_process_that_fails_ends_the_others(corpus, tmp_path):
-    """The first process fails in its watcher, while the second waits for it in the next step."""
+    """The first process fails in its callback, while the second waits for it in the next step."""
     code, stderr = launch(corpus, tmp_path / "out", quick(token_budget=10**6, n_evals=500), FAIL)
     assert code != 0 and "no space for the picture" in stderr
 
@@ -519,7 +519,7 @@ def test_an_existing_model_needs_its_tokenizer():
 def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
     training = quick(token_budget=8000)
     program = ("import logging, beliefedit.training.train as t; t.SECONDS_BETWEEN_LINES = 0;"
-               "logging.basicConfig(level=logging.INFO)\n" + WATCH + RUN)
+               "logging.basicConfig(level=logging.INFO)\n" + NO_CALLBACK + RUN)
     arguments = command(corpus, tmp_path / "out", training)
     run = subprocess.run([*arguments[:2], program, *arguments[3:]], capture_output=True, text=True, check=True)
     assert re.search(r"pretraining: 0\.\d+M of 0\.01M tokens, \d+ tokens/s, loss \d\.\d+, accuracy -, \d+ s left",
@@ -527,7 +527,7 @@ def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
     assert "%|" not in run.stderr
 
 
-def test_who_watches_is_called_after_every_evaluation(corpus, tmp_path):
+def test_the_callback_is_called_after_every_evaluation(corpus, tmp_path):
     folder, tokenizer, probes = corpus
     seen = []
     metrics = train(folder, tokenizer, TINY, quick(), folder=tmp_path, probes=probes, device="cpu", callback=seen.append)
