@@ -289,9 +289,10 @@ def test_the_model_alone_is_copied_from_a_working_folder(corpus, tmp_path, monke
     working, scratch, target = tmp_path / "working", tmp_path / "scratch", tmp_path / "model"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    threads = threading.active_count()
+    threads = threading.enumerate()
     metrics = train(folder, tokenizer, TINY, quick(checkpoint_seconds=0), folder=working, probes=probes, device="cpu")
-    assert threading.active_count() == threads and not list(scratch.iterdir())
+    left = {type(thread).__name__ for thread in threading.enumerate() if thread not in threads}
+    assert left <= {"TMonitor"} and not list(scratch.iterdir())  # tqdm's, once per process
     assert (working / checkpoint.FILE).exists()  # until the caller has what it wants
     (working / ".metrics.parquet.7").touch()
     copy_model(working, target)
