@@ -74,7 +74,8 @@ def html_table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[str]], cap
                 cells += f'<th colspan="{span}" style="{_CELL}{align}">{html.escape(name)}</th>'
                 column += span
         heads += f"<tr>{cells}</tr>"
-    styles = [f"{_CELL}left" if column in left else f"{_CELL}right;white-space:nowrap"
+    styles = [f"{_CELL}left;white-space:normal;min-width:6em" if column in left
+              else f"{_CELL}right;white-space:nowrap"
               for column in range(len(head[-1]))]
     body = "".join("<tr>" + "".join(f'<td style="{style}">{cell}</td>'
                                     for style, cell in zip(styles, cells, strict=True)) + "</tr>"

@@ -364,7 +364,7 @@ def _logical_errors(ending: str, group: str, p: Callable[[str], pl.Expr],
             "negation": metrics.negation_error(a, not_a),
             "conjunction": metrics.conjunction_error(p_a_in_conjunction, b, a_and_b),
             "disjunction": metrics.disjunction_error(a, b, a_or_b)}.items():
-        short = "T/F" if name == "true_false" else name
+        short = "true/false" if name == "true_false" else name
         yield Measure(f"{name}{ending}", f"{group}: {short}", short, group, "", "lower", error)
 
 

@@ -76,9 +76,9 @@ def _criteria(least: float) -> Iterator[_Criterion]:
                          (table, table, f"coherence_{probe}"), "difference", least, False)
     logic = in_groups("logical error")
     for measure in logic:
-        name = "true/false" if measure.name == "true_false" else measure.short
-        yield _Criterion(f"logic {name}", f"keeps {name} coherence", f"loses {name} coherence",
-                         (*updating, measure.name), "difference", least, False)
+        yield _Criterion(f"logic {measure.short}", f"keeps {measure.short} coherence",
+                         f"loses {measure.short} coherence", (*updating, measure.name),
+                         "difference", least, False)
     for measure in MEASURES.values():
         if measure.better and measure.name not in BUILT_IN and measure not in logic:
             effect = least if measure.smallest_effect is None else measure.smallest_effect

@@ -105,7 +105,7 @@ def logic(beliefs: Logic) -> str:
         if name in errors:
             old, new = beliefs.errors[errors[name]]
             changed = "" if not abs(new - old) >= 0.01 else "worse" if new > old else "better"
-            cells[4:] = [html.escape(_spelled(MEASURES[errors[name]].short)), number(old, 3),
+            cells[4:] = [html.escape(MEASURES[errors[name]].short), number(old, 3),
                          f'<span class="{changed}">{number(new, 3)}</span>']
         rows.append(cells)
     b = "Another subject has no such fact." if beliefs.b is None else f"B: {text(beliefs.b)}"
@@ -144,17 +144,12 @@ def comparison(table: pl.DataFrame) -> str:
         reason = f" <span class=soft>{html.escape(refused)}</span>" if refused else ""
         rows.append([_editor(editor) + reason, *(number(p, 3) for p in figures),
                      number(seconds, 1)])
-    errors = [_spelled(MEASURES[name].label) for name in ("true_false", "negation")]
+    errors = [MEASURES[name].label for name in ("true_false", "negation")]
     return block("<h3>The same request, several editors</h3><p class=soft>Probability of the "
                  "request, of the agent’s new object of the downstream fact, and of the true "
                  "object of another subject; logical errors; time.</p>" + html_table(
                      [["", "request", "downstream", "other subject", *errors, "seconds"]], rows),
                  "be-compare")
-
-
-def _spelled(label: str) -> str:
-    """The label of a measure without abbreviations."""
-    return label.replace("T/F", "true/false")
 
 
 def _editor(name: str) -> str:

@@ -119,7 +119,7 @@ def findings_html(findings: pl.DataFrame) -> str:
         counted = (f"{_counts(cell['n'] for cell in row.values())} "
                    + POPULATIONS[row[editors[0]].get("population", "all")].text)
         body.append([html.escape(text), *(_finding(row[editor]) for editor in editors),
-                     _small(html.escape(counted))])
+                     f'<div style="min-width:18em">{_small(html.escape(counted))}</div>'])
     return html_table([["the edited model …", *editors, "counted"]], body, left=len(editors) + 2)
 
 
@@ -137,8 +137,7 @@ def _finding(row: dict) -> str:
         return '<span style="opacity:.75">not tested</span>'
     mark, colour = _MARKS[row["holds"]]
     value, _, interval = finding_value(row).partition(" ")
-    return (f'<b style="color:{colour}">{mark}</b>&nbsp;{value} '
-            f'<span style="white-space:nowrap">{_small(interval)}</span>')
+    return f'<b style="color:{colour}">{mark}</b>&nbsp;{value}<br>{_small(interval)}'
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
