@@ -267,8 +267,9 @@ def last_step(scores: pl.DataFrame) -> pl.DataFrame:
     return scores.filter(pl.col("step") == pl.col("step").max().over(EDIT_KEYS))
 
 
-_ACCURACY_NAMES = dict(zip(PROBES, ("edit success", "accuracy", "locality", "locality"),
-                           strict=True))
+_ACCURACY_NAMES = dict(zip(PROBES, (
+    "accuracy (after the edit: edit success)", "accuracy", "accuracy (locality)",
+    "accuracy (locality)"), strict=True))
 _CASE = pl.col("case").cast(pl.UInt32)
 _CASE_COLUMNS = ["subject", "relation", "object", "request", *FLAGS]
 _LOGIC_PROMPTS = ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_b_and_a",
@@ -311,7 +312,7 @@ def _built_in() -> Iterable[Measure]:
                       metrics.contains(answer, target), probe)
     for probe, label in PROBE_LABELS.items():
         for source, name in (("lm", "p"), ("agent", "the agent's p")):
-            group = f"{name} of the right object after the edit"
+            group = f"{name} of the new right object"
             if (source, probe) != ("lm", SAME):  # this is p(request)
                 yield Measure(f"p_{source}_goal_{probe}", f"{group}: {label}", PROBE_NAMES[probe],
                               group, "", None, pl.col(f"p_{source}_goal.{probe}"),

@@ -200,13 +200,13 @@ def _difference(reference: str, editor: str, frames: Mapping[str, pl.DataFrame])
             value = interval(row["paired"], row["paired_low"], row["paired_high"], signed=True)
             labels = {True: different, False: equivalent, None: opened}[row["differs"]]
             labels.append(f"{label} ({value}, n = {row['n_paired']:,})")
-    parts = [f"{what} in {_listed(labels)}" for what, labels in (
-        (f"differs from {reference}", different),
-        ("differs by less than the smallest effect of interest", equivalent),
-        ("differs by an open amount", opened)) if labels]
+    parts = [f"{what} for {_listed(labels)}" for what, labels in (
+        ("at least the smallest effect of interest", different), ("smaller", equivalent),
+        ("undecided", opened)) if labels]
     if not parts:
         return f"{editor} and {reference} have no requests in common that could be compared."
-    return f"On the same requests after the edit, {editor} {'; it '.join(parts)}."
+    return (f"Difference of {editor} from {reference} after the edit, on the same requests: "
+            f"{'; '.join(parts)}.")
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -355,7 +355,7 @@ def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
     assert page.rows[1] == ["p(request)", "0.100 [0.100, 0.100]", "0.990 [0.990, 0.990]", "0.890 [0.890, 0.890]", "3"]
     assert [row[0] for row in page.rows[2:4]] == [
-        "edit success: same subject, same relation",
+        "accuracy (after the edit: edit success): same subject, same relation",
         "… substring accuracy, as published: same subject, same relation"]
     grouped = Cells()
     grouped.feed(tables.tables_html(result.filter(table="generalisation")))

@@ -92,9 +92,9 @@ def test_editors_are_compared_with_the_smallest_effect_of_interest():
         paired("none", "p_request", None, None, None, None)], infer_schema_length=None)
     nothing = verdict.findings_frame(pl.DataFrame([], schema=TABLE), CONFIG)
     assert verdict.sentences(nothing, [("updating", frame)]) == [
-        "On the same requests after the edit, rome differs from lora in p(request) (+0.20 [+0.10, +0.30], n = 30); it "
-        "differs by less than the smallest effect of interest in true/false error (+0.01 [−0.01, +0.02], n = 30).",
-        "On the same requests after the edit, grace differs by an open amount in p(request) (0.00 [−0.10, "
+        "Difference of rome from lora after the edit, on the same requests: at least the smallest effect of interest for "
+        "p(request) (+0.20 [+0.10, +0.30], n = 30); smaller for true/false error (+0.01 [−0.01, +0.02], n = 30).",
+        "Difference of grace from lora after the edit, on the same requests: undecided for p(request) (0.00 [−0.10, "
         "+0.10], n = 30).",
         "none and lora have no requests in common that could be compared."]
 
