@@ -137,7 +137,8 @@ def _finding(row: dict) -> str:
         return '<span style="opacity:.75">not tested</span>'
     mark, colour = _MARKS[row["holds"]]
     value, _, interval = finding_value(row).partition(" ")
-    return f'<b style="color:{colour}">{mark}</b>&nbsp;{value}<br>{_small(interval)}'
+    return (f'<b style="color:{colour}">{mark}</b>&nbsp;{value}<br>'
+            f'<span style="white-space:nowrap">{_small(interval)}</span>')
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
