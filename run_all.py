@@ -77,7 +77,7 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
     sys.exit(0 if all(finished) else 1)
 
 
-def _compute_together(plans: Sequence[runner.Plan]) -> bool:
+def _compute_together(plans: Sequence[runner.RunPlan]) -> bool:
     """Compute long stages with the processes of `accelerate launch`; True in the first process."""
     from beliefedit.training import distributed
 
@@ -92,7 +92,7 @@ def _compute_together(plans: Sequence[runner.Plan]) -> bool:
     return is_first
 
 
-def _run(plan: runner.Plan, record: dict, title: str) -> bool:
+def _run(plan: runner.RunPlan, record: dict, title: str) -> bool:
     """Run a plan and print a table: notebook, status, time, size, report."""
     finished = runner.run(plan, record, Progress(sys.stderr, title))
     rows = [("notebook", "status", "time", "size", "report")]
@@ -109,7 +109,7 @@ def _run(plan: runner.Plan, record: dict, title: str) -> bool:
     return finished
 
 
-def _compare(out: Path, plans: Sequence[runner.Plan], records: Sequence[dict]) -> Path:
+def _compare(out: Path, plans: Sequence[runner.RunPlan], records: Sequence[dict]) -> Path:
     """Write the page that compares the runs of a sweep, and print a table of them."""
     rows = [("run", "status", "time", "index")]
     for plan, record in zip(plans, records, strict=True):

@@ -269,7 +269,7 @@ class RetrainConfig(Config):
     seed: NonNegative = Field(0, description="seed of the choice and order of documents")
 
 
-LessonKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
+TargetKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
 
 
 class BayesConfig(LoraConfig):
@@ -279,8 +279,8 @@ class BayesConfig(LoraConfig):
     lr: PositiveFloat = Field(5e-3, description="learning rate of AdamW")
     steps: Positive = Field(60, description="steps per edit")
     append_end_token: bool = Field(True, description="also train on the end token after targets")
-    target_kinds: tuple[LessonKind, ...] = Field(
-        get_args(LessonKind), description="kinds of facts to train on besides the request")
+    target_kinds: tuple[TargetKind, ...] = Field(
+        get_args(TargetKind), description="kinds of facts to train on besides the request")
     n_other_subjects: NonNegative = Field(
         4, description="other subjects with a fact of the same relation")
     min_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -294,14 +294,14 @@ class BayesConfig(LoraConfig):
 class BayesHeldoutConfig(BayesConfig):
     """The same without downstream facts, so that the model must infer their change."""
 
-    target_kinds: tuple[LessonKind, ...] = Field(
+    target_kinds: tuple[TargetKind, ...] = Field(
         ("upstream", "same_subject", "same_relation"),
         description="kinds of facts to train on besides the request, without downstream facts")
 
     @field_validator("target_kinds")
     @classmethod
-    def _downstream_is_held_out(cls, target_kinds: tuple[LessonKind, ...]
-                                ) -> tuple[LessonKind, ...]:
+    def _downstream_is_held_out(cls, target_kinds: tuple[TargetKind, ...]
+                                ) -> tuple[TargetKind, ...]:
         if "downstream" in target_kinds:
             raise ValueError("this editor must not be trained on downstream facts; use bayes")
         return target_kinds

@@ -192,7 +192,7 @@ def report_utilisation(ours: Run, experiment: Experiment, inputs: dict) -> float
     model = build_model(experiment.model, load_tokenizer(inputs["tokenizer"]), torch.Generator())
     n_weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
     device = resolve_device(experiment.device)
-    share = 6 * n_weights * ours.per_second("computed") / peak_flops(
+    share = 6 * n_weights * ours.per_second("n_unique_tokens") / peak_flops(
         precision(experiment.pretraining.dtype, device), device.type)
     print(f"model FLOP/s: {share:.0%} of a matrix product here "
           "(goal 40 % on one H200-class GPU at 83m)")
@@ -212,7 +212,7 @@ def report_learning(ours: Run) -> None:
 
 def report_speed(ours: Run, published: Run) -> dict:
     """Tokens of documents per second, with evaluations and without padding."""
-    published_speed, computed = published.per_second(), ours.per_second("computed")
+    published_speed, computed = published.per_second(), ours.per_second("n_unique_tokens")
     print(f"\ntokens/s: ours {ours.per_second():,.0f} of documents, published loop {published_speed:,.0f}: "
           f"{ours.per_second() / published_speed:.1f} times (goal 3); computed {computed:,.0f}: "
           f"{computed / published_speed:.1f} times")

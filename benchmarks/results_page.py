@@ -127,7 +127,7 @@ def record_run(folder: Path, **given: str) -> dict[str, Any]:
     return {
         "provenance": provenance(command, **given), "versions": summary["versions"], "seed": summary["seed"],
         "label_smoothing": run.config.pretraining.label_smoothing, "data": summary["data"], "model": summary["model"], "seconds": summary["seconds"],
-        "training": {name: last[name] for name in ("tokens", "computed", "seconds", *LEARNED)},
+        "training": {name: last[name] for name in ("tokens", "n_unique_tokens", "seconds", *LEARNED)},
         "edits": _rows(cells.join(pooled, on=cells.columns, maintain_order="left").select(
             *cells.columns, "editor", "n", "mean", "low", "high")),
         "sequential": _rows(run.sequential.join(
@@ -216,7 +216,7 @@ def demo_section(record: Mapping[str, Any]) -> str:
 {source(record)}
 
 Data: {record["data"]}. Model: {record["model"]}. One seed ({record["seed"]}), label smoothing {record["label_smoothing"]} (arXiv 1512.00567; the [reason](experiments/2026-11-22-coherence-floor.md)).
-The notebooks take {duration(record["seconds"])}, of which training takes {duration(training["seconds"])}. It processes {number(training["tokens"], 0)} tokens of documents and computes {number(training["computed"], 0)} of them, as documents share prefixes.
+The notebooks take {duration(record["seconds"])}, of which training takes {duration(training["seconds"])}. It processes {number(training["tokens"], 0)} tokens of documents and computes {number(training["n_unique_tokens"], 0)} of them, as documents share prefixes.
 
 **What the model has learned.** Accuracy on statements by kind, and the mean distance between model and agent in the probability of a true object:
 

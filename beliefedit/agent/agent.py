@@ -196,7 +196,7 @@ class BayesAgent:
         Returns:
             subject, relation, object, p_before, p_after, change and path, the largest |change|
             first. The path is "request" (the edit requests this fact), "downstream" (it requests
-            the upstream fact) or "population" (it changes the shared conditional q(o | r, x)).
+            the upstream fact) or "shared conditional" (it changes the shared conditional q(o | r, x)).
             Facts with exactly the same probability are left out.
         """
         edited = self.after(subject, relation, object, weight)
@@ -209,7 +209,7 @@ class BayesAgent:
         s, r, o = self._encoded(candidates)
         before, after = (agent._beliefs.many(s, r, o, predictive=True, frequency=False)
                          for agent in (self, edited))
-        path = (pl.when(~same_subject).then(pl.lit("population"))
+        path = (pl.when(~same_subject).then(pl.lit("shared conditional"))
                 .when(same_relation).then(pl.lit("request")).otherwise(pl.lit("downstream")))
         changes = candidates.with_columns(p_before=before, p_after=after, change=after - before,
                                        path=path).filter(pl.col("change") != 0)

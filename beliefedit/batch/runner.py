@@ -27,7 +27,7 @@ def shared_stages(notebooks: Iterable[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A checked plan of a run.
 
     Args:
@@ -69,7 +69,7 @@ class Plan:
 
 def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
               notebooks: Sequence[Path], *, only: Iterable[str], force: bool,
-              point: Mapping[str, Any]) -> Plan:
+              point: Mapping[str, Any]) -> RunPlan:
     """The plan of a run with the notebooks of its parameters and of ``only``; by default all.
 
     If ``only`` has names, no other notebooks run.
@@ -82,7 +82,7 @@ def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
     only_names = select(notebooks, only, "--only")
     if experiment.notebooks is not None:
         chosen = only_names | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
-    return Plan(experiment, params_file, overrides, folder,
+    return RunPlan(experiment, params_file, overrides, folder,
                 tuple(path for path in notebooks if path.stem in chosen), names, only_names, force,
                 point)
 
@@ -147,7 +147,7 @@ def select(notebooks: Sequence[Path], names: Iterable[str], where: str) -> froze
     return frozenset(stems[name] for name in names)
 
 
-def open_record(plan: Plan) -> dict[str, Any]:
+def open_record(plan: RunPlan) -> dict[str, Any]:
     """The record of a run folder for this plan; it writes nothing.
 
     Raises:
@@ -175,7 +175,7 @@ def open_record(plan: Plan) -> dict[str, Any]:
             "finished": before.get("finished", "")}
 
 
-def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
+def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
     """Run what is not up to date until a notebook fails; write record, reports and index.
 
     Args:
@@ -222,7 +222,7 @@ def run(plan: Plan, record: dict[str, Any], progress: Progress) -> bool:
     return finished
 
 
-def _up_to_date(plan: Plan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
+def _up_to_date(plan: RunPlan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
     """Whether notebook, executed copy and artifacts are those of the last run of the notebook."""
     before, store, keys = record["notebooks"].get(name, {}), plan.run.store, plan.run.keys()
     return (before.get("status") == "done" and "executed" in before
@@ -232,7 +232,7 @@ def _up_to_date(plan: Plan, record: dict[str, Any], name: str, entry: dict[str, 
                     for stage, key in before["artifacts"].items()))
 
 
-def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str, Any],
+def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[str, Any],
              progress: Progress) -> bool:
     name, run = notebook.stem, plan.run
     before = record["notebooks"].get(name, {})
@@ -256,7 +256,7 @@ def _run_one(plan: Plan, record: dict[str, Any], notebook: Path, entry: dict[str
     return problem is None
 
 
-def _write_pages(plan: Plan, record: dict[str, Any], names: Sequence[str]) -> None:
+def _write_pages(plan: RunPlan, record: dict[str, Any], names: Sequence[str]) -> None:
     """Write the reports of notebooks whose executed copy has not changed, the record, the index."""
     _summarise(plan, record)
     for name in names:
@@ -270,7 +270,7 @@ def _write_pages(plan: Plan, record: dict[str, Any], names: Sequence[str]) -> No
     write_index(plan.folder)
 
 
-def _summarise(plan: Plan, record: dict[str, Any]) -> None:
+def _summarise(plan: RunPlan, record: dict[str, Any]) -> None:
     """Add the results of the computed stages to the record."""
     record["notebooks"] = dict(sorted(record["notebooks"].items()))
     seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()

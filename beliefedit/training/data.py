@@ -47,7 +47,7 @@ class Documents:
 class Batch:
     """Rows of prefix trees: a document is a path in a tree, and shared prefixes occur once.
 
-    All arrays but ``members`` are int64 [rows, length].
+    All arrays but ``document_ids`` are int64 [rows, length].
     """
 
     ids: np.ndarray
@@ -55,7 +55,7 @@ class Batch:
     parents: np.ndarray  # index in the row of the token that predicts this one; -1: none
     ends: np.ndarray  # tokens i to ends[i] - 1 of the row attend to token i; 0 for padding
     counts: np.ndarray  # number of documents with this token; 0 for padding
-    members: np.ndarray  # int64, the documents of the batch, by their number in the corpus
+    document_ids: np.ndarray  # int64, the documents of the batch, by their number in the corpus
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -68,7 +68,7 @@ class Batch:
         return int(self.counts.sum())
 
     @property
-    def n_computed(self) -> int:
+    def n_unique_tokens(self) -> int:
         """Number of tokens computed; tokens of shared prefixes count once."""
         return int((self.counts > 0).sum())
 
@@ -79,7 +79,7 @@ class Batch:
 
     def share(self, rank: int, n_processes: int) -> Batch:
         """The rows of one process."""
-        return Batch(*(array[rank::n_processes] for array in self.arrays), self.members)
+        return Batch(*(array[rank::n_processes] for array in self.arrays), self.document_ids)
 
 
 def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Documents:
@@ -207,7 +207,7 @@ class Batches:
 
     def _rows(self, documents: np.ndarray, group_size: int,
               rng: np.random.Generator) -> list[tuple]:
-        """Rows of prefix trees of groups of documents, each as its `Batch.arrays` and members."""
+        """Rows of prefix trees of groups of documents, each as its `Batch.arrays` and document ids."""
         prefix_trees = build_prefix_trees(*self._ids(documents), self.sequence_length,
                                           min_shared_prefix=_MIN_SHARED_PREFIX,
                                           kinds=np.arange(len(documents)) // group_size)
@@ -247,12 +247,12 @@ class Batches:
                 positions=np.where(inside, index, 0),
                 parents=np.where(inside & (within > 0), index - 1, -1),
                 ends=np.where(inside, offset + lengths[:, None], 0), counts=inside.astype(np.int64),
-                members=self.chosen[documents])
+                document_ids=self.chosen[documents])
 
 
 def _joined(rows: list[tuple]) -> Batch:
-    arrays, members = zip(*rows, strict=True)
-    return Batch(*np.stack(arrays, axis=1), np.concatenate(members))
+    arrays, document_ids = zip(*rows, strict=True)
+    return Batch(*np.stack(arrays, axis=1), np.concatenate(document_ids))
 
 
 def prefetch(batches: Iterator) -> Generator:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 METRICS = "metrics.parquet"
 SECONDS_BETWEEN_LINES = 60.0
 _HELD_OUT_STREAM = 13
-_SCHEMA = dict.fromkeys(("step", "tokens", "computed"), pl.Int64) | dict.fromkeys(
+_SCHEMA = dict.fromkeys(("step", "tokens", "n_unique_tokens"), pl.Int64) | dict.fromkeys(
     ("seconds", "learning_rate", "train_loss", "eval_loss", *PROBE_KINDS, "coherence"), pl.Float64)
 
 
@@ -58,7 +58,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         callback: called in the first process after every evaluation, with all metrics until then.
 
     Returns:
-        The metrics: step, tokens (of the documents), computed (tokens with shared prefixes counted
+        The metrics: step, tokens (of the documents), n_unique_tokens (shared prefixes counted
         once), seconds, learning_rate, train_loss and eval_loss (nats per token), exact-match
         accuracies of greedy answers by kind, coherence (mean |p_LM - p_agent| over atomic probes).
 
@@ -116,7 +116,7 @@ class TrainerState:
     fingerprint: str = ""  # hash of what determines the weights
     step: int = 0
     tokens: int = 0
-    computed: int = 0
+    n_unique_tokens: int = 0
     seconds: float = 0.0
     epoch: int = 0
     batch_index: int = 0  # index in the epoch of the next batch
@@ -233,7 +233,8 @@ class Trainer:
             total += nll
         value = float(self.context.total(total))
         if not math.isfinite(value):
-            first = np.unique(np.concatenate([batch.members for batch in batches]))[:5].tolist()
+            documents = np.unique(np.concatenate([batch.document_ids for batch in batches]))
+            first = documents[:5].tolist()
             raise TrainingError(
                 f"the loss is {value} at step {state.step + 1}",
                 where=f"epoch {state.epoch}, batch {state.batch_index}: documents {first} and "
@@ -247,7 +248,7 @@ class Trainer:
         epoch, index, _ = numbered[-1]
         state.epoch, state.batch_index, state.step = epoch, index + 1, state.step + 1
         state.tokens += sum(batch.n_tokens for batch in batches)
-        state.computed += sum(batch.n_computed for batch in batches)
+        state.n_unique_tokens += sum(batch.n_unique_tokens for batch in batches)
         state.loss, state.n_targets = state.loss + value, state.n_targets + n_targets
 
     def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,7 +268,7 @@ class Trainer:
             self.model.train()
         state = self.state
         state.rows.append(dict.fromkeys(_SCHEMA) | {
-            "step": state.step, "tokens": state.tokens, "computed": state.computed,
+            "step": state.step, "tokens": state.tokens, "n_unique_tokens": state.n_unique_tokens,
             "seconds": state.seconds, "train_loss": self._mean_loss(),
             "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
             **self.context.broadcast(metrics)})

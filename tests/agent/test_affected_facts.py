@@ -21,7 +21,7 @@ def facts_of(evidence, objects):
 
 def path_of(fact, edit):
     if fact[0] != edit[0]:
-        return "population"
+        return "shared conditional"
     return "request" if fact[1] == edit[1] else "downstream"
 
 
@@ -54,8 +54,8 @@ EVIDENCE = [("ann", "down", "a", 5.0), ("ann", "up", "x", 5.0), ("bob", "down", 
 
 @pytest.mark.parametrize(("edit", "paths"), [
     (("ann", "up", "b"), {"request": [("ann", "up")], "downstream": [("ann", "down")],
-                          "population": [("bob", "down")]}),
-    (("ann", "down", "b"), {"request": [("ann", "down")], "population": [("bob", "down")]}),
+                          "shared conditional": [("bob", "down")]}),
+    (("ann", "down", "b"), {"request": [("ann", "down")], "shared conditional": [("bob", "down")]}),
     (("ann", "lone", "a"), {"request": [("ann", "lone")]}),
     (("dot", "up", "x"), {"request": []}),
 ])

@@ -46,7 +46,7 @@ def test_distances_from_the_agent():
 
 
 def test_training_costs_and_learned_corpus():
-    metrics = pl.DataFrame({"tokens": [1000], "step": [7], "computed": [900], "seconds": [12.0], "train_loss": [1.5],
+    metrics = pl.DataFrame({"tokens": [1000], "step": [7], "n_unique_tokens": [900], "seconds": [12.0], "train_loss": [1.5],
                             "eval_loss": [None], "atomic": [0.95], "true_false": [0.7]},
                            schema_overrides={"eval_loss": pl.Float64})
     config = SimpleNamespace(num_hidden_layers=2, hidden_size=64)

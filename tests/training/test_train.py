@@ -122,7 +122,7 @@ def test_documents_are_packed_tightly_however_small_the_groups():
     for groups in (None, 100, 1):
         training = PretrainingConfig(sequence_length=32, batch_tokens=256, prefix_groups_per_epoch=groups, n_short_epochs=0)
         reader = Batches(documents_of(lengths), np.arange(6000), training, packed=True, seed=0).read()
-        assert np.mean([next(reader)[2].n_computed for _ in range(100)]) > 0.93 * 256
+        assert np.mean([next(reader)[2].n_unique_tokens for _ in range(100)]) > 0.93 * 256
 
 
 def documents_in(batch):
@@ -152,12 +152,12 @@ def test_batches_hold_each_document_once_an_epoch(lengths, packed, seed, n_words
         sequences = list(documents_in(batch))
         assert sum(len(ids) for ids, _ in sequences) == batch.n_tokens
         assert sum(len(ids) - 1 for ids, _ in sequences) == batch.n_targets
-        assert len(sequences) == len(batch.members)
+        assert len(sequences) == len(batch.document_ids)
         assert not packed or {first for _, first in sequences} == {0}
         assert (batch.parents[batch.counts == 0] == -1).all() and (batch.ends[batch.counts == 0] == 0).all()
         assert len(batch.ids) == 4 and (not packed or batch.ids.shape[1] == 10)
         seen.update(ids for ids, _ in sequences)
-        computed += batch.n_computed
+        computed += batch.n_unique_tokens
     expected = Counter(tuple(documents.tokens[start:start + min(length, 10)])
                        for start, length in zip(documents.starts, lengths, strict=False))
     assert seen.keys() == expected.keys() and all(seen[ids] >= n for ids, n in expected.items())
@@ -172,8 +172,8 @@ def test_shared_prefixes_of_a_group_are_computed_once():
         training = PretrainingConfig(sequence_length=32, batch_tokens=64, prefix_groups_per_epoch=groups, n_short_epochs=0)
         reader = Batches(documents, np.arange(512), training, packed=True, seed=0).read()
         batches = [batch for epoch, _, batch in takewhile(lambda read: read[0] == 0, reader)]
-        assert sum(len(batch.members) for batch in batches) >= 512
-        share = sum(batch.n_computed for batch in batches) / sum(batch.n_tokens for batch in batches)
+        assert sum(len(batch.document_ids) for batch in batches) >= 512
+        share = sum(batch.n_unique_tokens for batch in batches) / sum(batch.n_tokens for batch in batches)
         assert share < most if groups else share == 1
 
 
@@ -245,7 +245,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     batch = next(Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
         sequence_length=64, batch_size=5, batch_tokens=256, prefix_groups_per_epoch=groups), packed=packed, seed=0).read())[2]
     expected, nll, n_targets = 0.0, 0.0, 0
-    for number in batch.members:
+    for number in batch.document_ids:
         ids = torch.from_numpy(documents.tokens[slice(*documents.starts[number:number + 2])].astype(np.int64))
         logits = model(ids[None]).logits[0, :-1]  # rotary positions: only distances count
         expected += nn.functional.cross_entropy(logits, ids[1:], label_smoothing=smoothing, reduction="sum")
@@ -257,7 +257,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     model.set_attn_implementation(attention)
     loss, found_nll = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
     loss.backward()
-    assert n_targets == batch.n_targets and (batch.n_computed < batch.n_tokens) == bool(groups)
+    assert n_targets == batch.n_targets and (batch.n_unique_tokens < batch.n_tokens) == bool(groups)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found_nll.item() == pytest.approx(nll, rel=1e-5)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
