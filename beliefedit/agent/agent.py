@@ -196,8 +196,8 @@ class BayesAgent:
         Returns:
             subject, relation, object, p_before, p_after, change and path, the largest |change|
             first. The path is "request" (the edit requests this fact), "downstream" (it requests
-            the upstream fact) or "shared conditional" (it changes the shared conditional q(o | r, x)).
-            Facts with exactly the same probability are left out.
+            the upstream fact) or "shared conditional" (it changes q(o | r, x)). Facts with exactly
+            the same probability are left out.
         """
         edited = self.after(subject, relation, object, weight)
         # Evidence on a downstream or an upstream fact changes q for all subjects.

@@ -81,7 +81,7 @@ def training_costs(model_config: Any, manifest: Mapping[str, Any],
     layers = f"{model_config.num_hidden_layers} layers × {model_config.hidden_size}"
     rows = {"model": ", ".join([layers, *size]),
             "tokens": f"{last['tokens']:,} of documents in {last['step']:,} steps; "
-                      f"{last['n_unique_tokens']:,} computed, since shared prefixes are computed once",
+                      f"{last['n_unique_tokens']:,} computed, as shared prefixes are computed once",
             "time": duration(last["seconds"]),
             "throughput": f"{speed:,.0f} tokens per second on "
                           + manifest.get("device", "an unknown device"),
