@@ -234,8 +234,8 @@ def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
     """
     counted = population(table)
     lines = [(label, table, counted.name, name) for name, label in _errors().items()]
-    return _dots(f"Distances from the agent, and logical errors (0 is best)<br>{counted.text}", tables, lines,
-                 "mean error").update_xaxes(rangemode="tozero")
+    title = f"Distances from the agent, and logical errors (0 is best)<br>{counted.text}"
+    return _dots(title, tables, lines, "mean error").update_xaxes(rangemode="tozero")
 
 
 _OUTCOMES = [(label, table, group, probe) for label, table, group, probe in (
