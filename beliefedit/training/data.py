@@ -207,7 +207,7 @@ class Batches:
 
     def _rows(self, documents: np.ndarray, group_size: int,
               rng: np.random.Generator) -> list[tuple]:
-        """Rows of prefix trees of groups of documents, each as its `Batch.arrays` and document ids."""
+        """Rows of prefix trees of groups of documents, as `Batch.arrays` and document ids."""
         prefix_trees = build_prefix_trees(*self._ids(documents), self.sequence_length,
                                           min_shared_prefix=_MIN_SHARED_PREFIX,
                                           kinds=np.arange(len(documents)) // group_size)
