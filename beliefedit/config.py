@@ -312,7 +312,7 @@ class SequenceConfig(Config):
 
     lengths: tuple[Positive, ...] = Field(
         (1, 3, 10, 30, 100, 300), description="numbers of edits after which the model is "
-                                             "evaluated; []: no sequential edits")
+                                              "evaluated; []: no sequential edits")
     n_sequences: Positive = Field(
         1, description="sequences of edits with different cases; intervals need at least two")
     n_unedited: Positive = Field(50, description="facts of unedited subjects to evaluate")

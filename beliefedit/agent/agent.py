@@ -212,7 +212,7 @@ class BayesAgent:
         path = (pl.when(~same_subject).then(pl.lit("shared conditional"))
                 .when(same_relation).then(pl.lit("request")).otherwise(pl.lit("downstream")))
         changes = candidates.with_columns(p_before=before, p_after=after, change=after - before,
-                                       path=path).filter(pl.col("change") != 0)
+                                          path=path).filter(pl.col("change") != 0)
         return changes.sort(pl.col("change").abs(), descending=True, maintain_order=True)
 
     def _ids(self, subject: object, relation: object) -> tuple[int, int]:

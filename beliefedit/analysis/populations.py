@@ -40,9 +40,7 @@ POPULATIONS = {population.name: population for population in (
     Population("downstream answer changes", "requests that contradict the model's answer and "
                "change the agent's downstream answer", _CONTRADICTS & _CHANGES),
     Population("no downstream implications", "requests that leave the agent's downstream answer as "
-               "it is", ~_CHANGES),
-    Population("downstream implications", "requests that change the agent's downstream answer",
-               _CHANGES))}
+               "it is", ~_CHANGES))}
 """Name -> population (specification, section 8).
 
 The model's answer is the one before the edit. The agent's downstream answer is its most probable
@@ -53,7 +51,7 @@ TABLES = {
     "all": ("all",), "updating": ("updating",), "downstream": ("downstream",),
     "fixing": ("fixing",), "breaking_or_fixing": ("breaking", "fixing"),
     "generalisation": ("downstream answer stays", "downstream answer changes"),
-    "implications": ("no downstream implications", "downstream implications")}
+    "implications": ("no downstream implications", "downstream")}
 """Table -> its groups, names of `POPULATIONS`."""
 
 

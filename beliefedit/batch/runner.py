@@ -83,8 +83,8 @@ def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
     if experiment.notebooks is not None:
         chosen = only_names | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
     return RunPlan(experiment, params_file, overrides, folder,
-                tuple(path for path in notebooks if path.stem in chosen), names, only_names, force,
-                point)
+                   tuple(path for path in notebooks if path.stem in chosen), names, only_names,
+                   force, point)
 
 
 def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:

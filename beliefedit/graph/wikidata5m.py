@@ -99,7 +99,7 @@ def find_files(folder: str | Path) -> dict[str, Path]:
     holders = {name: path for name, archive in ARCHIVE_OF.items()
                for path in (folder / archive, folder / name) if path.is_file()}
     if missing := [f"{name} (or {archive})" for name, archive in ARCHIVE_OF.items()
-                  if name not in holders]:
+                   if name not in holders]:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
                          hint="put the files there, unpacked or as Wikidata5m's two archives")
     return holders

@@ -79,7 +79,7 @@ def _row(bar: Bar, panel: Panel) -> str:
     """One object: its name and the bars of the model before, the model after, and the agent."""
     labels, bars = [], ""
     for name, role, p in (("LM before", "before", bar.p_before), ("LM after", "after", bar.p_after),
-                         ("agent", "agent", bar.p_agent)):
+                          ("agent", "agent", bar.p_agent)):
         labels += [] if math.isnan(p) else [f"{name} {number(p, 3)}"]
         before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
         bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{80 * _or_zero(p):.2f}%;'

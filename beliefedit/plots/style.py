@@ -142,5 +142,5 @@ def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
     except (RuntimeError, ValueError, OSError) as error:
         raise ReportError(f"kaleido could not draw the figure: {' '.join(str(error).split())}",
                           where=str(path), hint="kaleido needs Chrome or Chromium: install one, "
-                                                  "or run plotly_get_chrome") from error
+                                                "or run plotly_get_chrome") from error
     return path

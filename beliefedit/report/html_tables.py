@@ -117,7 +117,7 @@ def findings_html(findings: pl.DataFrame) -> str:
     body = []
     for text, row in rows.items():
         counted = (f"{_counts(cell['n'] for cell in row.values())} "
-                   + POPULATIONS[row[editors[0]].get("population", "all")].text)
+                   + POPULATIONS[row[editors[0]]["population"]].text)
         body.append([html.escape(text), *(_finding(row[editor]) for editor in editors),
                      f'<div style="min-width:18em">{_small(html.escape(counted))}</div>'])
     return html_table([["the edited model …", *editors, "counted"]], body, left=len(editors) + 2)

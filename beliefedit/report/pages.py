@@ -160,15 +160,10 @@ def write_index(run_folder: Path) -> Path:
         ("Key figures", "figures", figures)) if shown]
     page, target = ReportPage(f"Run {record['name']}", headings=headings), run_folder / "index.html"
     write_text(target, _html("index.html.j2", page=page, head=page_head(record), reports=reports,
-                             smallest_effect=_smallest_effect(record),
+                             smallest_effect=record["config"]["analysis"]["smallest_effect"],
                              figures=figures, findings=findings,
                              verdict=record.get("verdict", [])))
     return target
-
-
-def _smallest_effect(record: Mapping[str, Any]) -> float:
-    return record["config"].get("analysis", {}).get(
-        "smallest_effect", AnalysisConfig().smallest_effect)
 
 
 def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -> Path:

@@ -31,7 +31,7 @@ def writing(folder: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"could not write: {reason}", where=str(folder),
                             hint="free space or choose another folder, then run again; training "
-                                   "resumes from the last checkpoint") from error
+                                 "resumes from the last checkpoint") from error
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],

@@ -81,7 +81,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
         answers = generate(model, tokenizer, prompts, longest, labels=set(targets))
         metrics[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
-                                     for answer, target in zip(answers, targets, strict=True)]))
+                                       for answer, target in zip(answers, targets, strict=True)]))
         if kind == "atomic" and queries["p_agent"].null_count() < len(queries):
             p_model = pl.Series(np.exp(score(model, tokenizer, prompts, targets)))
             error = p_model - queries["p_agent"]

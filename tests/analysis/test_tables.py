@@ -266,7 +266,7 @@ def test_frames_of_another_shape_are_named_errors():
     ("fixing", "fixing", [1]), ("breaking_or_fixing", "breaking", [0]),
     ("breaking_or_fixing", "fixing", [1]), ("generalisation", "downstream answer changes", [0]),
     ("generalisation", "downstream answer stays", [1]),  # 2 requests the model's answer
-    ("implications", "downstream implications", [0]), ("implications", "no downstream implications", [1, 2]),
+    ("implications", "downstream", [0]), ("implications", "no downstream implications", [1, 2]),
 ])
 def test_which_edits_each_table_counts(frame, result, table, group, members):
     assert frame.filter(population(table, group).members)["case"].to_list() == members

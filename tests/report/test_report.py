@@ -233,9 +233,10 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
                  "03_editing": {"title": "Editing", "status": status}}
     mean = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
     finding = {"editor": "lora", "name": "adopts", "text": "believes the request", "phrase": "believes the request",
-               "holds": True, "state": "after", "mean": 0.7512, "low": 0.7, "high": 0.8, "n": 1234}
+               "holds": True, "population": "updating", "state": "after", "mean": 0.7512, "low": 0.7, "high": 0.8, "n": 1234}
     (folder / "summary.json").write_text(json.dumps({
-        "name": "demo", "config_hash": "abc", "config": {"corpus": {"n_facts": 77}, "notebooks": None},
+        "name": "demo", "config_hash": "abc",
+        "config": {"corpus": {"n_facts": 77}, "analysis": {"smallest_effect": 0.05}, "notebooks": None},
         "notebooks": notebooks, "point": point or {}, "finished": "2031-01-02", "verdict": [HOSTILE[1]],
         "findings": [finding, finding | {"editor": HOSTILE[0], "holds": None, "low": None, "high": None}], "seed": 0,
         "data": HOSTILE[0], "model": "small", "edits": "none", "device": "cpu", "versions": {"python": "3"},
@@ -249,7 +250,7 @@ def test_the_index_shows_head_reports_and_key_figures(tmp_path):
     page = _Page(report.write_index(run_folder(tmp_path / "run", learned=False)).read_text())
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
     assert links == ["#verdict", "#reports", "#figures", "reports/01_corpus.html"]
-    for text in ("has not learned", "The <world>", HOSTILE[0], HOSTILE[1], "3 min 10 s", "95.0 %", "15,200", "53.2",
+    for text in ("has not learned", "The <world>", HOSTILE[0], HOSTILE[1], "3 min 10 s", "95.0 %", "15,200", "53.2", "less than 0.05 worse",
                  "believes the request", "✓ yes", "0.75", "not tested", "corpus.n_facts", "77", "2031-01-02"):
         assert text in page.text
     assert not any(tag == "img" or name.startswith("on") for tag, attrs in page.elements for name in attrs)
