@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum, unique
 from importlib import metadata
 from pathlib import Path
@@ -105,14 +105,17 @@ class Store:
         Raises:
             StoreError: it cannot be written, or a read-only store does not have it.
         """
-        target = self.path(stage, key)
+        target, working = self.path(stage, key), self._working(stage, key)
         if self.has(stage, key):
+            if working.exists() and not self.read_only:  # an earlier process stopped before this
+                _remove_working(working)
             return target
         if self.read_only:
             raise StoreError(f"{self.folder} holds no {stage} of this configuration",
                              hint="make the run with run_all.py, or choose another run folder")
         started = time.perf_counter()
         try:
+            _remove_unfinished(working)
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=self.folder))
             partial = scratch / "artifact"  # readable by other users, unlike a temporary folder
@@ -130,15 +133,21 @@ class Store:
             raise StoreError(f"could not write {stage}: {error.strerror or error}",
                              where=str(self.folder), hint="free space or choose another --out, "
                              "then run again; finished work is kept") from error
+        _remove_working(working)
         log.info("%s: built in %.1f s", stage, time.perf_counter() - started)
         return target
 
     def working_folder(self, stage: str, key: str) -> Path:
-        """Folder for the intermediate results of a long stage, so that the same command resumes."""
-        name = f"{stage.replace('/', '-')}-{key[:_KEY_LENGTH]}"
-        folder = self.folder / ".working" / name
+        """Folder for the intermediate results of a long stage, so that the same command resumes.
+
+        `get` removes it when the artifact is in its place, and unfinished files in it before.
+        """
+        folder = self._working(stage, key)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _working(self, stage: str, key: str) -> Path:
+        return self.folder / ".working" / f"{stage.replace('/', '-')}-{key[:_KEY_LENGTH]}"
 
     def artifacts(self) -> list[tuple[str, str, Path]]:
         """(stage, key, folder) of all artifacts, the oldest first."""
@@ -161,6 +170,22 @@ def _rename(partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MANIFEST).exists():
             raise
+
+
+def _remove_unfinished(working: Path) -> None:
+    """Remove the temporary files that killed processes have left in a working folder."""
+    for path in working.glob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _remove_working(working: Path) -> None:
+    """Remove a working folder, and the folder of all of them if it is empty."""
+    shutil.rmtree(working, ignore_errors=True)
+    with suppress(OSError):
+        working.parent.rmdir()
 
 
 @contextmanager
