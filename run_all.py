@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -15,8 +16,9 @@ from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
 from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.formatting import duration
+from beliefedit.lock import LOCK, locked
+from beliefedit.record import SUMMARY
 from beliefedit.report.pages import edit_sections, write_comparison
-from beliefedit.run import SUMMARY
 from beliefedit.run import clean as remove_unused
 
 ROOT = Path(__file__).resolve().parent
@@ -34,12 +36,16 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
               help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] gives three runs")
 @click.option("--force", is_flag=True,
               help="run everything again, also in a folder of another configuration")
+@click.option("--rebuild", multiple=True, metavar="STAGE",
+              help="compute this stage again, and all that is computed from it, e.g. model or "
+                   "edits/lora; may be repeated")
 @click.option("--clean", is_flag=True, help="only remove artifacts that no recorded run uses")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
 def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
-         force: bool, clean: bool, notebooks: Path, more_settings: Sequence[str]) -> None:
+         force: bool, rebuild: Sequence[str], clean: bool, notebooks: Path,
+         more_settings: Sequence[str]) -> None:
     """Run the notebooks in order, and write HTML reports and an index.
 
     The same command resumes an interrupted run.
@@ -63,13 +69,19 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
         plans = [runner.make_plan(params_file, fixed | point, path, sources, only=only,
                                   force=force, point=point)
                  for path, point in zip(folders, points or [{}], strict=True)]
-        records = [runner.open_record(plan) for plan in plans]
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _compute_together(plans):
-            return
-        titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
-                  for n, plan in enumerate(plans, start=1)]
-        finished = list(map(_run, plans, records, titles))
-        index = _compare(folder, plans, records) if points else folder / "index.html"
+        is_first = int(os.environ.get("RANK", 0)) == 0
+        with locked(folder / LOCK, "another run") if is_first else nullcontext():
+            records = [runner.open_record(plan) for plan in plans]
+            for plan in plans if is_first else ():
+                plan.run.discard(rebuild)
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                _compute_together(plans)
+            if not is_first:
+                return
+            titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
+                      for n, plan in enumerate(plans, start=1)]
+            finished = list(map(_run, plans, records, titles))
+            index = _compare(folder, plans, records) if points else folder / "index.html"
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)
@@ -77,11 +89,10 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
     sys.exit(0 if all(finished) else 1)
 
 
-def _compute_together(plans: Sequence[runner.RunPlan]) -> bool:
-    """Compute long stages with the processes of `accelerate launch`; True in the first process."""
+def _compute_together(plans: Sequence[runner.RunPlan]) -> None:
+    """Compute long stages with the processes of `accelerate launch`."""
     from beliefedit.training import distributed
 
-    is_first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(format="%(message)s")
     logging.getLogger("beliefedit").setLevel(logging.INFO)
     for plan in plans:
@@ -89,12 +100,12 @@ def _compute_together(plans: Sequence[runner.RunPlan]) -> bool:
         if stages := runner.shared_stages(names):
             plan.run.compute_together(sorted(stages))
     distributed.destroy()
-    return is_first
 
 
 def _run(plan: runner.RunPlan, record: dict, title: str) -> bool:
     """Run a plan and print a table: notebook, status, time, size, report."""
-    finished = runner.run(plan, record, Progress(sys.stderr, title))
+    with locked(plan.folder / LOCK, "another run") if plan.point else nullcontext():
+        finished = runner.run(plan, record, Progress(sys.stderr, title))
     rows = [("notebook", "status", "time", "size", "report")]
     for notebook in plan.notebooks:
         entry = record["notebooks"].get(notebook.stem, {})

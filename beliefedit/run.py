@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,17 @@ from beliefedit.evaluation import metrics
 from beliefedit.formatting import flatten
 from beliefedit.graph import graph as graphs
 from beliefedit.graph.source import read_graph, source_digest
-from beliefedit.store import Store, Stream, read_json, stage_key, write_json, write_text
+from beliefedit.lock import LOCK, locked
+from beliefedit.record import SUMMARY, read_record
+from beliefedit.store import (
+    WORKING,
+    Store,
+    Stream,
+    read_json,
+    stage_key,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -43,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUMMARY = "summary.json"
 VERSIONS = {
     "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 4, "beliefs": 3,
     "edits": 6, "sequential": 3, "rationality": 3, "tables": 6
@@ -78,7 +87,7 @@ class Run:
                  overrides: Mapping[str, Any] | None = None, *, store: str | Path | None = None,
                  read_only: bool = False) -> None:
         self.folder = Path(folder)
-        record = read_json(self.folder / SUMMARY) if (self.folder / SUMMARY).exists() else {}
+        record = read_record(self.folder)
         self.recorded: Mapping[str, Any] | None = record.get("config")
         if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
@@ -153,6 +162,31 @@ class Run:
         """All stages of this configuration, those of editors one by one, with their keys."""
         return {part: self.key(part) for stage in VERSIONS for part in self._parts(stage)}
 
+    def discard(self, stages: Iterable[str]) -> list[Path]:
+        """Remove the artifacts of stages and of all stages that are computed from them.
+
+        Args:
+            stages: names such as 'model', 'edits' (of all editors) or 'edits/lora'.
+
+        Returns:
+            The folders that were removed.
+
+        Raises:
+            StoreError: an unknown stage.
+        """
+        known = dict.fromkeys([*VERSIONS, *self.keys()])
+        unwanted: set[str] = set()
+        for stage in stages:
+            if stage not in known:
+                raise StoreError(f"this run has no stage '{stage}'",
+                                 hint=f"choose from {', '.join(known)}")
+            unwanted |= {stage, *self._parts(stage)}
+        for stage in self.keys():  # each after its inputs
+            if unwanted & set(self._keys[stage][1]["inputs"]):
+                unwanted.add(stage)
+        return [path for stage, key in self.keys().items() if stage in unwanted
+                for path in self.store.discard(stage, key)]
+
     def _parts(self, stage: str) -> list[str]:
         if stage in EDITING_STAGES:
             return [f"{stage}/{editor}" for editor in self.config.edit.editors]
@@ -196,12 +230,14 @@ class Run:
         try:
             record["config"]["source"] = source_digest(self.config.graph)
         except GraphError:
-            configs = [self.store.manifest(stage, key)["config"]
-                       for stage, key, _ in self.store.artifacts() if stage == "graph"]
-            digests = [config["source"] for config in configs if config["graph"] == graph]
-            if not digests:
+            manifests = [self.store.manifest("graph", folder.name)
+                         for folder in self.store.artifacts() if folder.parent.name == "graph"]
+            manifests = [manifest for manifest in manifests
+                         if manifest["config"]["graph"] == graph]
+            if not manifests:
                 raise
-            record["config"]["source"] = digests[-1]
+            newest = max(manifests, key=lambda manifest: manifest["built"])
+            record["config"]["source"] = newest["config"]["source"]
         return record
 
     def _tokenizer_settings(self) -> dict[str, Any]:
@@ -537,6 +573,9 @@ class Run:
         if context.is_main:
             for stage in ("tokenizer", "corpus", *["cases"] * ("edits" in stages)):
                 self.path(stage)
+            for part in ("model", *(self._parts("edits") if "edits" in stages else ())):
+                if not self.has(part):  # made by one process before all of them write into it
+                    self.store.working_folder(part, self.key(part))
         context.barrier()
         if {"model", "edits"} & set(stages) and not context.broadcast(self.has("model")):
             if context.is_main:
@@ -584,7 +623,7 @@ def clean(folder: str | Path) -> list[Path]:
         The folders that were removed.
 
     Raises:
-        StoreError: the folder holds no run.
+        StoreError: the folder holds no run, or a run is at work in it.
     """
     folder = Path(folder)
     records = [path for path in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}")))
@@ -593,11 +632,12 @@ def clean(folder: str | Path) -> list[Path]:
         raise StoreError(f"{folder} holds no run", hint="give the folder of a run or a sweep")
     used: set[Path] = set()
     store = Run.open(records[0].parent).store
-    for record in records:
-        run = Run.open(record.parent)
-        used |= {run.store.path(stage, key).resolve() for stage, key in run.keys().items()}
-    removed = [path for _, _, path in store.artifacts() if path.resolve() not in used]
-    working = store.folder / ".working"
-    for path in [*removed, *([working] if working.exists() else [])]:
-        shutil.rmtree(path)
+    with locked(folder / LOCK, "a run"):
+        for record in records:
+            run = Run.open(record.parent)
+            used |= {run.store.path(stage, key).resolve() for stage, key in run.keys().items()}
+        removed = [path for path in store.artifacts() if path.resolve() not in used]
+        for path in removed:
+            shutil.rmtree(path)
+        shutil.rmtree(store.folder / WORKING, ignore_errors=True)
     return removed

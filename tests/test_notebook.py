@@ -20,6 +20,7 @@ from beliefedit.notebook import (
 from beliefedit.run import Run
 from beliefedit.store import write_json
 from tests.sample_notebooks import HOSTILE
+from tests.worlds import write_record
 
 
 class FakeRun:
@@ -75,7 +76,7 @@ def test_the_header_and_the_check_of_the_model(tmp_path, atomic, warned, text):
 def test_the_header_says_where_a_notebook_differs_from_the_run_of_its_folder(tmp_path):
     folder = tmp_path / "runs" / "demo"
     assert "another configuration" not in experiment_header(Run(folder, Experiment())).data  # no recorded run
-    write_json(folder / "summary.json", {"config": Experiment().model_dump(mode="json")})
+    write_record(folder, Experiment())
     same = with_overrides({}, {"notebooks": ["01_corpus"], "edit.n_cases": Experiment().edit.n_cases})
     assert "another configuration" not in experiment_header(Run(folder, same)).data
     other = Run(folder, with_overrides({}, {"edit.n_cases": 100, "name": HOSTILE[0]}))

@@ -14,9 +14,10 @@ import nbformat
 from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError
+from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.pages import export, page_head, summarise, write_index
-from beliefedit.run import SUMMARY, VERSIONS, Run
-from beliefedit.store import file_digest, package_versions, read_json, write_json
+from beliefedit.run import VERSIONS, Run
+from beliefedit.store import file_digest, package_versions, remove_torn, write_json
 
 _STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
 
@@ -154,7 +155,7 @@ def open_record(plan: RunPlan) -> dict[str, Any]:
         StoreError: the folder holds a run of another configuration, or a sweep.
     """
     folder, path, experiment = plan.folder, plan.folder / SUMMARY, plan.experiment
-    before, config = read_json(path) if path.exists() else {}, experiment.model_dump(mode="json")
+    before, config = read_record(folder), experiment.model_dump(mode="json")
     changed = differences(before["config"], config) if before else ""
     if changed and not plan.force:
         raise StoreError(f"{folder} holds a run of another configuration: {changed}",
@@ -185,8 +186,11 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
         Whether all notebooks that had to run have finished.
 
     Raises:
-        StoreError: the folder cannot be written.
+        StoreError: the folder cannot be written, or an artifact is damaged.
     """
+    plan.run.store.tidy()
+    for folder in (plan.folder, plan.folder / "notebooks", plan.folder / "reports"):
+        remove_torn(folder)
     code, finished, ran = _package_hash(), True, False
     stale: list[str] = []
     chosen = [path for path in plan.notebooks if not plan.only or path.stem in plan.only]
@@ -225,11 +229,14 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
 def _up_to_date(plan: RunPlan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
     """Whether notebook, executed copy and artifacts are those of the last run of the notebook."""
     before, store, keys = record["notebooks"].get(name, {}), plan.run.store, plan.run.keys()
-    return (before.get("status") == "done" and "executed" in before
-            and all(before[key] == entry[key] for key in ("source_hash", "config_hash"))
-            and before["executed"] == file_digest(plan.executed(name))
-            and all(keys.get(stage) == key and store.has(stage, key)
-                    for stage, key in before["artifacts"].items()))
+    is_current = (before.get("status") == "done" and "executed" in before
+                  and all(before[key] == entry[key] for key in ("source_hash", "config_hash"))
+                  and before["executed"] == file_digest(plan.executed(name))
+                  and all(keys.get(stage) == key and store.has(stage, key)
+                          for stage, key in before["artifacts"].items()))
+    for stage, key in before["artifacts"].items() if is_current else ():
+        store.verify(stage, key)
+    return is_current
 
 
 def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[str, Any],

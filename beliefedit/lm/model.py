@@ -193,5 +193,5 @@ def load_model(folder: Path, device: str | torch.device = "cpu",
     except Exception as error:  # transformers raises many types
         problem = error.problem if isinstance(error, ConfigError) else _reason(error)
         raise StoreError(f"damaged model: {problem}", where=str(folder),
-                         hint="delete this folder; the next run trains the model again") from error
+                         hint="compute it again: run_all.py with --rebuild model") from error
     return model.to(device).eval(), tokenizer

@@ -24,9 +24,10 @@ from beliefedit.analysis.tables import compare
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.formatting import duration, flatten, number, percent
+from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.cells import PLOTLY, Heading, ReportPage, figure_json, render_cells
 from beliefedit.report.html_tables import comparison_html, findings_html
-from beliefedit.run import SUMMARY, Run
+from beliefedit.run import Run
 from beliefedit.store import file_digest, read_json, write_text
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def _head_of(notebook: Path) -> dict[str, Any]:
     """The head of a run's pages for a notebook that this run executed; empty for any other, which
     may show another configuration."""
     folder = notebook.resolve().parent
-    record = _record(folder.parent) if folder.name == "notebooks" else {}
+    record = read_record(folder.parent) if folder.name == "notebooks" else {}
     entry = record.get("notebooks", {}).get(notebook.stem, {})
     return page_head(record) if entry.get("executed") == file_digest(notebook) else {}
 
@@ -147,7 +148,7 @@ def write_index(run_folder: Path) -> Path:
     Raises:
         ReportError: no summary.json, so the folder holds no run.
     """
-    record = _record(run_folder)
+    record = read_record(run_folder)
     if not record:
         raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
                           hint="run_all.py creates run folders")
@@ -176,7 +177,8 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     Raises:
         ReportError: no sub-folder holds a run.
     """
-    runs = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
+    folders = sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))
+    runs = {path.name: read_record(path) for path in folders}
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
                           hint="give the folder of a sweep")
@@ -217,11 +219,6 @@ def edit_sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str,
 def _status(record: Mapping[str, Any]) -> str:
     states = {entry["status"] for entry in record["notebooks"].values()}
     return "failed" if "failed" in states else "done" if states == {"done"} else "unfinished"
-
-
-def _record(run_folder: Path) -> dict[str, Any]:
-    path = run_folder / SUMMARY
-    return read_json(path) if path.exists() else {}
 
 
 def key_figures(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

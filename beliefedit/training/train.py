@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -53,8 +53,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         tokenizer, config: of the model.
         training: of the training loop.
         folder: for the checkpoint and ``metrics.parquet`` with a row per evaluation, which stay
-            there. Several processes share it; each stores its tokens in a separate temporary
-            folder.
+            there. Several processes share it; each stores its tokens in a temporary subfolder.
         probes: kind (atomic, true_false, not, and, or), prompt, target (correct answer), p_agent
             (belief in the target; null for true/false prompts); None: no accuracies.
         seed: determines weights and data order.
@@ -74,12 +73,13 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = distributed.init(resolve_device(device))
-    context.barrier()  # the first process has removed what killed processes left in the folder
-    with (TemporaryDirectory(prefix=".tokens-", dir=folder, ignore_cleanup_errors=True) as scratch,
-          torch.random.fork_rng(devices=[])):
+    scratch = folder / f".tokens-{context.rank}"  # also if a killed process has left it
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(seed)
-        with checkpoint.writing(Path(scratch)):
-            encoded = encode_documents(documents, tokenizer, Path(scratch))
+        with checkpoint.writing(scratch):
+            encoded = encode_documents(documents, tokenizer, scratch)
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                             max(2048, batches.sequence_length))

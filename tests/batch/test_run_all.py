@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from beliefedit.batch.notebooks import Progress
 from beliefedit.config import load_params
+from beliefedit.lock import locked
 from beliefedit.run import VERSIONS
 from run_all import main
 from tests.sample_notebooks import write
@@ -40,15 +41,14 @@ import polars as pl
 from beliefedit.run import Run
 from tqdm.auto import tqdm
 run = Run(run_folder, params_file, overrides)
-model = run.store.path("model", run.key("model"))
-model.mkdir(parents=True, exist_ok=True)
 for _ in tqdm(range(2)):
     pass
-pl.DataFrame({"atomic": [0.95 if run.config.seed == 0 else 0.5], "true_false": [0.9], "not": [None],
-              "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(model / "metrics.parquet")
-(model / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "hidden_size": 8}))
-(model / "manifest.json").write_text(json.dumps(
-    {"device": "cpu", "key": run.key("model"), "tokens_per_second": 500.0, "seconds": 2.0}))"""
+def build(model):
+    pl.DataFrame({"atomic": [0.95 if run.config.seed == 0 else 0.5], "true_false": [0.9], "not": [None],
+                  "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(model / "metrics.parquet")
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "hidden_size": 8}))
+    return {"device": "cpu", "tokens_per_second": 500.0}
+run.store.get("model", run.key("model"), {}, build)"""
 """Leaves a trained model's figures where the run looks for them."""
 
 
@@ -289,6 +289,37 @@ def test_notebooks_with_other_parameters_are_refused(place, parameters):
     result = run("--out", "out")
     assert result.exit_code == 1 and "params_file, run_folder, overrides" in result.stderr
     assert not Path("out").exists()
+
+
+def test_a_second_run_in_the_same_folder_names_the_first(place):
+    with locked(Path("out/.lock"), "a run"):
+        for arguments in ((), ("--only", "01"), ("--set", "seed=[0,1]")):
+            result = run("--out", "out", *arguments)
+            assert result.exit_code == 1 and result.stderr.startswith(
+                f"another run is at work in this folder: process {os.getpid()} on {socket.gethostname()} since ")
+    assert os.listdir("out") == [] and run("--out", "out").exit_code == 0 and not Path("out/.lock").exists()
+
+
+def test_a_damaged_stage_is_named_and_built_again_on_request(place):
+    assert run("--out", "out").exit_code == 0
+    metrics = next(Path("out/model").glob("*/metrics.parquet"))
+    original = metrics.read_bytes()
+    metrics.write_bytes(original[:-1] + b"\0")
+    result = run("--out", "out")
+    assert result.exit_code == 1 and "--rebuild model" in result.stderr and "Traceback" not in result.stderr
+    assert str(metrics) in result.stderr
+    result = run("--out", "out", "--rebuild", "model")
+    assert result.exit_code == 0 and "02_pretraining  done" in result.stdout and metrics.read_bytes() == original
+    assert "no stage 'modell'" in run("--out", "out", "--rebuild", "modell").stderr
+
+
+def test_what_a_killed_run_has_left_is_removed(place):
+    assert run("--out", "out").exit_code == 0
+    for name in (".summary.json.1", "notebooks/.01_corpus.json.2", "reports/.01_corpus.html.3", ".working/model-0.lock"):
+        Path("out", name).parent.mkdir(exist_ok=True)
+        Path("out", name).touch()
+    assert run("--out", "out").exit_code == 0
+    assert [path for path in Path("out").rglob(".*")] == []
 
 
 def test_a_damaged_notebook_or_record_is_named(place):

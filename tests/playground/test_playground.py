@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -33,6 +32,7 @@ from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.snapshot import TOP, draw
 from tests.sample_notebooks import HOSTILE
 from tests.sample_playground import open_tiny
+from tests.worlds import write_record
 
 NAMES = st.lists(st.text("aAbé ", min_size=1, max_size=6), unique=True, max_size=12)
 
@@ -244,8 +244,7 @@ def test_a_run_of_other_parameters_is_not_trained_again(playground_run, tmp_path
         open_run(other)
     recorded = tmp_path / "runs" / "tiny"
     shutil.copytree(playground_run / "runs" / "tiny", recorded)
-    config = open_tiny(playground_run).config.model_dump(mode="json")
-    (recorded / "summary.json").write_text(json.dumps({"config": config}))
+    write_record(recorded, open_tiny(playground_run).config)
     session, opened = open_run(be.Run(recorded, other.config, read_only=True))
     session.close()
     assert opened.config.pretraining.token_budget == 500_000, "the configuration that is recorded"

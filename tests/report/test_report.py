@@ -228,14 +228,15 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
     folder.mkdir(parents=True)
     (folder / "reports").mkdir()
     (folder / "reports" / "01_corpus.html").write_text("x")
+    hashes = {"source_hash": "", "config_hash": ""}
     notebooks = {"01_corpus": {"title": "The <world>", "status": "done", "seconds": 3.2,
-                               "report": "reports/01_corpus.html"},
-                 "03_editing": {"title": "Editing", "status": status}}
+                               "report": "reports/01_corpus.html", **hashes},
+                 "03_editing": {"title": "Editing", "status": status, **hashes}}
     mean = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
     finding = {"editor": "lora", "name": "adopts", "text": "believes the request", "phrase": "believes the request",
                "holds": True, "population": "updating", "state": "after", "mean": 0.7512, "low": 0.7, "high": 0.8, "n": 1234}
     (folder / "summary.json").write_text(json.dumps({
-        "name": "demo", "config_hash": "abc",
+        "name": "demo", "config_hash": "abc", "params_file": "demo.yaml", "store": ".",
         "config": {"corpus": {"n_facts": 77}, "analysis": {"smallest_effect": 0.05}, "notebooks": None},
         "notebooks": notebooks, "point": point or {}, "finished": "2031-01-02", "verdict": [HOSTILE[1]],
         "findings": [finding, finding | {"editor": HOSTILE[0], "holds": None, "low": None, "high": None}], "seed": 0,
@@ -333,7 +334,7 @@ def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_pa
     header.metadata["tags"] = ["remove-output"]
     nbformat.write(notebook(header), path)
     record = json.loads((folder / "summary.json").read_text())
-    record["notebooks"]["04_analysis"] = {"title": "x", "status": "done",
+    record["notebooks"]["04_analysis"] = {"title": "x", "status": "done", "source_hash": "", "config_hash": "",
                                           "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
     (folder / "summary.json").write_text(json.dumps(record))
     result = CliRunner().invoke(report.main, [str(path)])
