@@ -148,7 +148,7 @@ def _load(name: str | Path) -> PreTrainedModel:
         stored, expected = map(list, shapes)
         raise ValueError(f"{weight} has the shape {stored}, and {expected} by config.json")
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
+        raise ValueError(f"weights are missing ({len(missing)}), e.g. {missing[0]}")
     for weight, value in model.named_parameters():
         if not value.isfinite().all():
             raise ValueError(f"{weight} has values that are not finite")
