@@ -1,10 +1,11 @@
-"""Numbers, intervals and durations as text, nested settings as dotted keys, and one HTML table."""
+"""Numbers, durations and values as text, nested settings as dotted keys, and one HTML table."""
 
 from __future__ import annotations
 
 import html
 import itertools
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,22 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
+
+def short(value: Any, n_characters: int = 200) -> str:
+    """A value as Python writes it, for messages; long values are cut and end in '…'."""
+    return cut(_SHORT.repr(value), n_characters)
+
+
+def cut(text: str, n_characters: int = 200) -> str:
+    """A text, of which at most ``n_characters`` and a '…' remain."""
+    return text if len(text) <= n_characters else f"{text[:n_characters]}…"
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
