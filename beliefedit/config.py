@@ -37,7 +37,7 @@ from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
 from beliefedit.errors import BeliefEditError, ConfigError
-from beliefedit.formatting import MISSING, cut, flatten, short
+from beliefedit.formatting import MISSING, flatten, short, shorten
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -67,7 +67,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = flatten(before), flatten(after)
     pairs = {key: (old.get(key, MISSING), new.get(key, MISSING))
              for key in old | new if key not in NOT_COMPARED}
-    changed = [f"{key} {cut(str(a))} -> {cut(str(b))}" for key, (a, b) in pairs.items() if a != b]
+    changed = [f"{key} {shorten(str(a))} -> {shorten(str(b))}"
+               for key, (a, b) in pairs.items() if a != b]
     more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
     return "; ".join(changed[:5] + more)
 
@@ -76,7 +77,7 @@ def explain(error: ValidationError, root: type) -> str:
     """One line per problem: the key, the problem, the value, and similar names."""
     lines, problems = [], error.errors(include_url=False)
     for problem in problems[:MAX_PROBLEMS]:
-        key, value = cut(".".join(map(str, problem["loc"]))), problem["input"]
+        key, value = shorten(".".join(map(str, problem["loc"]))), problem["input"]
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
         else:
@@ -591,13 +592,13 @@ def _read_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, ", ".join(filter(None, [error.context, error.problem]))
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"not valid YAML: {line}{cut(problem, 400)}", where=where,
+        raise ConfigError(f"not valid YAML: {line}{shorten(problem, 400)}", where=where,
                           hint="correct it, or quote text with special characters") from None
     except RecursionError:
         raise ConfigError("not valid YAML: too many levels", where=where,
                           hint=f"write at most {MAX_DEPTH} levels") from None
     except Exception as error:  # PyYAML has no common base for its errors
-        problem = cut(" ".join(str(error).split()), 400)
+        problem = shorten(" ".join(str(error).split()), 400)
         raise ConfigError(f"not valid YAML: {problem}", where=where,
                           hint="correct it, or quote text with special characters") from None
     return _checked(value, where)
@@ -631,8 +632,8 @@ def _checked(value: Any, where: str) -> Any:
         elif isinstance(value, int) and not -2**63 <= value < 2**63:
             problem, hint = "an integer of more than 64 bits", "write a smaller one"
         if problem:
-            raise ConfigError(problem, where=": ".join(filter(None, [where, cut(".".join(keys))])),
-                              hint=hint)
+            key = shorten(".".join(keys))
+            raise ConfigError(problem, where=f"{where}: {key}" if key else where, hint=hint)
         return value
 
     return copied(value, ())
@@ -916,7 +917,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if not isinstance(path, str | Path):
         raise ConfigError(f"the path of the parameter file is not text: {short(path)}",
                           hint="write it in quotes; with papermill, use -r instead of -p")
-    path, where = Path(path), cut(str(path), 1000)
+    path, where = Path(path), shorten(str(path), 1000)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_TEXT + 1)
@@ -1009,7 +1010,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"cannot read --set {short(text)}", hint="write it as section.key=value")
-    return key.strip(), _read_yaml(value, f"--set {cut(text)}")
+    return key.strip(), _read_yaml(value, f"--set {shorten(text)}")
 
 
 def _set_dotted(values: dict, key: str, value: Any) -> None:
@@ -1020,6 +1021,6 @@ def _set_dotted(values: dict, key: str, value: Any) -> None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise ConfigError(f"'{cut(key)}' is below '{cut(section)}', which is a value, not a "
-                              "section", where=cut(key))
+            raise ConfigError(f"'{shorten(key)}' is below '{shorten(section)}', which is a value, "
+                              "not a section", where=shorten(key))
     values[last] = value

@@ -42,20 +42,20 @@ def duration(seconds: float) -> str:
     return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 4
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+def shorten(text: str, n: int = 200) -> str:
+    """The text, cut to n characters; a cut text ends in '…'."""
+    return text if len(text) <= n else f"{text[:n - 1]}…"
 
 
-def short(value: Any, n_characters: int = 200) -> str:
-    """A value as Python writes it, for messages; long values are cut and end in '…'."""
-    return cut(_SHORT.repr(value), n_characters)
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 
 
-def cut(text: str, n_characters: int = 200) -> str:
-    """A text, of which at most ``n_characters`` and a '…' remain."""
-    return text if len(text) <= n_characters else f"{text[:n_characters]}…"
+def short(value: Any) -> str:
+    """A value as Python writes it, cut to 200 characters, for messages."""
+    return shorten(_REPR.repr(value))
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:

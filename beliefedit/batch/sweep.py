@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from beliefedit.config import Experiment, digest, fields_of
 from beliefedit.errors import ConfigError
-from beliefedit.formatting import cut, short
+from beliefedit.formatting import short, shorten
 
 MAX_NAME = 120  # bytes; file systems allow 255
 MAX_POINTS = 10_000
@@ -39,8 +39,8 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
     fixed = {key: items[0] for key, items in values.items() if len(items) == 1}
     swept = {key: items for key, items in values.items() if len(items) > 1}
     if (n_points := math.prod(map(len, swept.values()))) > MAX_POINTS:
-        sizes = " × ".join(f"{len(items)} of {cut(key, 60)}" for key, items in swept.items())
-        raise ConfigError(f"a sweep of {n_points:,} runs: {cut(sizes)}", where="--set",
+        sizes = " × ".join(f"{len(items)} of {shorten(key, 60)}" for key, items in swept.items())
+        raise ConfigError(f"a sweep of {n_points:,} runs: {shorten(sizes)}", where="--set",
                           hint=f"list fewer values; a sweep has at most {MAX_POINTS:,} runs")
     points = [dict(zip(swept, point, strict=True)) for point in itertools.product(*swept.values())]
     return fixed, points if swept else []
@@ -100,7 +100,7 @@ def _values(key: str, value: Any) -> Sequence[Any]:
     if takes_list(key):
         return value if value and all(isinstance(item, list) for item in value) else [value]
     if not value:
-        raise ConfigError(f"--set {cut(key)}=[] gives no value", where=cut(key),
+        raise ConfigError(f"--set {shorten(key)}=[] gives no value", where=shorten(key),
                           hint="list at least one value")
     return value
 
