@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import resource
@@ -117,15 +116,6 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of the output has ended; click is silent
-            raise
-        problem = StoreError(f"cannot read or write: {error.strerror or error}",
-                             where=str(error.filename or "standard output"),
-                             hint=f"{os_hint(error)}, then run again; it resumes")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it when it ends
-        click.echo(problem, err=True)
-        sys.exit(1)
     except KeyboardInterrupt as stop:
         click.echo(f"\n{STOPPED}", err=True)
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
@@ -197,6 +187,18 @@ def _show(rows: Sequence[Sequence[str]]) -> None:
     click.echo("\n".join(["", *lines]))
 
 
+def explain(error: OSError) -> None:
+    """Print an error of the system that was not expected, such as a full device for the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes the output when it ends
+    click.echo(StoreError(f"cannot read or write: {error.strerror or error}",
+                          where=str(error.filename or "standard output"),
+                          hint=f"{os_hint(error)}, then run again; it resumes"), err=True)
+
+
 if __name__ == "__main__":
     on_signals(interrupt)
-    main()
+    try:
+        main()
+    except OSError as error:
+        explain(error)
+        sys.exit(1)
