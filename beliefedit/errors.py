@@ -16,6 +16,9 @@ class BeliefEditError(Exception):
     """
 
     def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
+        # File names that are not UTF-8 have half surrogate pairs, which cannot be written.
+        problem, where, hint = (text.encode("utf-8", "backslashreplace").decode()
+                                for text in (problem, where, hint))
         self.problem, self.where, self.hint = problem, where, hint
         lines = [problem]
         if where:

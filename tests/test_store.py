@@ -74,7 +74,7 @@ def test_another_key_is_computed_beside_it_and_going_back_costs_nothing(stage, c
     (FileExistsError(errno.EEXIST, "File exists"), "a file or folder of that name is in the way, or choose"),
     (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "a file or folder of that name is in the way"),
     (OSError(errno.ENAMETOOLONG, "File name too long"), "use a shorter name"),
-    (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+    (OSError(errno.EMFILE, "Too many open files"), "raise the limit of open files (ulimit -n)"),
     (SafetensorError("I/O error: No space left on device (os error 28)"), "free space, or choose"),
     (OSError("no number"), "choose another --out"), (SafetensorError("no number"), "choose another --out")])
 def test_the_hint_fits_the_error_of_the_system(error, hint):
