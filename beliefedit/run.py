@@ -27,7 +27,7 @@ from beliefedit.corpus import world as worlds
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.evaluation import cases as evaluation_cases
 from beliefedit.evaluation import metrics
-from beliefedit.formatting import flatten
+from beliefedit.formatting import flatten, short
 from beliefedit.graph import graph as graphs
 from beliefedit.graph.source import read_graph, source_digest
 from beliefedit.lock import LOCK, locked
@@ -86,6 +86,9 @@ class Run:
     def __init__(self, folder: str | Path, params: str | Path | Experiment | None = None,
                  overrides: Mapping[str, Any] | None = None, *, store: str | Path | None = None,
                  read_only: bool = False) -> None:
+        if not isinstance(folder, str | Path) or str(folder) == "" or "\0" in str(folder):
+            raise StoreError(f"{short(folder)} is no run folder", hint="give its path as text; "
+                             "with papermill, use -r run_folder instead of -p run_folder")
         self.folder = Path(folder)
         record = read_record(self.folder)
         self.recorded: Mapping[str, Any] | None = record.get("config")
@@ -95,7 +98,7 @@ class Run:
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:
-            self.config = with_overrides(params or record["config"], overrides or {})
+            self.config = with_overrides(record["config"] if params is None else params, overrides)
         self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
 
@@ -103,6 +106,12 @@ class Run:
     def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
         """The run of a folder in the configuration recorded in its summary.json."""
         return cls(folder, read_only=read_only)
+
+    @classmethod
+    def open_all(cls, folders: str | Path | Sequence[str | Path]) -> list[Run]:
+        """The runs of several folders, each as `open` gives it; a text or path is one folder."""
+        one = isinstance(folders, str | Path) or not isinstance(folders, Sequence)
+        return [cls.open(folder) for folder in ([folders] if one else folders)]
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from beliefedit.config import digest
-from beliefedit.errors import StoreError
+from beliefedit.errors import StoreError, os_hint
 from beliefedit.lock import locked
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the run folder cannot be created: {error.strerror or error}",
-                             where=str(self.folder), hint="choose another --out") from error
+                             where=str(self.folder), hint=os_hint(error)) from error
 
     def path(self, stage: str, key: str) -> Path:
         """The folder of the artifact of a stage and key, whether it exists or not."""
@@ -156,8 +156,8 @@ class Store:
                     (self.folder / WORKING).rmdir()  # if it is empty
         except OSError as error:
             raise StoreError(f"could not write {stage}: {error.strerror or error}",
-                             where=str(self.folder), hint="free space or choose another --out, "
-                             "then run again; finished work is kept") from error
+                             where=str(self.folder), hint=f"{os_hint(error)}, then run again; "
+                             "finished work is kept") from error
         return self.path(stage, key)
 
     def _build(self, stage: str, key: str, record: Mapping[str, Any],

@@ -186,6 +186,8 @@ class Editor(ABC):
             return "the target is empty"
         if target.strip() == prompt.strip():
             return "the target equals the prompt"
+        if prompt != prompt.strip() or target != target.strip():
+            return "spaces around the prompt or the target; editors put one between them"
         if max_target_tokens is not None:
             n = len(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
             if n > max_target_tokens:

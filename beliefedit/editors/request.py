@@ -41,7 +41,12 @@ class EditRequest:
 
     @classmethod
     def from_pair(cls, prompt: str, target: str, subject: str = "") -> EditRequest:
-        """The request that the model answer ``prompt`` with ``target``."""
+        """The request that the model answer ``prompt`` with ``target``.
+
+        Spaces around the texts are dropped, as editors put one between prompt and target; some data
+        sets have targets such as " poet".
+        """
+        prompt, target, subject = prompt.strip(), target.strip(), subject.strip()
         relation = prompt.removeprefix(subject).strip()
         return cls(Fact(subject, relation, ""), target, text=prompt)
 

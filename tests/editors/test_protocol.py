@@ -231,6 +231,18 @@ def test_pairs_are_accepted_and_invalid_ones_are_errors(model, tokenizer) -> Non
         editor.apply(model, tokenizer, [])
 
 
+def test_one_space_is_trained_between_prompt_and_target(model, tokenizer) -> None:
+    plain = EditRequest.from_pair("Ada works as", "poet", "Ada")
+    for prompt, target, subject in (("Ada works as", " poet", "Ada"), (" Ada works as ", "\tpoet\n", " Ada ")):
+        assert EditRequest.from_pair(prompt, target, subject) == plain
+    assert EditRequest.from_pair("Ada lives in", "New  York").target == "New  York"  # a label as it is
+    editor = be.editor("lora", steps=1)
+    for fact, target, text in ((plain.fact, " poet", ""), (plain.fact, "poet", "Ada works as "), (plain.fact, "poet ", "")):
+        with pytest.raises(EditError, match="spaces around the prompt or the target") as raised:
+            editor.apply(model, tokenizer, [EditRequest(fact, target, text=text)])
+        assert repr(target) in str(raised.value)
+
+
 def test_a_request_is_a_fact_and_a_target() -> None:
     request = EditRequest(Fact("Ada", "works as", "cook"), "poet", weight=3)
     assert (request.prompt, request.subject, request.sentence) == ("Ada works as", "Ada", "Ada works as poet")
