@@ -41,6 +41,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def shorten(text: str, n: int = 200) -> str:
+    """The text, cut to n characters; a cut text ends in '…'."""
+    return text if len(text) <= n else f"{text[:n - 1]}…"
+
+
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings as one: {'a': {'b': 1, 'c': {}}} becomes {'a.b': 1, 'a.c': {}}."""
     flat: dict[str, Any] = {}
