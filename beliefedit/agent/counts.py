@@ -16,7 +16,7 @@ import polars as pl
 from scipy import sparse
 
 from beliefedit.errors import EvidenceError
-from beliefedit.formatting import shorten
+from beliefedit.formatting import short, shorten
 
 MIN_COUNT, MAX_EVIDENCE = 1e-100, 1e300
 """Smallest count of a row and largest sum of evidence whose beliefs are finite in float64."""
@@ -48,7 +48,7 @@ class Vocabulary:
                                 hint=f"name every {kind} by a text or an integer") from None
         if len(self.ids) != len(names):
             repeated = next(name for index, name in enumerate(names) if self.ids[name] != index)
-            raise EvidenceError(shorten(f"the {kind} {repeated!r} is listed twice"),
+            raise EvidenceError(f"the {kind} {short(repeated)} is listed twice",
                                 hint=f"give every {kind} once")
 
     def id(self, name: object) -> int:
@@ -57,7 +57,7 @@ class Vocabulary:
             return self.ids[name]
         except (KeyError, TypeError):
             raise EvidenceError(
-                shorten(f"unknown {self.kind}: {name!r}"),
+                f"unknown {self.kind}: {short(name)}",
                 where=f"{len(self.names):,} {self.kind}s known",
                 hint=f"use a {self.kind} of the evidence the agent was fitted to") from None
 
@@ -148,9 +148,9 @@ def _refuse(wrong: np.ndarray, column: pl.Series, problem: str, hint: str) -> No
 
 
 def _wrong_type(column: pl.Series, expected: str) -> EvidenceError:
-    value = f": {column[0]!r}" if len(column) else ""
+    value = f": {short(column[0])}" if len(column) else ""
     return EvidenceError(
-        shorten(f"the column {column.name} is {column.dtype}, not {expected}{value}"),
+        f"the column {column.name} is {shorten(str(column.dtype))}, not {expected}{value}",
         where=_position(0, column.name), hint="cast the column")
 
 
@@ -165,13 +165,13 @@ def pair_ids(pairs: Any, names: list) -> tuple[dict[int, int], Vocabulary]:
         EvidenceError: the pairs are no mapping of relations, or a relation occurs in them twice.
     """
     if not isinstance(pairs, Mapping):
-        raise EvidenceError(shorten(f"the pairs are no mapping: {pairs!r}"),
+        raise EvidenceError(f"the pairs are no mapping: {short(pairs)}",
                             hint="give {downstream relation: upstream relation}")
     paired = [relation for pair in pairs.items() for relation in pair]
     repeated = next((relation for relation in paired if paired.count(relation) > 1), None)
     if repeated is not None:
-        raise EvidenceError(shorten(f"the relation {repeated!r} occurs twice in the pairs"),
-                            where=shorten(str(dict(pairs))),
+        raise EvidenceError(f"the relation {short(repeated)} occurs twice in the pairs",
+                            where=short(dict(pairs)),
                             hint="pair every relation with at most one other, not with itself")
     relations = Vocabulary("relation", names + [r for r in paired if r not in names])
     return {relations.id(d): relations.id(u) for d, u in pairs.items()}, relations
@@ -245,7 +245,7 @@ class CountVector:
             EvidenceError: an invalid weight, or too much evidence in all.
         """
         if not isinstance(weight, Real) or not is_evidence(weight):
-            raise EvidenceError(shorten(f"the weight {weight!r} is not evidence"), hint=_WEIGHTS)
+            raise EvidenceError(f"the weight {short(weight)} is not evidence", hint=_WEIGHTS)
         added = contributions(np.array([weight], dtype=np.float64), n_objects)
         if self.total + added[2][0] > MAX_EVIDENCE:
             raise EvidenceError(f"the weight {weight:g} makes the sum of the evidence too large",

@@ -127,7 +127,7 @@ def reference(frame: pl.DataFrame, pairs: dict[str, str]) -> dict[tuple, float]:
         for subject in subjects:
             for relation in relations:
                 direct = mean(vector(rows.get((subject, relation), [])), frequency)
-                above = rows.get((subject, pairs.get(relation, "")), [])
+                above = rows.get((subject, pairs.get(relation)), [])
                 if view == "predictive" and above and (subject, relation) in rows:
                     upstream_belief = mean(vector(above), frequency)
                     direct = [sum(upstream_belief[x] * q[relation][x][o] for x in range(k)) for o in range(k)]
