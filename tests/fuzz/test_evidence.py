@@ -65,14 +65,14 @@ def frames(draw: st.DrawFn) -> Any:
             items[draw(st.integers(0, n - 1))] = draw(bad_numbers | st.none())
             columns[name] = pl.Series(items, strict=False)
         elif change == "one value" and n:
-            items = columns[name].cast(pl.String, strict=False).to_list()
+            items = [None if item is None else str(item) for item in columns[name].to_list()]
             items[draw(st.integers(0, n - 1))] = draw(st.sampled_from([None, "", "unknown", "0"]))
             columns[name] = pl.Series(items, dtype=pl.String)
         elif change == "drop":
             del columns[name]
         elif change == "ids" and name == "object":
             columns[name] = pl.Series(draw(st.lists(st.integers(-1, len(OBJECTS)), min_size=n, max_size=n)), dtype=pl.Int64)
-        elif change == "float32" and name in ("weight", "count"):
+        elif change == "float32" and columns[name].dtype.is_numeric():
             columns[name] = columns[name].cast(pl.Float32, strict=False)
     frame = pl.DataFrame(columns)
     form = draw(st.integers(0, 19))
