@@ -41,7 +41,13 @@ from beliefedit.formatting import MISSING, flatten
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _in_int64(value: int) -> int:
+    """The value; ValueError for one that generators of random numbers do not take."""
+    if value >= 2**63:
+        raise ValueError("should be less than 2**63")
+    return value
 
 
 def _in_float32(value: float) -> float:
@@ -51,6 +57,7 @@ def _in_float32(value: float) -> float:
     return value
 
 
+Seed = Annotated[int, Field(ge=0), AfterValidator(_in_int64)]
 PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
 NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_in_float32)]
 

@@ -55,7 +55,8 @@ class BayesAgent:
         Args:
             evidence: subject, relation, object, weight, and optionally count (repetitions of the
                 row); the first three are labels or ids. Object ids index ``objects``. Weights
-                are -1 (against), between 0 and 1 (uncertain), or 1 and more.
+                are -1 (against), between 0 and 1 (uncertain), or 1 and more; counts are positive.
+                Weights times counts sum to at most 1e300.
             pairs: maps downstream to upstream relations, named as in ``evidence``.
             objects: all K object labels; evidence may leave some unobserved.
             as_published: edits of a downstream fact count twice in the conditional, as in the

@@ -278,7 +278,7 @@ def test_a_run_is_created_with_progress_and_can_be_stopped(tmp_path):
         if done:
             raise Cancelled
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(TrainingError, match="the run is stopped"):
         make_run(params, tmp_path / "run", stop)
 
 
