@@ -27,7 +27,7 @@ from tests.fuzz.conftest import at_least, attempt
 from tests.sample_models import sample_model
 from tests.sample_playground import write_graph
 
-SECONDS = 5.0  # after which a user stops a replay
+SECONDS = 2.0  # after which a user stops a replay
 QUICK = {"lora": {"steps": 2}, "finetune": {"steps": 2}, "in_context": {}, "rome": {"steps": 2}, "memit": {
     "steps": 2, "layers": [0]}, "alphaedit": {"steps": 2, "layers": [0]}, "grace": {"steps": 2, "layer": 0},
     "retrain": {"n_epochs": 1, "n_documents": 4}, "bayes": {"steps": 2}, "bayes_heldout": {"steps": 2}}
@@ -87,7 +87,7 @@ def files(draw: st.DrawFn, valid: dict) -> bytes:
         elif change == "order":
             saved["edits"] = draw(st.permutations(edits))[:draw(st.integers(0, 3))]
         elif change == "name":
-            edit["object"] = draw(st.sampled_from([other["object"] for other in edits] + ["nobody"]))
+            edit["object"] = draw(st.sampled_from([other.get("object") for other in edits] + ["nobody"]))
         else:
             saved[draw(st.sampled_from(["format", "stacked", "edits", "more"]))] = draw(anything)
     content = json.dumps(saved, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
