@@ -42,8 +42,25 @@ from beliefedit.formatting import MISSING, flatten, short, shorten
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def _in_int64(value: int) -> int:
+    """The value; ValueError for one that generators of random numbers do not take."""
+    if value >= 2**63:
+        raise ValueError("should be less than 2**63")
+    return value
+
+
+def _in_float32(value: float) -> float:
+    """The value; ValueError for one whose computations overflow in float32."""
+    if value > 1e30:
+        raise ValueError("should be at most 1e30")
+    return value
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_in_int64)]
+PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
+NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_in_float32)]
 
 
 class Config(BaseModel):
@@ -153,7 +170,7 @@ class LoraConfig(Config):
         1.0, description="gradients of an edit are clipped to this norm")
     append_end_token: bool = Field(
         False, description="also train on the end token after the target; published: no")
-    seed: NonNegative = Field(
+    seed: Seed = Field(
         0, description="seed of the initial adapter weights, the same for all edits")
 
 
@@ -179,7 +196,7 @@ class FinetuneConfig(Config):
 class InContextConfig(Config):
     """The edited sentence as a prefix of every prompt; no weights change."""
 
-    n_repeats: Positive = Field(1, description="number of repetitions of the sentence")
+    n_repeats: Positive = Field(1, le=1000, description="number of repetitions of the sentence")
 
 
 class ValueConfig(Config):
@@ -203,9 +220,10 @@ class ValueConfig(Config):
     edit_token: Literal["subject_last", "prompt_last"] = Field(
         "prompt_last", description="edit at the last token of the subject or of the prompt")
     n_context_templates: Positive = Field(
-        1, description="beginnings of sentences before the prompt; the key is their average")
+        1, le=1000,
+        description="beginnings of sentences before the prompt; the key is their average")
     n_tokens: Positive = Field(20_000, description="corpus tokens for the covariance of the keys")
-    seed: NonNegative = Field(0, description="seed of the choice of context templates")
+    seed: Seed = Field(0, description="seed of the choice of context templates")
 
 
 class RomeConfig(ValueConfig):
@@ -267,14 +285,15 @@ class RetrainConfig(Config):
     lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
     weight_decay: NonNegativeFloat = Field(1e-4, description="of AdamW")
     n_epochs: Positive = Field(2, description="epochs over the request and the documents")
-    batch_size: Positive = Field(16, description="documents per step")
+    batch_size: Positive = Field(16, le=256, description="documents per step")
     max_grad_norm: PositiveFloat = Field(
         1.0, description="gradients of a step are clipped to this norm")
     n_documents: Positive = Field(
         256, description="documents of the corpus to train on again")
     max_repeats: Positive = Field(
-        200, description="the request is repeated as often as its weight says, at most this often")
-    seed: NonNegative = Field(0, description="seed of the choice and order of documents")
+        200, le=10_000,
+        description="the request is repeated as often as its weight says, at most this often")
+    seed: Seed = Field(0, description="seed of the choice and order of documents")
 
 
 TargetKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
@@ -291,12 +310,12 @@ class BayesConfig(LoraConfig):
         get_args(TargetKind), description="kinds of facts to train on besides the request")
     n_other_subjects: NonNegative = Field(
         4, description="other subjects with a fact of the same relation")
-    min_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+    min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(
         0.02, description="objects with a smaller belief are not targets")
     request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
     n_minibatches: Positive = Field(
-        4, description="minibatches of the other targets; each step uses one")
+        4, le=1000, description="minibatches of the other targets; each step uses one")
 
 
 class BayesHeldoutConfig(BayesConfig):
@@ -654,7 +673,7 @@ class GraphConfig(Config):
     source: str = Field(
         "demo", description="'demo' (built in), a folder in Wikidata5m's layout, or 'format:path'")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
-    demo_seed: NonNegative = Field(0, description="seed of the built-in graph")
+    demo_seed: Seed = Field(0, description="seed of the built-in graph")
     read_n_facts: Positive | None = Field(
         None, description="read only this many lines of the triple file; null: all")
     n_relations: Annotated[int, Field(ge=2)] = Field(10, description="relations to choose")
@@ -869,7 +888,7 @@ class Experiment(Config):
     """One run: a section per stage, one seed, one device."""
 
     name: str = Field("experiment", description="name of the experiment")
-    seed: NonNegative = Field(0, description="seed of all random draws")
+    seed: Seed = Field(0, description="seed of all random draws")
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(

@@ -264,6 +264,29 @@ def remove_torn(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces ``folder`` when the block ends, or is removed if it fails.
+
+    Raises:
+        OSError: the folder cannot be written; the earlier one is as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}")
+                    for end in ("new", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -12,7 +12,6 @@ from beliefedit.config import Experiment
 from beliefedit.errors import ConfigError, GraphError, StoreError
 from beliefedit.lock import LOCK, locked
 from beliefedit.run import clean
-from beliefedit.store import write_json
 from tests.worlds import small_demo, write_record
 
 TINY = {
@@ -193,7 +192,7 @@ def test_parameters_that_are_neither_file_nor_sections_are_named(tmp_path, param
 
 def test_runs_are_opened_from_a_list_or_one_path(finished, tmp_path):
     for name in ("one", "two"):
-        write_json(tmp_path / name / "summary.json", {"config": experiment().model_dump(mode="json")})
+        write_record(tmp_path / name, experiment())
     one, two = str(tmp_path / "one"), tmp_path / "two"
     assert [run.name for run in be.Run.open_all([one, two])] == ["one", "two"]
     assert [[run.name for run in be.Run.open_all(folder)] for folder in (one, two)] == [["one"], ["two"]]

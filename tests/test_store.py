@@ -17,6 +17,7 @@ from beliefedit.lock import locked
 from beliefedit.store import (
     Store,
     Stream,
+    atomic_folder,
     atomic_path,
     read_json,
     stage_key,
@@ -317,6 +318,24 @@ def test_json_goes_there_and_back(tmp_path):
     assert read_json(tmp_path / "a.json") == {"é": [1, 2.5, None]} == json.loads((tmp_path / "a.json").read_text())
     with pytest.raises(StoreError, match="no such file"):
         read_json(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    with pytest.raises(StoreError, match="damaged file"):
+        read_json(tmp_path / "c.json")
+
+
+def test_a_folder_replaces_the_earlier_one_whole_or_not_at_all(tmp_path):
+    for name in ("a", "b"):
+        with atomic_folder(tmp_path / "folder") as partial:
+            (partial / name).touch()
+        assert os.listdir(tmp_path / "folder") == [name]
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as partial:
+        (partial / "c").touch()
+        raise RuntimeError
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "file"):
+        pass
+    assert os.listdir(tmp_path / "folder") == ["b"] and (tmp_path / "file").read_text() == "x"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_a_working_folder_stays_with_its_key(tmp_path):

@@ -151,20 +151,28 @@ class LocateAndEditEditor(Editor):
         config = self.config
         return config.layers if isinstance(config, MultiLayerConfig) else (config.layer,)
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Check that the layers exist.
+
+        Raises:
+            EditError: they do not, or an edit at the subject in the last layer, which cannot change
+                the output at later tokens.
+        """
+        is_last = [*chosen_projections(model, self.layers)][-1] in chosen_projections(model, [-1])
+        if self.config.edit_token == "subject_last" and is_last:
+            raise EditError("a change at the subject in the last layer reaches no later token",
+                            where="layers of the editor", hint="choose earlier layers")
+
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
         """Compute the statistics of the model on the corpus.
 
         Raises:
-            EditError: no texts; or an edit at the subject in the last layer, which cannot change
-                the output at later tokens.
+            EditError: no texts; or as `check_model`.
         """
         require_texts(texts)
+        self.check_model(model)
         names = chosen_projections(model, self.layers)
-        is_last = [*names][-1] in chosen_projections(model, [-1])
-        if self.config.edit_token == "subject_last" and is_last:
-            raise EditError("a change at the subject in the last layer reaches no later token",
-                            where="layers of the editor", hint="choose earlier layers")
         key = weights_key(model, names)
         if self.statistics is None or self.statistics.key != key:
             generator = torch.Generator().manual_seed(self.config.seed)

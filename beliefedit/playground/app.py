@@ -17,7 +17,14 @@ from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
 from beliefedit.playground.background import StepCallback, Worker, error_text
 from beliefedit.playground.controls import LABEL, RequestForm, Settling, columns, row
-from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
+from beliefedit.playground.files import (
+    make_run,
+    open_run,
+    replay,
+    runs_beside,
+    save_session,
+    session_path,
+)
 from beliefedit.playground.session import EditorChoice, Entry, Session
 from beliefedit.playground.snapshot import Snapshot, draw
 from beliefedit.run import Run
@@ -242,8 +249,8 @@ class Page(Working):
                    "Saving …")
 
     def _file(self) -> Path:
-        """The session's file; always in the folder, whatever the typed path."""
-        return self.folder / (Path(self.file.value).name or "session.json")
+        """The session's file; EditError if no name of a file is typed."""
+        return session_path(self.folder, self.file.value)
 
     def _press_save_session(self) -> None:
         path = self._file()

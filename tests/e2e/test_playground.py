@@ -227,7 +227,7 @@ def test_an_edit_can_be_cancelled(voila):
     press(voila, "Edit")
     wait_for_message(voila, re.compile("step [0-9]+ of 1000000"))
     press(voila, "Cancel")
-    wait_for_message(voila, "Stopped. Nothing was changed.")
+    wait_for_message(voila, "Stopped. The session is as it was before.")
     field(voila, "steps").fill("25")
     expect(voila.locator(".be-history li")).to_have_count(0)
     expect(voila.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
