@@ -101,6 +101,7 @@ class Run:
             self.config = with_overrides(record["config"] if params is None else params, overrides)
         self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._checked_model = False
 
     @classmethod
     def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
@@ -143,8 +144,20 @@ class Run:
         name = stage.partition("/")[0]
         build = getattr(self, f"_build_{name}")
         arguments = [stage.partition("/")[2]] if name in EDITING_STAGES else []
+        if not self.store.has(stage, key):
+            self._check_existing_model()
         return self.store.get(stage, key, self._keys[stage][1],
                               lambda folder: build(folder, *arguments))
+
+    def _check_existing_model(self) -> None:
+        """Check the model that training starts from, once, before the first stage is computed."""
+        if (self.config.model.init_from is None or self._checked_model or self.store.read_only
+                or self.has("model")):
+            return
+        from beliefedit.lm.model import check_existing
+
+        check_existing(self.config.model)
+        self._checked_model = True
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The record of a stage's artifact.
@@ -366,27 +379,26 @@ class Run:
             self.world, self.corpus, self.agent, self.config.edit, self.config.seed), folder)
 
     def _build_model(self, folder: Path) -> dict[str, Any]:
-        from beliefedit.lm.model import resolve_device
-        from beliefedit.training.train import copy_model
+        from beliefedit.lm.model import resolve_device, save_model
 
-        working, trained = self._train()
-        copy_model(working, folder)
+        model, trained = self._train()
+        save_model(model, self.tokenizer, folder)
+        trained.write_parquet(folder / "metrics.parquet")
         last = trained.row(-1, named=True)
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
-    def _train(self) -> tuple[Path, pl.DataFrame]:
-        """(working folder with the trained model, its metrics)."""
+    def _train(self) -> tuple[PreTrainedModel, pl.DataFrame]:
+        """(the trained model, its metrics)."""
         from beliefedit.training.train import train
 
         probes = evaluation_cases.build_probes(self.world, self.corpus, self.agent,
                                                self.config.pretraining.n_eval_facts,
                                                self.config.seed)
-        working = self.store.working_folder("model", self.key("model"))
-        return working, train(self.corpus.documents, self.tokenizer, self.config.model,
-                              self.config.pretraining, folder=working, probes=probes,
-                              seed=self.config.seed, device=self.config.device,
-                              callback=self._on_evaluation)
+        return train(self.corpus.documents, self.tokenizer, self.config.model,
+                     self.config.pretraining, probes=probes, seed=self.config.seed,
+                     folder=self.store.working_folder("model", self.key("model")),
+                     device=self.config.device, callback=self._on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
         from beliefedit.evaluation.edits import query_model
@@ -568,9 +580,11 @@ class Run:
 
         context = distributed.init(resolve_device(self.config.device))
         if context.is_main:
-            self.path("corpus")
-            if "edits" in stages:
-                self.path("cases")
+            for stage in ("tokenizer", "corpus", *["cases"] * ("edits" in stages)):
+                self.path(stage)
+            for part in ("model", *(self._parts("edits") if "edits" in stages else ())):
+                if not self.has(part):  # made by one process before all of them write into it
+                    self.store.working_folder(part, self.key(part))
         context.barrier()
         if {"model", "edits"} & set(stages) and not context.broadcast(self.has("model")):
             if context.is_main:

@@ -18,7 +18,7 @@ from polars.testing import assert_frame_equal
 from beliefedit.config import EditConfig
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.editors.lora import LoraEditor
-from beliefedit.errors import EditError
+from beliefedit.errors import EditError, StoreError
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.cases import PROBES, Cases
 from beliefedit.lm.model import save_model
@@ -224,6 +224,16 @@ def test_a_killed_run_resumes_without_loss_or_repetition(setup, tmp_path, monkey
     expected, whole_log = run(setup, tmp_path / "whole")
     assert_frame_equal(scores, expected, rel_tol=1e-4)
     assert log["case"].to_list() == whole_log["case"].to_list()
+
+
+@pytest.mark.parametrize("kind", ["log", "scores"])
+@pytest.mark.parametrize("content", [b"", b"PAR1", None])
+def test_a_damaged_intermediate_result_is_named(setup, tmp_path, kind, content) -> None:
+    run(setup, tmp_path / "edits")
+    path = tmp_path / "edits" / f"{kind}-0000000.parquet"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(StoreError, match=rf"damaged intermediate result: (.|\n)*{path.name}\n.*delete its folder, then run again"):
+        run(setup, tmp_path / "edits")
 
 
 def test_shards_give_the_results_of_one_process(setup, tmp_path) -> None:

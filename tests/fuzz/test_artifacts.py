@@ -1,6 +1,7 @@
 """Damaged files of a finished run: every change is found, or changes nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.lm.model import load_model
 from beliefedit.record import read_record
 from beliefedit.report.pages import write_index
-from beliefedit.training.train import copy_model
 from tests.fuzz.conftest import at_least, attempt
 from tests.test_run import experiment
 from tests.worlds import write_record
@@ -120,7 +120,7 @@ def test_a_damaged_model_folder_is_named_or_loads(tmp_path_factory, run, data, d
     """A model folder of the user's own has no manifest."""
     folder = tmp_path_factory.getbasetemp() / "model"
     folder.mkdir(exist_ok=True)
-    copy_model(run.path("model"), folder)
+    shutil.copytree(run.path("model"), folder, dirs_exist_ok=True)
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
     content = damaged(path.read_bytes(), *damage)
     if content is None:
