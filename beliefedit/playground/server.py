@@ -21,12 +21,11 @@ after evidence for the new object. **Edit** changes the language model (LM) with
 Each bar is a probability of one object: the LM before the edit, the LM after it, and the agent. \
 An edit agrees with the agent where the last two bars have the same length."""
 
-POLICY = ("default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; "
-          "frame-src 'none'; object-src 'none'; form-action 'none'; base-uri 'none'; "
-          "frame-ancestors 'self'")
+POLICY = ("default-src 'self' data: blob: 'unsafe-inline'; connect-src 'self'; frame-src 'none'; "
+          "object-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'")
 """The page's content security policy: no request leaves the server that sent the page.
 
-Voilà's own scripts need 'unsafe-inline' and 'unsafe-eval'."""
+Voilà's own scripts need 'unsafe-inline'. The files voila.json of a checkout set the same policy."""
 
 _TEMPLATES = Path(__file__).parent  # holds voila/templates/, as a folder of Jupyter's data does
 
