@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 import polars as pl
 from plotly.subplots import make_subplots
 
@@ -50,6 +51,14 @@ TEMPLATE = go.layout.Template(layout={
     "margin": {"l": 10, "r": 12, "t": _TOP, "b": 10}, "autosize": True, "xaxis": _AXIS,
     "yaxis": _AXIS, "bargap": 0.3, "dragmode": False,
 })
+
+CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
+"""Figures have one button, to save a picture. plotly's own choice includes one that uploads data.
+
+Importing this module gives it to all renderers of plotly, so that it holds in JupyterLab."""
+for _name in pio.renderers:
+    if hasattr(_renderer := pio.renderers[_name], "config"):
+        _renderer.config = {**(_renderer.config or {}), **CONFIG}
 
 
 def escape(text: object) -> str:

@@ -143,6 +143,7 @@ def test_with_an_end_token_the_answer_stops_after_the_target(model, tokenizer) -
         assert ([answer.split(".")[0] for answer in answers] == targets) == append  # an end is "</s>" or "."
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 def test_an_edit_is_saved_in_three_formats_and_loaded(model, tokenizer, tmp_path) -> None:
     edited = be.editor("lora", lr=1e-2, steps=5, rank=2).apply(model, tokenizer, REQUESTS)
     expected = scores(edited, tokenizer, 1)

@@ -170,6 +170,7 @@ def test_a_relation_that_the_subject_lacks_can_be_requested(session):
     assert entry.picture.panels[0].fact.object == ""
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 @pytest.mark.parametrize("stacked", [False, True])
 def test_saved_edits_load_again(session, tmp_path, stacked):
     from peft import PeftModel
