@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 SUMMARY = "summary.json"
 VERSIONS = {
     "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 4, "beliefs": 3,
-    "edits": 6, "sequential": 3, "rationality": 3, "tables": 6
+    "edits": 7, "sequential": 3, "rationality": 3, "tables": 6
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 

@@ -187,8 +187,8 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = cases.edit_cases()[:config.n_edited]
-    traced = {case.number for case in chosen[:config.n_trajectories]}
-    chosen = chosen[shard[0]::shard[1]]
+    traced = set(cases.examples(config.n_trajectories, config.n_edited))
+    chosen = sorted(chosen, key=lambda case: case.number not in traced)[shard[0]::shard[1]]
     done = {case for path in folder.glob("log-*.parquet") for case in pl.read_parquet(path)["case"]}
     remaining = [case for case in chosen if case.number not in done]
     run = _EditorRun(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
