@@ -6,8 +6,8 @@ import html
 import json
 import resource
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import plotly.graph_objects as go
 import polars as pl
@@ -18,7 +18,12 @@ from beliefedit.config import differences
 from beliefedit.formatting import html_table, number
 
 if TYPE_CHECKING:
+    from ipywidgets import Widget
+
+    from beliefedit.config import Experiment
     from beliefedit.run import Run
+
+Option = TypeVar("Option")
 
 _WARNING = "border-left:4px solid #D55E00;padding:.5em 1em"
 
@@ -67,6 +72,45 @@ def pretraining_check(metrics: pl.DataFrame) -> HTML:
     style, warning = ("", "") if learned is not False else (
         _WARNING, "<b>Results of edits on this model are not evidence about the editors.</b> ")
     return HTML(f'<p style="{style}">{warning}{html.escape(judgement)}</p>')
+
+
+def true_false_note(config: Experiment) -> HTML:
+    """One sentence on what true/false sentences of this corpus measure."""
+    share = config.world.p_false_from_same_relation
+    text = ("False sentences of this corpus name other objects of the same relation, so a model "
+            "needs the fact itself to classify a sentence as true or false.")
+    if share < 1:
+        text = ("<b>What true/false sentences measure here.</b> " + ("False" if not share else "Most "
+                "false" if share < 0.5 else "Many false") + " sentences of this corpus name an "
+                "object of any relation (<code>world.p_false_from_same_relation</code> is "
+                f"{share:g}), so a model can classify them by the type of the object: a credence "
+                "tells whether the object fits the relation, more than whether the model believes "
+                "the fact.")
+    return HTML(f"<p>{text}</p>")
+
+
+def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], object]) -> Widget:
+    """A drop-down list, and below it what ``draw`` returns for the chosen option.
+
+    A report shows the first option.
+
+    Args:
+        options: text of each choice -> argument of ``draw``.
+    """
+    import ipywidgets as ipw
+
+    output = ipw.Output()
+    choice = ipw.Dropdown(options=list(options), description=label, layout={"width": "max-content"})
+
+    def show_chosen(_: object = None) -> None:
+        output.clear_output(wait=True)
+        with output:
+            display(draw(options[choice.value]))
+
+    choice.observe(show_chosen, "value")
+    if options:
+        show_chosen()
+    return ipw.VBox([choice, output])
 
 
 def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataFrame], None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import polars as pl
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts
 from beliefedit.corpus.language import Parser, Proposition
 from beliefedit.corpus.world import World
@@ -123,6 +124,9 @@ def request_kinds(cases: Cases) -> pl.DataFrame:
     """The number of requests of each kind: kind, n, share."""
     kinds = {"confirms the true object": pl.col("confirms_truth"),
              "contradicts the true object": ~pl.col("confirms_truth"),
+             "… with an object that the relation has in another case":
+                 ~pl.col("confirms_truth") & pl.col("request").is_in(
+                     pl.col("object").implode().over("relation")),
              "the subject has a downstream fact": pl.col("has_downstream_fact"),
              "… which should change": pl.col("downstream_changes"),
              "the edited fact is a downstream fact": pl.col("is_downstream"),
@@ -132,8 +136,29 @@ def request_kinds(cases: Cases) -> pl.DataFrame:
                          "share": [count / len(cases.cases) for count in counts]})
 
 
-def example_cases(cases: Cases, n_traced: int, n: int = 2) -> list[int]:
-    """Examples of traced cases; requests that change the downstream fact come first."""
-    order = cases.cases.head(n_traced).sort("downstream_changes", "confirms_truth", "case",
-                                            descending=[True, False, False])
-    return order["case"].head(n).to_list()
+def statement_beliefs(cases: Cases, case: int, agent: BayesAgent, world: World) -> pl.DataFrame:
+    """The agent's beliefs in the true/false statements of a case, before and after its request.
+
+    A and B count as independent, as in the logical errors. The belief in A, which is about the
+    edited fact, is the direct one after the request, and else the predictive one.
+
+    Returns:
+        probe (logic_a, logic_b, logic_not_a, logic_a_or_b, logic_a_and_b), p_before, p_after.
+    """
+    request = next(known.request for known in cases.edit_cases() if known.number == case)
+    prompts = dict(cases.queries.filter(kind="true", case=case).select("probe", "prompt").iter_rows())
+    parser, updated = _parser(world), agent.after(request)
+
+    def beliefs(name: str) -> np.ndarray:
+        (fact,) = parser.parse(f"{prompts[name]} true").atoms
+        is_edited = (fact.subject, fact.relation) == (request.fact.subject, request.fact.relation)
+        view: View = "direct" if is_edited else "predictive"
+        return np.array([
+            agent.probability(fact.subject, fact.relation, fact.object),
+            updated.probability(fact.subject, fact.relation, fact.object, view=view)])
+
+    a, b = beliefs("logic_a"), beliefs("logic_b")
+    rows = {"logic_a": a, "logic_b": b, "logic_not_a": 1 - a, "logic_a_or_b": a + b - a * b,
+            "logic_a_and_b": a * b}
+    return pl.DataFrame([(probe, *p.tolist()) for probe, p in rows.items()], orient="row",
+                        schema=["probe", "p_before", "p_after"])

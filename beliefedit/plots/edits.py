@@ -1,11 +1,8 @@
-"""Figures of single edits, of all edits, of sequential edits and of the tests of rationality.
-
-Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
-"""
+"""Figures of all edits, of sequential edits and of the tests of rationality."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,14 +11,12 @@ import polars as pl
 from beliefedit.analysis.measures import (
     ERROR_GROUPS,
     MEASURES,
-    PROBE_LABELS,
     SAME,
     in_groups,
     last_step,
 )
 from beliefedit.analysis.populations import population
 from beliefedit.analysis.verdict import COMPARED
-from beliefedit.errors import ReportError
 from beliefedit.evaluation import metrics
 from beliefedit.formatting import interval, percent
 from beliefedit.plots.style import (
@@ -30,7 +25,6 @@ from beliefedit.plots.style import (
     DASHES,
     NAMES,
     NEUTRAL,
-    REQUEST,
     ROLES,
     SERIES,
     figure,
@@ -40,106 +34,6 @@ from beliefedit.plots.style import (
     short,
     wrapped,
 )
-
-
-def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
-                 before: pl.DataFrame | None = None) -> go.Figure:
-    """One edit step by step: four probes and four logical panels, the LM against the agent.
-
-    Probe panels: the LM's probability of the tracked object (the requested one on same subject &
-    same relation, else the agent's modal one) and of the original object; the agent's belief in
-    the tracked object before and after the edit as lines. Logical panels: the LM's credence in the
-    statement, and the coherent value given its other credences.
-
-    Args:
-        scores: rows of one editor and seed (case, step, probe, kind, log_p).
-        queries: the cases' long frame.
-        case: number of the edit.
-        before: scores of the unedited model, drawn as step 0.
-
-    Raises:
-        ReportError: no scores of this case, or of several editors or seeds.
-    """
-    lines = _lines(scores, case, before)
-    cases = {f"{row['probe']}.{row['kind']}": row | {"sentence": f"{row['prompt']} {row['target']}"}
-             for row in queries.filter(case=case).iter_rows(named=True)}
-    request = wrapped(f"request: {cases[f'{SAME}.requested']['sentence']}", 50)
-    names = [*(label.replace(", ", ",<br>") for label in PROBE_LABELS.values()),
-             *(MEASURES[name].short for name in _COHERENT)]
-    chart = panels("One edit, step by step", names, top=66 + 16 * request.count("<br>"))
-    chart.add_annotation(
-        text=request, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
-        yshift=38, showarrow=False, align="left", font_color=REQUEST)
-    drawn = *_probe_lines(lines, cases), *_logic_lines(lines)
-    for panel, name, meaning, style, steps, p in drawn:
-        chart.add_scatter(
-            x=steps, y=p, mode="lines", name=name, legendgroup=name, line={"width": 2, **style},
-            showlegend=all(trace.name != name for trace in chart.data),
-            customdata=[wrapped(meaning)] * len(steps),
-            hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
-            **place(panel))
-    chart.update_xaxes(title_text="step", row=4).update_yaxes(range=[-0.03, 1.03])
-    return chart.update_yaxes(title_text="probability", col=1)
-
-
-def _lines(scores: pl.DataFrame, case: int,
-           before: pl.DataFrame | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """"probe.kind" -> steps and p of a case, from step 0 if ``before`` is given; for a true/false
-    prompt also "probe" -> steps and credence."""
-    rows = scores.filter(case=case)
-    if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
-        raise ReportError(
-            f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
-            hint="filter the scores by editor and seed; cases past n_trajectories have one step")
-    columns = ["step", "probe", "kind", "log_p"]
-    if before is not None:
-        start = before.filter(case=case).with_columns(step=pl.lit(0, rows["step"].dtype))
-        rows = pl.concat([start.select(columns), rows.select(columns)])
-    lines = {f"{probe}.{kind}": (frame["step"].to_numpy(), np.exp(frame["log_p"].to_numpy()))
-             for (probe, kind), frame in rows.sort("step").group_by("probe", "kind")}
-    for name in [name.removesuffix(".false") for name in lines if name.endswith(".false")]:
-        steps, p_true = lines[f"{name}.true"]
-        lines[name] = steps, metrics.credence(p_true, lines[f"{name}.false"][1])
-    return lines
-
-
-_Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
-"""Panel, name, meaning, style, steps, p."""
-
-
-def _probe_lines(lines: Mapping, queries: Mapping[str, Mapping]) -> Iterator[_Line]:
-    for panel, probe in enumerate(PROBE_LABELS):
-        new, view = ("requested", "direct") if probe == SAME else ("agent_mode", "predictive")
-        for kind, name, colour in (("true_object", "LM: original object", SERIES[0]),
-                                   (new, "LM: new object", AFTER)):
-            if (key := f"{probe}.{kind}") in lines:
-                yield panel, name, queries[key]["sentence"], {"color": colour}, *lines[key]
-        if (key := f"{probe}.{new}") in lines:
-            for state, dash in (("before", "dot"), ("after", "dash")):
-                yield (panel, f"agent {state}", queries[key]["sentence"],
-                       {"color": AGENT, "dash": dash}, lines[key][0][[0, -1]],
-                       [queries[key][f"p_{state}_{view}"]] * 2)
-
-
-_COHERENT = {
-    "true_false": ("credence in A; coherent: p(o | s r)", ["logic_a", "atomic_a.stated"],
-                   lambda atomic: atomic),
-    "negation": ("p(not A); coherent: 1 − p(A)", ["logic_not_a", "logic_a"], lambda a: 1 - a),
-    "disjunction": ("p(A or B); coherent: p(A) + p(B) − p(A) p(B)",
-                    ["logic_a_or_b", "logic_a", "logic_b"], lambda a, b: a + b - a * b),
-    "conjunction": ("p(A and B); coherent: p(A) p(B)",
-                    ["logic_a_and_b", "logic_a", "logic_b"], lambda a, b: a * b),
-}
-"""Logical measure -> meaning, the prompt and those it depends on, the coherent p given them."""
-
-
-def _logic_lines(lines: Mapping) -> Iterator[_Line]:
-    for panel, (meaning, (prompt, *given), p) in enumerate(_COHERENT.values(), len(PROBE_LABELS)):
-        if prompt in lines:
-            yield panel, "LM: credence", meaning, {"color": AFTER}, *lines[prompt]
-        if {prompt, *given} <= set(lines):
-            yield (panel, "coherent", meaning, {"color": NEUTRAL, "dash": "dash"},
-                   lines[prompt][0], p(*(lines[key][1] for key in given)))
 
 
 def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
