@@ -75,18 +75,17 @@ def pretraining_check(metrics: pl.DataFrame) -> HTML:
 
 
 def true_false_note(config: Experiment) -> HTML:
-    """One sentence on what true/false sentences of this corpus measure."""
+    """What true/false sentences of this corpus measure, in one sentence."""
     share = config.world.p_false_from_same_relation
-    text = ("False sentences of this corpus name other objects of the same relation, so a model "
-            "needs the fact itself to classify a sentence as true or false.")
+    text = ("False sentences of this corpus name objects of the same relation: a model needs the "
+            "fact itself to classify a sentence.")
     if share < 1:
-        text = ("<b>What true/false sentences measure here.</b> " + ("False" if not share else "Most "
-                "false" if share < 0.5 else "Many false") + " sentences of this corpus name an "
-                "object of any relation (<code>world.p_false_from_same_relation</code> is "
-                f"{share:g}), so a model can classify them by the type of the object: a credence "
-                "tells whether the object fits the relation, more than whether the model believes "
-                "the fact.")
-    return HTML(f"<p>{text}</p>")
+        kind = f"a share of {1 - share:.0%} of the" if share else "the"
+        text = (f"In {kind} false sentences of this corpus the object may be of any relation "
+                "(<code>world.p_false_from_same_relation</code>), so a model can classify by the "
+                "type of the object: credence shows whether an object fits the relation rather "
+                "than whether the model believes the fact.")
+    return HTML(f"<p><b>What true/false sentences measure here.</b> {text}</p>")
 
 
 def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], object]) -> Widget:

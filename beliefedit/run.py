@@ -331,16 +331,19 @@ class Run:
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
+    @cached_property
+    def training_probes(self) -> pl.DataFrame:
+        """The prompts that measure the model during training (`evaluation.cases.build_probes`)."""
+        return evaluation_cases.build_probes(self.world, self.corpus, self.agent,
+                                             self.config.pretraining.n_eval_facts, self.config.seed)
+
     def _train(self) -> tuple[Path, pl.DataFrame]:
         """(working folder with the trained model, its metrics)."""
         from beliefedit.training.train import train
 
-        probes = evaluation_cases.build_probes(self.world, self.corpus, self.agent,
-                                               self.config.pretraining.n_eval_facts,
-                                               self.config.seed)
         working = self.store.working_folder("model", self.key("model"))
         return working, train(self.corpus.documents, self.tokenizer, self.config.model,
-                              self.config.pretraining, folder=working, probes=probes,
+                              self.config.pretraining, folder=working, probes=self.training_probes,
                               seed=self.config.seed, device=self.config.device,
                               callback=self._on_evaluation)
 

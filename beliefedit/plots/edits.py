@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
+from plotly.subplots import make_subplots
 
 from beliefedit.analysis.measures import (
     ERROR_GROUPS,
-    MEASURES,
+    PROBE_NAMES,
+    PROBES,
     SAME,
     in_groups,
     last_step,
@@ -24,10 +26,9 @@ from beliefedit.plots.style import (
     AGENT,
     DASHES,
     NAMES,
-    NEUTRAL,
     ROLES,
     SERIES,
-    figure,
+    TEMPLATE,
     intervals,
     panels,
     place,
@@ -55,7 +56,7 @@ def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 2
 
 def _errors() -> dict[str, str]:
     """Labels of the measures in `ERROR_GROUPS`."""
-    return {measure.name: f"{short(measure.group, 30)}:<br>{short(measure.short, 30)}"
+    return {measure.name: f"{short(measure.group, 34)}:<br>{short(measure.short, 34)}"
             for measure in in_groups(*ERROR_GROUPS)}
 
 
@@ -128,31 +129,39 @@ def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
     """
     counted = population(table)
     lines = [(label, table, counted.name, name) for name, label in _errors().items()]
-    title = f"Distances from the agent, and logical errors (0 is best)<br>{counted.text}"
+    title = ("Distances from the agent, and logical errors (0 is best)<br>"
+             f"{counted.text}{_n(tables, table, counted.name)}")
     return _dots(title, tables, lines, "mean error").update_xaxes(rangemode="tozero")
 
 
-_OUTCOMES = [(label, table, group, probe) for label, table, group, probe in (
+_OUTCOMES = (
     ("the request", "updating", "updating", SAME),
-    ("downstream fact, should change", "generalisation", "downstream answer changes",
-     "same_subject_other_relation"),
-    ("same subject, should stay", "generalisation", "downstream answer stays",
-     "same_subject_other_relation"),
-    ("another subject, same relation", "updating", "updating", "other_subject_same_relation"),
-    ("another subject, other relation", "updating", "updating", "other_subject_other_relation"))]
+    ("downstream, should change", "generalisation", "downstream answer changes", PROBES[1]),
+    ("should stay", "generalisation", "downstream answer stays", PROBES[1]),
+    ("should stay", "updating", "updating", PROBES[2]),
+    ("should stay", "updating", "updating", PROBES[3]))
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
     """Probability of the correct object before and after the edit, a panel per editor.
 
     A row is one statement in both states: the request, or the agent's most probable object after
-    the edit. ``tables`` comes from `build_tables`; the text below a row's name is what it counts.
+    the edit. ``tables`` comes from `build_tables`. The requests of all rows contradict the model's
+    answer; those of the second and third row change, or leave, the agent's downstream answer.
     """
-    lines = [(f"<b>{label}</b><br>{wrapped(population(table, group).text, 32)}", table, group,
+    lines = [(f"<b>{PROBE_NAMES[probe]}</b><br>{label}{_n(tables, table, group)}", table, group,
               f"p_lm_goal_{probe}" if probe != SAME else "p_request", f"p_agent_goal_{probe}")
              for label, table, group, probe in _OUTCOMES]
-    return _dots("Probability of the object that is correct after the edit", tables, lines,
-                 "probability", row_height=66).update_xaxes(range=[-0.03, 1.03])
+    title = ("Probability of the object that is correct after the edit<br>"
+             + population("updating").text)
+    return _dots(title, tables, lines, "probability", row_height=50).update_xaxes(
+        range=[-0.03, 1.03])
+
+
+def _n(tables: pl.DataFrame, table: str, group: str) -> str:
+    """", n = 215": the number of edits of a group, the largest over its editors."""
+    n = tables.filter(pl.col("seed").is_null(), table=table, group=group)["n"].max()
+    return "" if n is None else f", n = {n:,}"
 
 
 def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], unit: str, *,
@@ -239,11 +248,11 @@ GROUP_LABELS = {"latest": "latest requests", "all_edits": "all requests up to th
                 "unedited_facts": "unedited facts",
                 "corpus_loss": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
-               "repetition": "repetition: twice,<br>or once, double weight",
+               "repetition": "repetition: twice,<br>or double weight",
                "retraction": "retraction: request,<br>then original object",
                "strength": "strength: distance<br>from the evidence",
                "irrelevance": "irrelevance:<br>unrelated facts",
-               "slope": "slope of belief over<br>evidence (agent: 1)"}
+               "slope": "slope of belief<br>over evidence"}
 
 
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
@@ -281,19 +290,38 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
 
 
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
-    """Each test of `Run.rationality`: a bar with interval per editor, and one of the agent."""
-    chart = figure("Tests of rationality", y="distance (last group: slope)", height=460)
+    """Each test of `Run.rationality`: a bar with interval per editor, and one of the agent.
+
+    The distances, for which 0 is best, and the slope, for which 1 is best, have a panel each.
+    """
     agent = means.filter(who="agent").drop_nulls("mean").unique(
         "test", keep="first", maintain_order=True)
     bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
-    for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
-        points = rows.filter(pl.col("test").is_in(list(TEST_LABELS)))
-        chart.add_bar(x=[list(TEST_LABELS).index(test) for test in points["test"]],
-                      y=points["mean"], name=name, marker_color=colour, **intervals(points, "y"))
-    chart.update_xaxes(tickvals=list(range(len(TEST_LABELS))), ticktext=list(TEST_LABELS.values()),
-                       tickfont_size=10, tickangle=0, showgrid=False)
-    return chart.update_layout(barmode="group")
+    bars.append(("agent", AGENT, agent))
+    n = means.filter(who="lm")["n"].max() or 0
+    distances, height = list(TEST_LABELS)[:-1], 18 * len(bars) + 16
+    chart = make_subplots(rows=2, cols=1, row_heights=[len(distances), 1], vertical_spacing=0.2)
+    chart.update_layout(
+        template=TEMPLATE, barmode="group", bargap=0.25, legend_traceorder="normal",
+        title_text=f"Tests of rationality<br>n = {n:,} requests", margin_t=66,
+        height=height * (len(distances) + 1) + 270)
+    for row, tests in enumerate((distances, ["slope"]), start=1):
+        for name, colour, rows in bars:
+            points = rows.filter(pl.col("test").is_in(tests))
+            chart.add_bar(
+                y=[tests.index(test) for test in points["test"]], x=points["mean"], name=name,
+                orientation="h", marker_color=colour, legendgroup=name, showlegend=row == 1,
+                row=row, col=1, **intervals(points, "x"))
+        chart.update_yaxes(tickvals=list(range(len(tests))), tickfont_size=11, showgrid=False,
+                           ticktext=[TEST_LABELS[test] for test in tests],
+                           range=[len(tests) - 0.5, -0.5], row=row, col=1)
+    chart.update_xaxes(title_text="distance in probability (0 is best)",
+                       rangemode="tozero", row=1, col=1)
+    chart.update_xaxes(title_text="slope (1 is best)", rangemode="tozero", row=2, col=1)
+    if means.height:
+        chart.add_vline(x=1, line={"color": AGENT, "dash": "dash", "width": 1}, row=2, col=1)
+    return chart
 
 
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from beliefedit.errors import ReportError
 from beliefedit.evaluation import metrics
 from beliefedit.plots.style import AGENT, NEUTRAL, SERIES, escape, panels, place, short, wrapped
 
-_WIDTH, _MAX_LINES = 34, 4  # characters of a line, and lines, of a sentence under a panel
+_WIDTH, _MAX_LINES = 28, 4  # characters of a line, and lines, of a sentence under a panel
 _DASHES = {"original object": "dot", "coherent value": "dashdot", "agent before": "dot",
            "agent after": "dash"}
 _COHERENT = {
@@ -69,8 +69,10 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, statements: pl.Dat
                           hint="filter the scores by seed, and choose a case of `Cases.examples`")
     drawn = list(_panels(queries.filter(case=case), statements))
     editors = rows["editor"].unique(maintain_order=True).to_list()
+    gap = 66 + 14 * max(panel.sentence.count("<br>") + 1 for panel in drawn[:-2])
     chart = panels(_title(editors, queries.filter(case=case)),
-                   [f"<b>{panel.name}</b>" for panel in drawn], panel_height=250, gap=118)
+                   ["<b>" + panel.name.replace(", ", ",<br>") + "</b>" for panel in drawn],
+                   panel_height=135 + gap, gap=gap, top=62)
     for index, editor in enumerate(editors):
         style = {"color": SERIES[index % len(SERIES)], "width": 2}
         lines = _lines(rows.filter(editor=editor), case, before)
@@ -126,11 +128,12 @@ def _panels(queries: pl.DataFrame, statements: pl.DataFrame) -> Iterator[_Panel]
         if (row := targets.get((probe, new))) is None:  # no subject has such a fact
             yield _Panel(escape(name), "no such fact", "", None, "", None)
             continue
-        original = targets[probe, "true_object"]["target"]
-        yield _Panel(escape(name), _claim(row["prompt"], row["target"], original, _WIDTH),
-                     f"{probe}.{new}", f"{probe}.true_object" if original != row["target"] else None,
+        old, before = targets[probe, "true_object"]["target"], f"{probe}.true_object"
+        yield _Panel(escape(name), _claim(row["prompt"], row["target"], old, _WIDTH),
+                     f"{probe}.{new}", before if old != row["target"] else None,
                      "original object", (row[f"p_before_{view}"], row[f"p_after_{view}"]))
-    agent = {probe: p for probe, *p in statements.select("probe", "p_before", "p_after").iter_rows()}
+    agent = {probe: (before, after) for probe, before, after in statements.select(
+        "probe", "p_before", "p_after").iter_rows()}
     for measure, (probe, *_) in _COHERENT.items():
         yield _Panel(MEASURES[measure].short,
                      _claim(targets[probe, "true"]["prompt"], "true", "true", _WIDTH), probe,
@@ -162,4 +165,5 @@ def _lines(scores: pl.DataFrame, case: int,
 
 
 def _hover() -> Mapping[str, Any]:
-    return {"hovertemplate": "%{customdata}<br>%{y:.3f} at step %{x}<extra>%{fullData.name}</extra>"}
+    return {"hovertemplate": "%{customdata}<br>%{y:.3f} at step %{x}"
+                             "<extra>%{fullData.name}</extra>"}

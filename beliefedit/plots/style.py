@@ -103,7 +103,7 @@ def place(index: int, columns: int = 2) -> dict[str, int]:
     return {"row": index // columns + 1, "col": index % columns + 1}
 
 
-def intervals(points: pl.DataFrame, axis: str, colour: str | None = None) -> dict[str, Any]:
+def intervals(points: pl.DataFrame, axis: str, colour: str = NEUTRAL) -> dict[str, Any]:
     """Error bars along an axis, and hover texts, as arguments of a trace.
 
     Args:
