@@ -98,6 +98,8 @@ def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], o
     """
     import ipywidgets as ipw
 
+    if not options:
+        return ipw.HTML(f"<p>{html.escape(label)}: none.</p>")
     output = ipw.Output()
     choice = ipw.Dropdown(options=list(options), description=label, layout={"width": "max-content"})
 
@@ -107,8 +109,7 @@ def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], o
             display(draw(options[choice.value]))
 
     choice.observe(show_chosen, "value")
-    if options:
-        show_chosen()
+    show_chosen()
     return ipw.VBox([choice, output])
 
 

@@ -191,8 +191,8 @@ PROBE_NAMES_ELSEWHERE = {
         "same subject, other relation: downstream accuracy where the edit changes the downstream "
         "fact, otherwise locality", "portability (EasyEdit), ripple effects (RippleEdits)"),
     "other_subject_same_relation": (
-        "other subject, same relation: locality", "neighbourhood score, specificity (CounterFact); locality "
-        "(EasyEdit)"),
+        "other subject, same relation: locality",
+        "neighbourhood score, specificity (CounterFact); locality (EasyEdit)"),
     "other_subject_other_relation": (
         "other subject, other relation: locality", "locality (EasyEdit), drawdown")}
 
