@@ -129,13 +129,14 @@ def predictive_terms(agent: BayesAgent, subject: str, relation: str, object: str
 
     Returns:
         upstream_object, belief (in x as the subject's upstream object), q (of ``object`` given x),
-        product. The n largest products, all other upstream objects together, and the sum, whose
-        product is the predictive belief.
+        product. Up to n largest products of at least 0.005, all other upstream objects together,
+        and the sum, whose product is the predictive belief.
     """
     p = agent.distribution(subject, agent.pairs[relation], view="direct")
     o = agent.objects.index(object)
     q = np.array([agent.conditional(relation, x)[o] for x in agent.objects])
     largest = np.argsort(-p * q, kind="stable")[:n]
+    largest = largest[(p * q)[largest] >= 0.005]
     rows: list[tuple[str, float, float | None, float]] = [
         (str(agent.objects[x]), float(p[x]), float(q[x]), float(p[x] * q[x])) for x in largest]
     others = np.delete(np.arange(len(p)), largest)

@@ -83,7 +83,8 @@ def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, statements: pl.Dat
                 name = f"{short(editor)}: {label}" if label else short(editor)
                 steps, p = lines[key]
                 chart.add_scatter(
-                    x=steps, y=p, name=name, legendgroup=short(editor), showlegend=not (number or label),
+                    x=steps, y=p, name=name, legendgroup=short(editor),
+                    showlegend=not (number or label),
                     mode="lines" if index < len(SERIES) else "lines+markers",
                     line=style | {"dash": _DASHES.get(label, "solid")},
                     customdata=[panel.sentence] * len(steps), **_hover(), **place(number))

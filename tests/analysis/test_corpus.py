@@ -84,7 +84,8 @@ def test_products_of_upstream_beliefs_sum_to_the_predictive_belief(demo):
         *shown, rest, total = terms.iter_rows(named=True)
         assert total["product"] == pytest.approx(agent.probability(subject, relation, object_), abs=1e-12)
         assert math.fsum(row["product"] for row in (*shown, rest)) == pytest.approx(total["product"])
-        assert total["belief"] == pytest.approx(1) and len(shown) == 3
+        assert total["belief"] == pytest.approx(1) and 1 <= len(shown) <= 3
+        assert all(row["product"] >= 0.005 for row in shown)  # no row prints as 0
         x = shown[0]["upstream_object"]
         assert shown[0]["belief"] == agent.probability(subject, world.pairs[relation], x, view="direct")
         assert shown[0]["q"] == agent.conditional(relation, x)[agent.objects.index(object_)]
