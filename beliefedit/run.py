@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 VERSIONS = {
     "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 4, "beliefs": 3,
-    "edits": 6, "sequential": 3, "rationality": 3, "tables": 6
+    "edits": 7, "sequential": 3, "rationality": 3, "tables": 6
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
@@ -388,15 +388,18 @@ class Run:
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
+    @cached_property
+    def training_probes(self) -> pl.DataFrame:
+        """The prompts that measure the model during training (`evaluation.cases.build_probes`)."""
+        return evaluation_cases.build_probes(self.world, self.corpus, self.agent,
+                                             self.config.pretraining.n_eval_facts, self.config.seed)
+
     def _train(self) -> tuple[PreTrainedModel, pl.DataFrame]:
         """(the trained model, its metrics)."""
         from beliefedit.training.train import train
 
-        probes = evaluation_cases.build_probes(self.world, self.corpus, self.agent,
-                                               self.config.pretraining.n_eval_facts,
-                                               self.config.seed)
         return train(self.corpus.documents, self.tokenizer, self.config.model,
-                     self.config.pretraining, probes=probes, seed=self.config.seed,
+                     self.config.pretraining, probes=self.training_probes, seed=self.config.seed,
                      folder=self.store.working_folder("model", self.key("model")),
                      device=self.config.device, callback=self._on_evaluation)
 

@@ -43,7 +43,8 @@ def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
     cases, queries = [], []
     for number, (subject, relation, request) in enumerate(requests):
         cases.append({"case": number, "subject": subject, "relation": relation, "object": "cook", "request": request,
-                      "weight": 3.0, "downstream_relation": None})
+                      "weight": 3.0, "downstream_relation": None, "confirms_truth": False,
+                      "downstream_changes": False})
         prompt = f"{subject} {relation}"
         for kind, target in (("true_object", "cook"), ("requested", "poet")):
             queries.append({"case": number, "probe": "same_subject_same_relation", "kind": kind, "prompt": prompt,

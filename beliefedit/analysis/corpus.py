@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
+import numpy as np
 import polars as pl
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts
 from beliefedit.corpus.language import Parser, Proposition
 from beliefedit.corpus.world import World
@@ -90,8 +89,11 @@ def _sentences(corpus: Corpus, parser: Parser, text: str = "") -> pl.LazyFrame:
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
-                 n: int = 60) -> pl.DataFrame:
-    """The direct belief in one fact after each of the first ``n`` sentences about it.
+                 n: int = 200) -> pl.DataFrame:
+    """The direct belief in one fact after each sentence about it.
+
+    Of more than ``n`` sentences, n steps are evenly spaced. The last step is always there: it is
+    the agent's direct belief.
 
     Returns:
         step (number of sentences so far), object, p, sentence. One row per step and object that
@@ -100,29 +102,76 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
     parser = _parser(world)
     sentences = _sentences(corpus, parser, f"{subject} {relation} ").collect()["sentence"]
     parsed = ((sentence, parser.parse(sentence)) for sentence in sentences)
-    about = ((sentence, proposition) for sentence, proposition in parsed
+    about = [(sentence, proposition) for sentence, proposition in parsed
              if any((atom.subject, atom.relation) == (subject, relation)
-                    for atom in proposition.atoms))
-    evidence = [
-        (subject, relation, atom.object, WEIGHTS[proposition.form, proposition.label], sentence)
-        for sentence, proposition in islice(about, n)
-        for atom in proposition.atoms if (atom.subject, atom.relation) == (subject, relation)]
-    rows = pl.DataFrame(evidence, orient="row",
-                        schema=["subject", "relation", "object", "weight", "sentence"])
+                    for atom in proposition.atoms)]
+    rows = pl.DataFrame([
+        (number, atom.object, WEIGHTS[proposition.form, proposition.label])
+        for number, (_, proposition) in enumerate(about, start=1) for atom in proposition.atoms
+        if (atom.subject, atom.relation) == (subject, relation)],
+        orient="row", schema={"number": pl.Int64, "object": pl.String, "weight": pl.Float64})
+    evidence = rows.with_columns(subject=pl.lit(subject), relation=pl.lit(relation))
     named = rows["object"].unique(maintain_order=True).to_list()
     steps = []
-    for step in range(1, len(rows) + 1):
-        agent = BayesAgent.fit(rows.head(step), pairs={}, objects=world.objects)
+    for step in np.unique(np.linspace(1, len(about), min(n, len(about))).round().astype(int)):
+        agent = BayesAgent.fit(evidence.filter(pl.col("number") <= step), pairs={},
+                               objects=world.objects)
         p = agent.beliefs(subject, relation, named, view="direct")
-        steps += [(step, label, value, rows["sentence"][step - 1])
+        steps += [(int(step), label, value, about[step - 1][0])
                   for label, value in zip(named, p.tolist(), strict=True)]
-    return pl.DataFrame(steps, schema=["step", "object", "p", "sentence"], orient="row")
+    return pl.DataFrame(steps, orient="row", schema={
+        "step": pl.Int64, "object": pl.String, "p": pl.Float64, "sentence": pl.String})
+
+
+def predictive_terms(agent: BayesAgent, subject: str, relation: str, object: str,
+                     n: int = 3) -> pl.DataFrame:
+    """The predictive belief in a downstream fact as a sum over upstream objects x.
+
+    Returns:
+        upstream_object, belief (in x as the subject's upstream object), q (of ``object`` given x),
+        product. Up to n largest products of at least 0.005, all other upstream objects together,
+        and the sum, whose product is the predictive belief.
+    """
+    p = agent.distribution(subject, agent.pairs[relation], view="direct")
+    o = agent.objects.index(object)
+    q = np.array([agent.conditional(relation, x)[o] for x in agent.objects])
+    largest = np.argsort(-p * q, kind="stable")[:n]
+    largest = largest[(p * q)[largest] >= 0.005]
+    rows: list[tuple[str, float, float | None, float]] = [
+        (str(agent.objects[x]), float(p[x]), float(q[x]), float(p[x] * q[x])) for x in largest]
+    others = np.delete(np.arange(len(p)), largest)
+    rows += [(f"{len(others):,} other objects", float(p[others].sum()), None,
+              float((p[others] * q[others]).sum())),
+             ("sum", float(p.sum()), None, float((p * q).sum()))]
+    return pl.DataFrame(rows, orient="row", schema={
+        "upstream_object": pl.String, "belief": pl.Float64, "q": pl.Float64,
+        "product": pl.Float64})
+
+
+def affected_beliefs(agent: BayesAgent, facts: pl.DataFrame, subject: str, relation: str,
+                     request: str, weight: float) -> pl.DataFrame:
+    """The beliefs that a request changes, falling and rising; columns as in `BayesAgent.ripple`.
+
+    Args:
+        facts: subject, relation, object: true facts, in most of which belief falls. The agent's
+            most probable objects of the subject's facts after the request are added.
+    """
+    names, updated = ["subject", "relation", "object"], agent.after(
+        subject, relation, request, weight)
+    rising = [(subject, r, updated.map_object(subject, r))
+              for r in facts.filter(pl.col("subject") == subject)["relation"].to_list()]
+    candidates = pl.concat([facts.select(names), pl.DataFrame(
+        rising, orient="row", schema=facts.select(names).schema)]).unique(maintain_order=True)
+    return agent.ripple(candidates, subject, relation, request, weight)
 
 
 def request_kinds(cases: Cases) -> pl.DataFrame:
     """The number of requests of each kind: kind, n, share."""
     kinds = {"confirms the true object": pl.col("confirms_truth"),
              "contradicts the true object": ~pl.col("confirms_truth"),
+             "… with an object that the relation has in another case":
+                 ~pl.col("confirms_truth") & pl.col("request").is_in(
+                     pl.col("object").implode().over("relation")),
              "the subject has a downstream fact": pl.col("has_downstream_fact"),
              "… which should change": pl.col("downstream_changes"),
              "the edited fact is a downstream fact": pl.col("is_downstream"),
@@ -132,8 +181,30 @@ def request_kinds(cases: Cases) -> pl.DataFrame:
                          "share": [count / len(cases.cases) for count in counts]})
 
 
-def example_cases(cases: Cases, n_traced: int, n: int = 2) -> list[int]:
-    """Examples of traced cases; requests that change the downstream fact come first."""
-    order = cases.cases.head(n_traced).sort("downstream_changes", "confirms_truth", "case",
-                                            descending=[True, False, False])
-    return order["case"].head(n).to_list()
+def statement_beliefs(cases: Cases, case: int, agent: BayesAgent, world: World) -> pl.DataFrame:
+    """The agent's beliefs in the true/false statements of a case, before and after its request.
+
+    A and B count as independent, as in the logical errors. The belief in A, which is about the
+    edited fact, is the direct one after the request, and else the predictive one.
+
+    Returns:
+        probe (logic_a, logic_b, logic_not_a, logic_a_or_b, logic_a_and_b), p_before, p_after.
+    """
+    request = next(known.request for known in cases.edit_cases() if known.number == case)
+    prompts = dict(cases.queries.filter(kind="true", case=case).select(
+        "probe", "prompt").iter_rows())
+    parser, updated = _parser(world), agent.after(request)
+
+    def beliefs(name: str) -> np.ndarray:
+        (fact,) = parser.parse(f"{prompts[name]} true").atoms
+        is_edited = (fact.subject, fact.relation) == (request.fact.subject, request.fact.relation)
+        view: View = "direct" if is_edited else "predictive"
+        return np.array([
+            agent.probability(fact.subject, fact.relation, fact.object),
+            updated.probability(fact.subject, fact.relation, fact.object, view=view)])
+
+    a, b = beliefs("logic_a"), beliefs("logic_b")
+    rows = {"logic_a": a, "logic_b": b, "logic_not_a": 1 - a, "logic_a_or_b": a + b - a * b,
+            "logic_a_and_b": a * b}
+    return pl.DataFrame([(probe, *p.tolist()) for probe, p in rows.items()], orient="row",
+                        schema=["probe", "p_before", "p_after"])

@@ -75,6 +75,25 @@ class Cases:
         return [EditCase(number, EditRequest(Fact(*fact), target, weight), downstream)
                 for number, *fact, target, weight, downstream in rows]
 
+    def examples(self, n: int, n_edited: int | None = None) -> list[int]:
+        """Numbers of up to n of the first ``n_edited`` cases (None: all), as examples to show.
+
+        One case per subject as long as there are subjects. A case comes first if its request names
+        another object that occurs with the relation in some case, and changes the downstream fact;
+        relations alternate. The choice does not depend on a model.
+        """
+        is_object = pl.col("request").is_in(pl.col("object").implode().over("relation"))
+        quality = (is_object & ~pl.col("confirms_truth")).cast(pl.Int32) * 2 + pl.col(
+            "downstream_changes").cast(pl.Int32)
+        index = pl.int_range(pl.len())
+        cases = self.cases.with_columns(quality=quality).head(
+            len(self.cases) if n_edited is None else n_edited)
+        order = cases.sort("quality", "case", descending=[True, False]).with_columns(
+            of_subject=index.over("subject")).with_columns(
+            of_relation=index.over("of_subject", "quality", "relation")).sort(
+            "of_subject", "quality", "of_relation", "case", descending=[False, True, False, False])
+        return order["case"].head(n).to_list()
+
 
 @dataclass(frozen=True)
 class _Draft:
