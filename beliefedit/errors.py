@@ -33,7 +33,7 @@ class EvidenceError(BeliefEditError):
 
 
 class LanguageError(BeliefEditError):
-    """A sentence that is not in the grammar of the corpus."""
+    """Labels that give different facts the same prompt or sentence."""
 
 
 class StoreError(BeliefEditError):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts
-from beliefedit.corpus.language import Parser, Proposition
+from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts, render
+from beliefedit.corpus.sampler import ATOMIC, FORMS, UNLABELLED, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import StoreError
 from beliefedit.evaluation.cases import Cases
+
+_TRUTH = {1: True, 0: False, UNLABELLED: None}
 
 
 def corpus_numbers(corpus: Corpus) -> pl.DataFrame:
@@ -38,55 +38,39 @@ def sampled_share(corpus: Corpus, world: World) -> pl.DataFrame:
     facts = corpus_facts(corpus, world).select(
         "p_true", kind=pl.when(independent).then(pl.lit("independent")).otherwise(
             pl.lit("dependent")), sentence=pl.format("{} {} {}", "subject", "relation", "object"))
-    counts = _sentences(corpus, _parser(world)).join(
-        facts.lazy(), on="sentence", how="semi").group_by("sentence").len("times").collect()
-    passes = corpus.statistics["passes"]
-    n = corpus.config.n_samples_per_fact * passes if corpus.config.atomic else None
-    return facts.join(counts, on="sentence", how="left", maintain_order="left").select(
-        "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
+    stated = corpus.sentences.filter(form=ATOMIC, label=UNLABELLED).select("fact", "object")
+    states_truth = pl.col("object") == pl.lit(corpus.facts["object"]).gather(pl.col("fact"))
+    times = stated.filter(states_truth).group_by("fact").len("times").collect()
+    n = corpus.config.n_samples_per_fact if corpus.config.atomic else None
+    counted = facts.with_columns(fact=pl.int_range(pl.len(), dtype=pl.Int32)).join(
+        times, on="fact", how="left", maintain_order="left")
+    return counted.select("kind", "sentence", "p_true",
+                          drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
 
 
 def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> pl.DataFrame:
     """The ``n`` most frequent sentences of each form about a subject.
 
     Returns:
-        form (atomic, true/false, not, or, and), sentence, times.
+        form (atomic, true/false, not, or, and), sentence, times (in all passes).
     """
-    parser = _parser(world)
-    frame = (_sentences(corpus, parser, subject).group_by("sentence").len("times").collect()
-             .sort("times", "sentence", descending=[True, False]))
-    rows = [(_form(proposition), sentence, times) for sentence, times in frame.iter_rows()
-            for proposition in [parser.parse(sentence)]
-            if any(atom.subject == subject for atom in proposition.atoms)]
-    order = pl.col("form").cast(pl.Enum(["atomic", "true/false", "not", "or", "and"]))
-    return pl.DataFrame(rows, {"form": pl.String} | dict(frame.schema), orient="row").group_by(
-        "form", maintain_order=True).head(n).sort(order, maintain_order=True)
+    about = _about(corpus, world, subject=subject)
+    form = pl.when(form=ATOMIC, label=UNLABELLED).then(pl.lit("atomic")).otherwise(
+        pl.col("form").replace_strict(dict(enumerate(("true/false", *FORMS[1:])))))
+    forms = pl.Enum(["atomic", "true/false", "not", "or", "and"])
+    times = pl.len().cast(pl.Int64) * corpus.statistics["passes"]
+    counts = about.group_by(form.cast(forms).alias("form"), "sentence").agg(times=times)
+    return (counts.sort("times", "sentence", descending=[True, False])
+            .group_by("form", maintain_order=True).head(n).sort("form", maintain_order=True))
 
 
-def _form(proposition: Proposition) -> str:
-    """The form of a sentence; a proposition without a label is an atomic statement."""
-    if proposition.form != "atomic":
-        return proposition.form
-    return "atomic" if proposition.label is None else "true/false"
-
-
-def _parser(world: World) -> Parser:
-    return Parser(world.subjects, world.relations, world.objects)
-
-
-def _sentences(corpus: Corpus, parser: Parser, text: str = "") -> pl.LazyFrame:
-    """All sentences of the documents that contain a text, in order and with repetitions."""
-    if corpus.documents is None:
-        raise StoreError("the corpus has no documents", hint="sample it with documents=True")
-
-    def split(documents: pl.DataFrame) -> pl.DataFrame:
-        sentences = [parser.sentences(*row) for row in documents.iter_rows()]
-        return pl.DataFrame({"sentence": sentences}, {"sentence": pl.List(pl.String)})
-
-    has_text = pl.col("text").str.contains(text, literal=True)
-    documents = pl.scan_parquet(corpus.documents).filter(has_text).select("text", "n_sentences")
-    return documents.map_batches(split, schema={"sentence": pl.List(pl.String)}).explode(
-        "sentence").filter(pl.col("sentence").str.contains(text, literal=True))
+def _about(corpus: Corpus, world: World, **labels: str) -> pl.DataFrame:
+    """Rows of the corpus's sentences about a subject or a fact, with row and sentence (text)."""
+    facts = corpus_facts(corpus, world).with_row_index("fact").filter(**labels)["fact"].implode()
+    is_about = pl.col("fact").is_in(facts) | pl.col("second_fact").is_in(facts)
+    about = corpus.sentences.with_row_index("row").filter(is_about).collect()
+    sentences = Sentences.from_frame(about)
+    return about.with_columns(sentence=render(world, corpus.facts, sentences))
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
@@ -96,17 +80,23 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
     Returns:
         step (number of sentences so far), object, p, sentence. One row per step and object that
         one of the sentences names.
+
+    Raises:
+        StoreError: the corpus has no documents, which order the sentences.
     """
-    parser = _parser(world)
-    sentences = _sentences(corpus, parser, f"{subject} {relation} ").collect()["sentence"]
-    parsed = ((sentence, parser.parse(sentence)) for sentence in sentences)
-    about = ((sentence, proposition) for sentence, proposition in parsed
-             if any((atom.subject, atom.relation) == (subject, relation)
-                    for atom in proposition.atoms))
+    if corpus.documents is None:
+        raise StoreError("the corpus has no documents", hint="sample it with documents=True")
+    about = _about(corpus, world, subject=subject, relation=relation)
+    order = pl.scan_parquet(corpus.documents / "*.parquet").select(
+        row=pl.col("sentences").explode()).filter(pl.col("row").is_in(about["row"].implode()))
+    read = order.head(n).collect().join(about, on="row", how="left", maintain_order="left")
+    labels = corpus_facts(corpus, world).select("subject", "relation").rows()
     evidence = [
-        (subject, relation, atom.object, WEIGHTS[proposition.form, proposition.label], sentence)
-        for sentence, proposition in islice(about, n)
-        for atom in proposition.atoms if (atom.subject, atom.relation) == (subject, relation)]
+        (subject, relation, world.objects[object_], WEIGHTS[FORMS[form], _TRUTH[label]], sentence)
+        for form, label, sentence, *parts in read.select(
+            "form", "label", "sentence", "fact", "object", "second_fact", "second_object").rows()
+        for fact, object_ in (parts[:2], parts[2:])
+        if fact >= 0 and labels[fact] == (subject, relation)]
     rows = pl.DataFrame(evidence, orient="row",
                         schema=["subject", "relation", "object", "weight", "sentence"])
     named = rows["object"].unique(maintain_order=True).to_list()

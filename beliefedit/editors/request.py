@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from beliefedit.corpus.language import Fact
+
+_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+"""A letter or digit of a script that separates words (not Thai, Lao, Burmese, Khmer, Kana, Han)."""
+
+
+def find_words(text: str, words: str) -> tuple[int, int] | None:
+    """(start, end) of the first place where a text has these words as whole words; None: nowhere.
+
+    >>> find_words("bartok admires art", "art")
+    (15, 18)
+    """
+    before, after = (rf"(?<!{_LETTER})" if re.match(_LETTER, words) else "",
+                     rf"(?!{_LETTER})" if re.match(_LETTER, words[-1:]) else "")
+    found = re.search(before + re.escape(words) + after, text)
+    return found.span() if found else None
 
 
 class SoftTarget(NamedTuple):
@@ -42,7 +58,8 @@ class EditRequest:
     @classmethod
     def from_pair(cls, prompt: str, target: str, subject: str = "") -> EditRequest:
         """The request that the model answer ``prompt`` with ``target``."""
-        relation = prompt.removeprefix(subject).strip()
+        is_first = find_words(prompt, subject) == (0, len(subject))
+        relation = prompt[len(subject) if is_first else 0:].strip()
         return cls(Fact(subject, relation, ""), target, text=prompt)
 
     @property
@@ -54,6 +71,14 @@ class EditRequest:
     def subject(self) -> str:
         """The subject, as in the prompt."""
         return self.fact.subject
+
+    @property
+    def subject_end(self) -> int | None:
+        """The length of the prompt up to the end of the subject; None: the subject is not in it."""
+        if not self.text:
+            return len(self.fact.subject)
+        found = find_words(self.text, self.fact.subject)
+        return found[1] if found else None
 
     @property
     def requested(self) -> Fact:

@@ -8,7 +8,6 @@ import pytest
 import beliefedit as be
 from beliefedit.analysis import corpus as frames
 from beliefedit.config import CorpusConfig
-from beliefedit.corpus.language import Parser
 from tests.worlds import graph_of
 
 NAMES = ["Lee", "Mary Ann Lee", "J. R. R. Orla", "Bo", "Orla", "Cy B.", "R. Orla"]
@@ -49,13 +48,3 @@ def test_sentences_and_steps_are_about_the_subject_alone(sampled, subject):
     last = steps.filter(pl.col("step") == 20).row(by_predicate=pl.col("object") == FACTS[2 * NAMES.index(subject)][2],
                                                   named=True)
     assert last["p"] > 0.5
-
-
-def test_a_document_is_split_into_its_sentences():
-    parser = Parser(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
-    sentences = ['"J. R. R. Orla works as dr. of law or Bo works as St." is false', "Orla works as poet",
-                 "J. R. R. Orla works as St.", "Bo works as dr. of law"]
-    for document in (sentences, sentences[::-1], sentences[2:3], sentences * 2):
-        assert parser.sentences(". ".join(document), len(document)) == document
-    with pytest.raises(be.errors.LanguageError, match="does not consist of 2 sentences"):
-        parser.sentences("J. R. R. Orla works as poet", 2)

@@ -6,15 +6,13 @@ from hypothesis import strategies as st
 
 from beliefedit.corpus.language import (
     Fact,
-    Parser,
-    Proposition,
     atomic_prompt,
     proposition_text,
     true_false_prompt,
     truth_word,
 )
 from beliefedit.errors import LanguageError
-from tests.oracles import verbalise
+from tests.oracles import Parser, Proposition, verbalise
 
 A, B = Fact("Ann", "born in", "Rome"), Fact("Bob", "works as", "pilot")
 SIMPLE = Parser(["Ann", "Bob"], ["born in", "works as"], ["Rome", "pilot"])
