@@ -33,7 +33,7 @@ class EvidenceError(BeliefEditError):
 
 
 class LanguageError(BeliefEditError):
-    """Labels that give different facts the same prompt or sentence."""
+    """Labels that give two facts the same prompt or sentence, or a target without tokens."""
 
 
 class StoreError(BeliefEditError):

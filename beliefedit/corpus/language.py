@@ -90,7 +90,7 @@ def check_sentences(subjects: Sequence[str], relations: Sequence[str], objects: 
         ends = prompts.with_columns(other=pl.col("prompt") + f" {ending}").join(
             prompts, left_on="other", right_on="prompt", how="inner")
         if ends.height:
-            s, r, prompt, other_s, other_r = ends.row(0)
+            s, r, prompt, _, other_s, other_r = ends.row(0)
             raise _same("sentence", f"{prompt} {longer}", [
                 (subjects[s], relations[r], longer),
                 (subjects[other_s], relations[other_r], shorter)])

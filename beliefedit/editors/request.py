@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from beliefedit.corpus.language import Fact
 
-_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
-"""A letter or digit of a script that separates words (not Thai, Lao, Burmese, Khmer, Kana, Han)."""
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+"""Thai, Lao, Burmese, Khmer, kana and Han characters, whose words no spaces separate."""
+_LETTER = rf"[^\W{_UNSPACED}]"
 
 
 def find_words(text: str, words: str) -> tuple[int, int] | None:
