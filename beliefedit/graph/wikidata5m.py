@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -206,7 +206,7 @@ def _not_text(source: SourceFile, error: object) -> GraphError:
 class _Limited:
     """A stream that raises an error when more than ``limit`` bytes are read from it."""
 
-    def __init__(self, stream: IO[bytes], limit: int, error: Exception) -> None:
+    def __init__(self, stream: gzip.GzipFile, limit: int, error: Exception) -> None:
         self.stream, self.n_left, self.error = stream, limit, error
 
     def read(self, n: int) -> bytes:
