@@ -41,7 +41,7 @@ class EvidenceError(BeliefEditError):
 
 
 class LanguageError(BeliefEditError):
-    """A sentence that is not in the grammar of the corpus."""
+    """Labels that give two facts the same prompt or sentence, or a target without tokens."""
 
 
 class StoreError(BeliefEditError):

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 4, "beliefs": 3,
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 6, "model": 4, "beliefs": 3,
     "edits": 7, "sequential": 3, "rationality": 3, "tables": 6
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
@@ -460,7 +460,7 @@ class Run:
         from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
         return EditSetup(
-            self.model, self.tokenizer, corpora.sample_documents(self.corpus),
+            self.model, self.tokenizer, corpora.sample_documents(self.corpus, self.world),
             SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
 

@@ -231,8 +231,8 @@ class Editor(ABC):
                 return f"the target {target!r} has {n} tokens, {max_target_tokens} are allowed"
         if self.needs_subject and not subject.strip():
             return "the request does not say which words of its prompt are the subject"
-        if self.needs_subject and subject not in prompt:
-            return f"the subject {subject!r} is not in the prompt {prompt!r}"
+        if self.needs_subject and request.subject_end is None:
+            return f"the subject {subject!r} is not in the prompt {prompt!r}, or not as a word"
         if self.uses_soft_targets and not request.soft_targets:
             return "the request has no soft targets, which this editor trains on"
         return None

@@ -168,7 +168,7 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
     chosen = [row for row, probe in enumerate(queries["probe"])
               if decode is None or probe in decode]
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
-                     labels=queries["label"].unique().sort().to_list(),
+                     labels={*queries["label"], *targets},
                      versions=None if versions is None else [versions[row] for row in chosen])
     answers = dict(zip(chosen, texts, strict=True))
     decoded = pl.Series("decoded", [answers.get(row) for row in range(len(queries))],

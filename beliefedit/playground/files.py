@@ -63,7 +63,7 @@ def _session(run: Run) -> Session:
         schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
     return Session(run.model, run.tokenizer, FactIndex(run.world, run.corpus, run.agent),
-                   sample_documents(run.corpus), soft_targets)
+                   sample_documents(run.corpus, run.world), soft_targets)
 
 
 def runs_beside(folder: Path) -> list[Path]:

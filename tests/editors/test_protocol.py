@@ -23,7 +23,7 @@ from beliefedit.editors.optimization import optimize_per_edit
 from beliefedit.errors import ConfigError, DivergenceError, EditError, StoreError
 from beliefedit.lm.scoring import encode_pairs, generate, score
 from tests import sample_models
-from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
+from tests.sample_models import ASKED, DOCUMENTS, sample_model, sample_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ WITHOUT_WEIGHTS = ("in_context", "grace")
 
 def prepared(name, settings, model, tokenizer):
     editor = be.editor(name, **settings)
-    editor.prepare(model, tokenizer, SENTENCES * 3)
+    editor.prepare(model, tokenizer, DOCUMENTS)
     return editor
 
 

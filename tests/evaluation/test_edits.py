@@ -83,6 +83,17 @@ def test_scores_mark_facts_that_editors_train_on(setup, tmp_path) -> None:
                                 ("logic_a", False, False), ("atomic_a", False, False)]
 
 
+def test_requested_labels_with_a_separator_are_read_whole(setup, tmp_path) -> None:
+    cases = sample_cases([("Ada", "works as", "St. Ives")])
+    requested = cases.queries.with_columns(target=pl.col("target").replace("poet", "St. Ives"))
+    config = settings(editors={"retrain": {"n_documents": 3, "lr": 1e-2, "n_epochs": 30}}, n_trajectories=0)
+    with_texts = replace(setup, texts=["Ada works as St. Ives", "Bo works as cook", "Cy speaks Danish"])
+    editing.run_editor(with_texts, "retrain", config.editors["retrain"], Cases(cases.cases, requested), config, seed=5,
+                       max_new_tokens=9, folder=tmp_path)
+    answers = editing.gather(tmp_path)["scores"].filter(probe=PROBES[0])
+    assert answers["decoded"].to_list() == ["St. Ives"] * 2 and answers.filter(kind="requested")["log_p"].item() > -0.5
+
+
 def soft_target(subject: str, relation: str, p: float) -> SoftTarget:
     return SoftTarget(f"{subject} {relation}", ("poet",), (p,), (subject, relation))
 
