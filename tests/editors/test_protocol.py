@@ -282,7 +282,7 @@ def test_a_prefix_fits_the_model(model, tokenizer) -> None:
 def test_grace_compares_no_more_keys_than_fit_in_memory(model, tokenizer) -> None:
     editor = be.editor("grace", n_calibration_documents=10**6)
     with pytest.raises(EditError, match="3000 documents have .* keys, 16,384 are compared at most"):
-        editor.prepare(model, tokenizer, [" ".join(SENTENCES)] * 3000)
+        editor.prepare(model, tokenizer, [" ".join(DOCUMENTS)] * 3000)
 
 
 def test_equations_without_a_solution_are_a_divergence(model, tokenizer, monkeypatch) -> None:
