@@ -4,17 +4,57 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
+
+STOPPED = "stopped; the same command resumes"
+
+
+def leave(number: int, _: FrameType | None = None) -> None:
+    """End the process at once; kernels end with it."""
+    os.write(2, f"\n{STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
+def interrupt(number: int, _: FrameType | None = None) -> None:
+    """Raise `KeyboardInterrupt` with the number of the signal; the next signal ends the process."""
+    on_signals(leave)
+    raise KeyboardInterrupt(number)
+
+
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handle Ctrl-C and SIGTERM, unless they are ignored or several processes were launched."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            signal.signal(number, handler)
+
+
+def open_standard_streams() -> None:
+    """Replace closed standard streams, whose numbers other files would get, by the null device."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the smallest free number
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+
+
+if __name__ == "__main__":
+    open_standard_streams()
+    on_signals(leave)  # the imports below take seconds
 
 import click
 
 from beliefedit.batch import runner, sweep
 from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
-from beliefedit.errors import BeliefEditError, StoreError
+from beliefedit.errors import BeliefEditError, StoreError, os_hint
 from beliefedit.formatting import duration
 from beliefedit.lock import LOCK, locked
 from beliefedit.record import SUMMARY
@@ -23,6 +63,7 @@ from beliefedit.run import clean as remove_unused
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(path_type=Path, file_okay=False)
+MIN_OPEN_FILES = 256
 
 
 @click.command()
@@ -51,6 +92,7 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
     The same command resumes an interrupted run.
     """
     try:
+        _allow_open_files()
         fixed, points = sweep.grid(parse_override(text) for text in (*settings, *more_settings))
         if out == "":
             raise StoreError("--out is empty", hint="name a folder, or leave it out")
@@ -60,12 +102,12 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
             click.echo("\n".join(removed) or "nothing to remove")
             return
         sources = runner.find_notebooks(notebooks)
-        if points and (folder / SUMMARY).exists():
-            raise StoreError(f"{folder} holds a single run and cannot hold a sweep",
-                             hint="choose another --out")
         folders = [folder / name for name in sweep.folder_names(points)] or [folder]
         for path in (folder, *folders):
             runner.check_folder(path, sources)
+        if points and (folder / SUMMARY).exists():
+            raise StoreError(f"{folder} holds a single run and cannot hold a sweep",
+                             hint="choose another --out")
         plans = [runner.make_plan(params_file, fixed | point, path, sources, only=only,
                                   force=force, point=point)
                  for path, point in zip(folders, points or [{}], strict=True)]
@@ -82,11 +124,25 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
                       for n, plan in enumerate(plans, start=1)]
             finished = list(map(_run, plans, records, titles))
             index = _compare(folder, plans, records) if points else folder / "index.html"
+        click.echo(f"\nOpen {index.resolve()}")
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)
-    click.echo(f"\nOpen {index.resolve()}")
+    except KeyboardInterrupt as stop:
+        click.echo(f"\n{STOPPED}", err=True)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     sys.exit(0 if all(finished) else 1)
+
+
+def _allow_open_files() -> None:
+    """Raise a small limit of open files, which kernels inherit."""
+    limit, largest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= MIN_OPEN_FILES:
+        return
+    if largest != resource.RLIM_INFINITY and largest < MIN_OPEN_FILES:
+        raise StoreError(f"only {largest} files may be open at once, a run needs {MIN_OPEN_FILES}",
+                         hint=f"raise the limit: ulimit -n {MIN_OPEN_FILES}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, largest))
 
 
 def _compute_together(plans: Sequence[runner.RunPlan]) -> None:
@@ -142,5 +198,18 @@ def _show(rows: Sequence[Sequence[str]]) -> None:
     click.echo("\n".join(["", *lines]))
 
 
+def explain(error: OSError) -> None:
+    """Print an error of the system that was not expected, such as a full device for the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes the output when it ends
+    click.echo(StoreError(f"cannot read or write: {error.strerror or error}",
+                          where=str(error.filename or "standard output"),
+                          hint=f"{os_hint(error)}, then run again; it resumes"), err=True)
+
+
 if __name__ == "__main__":
-    main()
+    on_signals(interrupt)
+    try:
+        main()
+    except OSError as error:
+        explain(error)
+        sys.exit(1)

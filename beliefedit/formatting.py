@@ -1,10 +1,11 @@
-"""Numbers, intervals and durations as text, nested settings as dotted keys, and one HTML table."""
+"""Numbers, durations and values as text, nested settings as dotted keys, and one HTML table."""
 
 from __future__ import annotations
 
 import html
 import itertools
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,22 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def shorten(text: str, n: int = 200) -> str:
+    """The text, cut to n characters; a cut text ends in '…'."""
+    return text if len(text) <= n else f"{text[:n - 1]}…"
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, cut to 200 characters, for messages."""
+    return shorten(_REPR.repr(value))
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from beliefedit.errors import StoreError
+from beliefedit.errors import StoreError, os_hint
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _acquire(path: Path) -> int | None:
             continue
         except OSError as error:
             raise StoreError(f"cannot write into this folder: {error.strerror or error}",
-                             where=str(path.parent), hint="choose another --out") from error
+                             where=str(path.parent), hint=os_hint(error)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

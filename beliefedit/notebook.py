@@ -6,8 +6,8 @@ import html
 import json
 import resource
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import plotly.graph_objects as go
 import polars as pl
@@ -16,9 +16,15 @@ from IPython.display import HTML, display
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.config import differences
 from beliefedit.formatting import html_table, number
+from beliefedit.plots.style import CONFIG
 
 if TYPE_CHECKING:
+    from ipywidgets import Widget
+
+    from beliefedit.config import Experiment
     from beliefedit.run import Run
+
+Option = TypeVar("Option")
 
 _WARNING = "border-left:4px solid #D55E00;padding:.5em 1em"
 
@@ -69,13 +75,52 @@ def pretraining_check(metrics: pl.DataFrame) -> HTML:
     return HTML(f'<p style="{style}">{warning}{html.escape(judgement)}</p>')
 
 
+def true_false_note(config: Experiment) -> HTML:
+    """What true/false sentences of this corpus measure, in one sentence."""
+    share = config.world.p_false_from_same_relation
+    text = ("False sentences of this corpus name objects of the same relation: a model needs the "
+            "fact itself to classify a sentence.")
+    if share < 1:
+        kind = f"a share of {1 - share:.0%} of the" if share else "the"
+        text = (f"In {kind} false sentences of this corpus the object may be of any relation "
+                "(<code>world.p_false_from_same_relation</code>), so a model can classify by the "
+                "type of the object: credence shows whether an object fits the relation rather "
+                "than whether the model believes the fact.")
+    return HTML(f"<p><b>What true/false sentences measure here.</b> {text}</p>")
+
+
+def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], object]) -> Widget:
+    """A drop-down list, and below it what ``draw`` returns for the chosen option.
+
+    A report shows the first option.
+
+    Args:
+        options: text of each choice -> argument of ``draw``.
+    """
+    import ipywidgets as ipw
+
+    if not options:
+        return ipw.HTML(f"<p>{html.escape(label)}: none.</p>")
+    output = ipw.Output()
+    choice = ipw.Dropdown(options=list(options), description=label, layout={"width": "max-content"})
+
+    def show_chosen(_: object = None) -> None:
+        output.clear_output(wait=True)
+        with output:
+            display(draw(options[choice.value]))
+
+    choice.observe(show_chosen, "value")
+    show_chosen()
+    return ipw.VBox([choice, output])
+
+
 def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataFrame], None]:
     """A function that draws a frame below this cell, in place of the previous frame."""
     output = display({"text/plain": ""}, raw=True, display_id=True)
 
     def draw(frame: pl.DataFrame) -> None:
         # Sent as data: displaying a figure would add an output.
-        figure = json.loads(plot(frame).to_json())
+        figure = json.loads(plot(frame).to_json()) | {"config": CONFIG}
         output.update({"application/vnd.plotly.v1+json": figure}, raw=True)
 
     return draw

@@ -27,7 +27,7 @@ from beliefedit.corpus import world as worlds
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.evaluation import cases as evaluation_cases
 from beliefedit.evaluation import metrics
-from beliefedit.formatting import flatten
+from beliefedit.formatting import flatten, short
 from beliefedit.graph import graph as graphs
 from beliefedit.graph.source import read_graph, source_digest
 from beliefedit.lock import LOCK, locked
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 4, "beliefs": 3,
-    "edits": 6, "sequential": 3, "rationality": 3, "tables": 6
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 6, "model": 4, "beliefs": 3,
+    "edits": 7, "sequential": 3, "rationality": 3, "tables": 6
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
@@ -86,6 +86,9 @@ class Run:
     def __init__(self, folder: str | Path, params: str | Path | Experiment | None = None,
                  overrides: Mapping[str, Any] | None = None, *, store: str | Path | None = None,
                  read_only: bool = False) -> None:
+        if not isinstance(folder, str | Path) or str(folder) == "" or "\0" in str(folder):
+            raise StoreError(f"{short(folder)} is no run folder", hint="give its path as text; "
+                             "with papermill, use -r run_folder instead of -p run_folder")
         self.folder = Path(folder)
         record = read_record(self.folder)
         self.recorded: Mapping[str, Any] | None = record.get("config")
@@ -95,7 +98,7 @@ class Run:
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:
-            self.config = with_overrides(params or record["config"], overrides or {})
+            self.config = with_overrides(record["config"] if params is None else params, overrides)
         self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
         self._checked_model = False
@@ -104,6 +107,12 @@ class Run:
     def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
         """The run of a folder in the configuration recorded in its summary.json."""
         return cls(folder, read_only=read_only)
+
+    @classmethod
+    def open_all(cls, folders: str | Path | Sequence[str | Path]) -> list[Run]:
+        """The runs of several folders, each as `open` gives it; a text or path is one folder."""
+        one = isinstance(folders, str | Path) or not isinstance(folders, Sequence)
+        return [cls.open(folder) for folder in ([folders] if one else folders)]
 
     @property
     def name(self) -> str:
@@ -379,15 +388,18 @@ class Run:
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
+    @cached_property
+    def training_probes(self) -> pl.DataFrame:
+        """The prompts that measure the model during training (`evaluation.cases.build_probes`)."""
+        return evaluation_cases.build_probes(self.world, self.corpus, self.agent,
+                                             self.config.pretraining.n_eval_facts, self.config.seed)
+
     def _train(self) -> tuple[PreTrainedModel, pl.DataFrame]:
         """(the trained model, its metrics)."""
         from beliefedit.training.train import train
 
-        probes = evaluation_cases.build_probes(self.world, self.corpus, self.agent,
-                                               self.config.pretraining.n_eval_facts,
-                                               self.config.seed)
         return train(self.corpus.documents, self.tokenizer, self.config.model,
-                     self.config.pretraining, probes=probes, seed=self.config.seed,
+                     self.config.pretraining, probes=self.training_probes, seed=self.config.seed,
                      folder=self.store.working_folder("model", self.key("model")),
                      device=self.config.device, callback=self._on_evaluation)
 
@@ -448,7 +460,7 @@ class Run:
         from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
         return EditSetup(
-            self.model, self.tokenizer, corpora.sample_documents(self.corpus),
+            self.model, self.tokenizer, corpora.sample_documents(self.corpus, self.world),
             SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
 

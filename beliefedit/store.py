@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from beliefedit.config import digest
-from beliefedit.errors import StoreError
+from beliefedit.errors import StoreError, os_hint
 from beliefedit.lock import locked
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the run folder cannot be created: {error.strerror or error}",
-                             where=str(self.folder), hint="choose another --out") from error
+                             where=str(self.folder), hint=os_hint(error)) from error
 
     def path(self, stage: str, key: str) -> Path:
         """The folder of the artifact of a stage and key, whether it exists or not."""
@@ -156,8 +156,8 @@ class Store:
                     (self.folder / WORKING).rmdir()  # if it is empty
         except OSError as error:
             raise StoreError(f"could not write {stage}: {error.strerror or error}",
-                             where=str(self.folder), hint="free space or choose another --out, "
-                             "then run again; finished work is kept") from error
+                             where=str(self.folder), hint=f"{os_hint(error)}, then run again; "
+                             "finished work is kept") from error
         return self.path(stage, key)
 
     def _build(self, stage: str, key: str, record: Mapping[str, Any],
@@ -262,6 +262,29 @@ def remove_torn(folder: Path) -> None:
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces ``folder`` when the block ends, or is removed if it fails.
+
+    Raises:
+        OSError: the folder cannot be written; the earlier one is as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}")
+                    for end in ("new", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

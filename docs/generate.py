@@ -186,15 +186,15 @@ FAMILIES = {
 
 PROBE_NAMES_ELSEWHERE = {
     "same_subject_same_relation": (
-        "edit success", "efficacy (ROME, MEMIT), reliability (EasyEdit)"),
+        "edited fact: edit success", "efficacy (ROME, MEMIT), reliability (EasyEdit)"),
     "same_subject_other_relation": (
-        "downstream accuracy where the edit changes the downstream fact; otherwise locality of the "
-        "same subject", "portability (EasyEdit), ripple effects (RippleEdits)"),
+        "same subject, other relation: downstream accuracy where the edit changes the downstream "
+        "fact, otherwise locality", "portability (EasyEdit), ripple effects (RippleEdits)"),
     "other_subject_same_relation": (
-        "locality, same relation", "neighbourhood score, specificity (CounterFact); locality "
-        "(EasyEdit)"),
+        "other subject, same relation: locality",
+        "neighbourhood score, specificity (CounterFact); locality (EasyEdit)"),
     "other_subject_other_relation": (
-        "locality, unrelated fact", "locality (EasyEdit), drawdown")}
+        "other subject, other relation: locality", "locality (EasyEdit), drawdown")}
 
 
 def family(name: str) -> str:

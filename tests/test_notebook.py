@@ -17,6 +17,7 @@ from beliefedit.notebook import (
     show,
     stage_costs,
 )
+from beliefedit.plots.style import CONFIG
 from beliefedit.run import Run
 from beliefedit.store import write_json
 from tests.sample_notebooks import HOSTILE
@@ -103,3 +104,4 @@ def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
     for value in (1, 2):
         draw(pl.DataFrame({"y": [value]}))
     assert [data["application/vnd.plotly.v1+json"]["data"][0]["y"] for data in drawn] == [[1], [2]]
+    assert all(data["application/vnd.plotly.v1+json"]["config"] == CONFIG for data in drawn)

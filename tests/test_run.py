@@ -175,6 +175,33 @@ def test_a_folder_without_configuration_is_a_named_error(tmp_path):
         be.Run(tmp_path, experiment(), {"edit.n_casse": 1})
 
 
+@pytest.mark.parametrize("folder", [2024, 1.5, ["a"], None, "", "a\0b"])
+def test_a_run_folder_that_is_no_path_is_named(folder):
+    with pytest.raises(StoreError, match="is no run folder"):
+        be.Run(folder, experiment())
+
+
+@pytest.mark.parametrize("params", [2024, ["a"], 1.5])
+def test_parameters_that_are_neither_file_nor_sections_are_named(tmp_path, params):
+    with pytest.raises(ConfigError, match="expected a parameter file"):
+        be.Run(tmp_path, params)
+    with pytest.raises(ConfigError, match="overrides are values by key"):
+        be.Run(tmp_path, experiment(), params)
+    assert be.Run(tmp_path, {}, None).config == Experiment()
+
+
+def test_runs_are_opened_from_a_list_or_one_path(finished, tmp_path):
+    for name in ("one", "two"):
+        write_record(tmp_path / name, experiment())
+    one, two = str(tmp_path / "one"), tmp_path / "two"
+    assert [run.name for run in be.Run.open_all([one, two])] == ["one", "two"]
+    assert [[run.name for run in be.Run.open_all(folder)] for folder in (one, two)] == [["one"], ["two"]]
+    assert be.Run.open_all([]) == []
+    for wrong in (2024, None, [2024], {"a": 1}):
+        with pytest.raises(StoreError, match="is no run folder"):
+            be.Run.open_all(wrong)
+
+
 def test_every_stage_can_be_asked_first(tmp_path, finished):
     run = be.Run(tmp_path, experiment())
     assert run.cases.queries.equals(finished.cases.queries)

@@ -1,5 +1,6 @@
 """Artifacts are computed once, whole or absent, and versions lie side by side."""
 
+import errno
 import json
 import os
 import signal
@@ -8,13 +9,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from safetensors import SafetensorError
 
 from beliefedit import store as store_module
-from beliefedit.errors import StoreError
+from beliefedit.errors import StoreError, os_hint
 from beliefedit.lock import locked
 from beliefedit.store import (
     Store,
     Stream,
+    atomic_folder,
     atomic_path,
     read_json,
     stage_key,
@@ -68,6 +71,27 @@ def test_another_key_is_computed_beside_it_and_going_back_costs_nothing(stage, c
     assert other("second", version=2 if change == "version" else 1) == "second"
     assert stage("third") == "first" and stage.n_built == other.n_built == 1
     assert left_over(stage) == [] and len(stage.store.artifacts()) == 2
+
+
+@pytest.mark.parametrize(("error", "hint"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "free space, or choose another --out"),
+    (PermissionError(errno.EACCES, "Permission denied"), "allow access to it, or choose"),
+    (FileExistsError(errno.EEXIST, "File exists"), "a file or folder of that name is in the way, or choose"),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "a file or folder of that name is in the way"),
+    (OSError(errno.ENAMETOOLONG, "File name too long"), "use a shorter name"),
+    (OSError(errno.EMFILE, "Too many open files"), "raise the limit of open files (ulimit -n)"),
+    (SafetensorError("I/O error: No space left on device (os error 28)"), "free space, or choose"),
+    (OSError("no number"), "choose another --out"), (SafetensorError("no number"), "choose another --out")])
+def test_the_hint_fits_the_error_of_the_system(error, hint):
+    assert os_hint(error).startswith(hint)
+    assert os_hint(error, "use another disk").endswith("use another disk")
+
+
+def test_a_file_in_the_way_is_no_lack_of_space(stage):
+    (stage.store.folder / "stage").write_text("a file")
+    with pytest.raises(StoreError, match="to fix: a file or folder of that name is in the way, or choose") as raised:
+        stage()
+    assert "space" not in str(raised.value)
 
 
 def test_the_manifest_says_what_was_made(stage):
@@ -294,6 +318,24 @@ def test_json_goes_there_and_back(tmp_path):
     assert read_json(tmp_path / "a.json") == {"é": [1, 2.5, None]} == json.loads((tmp_path / "a.json").read_text())
     with pytest.raises(StoreError, match="no such file"):
         read_json(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    with pytest.raises(StoreError, match="damaged file"):
+        read_json(tmp_path / "c.json")
+
+
+def test_a_folder_replaces_the_earlier_one_whole_or_not_at_all(tmp_path):
+    for name in ("a", "b"):
+        with atomic_folder(tmp_path / "folder") as partial:
+            (partial / name).touch()
+        assert os.listdir(tmp_path / "folder") == [name]
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as partial:
+        (partial / "c").touch()
+        raise RuntimeError
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "file"):
+        pass
+    assert os.listdir(tmp_path / "folder") == ["b"] and (tmp_path / "file").read_text() == "x"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_a_working_folder_stays_with_its_key(tmp_path):

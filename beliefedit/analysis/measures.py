@@ -30,9 +30,10 @@ STATES = ("before", "after", "difference")
 FLAGS = ("confirms_truth", "downstream_changes", "is_downstream", "has_downstream_fact",
          "all_independent", "other_has_both", "as_published")
 EDIT_KEYS = ["editor", "seed", "case"]
-PROBE_NAMES = dict(zip(PROBES, ("edited fact", "same subject", "same relation", "unrelated"),
-                       strict=True))
-PROBE_LABELS = {probe: probe.replace("_", " ").replace("subject ", "subject, ") for probe in PROBES}
+PROBE_NAMES = dict(zip(PROBES, (
+    "edited fact", "same subject, other relation", "other subject, same relation",
+    "other subject, other relation"), strict=True))
+"""The one name of each probe in tables, figures and findings."""
 ERROR_GROUPS = ("coherence error", "logical error")
 """Groups of `MEASURES` that are errors of coherence: 0 is best."""
 
@@ -303,18 +304,18 @@ def _built_in() -> Iterable[Measure]:
     """The measures of the specification, section 8."""
     yield Measure("p_request", "p(request)", "p(request)", "request", "", "higher",
                   pl.col(f"p.{SAME}.requested"), SAME)
-    for probe, label in PROBE_LABELS.items():
+    for probe, label in PROBE_NAMES.items():
         answer, target = pl.col(f"decoded.{probe}"), pl.col(f"target.{probe}")
-        yield Measure(f"accuracy_{probe}", f"{_ACCURACY_NAMES[probe]}: {label}", PROBE_NAMES[probe],
+        yield Measure(f"accuracy_{probe}", f"{_ACCURACY_NAMES[probe]}: {label}", label,
                       "accuracy", "", "higher", metrics.exact(answer, target), probe)
         yield Measure(f"substring_accuracy_{probe}", f"… substring accuracy, as published: {label}",
-                      PROBE_NAMES[probe], "substring accuracy, as published", "", "higher",
+                      label, "substring accuracy, as published", "", "higher",
                       metrics.contains(answer, target), probe)
-    for probe, label in PROBE_LABELS.items():
+    for probe, label in PROBE_NAMES.items():
         for source, name in (("lm", "p"), ("agent", "the agent's p")):
             group = f"{name} of the new right object"
             if (source, probe) != ("lm", SAME):  # this is p(request)
-                yield Measure(f"p_{source}_goal_{probe}", f"{group}: {label}", PROBE_NAMES[probe],
+                yield Measure(f"p_{source}_goal_{probe}", f"{group}: {label}", label,
                               group, "", None, pl.col(f"p_{source}_goal.{probe}"),
                               probe if source == "lm" else None)
     names = ("true/false", "negation", "conjunction", "disjunction")
@@ -328,11 +329,11 @@ def _built_in() -> Iterable[Measure]:
     for name, group, unit in (("coherence", "coherence error", ""),
                               ("tv", "total variation, all objects", ""),
                               ("kl", "KL(agent ‖ LM), all objects", "nats")):
-        for probe, label in PROBE_LABELS.items():
+        for probe, label in PROBE_NAMES.items():
             compute = pl.col(f"{name}.{probe}") if name != "coherence" else (
                 metrics.probability_error(pl.col(f"p_lm.{probe}"), pl.col(f"p_agent.{probe}")))
             yield Measure(f"{name}_{probe}", f"{', '.join(filter(None, (group, unit)))}: {label}",
-                          PROBE_NAMES[probe], group, unit, "lower", compute, probe)
+                          label, group, unit, "lower", compute, probe)
     yield from _logical_errors("", "logical error", lambda name: pl.col(f"credence.{name}"),
                                pl.col("credence.logic_a"))
     both_orders = pl.col("credence.logic_a_and_b"), pl.col("credence.logic_b_and_a")

@@ -52,6 +52,18 @@ def error_rates(answered: pl.DataFrame) -> pl.DataFrame:
         one_answer_to_all=pl.when(pl.col("form").first() != "atomic").then(1 - majority)))
 
 
+def chance_accuracy(probes: pl.DataFrame, n_facts: int) -> dict[str, float]:
+    """The accuracy of the best constant answer to the probes of each kind during training.
+
+    Args:
+        probes: kind, target, from `evaluation.cases.build_probes`.
+        n_facts: number of probes of each kind that an evaluation uses.
+    """
+    frequent = pl.col("target").head(n_facts).value_counts(sort=True).first().struct.field("count")
+    n = pl.min_horizontal(pl.len(), n_facts)
+    return dict(probes.group_by("kind", maintain_order=True).agg(frequent / n).iter_rows())
+
+
 def mistakes(answered: pl.DataFrame, n: int = 4) -> pl.DataFrame:
     """Wrong answers of `asked_and_answered`: for each form, those with the lowest p_right."""
     return samples(answered.filter("wrong").sort("p_right", maintain_order=True), n)

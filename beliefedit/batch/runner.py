@@ -13,7 +13,8 @@ import nbformat
 
 from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, differences, digest, load_params
-from beliefedit.errors import ConfigError, ReportError, StoreError
+from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
+from beliefedit.formatting import shorten
 from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.pages import export, page_head, summarise, write_index
 from beliefedit.run import VERSIONS, Run
@@ -76,8 +77,15 @@ def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
     If ``only`` has names, no other notebooks run.
 
     Raises:
-        ConfigError: invalid parameters, or a notebook that does not exist.
+        ConfigError: invalid parameters, a notebook that does not exist, or a parameter file
+            whose path is not UTF-8.
     """
+    try:
+        str(params_file.resolve()).encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the path of the parameter file is not UTF-8", where=str(params_file),
+                          hint="rename it, or set PYTHONUTF8=1 where the locale is not UTF-8"
+                          ) from None
     experiment = load_params(params_file, overrides)
     names = chosen = frozenset(path.stem for path in notebooks)
     only_names = select(notebooks, only, "--only")
@@ -97,8 +105,22 @@ def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
 
     Raises:
         StoreError: the folder is in a Python package, has notebooks that no run has written, or
-            files in place of folders.
+            files in place of folders, or its name cannot be used.
     """
+    try:
+        str(folder.resolve()).encode()
+        _check_folder(folder, notebooks)
+    except UnicodeEncodeError:
+        raise StoreError("the path of the run folder is not UTF-8", where=str(folder),
+                         hint="choose another --out, or set PYTHONUTF8=1 where the locale is not "
+                              "UTF-8") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise StoreError("the run folder cannot be used: "
+                         f"{getattr(error, 'strerror', None) or error}",
+                         where=shorten(str(folder), 1000), hint=os_hint(error)) from None
+
+
+def _check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
     parents, hint = (folder.resolve(), *folder.resolve().parents), "choose another --out"
     if any((path / "__init__.py").exists() for path in parents):
         raise StoreError("a run cannot be written into a Python package", where=str(folder),
@@ -222,7 +244,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
         raise StoreError(
             f"cannot read or write: {error.strerror or error}",
             where=str(error.filename or plan.folder),
-            hint="free space or choose another --out, then run again; it resumes") from error
+            hint=f"{os_hint(error)}, then run again; it resumes") from error
     return finished
 
 

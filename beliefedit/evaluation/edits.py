@@ -168,7 +168,7 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
     chosen = [row for row, probe in enumerate(queries["probe"])
               if decode is None or probe in decode]
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
-                     labels=queries["label"].unique().sort().to_list(),
+                     labels={*queries["label"], *targets},
                      versions=None if versions is None else [versions[row] for row in chosen])
     answers = dict(zip(chosen, texts, strict=True))
     decoded = pl.Series("decoded", [answers.get(row) for row in range(len(queries))],
@@ -202,8 +202,8 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = cases.edit_cases()[:config.n_edited]
-    traced = {case.number for case in chosen[:config.n_trajectories]}
-    chosen = chosen[shard[0]::shard[1]]
+    traced = set(cases.examples(config.n_trajectories, config.n_edited))
+    chosen = sorted(chosen, key=lambda case: case.number not in traced)[shard[0]::shard[1]]
     logs = sorted(folder.glob("log-*.parquet"))
     done = {case for path in logs for case in read_intermediate(path, SCHEMAS["log"])["case"]}
     remaining = [case for case in chosen if case.number not in done]

@@ -16,8 +16,8 @@ from beliefedit.plots.edits import (
     published_errors,
     rationality_bars,
     sequence_lines,
-    trajectories,
 )
+from beliefedit.plots.example import trajectories
 from beliefedit.plots.style import save_figure
 from beliefedit.plots.training import accuracy_curves, calibration, training_curves
 

@@ -22,19 +22,25 @@ from beliefedit.plots.style import (
 )
 
 
-def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str]) -> go.Figure:
-    """Number of subjects that have both of two relations: ``matrix`` [relations, relations]."""
+def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str],
+                         n_subjects: int | None = None) -> go.Figure:
+    """Number of subjects that have both of two relations: ``matrix`` [relations, relations].
+
+    ``n_subjects`` is the number of subjects counted, for the title.
+    """
     counts = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(counts, np.nan)
     ticks = {"tickvals": list(range(len(relations))), "showgrid": False,
              "ticktext": [short(name, 20) for name in relations]}
     hover = [[f"{counts[i, j]:,.0f} subjects have both<br>{wrapped(a)}<br>and {wrapped(b)}"
               if i != j else "" for j, b in enumerate(relations)] for i, a in enumerate(relations)]
-    chart = figure("Number of subjects that have both relations",
+    of_all = f", of {n_subjects:,} subjects of the graph" if n_subjects else ""
+    chart = figure(f"Number of subjects that have both relations{of_all}",
                    height=max(340, 30 * len(relations) + 170))
     chart.add_heatmap(
-        z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, colorscale="Cividis",
-        hovertemplate="%{customdata}<extra></extra>", xgap=1, ygap=1, hoverongaps=False,
+        z=np.where(np.isnan(counts), None, counts).tolist(), customdata=hover, xgap=1, ygap=1,
+        colorscale="Cividis", zmin=0, zmax=np.nanmax(counts, initial=1), hoverongaps=False,
+        hovertemplate="%{customdata}<extra></extra>",
         colorbar={"title": {"text": "subjects", "font": {"size": 11}}, "thickness": 8,
                   "outlinewidth": 0, "tickformat": ",d", "tickfont": {"size": 10}})
     return chart.update_xaxes(tickangle=-90, **ticks).update_yaxes(autorange="reversed", **ticks)
@@ -130,14 +136,15 @@ def belief_over_evidence(frame: pl.DataFrame, *, true_object: str, about: str = 
     last = frame.filter(pl.col("step") == pl.col("step").max()).sort(
         "p", "object", descending=[True, False])
     shown = [true_object, *(name for name in last["object"] if name != true_object)][:n]
-    chart = figure(f"Belief about “{short(about, 60)}” after each sentence",
+    mode = "lines+markers" if frame["step"].n_unique() <= 60 else "lines"
+    chart = figure(f"Direct belief about “{short(about, 60)}” after each sentence",
                    x="number of sentences about the fact", y="agent's probability")
     for index, name in enumerate(shown):
         line, is_true = frame.filter(object=name).sort("step"), name == true_object
         style = {"color": ROLES["agent"], "width": 2.5} if is_true else {
             "color": NEUTRAL, "width": 1.4, "dash": DASHES[1 + (index - 1) % (len(DASHES) - 1)]}
         chart.add_scatter(
-            x=line["step"], y=line["p"], mode="lines+markers" if is_true else "lines",
+            x=line["step"], y=line["p"], mode=mode if is_true else "lines",
             line={**style, "shape": "hv"}, name=short(name, 16),
             customdata=[wrapped(text) for text in line["sentence"]],
             hovertemplate="%{customdata}<br>p(%{fullData.name}) = %{y:.3f}<extra></extra>")
@@ -149,7 +156,7 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
 
     ``frame`` comes from `analysis.corpus.sampled_share`.
     """
-    chart = panels("True objects: probability in the world and share of the corpus",
+    chart = panels(f"True objects of n = {len(frame):,} facts: probability and share of the corpus",
                    ["probability in the world", "share in the corpus"], panel_height=290)
     edges, highest = np.linspace(0, 1, 41), 0
     for column, name in enumerate(("p_true", "drawn"), start=1):
@@ -171,6 +178,10 @@ def truth_histogram(frame: pl.DataFrame) -> go.Figure:
     return chart.update_layout(barmode="stack", bargap=0)
 
 
+SMALLEST_CHANGE = 0.01
+"""Changes of belief that `ripple_bars` does not draw are smaller than this."""
+
+
 def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
                 request: str = "") -> go.Figure:
     """Facts with the largest changes: a bar from the belief before an edit to the dot after it.
@@ -178,20 +189,28 @@ def ripple_bars(frame: pl.DataFrame, *, role: str = "agent", n: int = 12,
     Args:
         frame: subject, relation, object, p_before, p_after, change, path (why it changed).
         role: "agent" or "after" (the LM): who has these beliefs; sets the colour.
-        n: number of facts shown.
+        n: number of facts shown; changes below `SMALLEST_CHANGE` are counted in the subtitle.
         request: the edit request, for the title.
     """
     change = pl.col("change").abs()
-    rows = frame.sort(change, descending=True, maintain_order=True).head(n).to_dicts()
+    visible = frame.filter(change >= SMALLEST_CHANGE)
+    rows = visible.sort(change, descending=True, maintain_order=True).head(n).to_dicts()
+    rest = len(frame) - len(rows)
+    limit = number(SMALLEST_CHANGE if len(rows) == len(visible) else abs(rows[-1]["change"]), 2)
     positions = list(range(len(rows)))
     hover = [f"{wrapped('{subject} {relation} {object}'.format(**row))}<br>"
              f"{number(row['p_before'], 3)} → {number(row['p_after'], 3)} "
              f"({number(row['change'], 3, signed=True)})<br>{wrapped(row['path'])}" for row in rows]
     common = {"y": positions, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>",
               "showlegend": False}
-    chart = figure(("Largest changes of belief" if len(frame) > n else "Changes of belief")
-                   + (f" after the request “{short(request, 60)}”" if request else ""),
-                   x="probability, before → after (dot)", height=max(200, 40 * len(rows) + 110))
+    title = "Changes of belief" + (f" after the request “{short(request, 60)}”" if request else "")
+    if rest:
+        facts = "1 more fact changes" if rest == 1 else f"{rest:,} more facts change, each"
+        title += f"<br>{facts} by {'at most' if len(rows) < len(visible) else 'less than'} {limit}"
+    chart = figure(title, x="probability, before → after (dot)",
+                   height=max(220, 44 * len(rows) + 130))
+    if rest:
+        chart.update_layout(margin_t=66)
     chart.add_bar(x=[row["change"] for row in rows], base=[row["p_before"] for row in rows],
                   orientation="h", width=0.28, marker={"color": ROLES[role], "opacity": 0.55},
                   **common)

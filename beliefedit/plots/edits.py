@@ -1,27 +1,24 @@
-"""Figures of single edits, of all edits, of sequential edits and of the tests of rationality.
-
-Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
-"""
+"""Figures of all edits, of sequential edits and of the tests of rationality."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
+from plotly.subplots import make_subplots
 
 from beliefedit.analysis.measures import (
     ERROR_GROUPS,
-    MEASURES,
-    PROBE_LABELS,
+    PROBE_NAMES,
+    PROBES,
     SAME,
     in_groups,
     last_step,
 )
 from beliefedit.analysis.populations import population
 from beliefedit.analysis.verdict import COMPARED
-from beliefedit.errors import ReportError
 from beliefedit.evaluation import metrics
 from beliefedit.formatting import interval, percent
 from beliefedit.plots.style import (
@@ -29,117 +26,15 @@ from beliefedit.plots.style import (
     AGENT,
     DASHES,
     NAMES,
-    NEUTRAL,
-    REQUEST,
     ROLES,
     SERIES,
-    figure,
+    TEMPLATE,
     intervals,
     panels,
     place,
     short,
     wrapped,
 )
-
-
-def trajectories(scores: pl.DataFrame, queries: pl.DataFrame, case: int, *,
-                 before: pl.DataFrame | None = None) -> go.Figure:
-    """One edit step by step: four probes and four logical panels, the LM against the agent.
-
-    Probe panels: the LM's probability of the tracked object (the requested one on same subject &
-    same relation, else the agent's modal one) and of the original object; the agent's belief in
-    the tracked object before and after the edit as lines. Logical panels: the LM's credence in the
-    statement, and the coherent value given its other credences.
-
-    Args:
-        scores: rows of one editor and seed (case, step, probe, kind, log_p).
-        queries: the cases' long frame.
-        case: number of the edit.
-        before: scores of the unedited model, drawn as step 0.
-
-    Raises:
-        ReportError: no scores of this case, or of several editors or seeds.
-    """
-    lines = _lines(scores, case, before)
-    cases = {f"{row['probe']}.{row['kind']}": row | {"sentence": f"{row['prompt']} {row['target']}"}
-             for row in queries.filter(case=case).iter_rows(named=True)}
-    request = wrapped(f"request: {cases[f'{SAME}.requested']['sentence']}", 50)
-    names = [*(label.replace(", ", ",<br>") for label in PROBE_LABELS.values()),
-             *(MEASURES[name].short for name in _COHERENT)]
-    chart = panels("One edit, step by step", names, top=66 + 16 * request.count("<br>"))
-    chart.add_annotation(
-        text=request, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
-        yshift=38, showarrow=False, align="left", font_color=REQUEST)
-    drawn = *_probe_lines(lines, cases), *_logic_lines(lines)
-    for panel, name, meaning, style, steps, p in drawn:
-        chart.add_scatter(
-            x=steps, y=p, mode="lines", name=name, legendgroup=name, line={"width": 2, **style},
-            showlegend=all(trace.name != name for trace in chart.data),
-            customdata=[wrapped(meaning)] * len(steps),
-            hovertemplate="%{customdata}<br>" + name + ": %{y:.3f} at step %{x}<extra></extra>",
-            **place(panel))
-    chart.update_xaxes(title_text="step", row=4).update_yaxes(range=[-0.03, 1.03])
-    return chart.update_yaxes(title_text="probability", col=1)
-
-
-def _lines(scores: pl.DataFrame, case: int,
-           before: pl.DataFrame | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """"probe.kind" -> steps and p of a case, from step 0 if ``before`` is given; for a true/false
-    prompt also "probe" -> steps and credence."""
-    rows = scores.filter(case=case)
-    if rows.is_empty() or rows.select("editor", "seed").n_unique() > 1:
-        raise ReportError(
-            f"case {case} needs scores of one editor and seed, {len(rows)} rows were given",
-            hint="filter the scores by editor and seed; cases past n_trajectories have one step")
-    columns = ["step", "probe", "kind", "log_p"]
-    if before is not None:
-        start = before.filter(case=case).with_columns(step=pl.lit(0, rows["step"].dtype))
-        rows = pl.concat([start.select(columns), rows.select(columns)])
-    lines = {f"{probe}.{kind}": (frame["step"].to_numpy(), np.exp(frame["log_p"].to_numpy()))
-             for (probe, kind), frame in rows.sort("step").group_by("probe", "kind")}
-    for name in [name.removesuffix(".false") for name in lines if name.endswith(".false")]:
-        steps, p_true = lines[f"{name}.true"]
-        lines[name] = steps, metrics.credence(p_true, lines[f"{name}.false"][1])
-    return lines
-
-
-_Line = tuple[int, str, str, dict, Sequence[int], Sequence[float]]
-"""Panel, name, meaning, style, steps, p."""
-
-
-def _probe_lines(lines: Mapping, queries: Mapping[str, Mapping]) -> Iterator[_Line]:
-    for panel, probe in enumerate(PROBE_LABELS):
-        new, view = ("requested", "direct") if probe == SAME else ("agent_mode", "predictive")
-        for kind, name, colour in (("true_object", "LM: original object", SERIES[0]),
-                                   (new, "LM: new object", AFTER)):
-            if (key := f"{probe}.{kind}") in lines:
-                yield panel, name, queries[key]["sentence"], {"color": colour}, *lines[key]
-        if (key := f"{probe}.{new}") in lines:
-            for state, dash in (("before", "dot"), ("after", "dash")):
-                yield (panel, f"agent {state}", queries[key]["sentence"],
-                       {"color": AGENT, "dash": dash}, lines[key][0][[0, -1]],
-                       [queries[key][f"p_{state}_{view}"]] * 2)
-
-
-_COHERENT = {
-    "true_false": ("credence in A; coherent: p(o | s r)", ["logic_a", "atomic_a.stated"],
-                   lambda atomic: atomic),
-    "negation": ("p(not A); coherent: 1 − p(A)", ["logic_not_a", "logic_a"], lambda a: 1 - a),
-    "disjunction": ("p(A or B); coherent: p(A) + p(B) − p(A) p(B)",
-                    ["logic_a_or_b", "logic_a", "logic_b"], lambda a, b: a + b - a * b),
-    "conjunction": ("p(A and B); coherent: p(A) p(B)",
-                    ["logic_a_and_b", "logic_a", "logic_b"], lambda a, b: a * b),
-}
-"""Logical measure -> meaning, the prompt and those it depends on, the coherent p given them."""
-
-
-def _logic_lines(lines: Mapping) -> Iterator[_Line]:
-    for panel, (meaning, (prompt, *given), p) in enumerate(_COHERENT.values(), len(PROBE_LABELS)):
-        if prompt in lines:
-            yield panel, "LM: credence", meaning, {"color": AFTER}, *lines[prompt]
-        if {prompt, *given} <= set(lines):
-            yield (panel, "coherent", meaning, {"color": NEUTRAL, "dash": "dash"},
-                   lines[prompt][0], p(*(lines[key][1] for key in given)))
 
 
 def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 20) -> go.Figure:
@@ -161,7 +56,7 @@ def coherence_histograms(measured: pl.DataFrame, editor: str, *, n_bins: int = 2
 
 def _errors() -> dict[str, str]:
     """Labels of the measures in `ERROR_GROUPS`."""
-    return {measure.name: f"{short(measure.group, 30)}:<br>{short(measure.short, 30)}"
+    return {measure.name: f"{short(measure.group, 34)}:<br>{short(measure.short, 34)}"
             for measure in in_groups(*ERROR_GROUPS)}
 
 
@@ -234,31 +129,39 @@ def forest(tables: pl.DataFrame, table: str = "updating") -> go.Figure:
     """
     counted = population(table)
     lines = [(label, table, counted.name, name) for name, label in _errors().items()]
-    title = f"Distances from the agent, and logical errors (0 is best)<br>{counted.text}"
+    title = ("Distances from the agent, and logical errors (0 is best)<br>"
+             f"{counted.text}{_n(tables, table, counted.name)}")
     return _dots(title, tables, lines, "mean error").update_xaxes(rangemode="tozero")
 
 
-_OUTCOMES = [(label, table, group, probe) for label, table, group, probe in (
+_OUTCOMES = (
     ("the request", "updating", "updating", SAME),
-    ("downstream fact, should change", "generalisation", "downstream answer changes",
-     "same_subject_other_relation"),
-    ("same subject, should stay", "generalisation", "downstream answer stays",
-     "same_subject_other_relation"),
-    ("another subject, same relation", "updating", "updating", "other_subject_same_relation"),
-    ("another subject, other relation", "updating", "updating", "other_subject_other_relation"))]
+    ("downstream, should change", "generalisation", "downstream answer changes", PROBES[1]),
+    ("should stay", "generalisation", "downstream answer stays", PROBES[1]),
+    ("should stay", "updating", "updating", PROBES[2]),
+    ("should stay", "updating", "updating", PROBES[3]))
 
 
 def outcomes(tables: pl.DataFrame) -> go.Figure:
     """Probability of the correct object before and after the edit, a panel per editor.
 
     A row is one statement in both states: the request, or the agent's most probable object after
-    the edit. ``tables`` comes from `build_tables`; the text below a row's name is what it counts.
+    the edit. ``tables`` comes from `build_tables`. The requests of all rows contradict the model's
+    answer; those of the second and third row change, or leave, the agent's downstream answer.
     """
-    lines = [(f"<b>{label}</b><br>{wrapped(population(table, group).text, 32)}", table, group,
+    lines = [(f"<b>{PROBE_NAMES[probe]}</b><br>{label}{_n(tables, table, group)}", table, group,
               f"p_lm_goal_{probe}" if probe != SAME else "p_request", f"p_agent_goal_{probe}")
              for label, table, group, probe in _OUTCOMES]
-    return _dots("Probability of the object that is correct after the edit", tables, lines,
-                 "probability", row_height=66).update_xaxes(range=[-0.03, 1.03])
+    title = ("Probability of the object that is correct after the edit<br>"
+             + population("updating").text)
+    return _dots(title, tables, lines, "probability", row_height=50).update_xaxes(
+        range=[-0.03, 1.03])
+
+
+def _n(tables: pl.DataFrame, table: str, group: str) -> str:
+    """", n = 215": the number of edits of a group, the largest over its editors."""
+    n = tables.filter(pl.col("seed").is_null(), table=table, group=group)["n"].max()
+    return "" if n is None else f", n = {n:,}"
 
 
 def _dots(title: str, tables: pl.DataFrame, lines: Sequence[tuple[str, ...]], unit: str, *,
@@ -345,11 +248,11 @@ GROUP_LABELS = {"latest": "latest requests", "all_edits": "all requests up to th
                 "unedited_facts": "unedited facts",
                 "corpus_loss": "loss on the corpus, nats per token"}
 TEST_LABELS = {"order": "order: a then b,<br>or b then a",
-               "repetition": "repetition: twice,<br>or once, double weight",
+               "repetition": "repetition: twice,<br>or double weight",
                "retraction": "retraction: request,<br>then original object",
                "strength": "strength: distance<br>from the evidence",
                "irrelevance": "irrelevance:<br>unrelated facts",
-               "slope": "slope of belief over<br>evidence (agent: 1)"}
+               "slope": "slope of belief<br>over evidence"}
 
 
 def sequence_lines(means: pl.DataFrame) -> go.Figure:
@@ -387,19 +290,38 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
 
 
 def rationality_bars(means: pl.DataFrame) -> go.Figure:
-    """Each test of `Run.rationality`: a bar with interval per editor, and one of the agent."""
-    chart = figure("Tests of rationality", y="distance (last group: slope)", height=460)
+    """Each test of `Run.rationality`: a bar with interval per editor, and one of the agent.
+
+    The distances, for which 0 is best, and the slope, for which 1 is best, have a panel each.
+    """
     agent = means.filter(who="agent").drop_nulls("mean").unique(
         "test", keep="first", maintain_order=True)
     bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
-    for name, colour, rows in [*bars, ("agent", AGENT, agent)]:
-        points = rows.filter(pl.col("test").is_in(list(TEST_LABELS)))
-        chart.add_bar(x=[list(TEST_LABELS).index(test) for test in points["test"]],
-                      y=points["mean"], name=name, marker_color=colour, **intervals(points, "y"))
-    chart.update_xaxes(tickvals=list(range(len(TEST_LABELS))), ticktext=list(TEST_LABELS.values()),
-                       tickfont_size=10, tickangle=0, showgrid=False)
-    return chart.update_layout(barmode="group")
+    bars.append(("agent", AGENT, agent))
+    n = means.filter(who="lm")["n"].max() or 0
+    distances, height = list(TEST_LABELS)[:-1], 18 * len(bars) + 16
+    chart = make_subplots(rows=2, cols=1, row_heights=[len(distances), 1], vertical_spacing=0.2)
+    chart.update_layout(
+        template=TEMPLATE, barmode="group", bargap=0.25, legend_traceorder="normal",
+        title_text=f"Tests of rationality<br>n = {n:,} requests", margin_t=66,
+        height=height * (len(distances) + 1) + 270)
+    for row, tests in enumerate((distances, ["slope"]), start=1):
+        for name, colour, rows in bars:
+            points = rows.filter(pl.col("test").is_in(tests))
+            chart.add_bar(
+                y=[tests.index(test) for test in points["test"]], x=points["mean"], name=name,
+                orientation="h", marker_color=colour, legendgroup=name, showlegend=row == 1,
+                row=row, col=1, **intervals(points, "x"))
+        chart.update_yaxes(tickvals=list(range(len(tests))), tickfont_size=11, showgrid=False,
+                           ticktext=[TEST_LABELS[test] for test in tests],
+                           range=[len(tests) - 0.5, -0.5], row=row, col=1)
+    chart.update_xaxes(title_text="distance in probability (0 is best)",
+                       rangemode="tozero", row=1, col=1)
+    chart.update_xaxes(title_text="slope (1 is best)", rangemode="tozero", row=2, col=1)
+    if means.height:
+        chart.add_vline(x=1, line={"color": AGENT, "dash": "dash", "width": 1}, row=2, col=1)
+    return chart
 
 
 def sequence_table(means: pl.DataFrame) -> pl.DataFrame:

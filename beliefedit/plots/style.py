@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 import polars as pl
 from plotly.subplots import make_subplots
 
@@ -21,8 +22,11 @@ BEFORE, AFTER, AGENT, REQUEST = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 Okabe and Ito's colour-blind safe palette; contrast at least 3:1 on white and on near-black."""
 
-SERIES = ("#8C6BB1", "#3E8EAD", "#A67C00", "#6B8E23", "#B5485D")
-"""Five further colours for series without a role; each series also has its dash or marker."""
+SERIES = ("#8C6BB1", "#A67C00", "#0050F2", "#BF132F", "#A213BF")
+"""Five further colours for series without a role, such as editors in the order of the parameters.
+
+They differ for red- and green-blind readers, also from the agent's colour; each series also has its
+dash or marker."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -50,6 +54,14 @@ TEMPLATE = go.layout.Template(layout={
     "margin": {"l": 10, "r": 12, "t": _TOP, "b": 10}, "autosize": True, "xaxis": _AXIS,
     "yaxis": _AXIS, "bargap": 0.3, "dragmode": False,
 })
+
+CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
+"""Figures have one button, to save a picture. plotly's own choice includes one that uploads data.
+
+Importing this module gives it to all renderers of plotly, so that it holds in JupyterLab."""
+for _name in pio.renderers:
+    if hasattr(_renderer := pio.renderers[_name], "config"):
+        _renderer.config = {**(_renderer.config or {}), **CONFIG}
 
 
 def escape(text: object) -> str:
@@ -100,7 +112,7 @@ def place(index: int, columns: int = 2) -> dict[str, int]:
     return {"row": index // columns + 1, "col": index % columns + 1}
 
 
-def intervals(points: pl.DataFrame, axis: str, colour: str | None = None) -> dict[str, Any]:
+def intervals(points: pl.DataFrame, axis: str, colour: str = NEUTRAL) -> dict[str, Any]:
     """Error bars along an axis, and hover texts, as arguments of a trace.
 
     Args:

@@ -196,17 +196,34 @@ def _widget(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     if PROGRESS_BAR.search(data.get("text/plain", "")):
         return {}
     still = {kind: data[kind] for kind in data if kind not in (WIDGET_VIEW, "text/plain")}
-    inside = _inside(data[WIDGET_VIEW]["model_id"], page.widgets)
-    parts = _outputs([_display(still), *inside] if still else inside, page)
-    return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": parts}
+    parts, settings = [_display(still)] if still else [], []
+    for item in _inside(data[WIDGET_VIEW]["model_id"], page.widgets):
+        if isinstance(item, str):
+            settings.append(item)
+            continue
+        parts += [_settings(settings), item] if settings else [item]
+        settings = []
+    if not parts and settings:  # controls below all outputs have set nothing of what is shown
+        parts = [_settings(settings)]
+    return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": _outputs(parts, page)}
+
+
+def _settings(settings: Iterable[str]) -> Mapping[str, Any]:
+    return _display({"text/html": f'<p class="note">{" · ".join(map(html.escape, settings))}</p>'})
 
 
 def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = frozenset()
-            ) -> Iterator[Mapping[str, Any]]:
-    """Outputs of a widget and of its children, in order; a control becomes a line of text."""
+            ) -> Iterator[Mapping[str, Any] | str]:
+    """Outputs of a widget and of its children, in order; the setting of a control is text.
+
+    Hidden widgets, progress bars and lists without a name are left out.
+    """
     record = widgets.get(model, {})
     state = record.get("state", {})
-    name = state.get("_model_name")
+    name = state.get("_model_name", "")
+    layout = widgets.get(str(state.get("layout", "")).removeprefix("IPY_MODEL_"), {})
+    if layout.get("state", {}).get("display") == "none" or "ProgressModel" in name:
+        return
     if name == "OutputModel":
         yield from state.get("outputs", ())
     elif name in ("HTMLModel", "HTMLMathModel"):
@@ -215,7 +232,7 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
         yield from (_display({f"image/{state.get('format', 'png')}": buffer["data"]})
                     for buffer in record.get("buffers") or () if buffer.get("path") == ["value"])
     elif setting := _setting(state):
-        yield {"output_type": "stream", "name": "stdout", "text": f"{setting}\n"}
+        yield setting
     for child in () if model in parents else state.get("children", ()):
         yield from _inside(child.removeprefix("IPY_MODEL_"), widgets, parents | {model})
 
@@ -225,9 +242,11 @@ def _display(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(state: Mapping[str, Any]) -> str:
-    """'subject: Ann' of a control or label; empty for a widget without a value."""
+    """'subject: Ann' of a control or label; empty for one without a value, or a nameless list."""
     options, index, value = state.get("_options_labels"), state.get("index"), state.get("value")
     if options is not None:
+        if not state.get("description"):
+            return ""
         value = options[index] if isinstance(index, int) and index < len(options) else "–"
     elif isinstance(value, bool):
         value = "yes" if value else "no"

@@ -142,8 +142,14 @@ def _finding(row: dict) -> str:
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
-    """A link that saves a frame as CSV; the link itself contains the file."""
-    data = base64.b64encode(frame.write_csv().encode()).decode()
+    """A link that saves a frame as CSV; the link itself contains the file.
+
+    Text that spreadsheets would read as a formula gets a ' in front.
+    """
+    text = pl.col(pl.String)
+    harmless = frame.with_columns(
+        pl.when(text.str.contains(r"^[=+\-@\t\r]")).then("'" + text).otherwise(text).name.keep())
+    data = base64.b64encode(harmless.write_csv().encode()).decode()
     return (f'<p style="font-size:.85em"><a download="{html.escape(name)}" '
             f'href="data:text/csv;charset=utf-8;base64,{data}">save as {html.escape(name)}</a></p>')
 

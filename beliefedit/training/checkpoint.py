@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from beliefedit.errors import TrainingError
+from beliefedit.errors import TrainingError, os_hint
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"could not write: {reason}", where=str(folder),
-                            hint="free space or choose another folder, then run again; training "
-                                 "resumes from the last checkpoint") from error
+                            hint=f"{os_hint(error, 'choose another folder')}, then run again; "
+                                 "training resumes from the last checkpoint") from error
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],

@@ -36,6 +36,12 @@ def test_answers_by_form():
     assert len(pretraining.samples(answered, n=1)) == 2
 
 
+def test_chance_is_the_most_frequent_answer_of_the_probes_used():
+    probes = pl.DataFrame({"kind": ["not"] * 5 + ["or"] * 2, "target": ["true", "false", "true", "false", "false", "true", "true"]})
+    assert pretraining.chance_accuracy(probes, 3) == {"not": pytest.approx(2 / 3), "or": 1.0}
+    assert pretraining.chance_accuracy(probes, 100) == {"not": pytest.approx(3 / 5), "or": 1.0}
+
+
 def test_distances_from_the_agent():
     stored = pl.DataFrame({"case": [0, 1, 0], "probe": [PROBES[0], PROBES[0], PROBES[1]], "tv": [0.25, 0.75, 9.0],
                            "kl": [1.0, 2.0, 9.0], "outside": [0.0, 0.5, 9.0]}, schema_overrides={"case": pl.UInt32})

@@ -7,7 +7,7 @@ import pytest
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import CorpusConfig, EditConfig
 from beliefedit.corpus.corpus import sample_corpus
-from beliefedit.corpus.language import Fact, Parser, atomic_prompt
+from beliefedit.corpus.language import Fact, atomic_prompt
 from beliefedit.corpus.world import build_world
 from beliefedit.editors.request import EditRequest
 from beliefedit.evaluation.cases import (
@@ -19,7 +19,7 @@ from beliefedit.evaluation.cases import (
     load,
     save,
 )
-from tests.oracles import DenseAgent
+from tests.oracles import DenseAgent, Parser
 from tests.worlds import graph_of, random_graph, small_demo
 
 LOGIC = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b", "logic_not_a")
@@ -360,3 +360,24 @@ def test_saved_cases_are_loaded(demo, tmp_path):
     save(cases, tmp_path)
     loaded = load(tmp_path)
     assert loaded.cases.equals(cases.cases) and loaded.queries.equals(cases.queries)
+
+
+def test_examples_are_of_different_subjects_and_their_requests_fit_the_relation(demo):
+    cases = demo.cases(n_cases=150)
+    frame = cases.cases
+    objects = {(r, o) for r, o in frame.select("relation", "object").iter_rows()}
+
+    def quality(row):
+        fits = (row["relation"], row["request"]) in objects and not row["confirms_truth"]
+        return 2 * fits + row["downstream_changes"]
+
+    chosen = [frame.row(case, named=True) for case in cases.examples(6)]
+    assert len({row["subject"] for row in chosen}) == 6
+    assert [quality(row) for row in chosen] == sorted(map(quality, chosen), reverse=True)
+    best = {subject: max(map(quality, rows.to_dicts())) for (subject,), rows in frame.group_by("subject")}
+    assert all(quality(row) == best[row["subject"]] for row in chosen)
+    top = [row for row in chosen if quality(row) == quality(chosen[0])]
+    n_relations = len({row["relation"] for row in frame.to_dicts() if quality(row) == quality(chosen[0])})
+    assert len({row["relation"] for row in top}) == min(len(top), n_relations)  # relations alternate
+    assert cases.examples(3) == cases.examples(6)[:3] and cases.examples(0) == []
+    assert set(cases.examples(100, 9)) == set(range(9)) and cases.examples(5, 0) == []

@@ -59,6 +59,17 @@ def test_columns_steps_and_losses_of_scores_and_log(setup, tmp_path) -> None:
     assert log["loss"][3] == pytest.approx(edited.losses[0], rel=1e-4)
 
 
+def test_the_examples_are_scored_step_by_step_and_results_stay_in_order(setup, tmp_path) -> None:
+    frame = CASES.cases.with_columns(downstream_changes=pl.col("case").is_in([4, 6]))  # the best examples
+    scores, log = run(setup, tmp_path / "a", cases=Cases(frame, CASES.queries))
+    n_steps = dict(scores.group_by("case").agg(pl.col("step").n_unique()).iter_rows())
+    assert {case for case, n in n_steps.items() if n > 1} == {4, 6} == set(Cases(frame, CASES.queries).examples(2))
+    assert log["case"].to_list() == list(range(7))
+    plain, _ = run(setup, tmp_path / "b")
+    last = pl.col("step") == 6
+    assert_frame_equal(scores.filter(last), plain.filter(last), check_exact=False, abs_tol=1e-4)
+
+
 def test_scores_mark_facts_that_editors_train_on(setup, tmp_path) -> None:
     soft = (soft_target("Ada", "works as", 0.9), soft_target("Bo Berg", "works as", 0.2),
             soft_target("My Cy", "works as", 0.2),  # another subject; the prompt ends like Cy's
@@ -70,6 +81,17 @@ def test_scores_mark_facts_that_editors_train_on(setup, tmp_path) -> None:
         marks = scores.group_by("probe", maintain_order=True).agg(pl.col("trained_on").all(), any=pl.col("trained_on").any())
         assert marks.rows() == [*((probe, index in trained, index in trained) for index, probe in enumerate(PROBES)),
                                 ("logic_a", False, False), ("atomic_a", False, False)]
+
+
+def test_requested_labels_with_a_separator_are_read_whole(setup, tmp_path) -> None:
+    cases = sample_cases([("Ada", "works as", "St. Ives")])
+    requested = cases.queries.with_columns(target=pl.col("target").replace("poet", "St. Ives"))
+    config = settings(editors={"retrain": {"n_documents": 3, "lr": 1e-2, "n_epochs": 30}}, n_trajectories=0)
+    with_texts = replace(setup, texts=["Ada works as St. Ives", "Bo works as cook", "Cy speaks Danish"])
+    editing.run_editor(with_texts, "retrain", config.editors["retrain"], Cases(cases.cases, requested), config, seed=5,
+                       max_new_tokens=9, folder=tmp_path)
+    answers = editing.gather(tmp_path)["scores"].filter(probe=PROBES[0])
+    assert answers["decoded"].to_list() == ["St. Ives"] * 2 and answers.filter(kind="requested")["log_p"].item() > -0.5
 
 
 def soft_target(subject: str, relation: str, p: float) -> SoftTarget:

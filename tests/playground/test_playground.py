@@ -277,7 +277,7 @@ def test_a_run_is_created_with_progress_and_can_be_stopped(tmp_path):
         if done:
             raise Cancelled
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(TrainingError, match="the run is stopped"):
         make_run(params, tmp_path / "run", stop)
 
 
@@ -318,7 +318,7 @@ def test_jobs_run_in_order_and_can_be_stopped():
     third = worker.run(lambda progress: 1 / 0, lambda *result: results.append(result))
     for work in (first, second, third):
         work.result()
-    assert results[:2] == [(None, "Stopped. Nothing was changed."), (7, None)]
+    assert results[:2] == [(None, "Stopped. The session is as it was before."), (7, None)]
     assert results[2][0] is None and "ZeroDivisionError" in results[2][1]
     worker.close()
 

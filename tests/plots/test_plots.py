@@ -27,8 +27,8 @@ from beliefedit.plots.edits import (
     sequence_lines,
     sequence_table,
     sequence_unit,
-    trajectories,
 )
+from beliefedit.plots.example import trajectories
 from beliefedit.plots.style import save_figure
 from beliefedit.plots.training import accuracy_curves, calibration, training_curves
 from tests.conftest import BROWSER
@@ -82,6 +82,10 @@ def edit_frames():
 
 
 EDITED, QUERIES, BEFORE = edit_frames()
+BOTH = pl.concat([EDITED, EDITED.with_columns(editor=pl.lit(NASTY), log_p=pl.col("log_p") - 1)])
+STATEMENTS = pl.DataFrame([(f"logic_{name}", 0.8 - index / 10, 0.1 + index / 10)
+                           for index, name in enumerate(("a", "b", "not_a", "a_or_b", "a_and_b"))],
+                          schema=["probe", "p_before", "p_after"], orient="row")
 IN_SEQUENCE = pl.DataFrame([  # sequential edits: two editors, and the agent with the same requests
     {"editor": editor, "n_edits": n, "group": group, "measure": measure, "n": 9, "mean": 0.5 + n / 100, "low": 0.25,
      "high": 0.75 if measure == "p_lm" else None}
@@ -106,10 +110,10 @@ SHARED = np.array([[9, 5, 0], [5, 9, 2], [0, 2, 9]])
 
 FIGURES = {
     "training_curves": lambda: training_curves(METRICS),
-    "accuracy_curves": lambda: accuracy_curves(METRICS),
+    "accuracy_curves": lambda: accuracy_curves(METRICS, {"or": 0.5, "and": 0.7}),
     "calibration": lambda: calibration(BELIEFS),
     "coherence_histograms": lambda: coherence_histograms(MEASURED, NASTY),
-    "trajectories": lambda: trajectories(EDITED, QUERIES, 3, before=BEFORE),
+    "trajectories": lambda: trajectories(BOTH, QUERIES, STATEMENTS, 3, before=BEFORE),
     "forest": lambda: forest(TABLES),
     "outcomes": lambda: outcomes(TABLES),
     "contrasts": lambda: contrasts(COMPARED),
@@ -185,7 +189,7 @@ def test_figure_of_nothing_is_a_figure(name):
     }
     if name == "trajectories":
         with pytest.raises(ReportError, match="case 99 needs scores"):
-            trajectories(EDITED, QUERIES, 99)
+            trajectories(EDITED, QUERIES, STATEMENTS, 99)
     else:
         pio.to_json(empty[name](), validate=True)
 
@@ -207,35 +211,84 @@ def test_curves_hold_the_metrics():
     assert len({t.line.color for t in figure.data}) == len({t.marker.symbol for t in figure.data}) == 4
 
 
+def test_chance_is_a_thin_line_in_the_colour_of_its_form():
+    figure = accuracy_curves(METRICS, {"true_false": 0.52, "or": 0.8, "and": 0.7})
+    chance = {trace.legendgroup: trace for trace in figure.data if trace.showlegend is False}
+    assert {name: list(trace.y) for name, trace in chance.items()} == {  # "and" is not in this corpus
+        "true/false sentences": [0.52] * 2, "disjunctions": [0.8] * 2}
+    (line,) = traces(figure, "disjunctions")
+    assert chance["disjunctions"].line.color == line.line.color
+    assert figure.data[-1].name == "one answer to all" and list(chance["disjunctions"].x) == [0, 200]
+
+
 def test_calibration_line_by_hand():
     figure = calibration(BELIEFS, state="after")
     (line,) = traces(figure, "mean LM after")
     assert list(line.x) == pytest.approx([0.05, 0.85]) and list(line.y) == pytest.approx([0.3, 0.9])
     assert line.line.color == style.AFTER
+    slope, r = np.polyfit([0.05, 0.05, 0.85], [0.2, 0.4, 0.9], 1)[0], np.corrcoef([0.05, 0.05, 0.85], [0.2, 0.4, 0.9])[0, 1]
+    assert figure.layout.title.text.endswith(
+        f"<br>n = 3 statements; slope {slope:.2f} (1: the LM follows the agent), correlation {r:.2f}")
+    narrow = calibration(pl.DataFrame({"p_lm": [0.62, 0.71], "p_agent": [0.53, 0.88], "sentence": ["a", "b"]}))
+    assert list(narrow.layout.xaxis.range) == list(narrow.layout.yaxis.range) == pytest.approx([0.5, 0.9])
     many = pl.concat([BELIEFS] * 1000)
     figure = calibration(many, n_points=100)
     assert len(traces(figure, "statement")[0].x) == 100
     assert list(traces(figure, "mean LM before")[0].customdata) == [2000, 1000]
 
 
+def lines_of(figure, panel, prefix=""):
+    """Lines of a panel (its x axis) by name and dash, without those that are in the legend only."""
+    return {(trace.name, trace.line.dash): (list(trace.x), [round(float(y), 6) for y in trace.y])
+            for trace in figure.data if trace.xaxis == panel and trace.name.startswith(prefix) and trace.y[0] is not None}
+
+
 def test_trajectory_lines_by_hand():
-    figure = trajectories(EDITED, QUERIES, 3, before=BEFORE)
-    first = [t for t in figure.data if t.xaxis == "x"]
-    assert {t.name: (list(t.x), [round(y, 6) for y in t.y]) for t in first} == {
-        "LM: original object": ([0, 20, 40], [0.1, 0.5, 0.9]), "LM: new object": ([0, 20, 40], [0.1, 0.5, 0.9]),
-        "agent before": ([0, 40], [0.11, 0.11]), "agent after": ([0, 40], [0.95, 0.95])}
-    second = {t.name: list(t.y) for t in figure.data if t.xaxis == "x2"}
-    assert second["agent before"] == [0.22, 0.22] and second["agent after"] == [0.77, 0.77]
-    coherent = [[round(y, 6) for y in t.y] for t in traces(figure, "coherent")]
+    figure = trajectories(BOTH, QUERIES, STATEMENTS, 3, before=BEFORE)
+    nasty, steps = style.short(NASTY), [0, 20, 40]
+    later = [round(0.5 / math.e, 6), round(0.9 / math.e, 6)]
+    assert lines_of(figure, "x") == {
+        ("lora", "solid"): (steps, [0.1, 0.5, 0.9]), ("lora: original object", "dot"): (steps, [0.1, 0.5, 0.9]),
+        (nasty, "solid"): (steps, [0.1, *later]), (f"{nasty}: original object", "dot"): (steps, [0.1, *later]),
+        ("agent before", "dot"): ([0, 40], [0.11, 0.11]), ("agent after", "dash"): ([0, 40], [0.95, 0.95])}
+    assert [y for _, y in lines_of(figure, "x2", "agent").values()] == [[0.22, 0.22], [0.77, 0.77]]
+    coherent = [[round(float(y), 6) for y in t.y] for t in traces(figure, "lora: coherent value")]
     assert coherent == [[0.1, 0.5, 0.9], [0.4] * 3, [0.8] * 3, [0.3] * 3]  # p(A); 1-p(A); p(A)+p(B)-p(A)p(B); p(A)p(B)
-    assert sum(t.showlegend for t in figure.data) == len({t.name for t in figure.data})
-    assert [t.line.color for t in first] == [style.SERIES[0], style.AFTER, style.AGENT, style.AGENT]
+    agent = {panel: [y[0] for _, y in lines_of(figure, panel, "agent").values()] for panel in ("x5", "x6", "x7", "x8")}
+    assert agent == {"x5": [0.8, 0.1], "x6": [0.6, 0.3], "x7": [0.5, 0.4], "x8": [0.4, 0.5]}
+    assert [t.name for t in figure.data if t.showlegend is not False] == [
+        "lora", nasty, "agent before", "agent after", "original object", "coherent value"]
+    colours = {t.name: t.line.color for t in figure.data}
+    assert (colours["lora"], colours[nasty], colours["agent after"]) == (*style.SERIES[:2], style.AGENT)
+    few = trajectories(BOTH.filter(editor=NASTY), QUERIES, STATEMENTS, 3)
+    assert traces(few, nasty)[0].x[0] == 20  # without the unedited model, the first step scored
 
 
-def test_trajectories_refuse_a_mixture_of_editors():
-    mixed = pl.concat([EDITED, EDITED.with_columns(editor=pl.lit("rome"))])
-    with pytest.raises(ReportError, match="one editor and seed"):
-        trajectories(mixed, QUERIES, 3)
+def test_an_example_names_editors_request_and_the_sentence_of_every_panel():
+    queries = QUERIES.with_columns(prompt=pl.when(pl.col("probe") == PROBES[0]).then(pl.lit("Ann plays the")).when(
+        pl.col("probe").str.starts_with("logic")).then(pl.format('"{}" is', "probe")).otherwise(pl.col("probe")),
+        label=pl.lit("oboe"), target=pl.when(kind="requested").then(pl.lit("harp")).when(kind="true_object").then(
+            pl.lit("oboe")).when(kind="agent_mode").then(pl.lit("oboe")).otherwise("target"))
+    figure = trajectories(EDITED, queries, STATEMENTS, 3)
+    assert figure.layout.title.text == "lora · Ann plays the harp (was: oboe)"
+    below = [figure.layout[f"xaxis{number or ''}"].title.text.replace("<br>", " ") for number in ("", *range(2, 9))]
+    assert below == ["Ann plays the harp (was: oboe)", *(f"{probe} oboe" for probe in PROBES[1:]), '"logic_a" is true',
+                     '"logic_not_a" is true', 'step "logic_a_or_b" is true', 'step "logic_a_and_b" is true']
+    names = [note.text for note in figure.layout.annotations]
+    assert names[:2] == ["<b>edited fact</b>", "<b>same subject,<br>other relation</b>"] and len(names) == 8
+    assert not lines_of(figure, "x2", "lora: original object")  # it is the new object, too
+    lacking = queries.filter(~pl.col("probe").is_in(PROBES[3:]))  # no other subject has such a fact
+    assert trajectories(EDITED, lacking, STATEMENTS, 3).layout.xaxis4.title.text == "no such fact"
+    many = pl.concat([EDITED.with_columns(editor=pl.lit(name)) for name in "abcdefg"])
+    assert trajectories(many, queries, STATEMENTS, 3).layout.title.text.startswith("7 editors · ")
+    long = queries.with_columns(prompt=pl.lit("word " * 40))
+    assert trajectories(EDITED, long, STATEMENTS, 3).layout.xaxis.title.text.count("<br>") == 3  # cut to four lines
+
+
+def test_trajectories_refuse_a_mixture_of_seeds():
+    mixed = pl.concat([EDITED, EDITED.with_columns(seed=pl.lit(1))])
+    with pytest.raises(ReportError, match="one seed"):
+        trajectories(mixed, QUERIES, STATEMENTS, 3)
 
 
 def test_histograms_share_adds_up():
@@ -305,12 +358,17 @@ def test_sequential_edits_and_tests_of_rationality_by_hand():
     assert sequence_lines(single).layout.title.text == "Sequential edits: n = 1 sequence, no interval"
     assert set(sequence_table(single)["sequences"]) == {"n = 1 sequence"}
     bars = rationality_bars(TESTED)
-    assert [list(trace.x) for trace in bars.data] == [[0, 5]] * 3 and bars.data[-1].name == "agent"
+    assert [(trace.xaxis, list(trace.y)) for trace in bars.data] == [("x", [0])] * 3 + [("x2", [0])] * 3
+    assert [list(trace.x) for trace in bars.data[2::3]] == [[-0.001]] * 2 and bars.data[2].name == bars.data[5].name == "agent"
+    assert "0 is best" in bars.layout.xaxis.title.text and "1 is best" in bars.layout.xaxis2.title.text
+    assert "n = 9 requests" in bars.layout.title.text
+    assert [trace.marker.color for trace in bars.data[:3]] == [  # an editor keeps its colour
+        *(trace.line.color for trace in first[:2]), style.AGENT]
     gone = pl.when(editor=EDITORS[0]).then(None)
     broken = TESTED.with_columns(gone.otherwise(pl.col(name)).alias(name) for name in ("mean", "low", "high"))
     assert rationality_table(broken).select("editor", "order").rows() == [
         ("lora", "–"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
-    assert rationality_bars(broken).data[-1].y[0] == -0.001
+    assert rationality_bars(broken).data[2].x[0] == -0.001
     assert rationality_table(TESTED).select("editor", "order").rows() == [
         ("lora", "0.50 [0.40, 0.60]"), (NASTY, "0.50 [0.40, 0.60]"), ("agent", "0.00")]
 
@@ -323,6 +381,8 @@ def test_truth_histogram_counts_facts():
 
 def test_heatmap_and_graph():
     heatmap = plots.cooccurrence_heatmap(SHARED, RELATIONS).data[0]
+    assert (heatmap.zmin, heatmap.zmax) == (0, 5)  # colours start at 0
+    assert "of 9,000 subjects" in plots.cooccurrence_heatmap(SHARED, RELATIONS, 9000).layout.title.text
     assert heatmap.z[0][0] is None and heatmap.z[0][1] == 5 and "5 subjects have both" in heatmap.customdata[0][1]
     graph = plots.relation_graph({"death": "birth"}, SHARED, RELATIONS)
     (arrow,) = graph.layout.annotations
@@ -338,9 +398,13 @@ def test_belief_figures():
     assert list(given.data[0].x) == pytest.approx([0.5, 0.3, 0.2])
     belief = plots.belief_over_evidence(EVIDENCE, true_object="a")
     assert list(belief.data[0].y) == [0.5, 0.8] and belief.data[0].line.color == style.AGENT
-    ripple = plots.ripple_bars(RIPPLES, role="after", n=2)
-    assert list(ripple.data[0].base) == [0.9, 0.1] and list(ripple.data[0].x) == [-0.6, 0.1]
+    assert belief.layout.title.text.startswith("Direct belief")
+    ripple = plots.ripple_bars(RIPPLES, role="after")
+    assert list(ripple.data[0].base) == [0.9, 0.1] and list(ripple.data[0].x) == [-0.6, 0.1]  # no change is no bar
     assert list(ripple.data[1].x) == [0.3, 0.2] and ripple.data[1].marker.color == style.AFTER
+    assert ripple.layout.title.text.endswith("<br>1 more fact changes by less than 0.01")
+    ripple = plots.ripple_bars(RIPPLES, n=1)
+    assert len(ripple.data[0].x) == 1 and ripple.layout.title.text.endswith("2 more facts change, each by at most 0.60")
 
 
 def luminance(colour):
@@ -353,6 +417,27 @@ def luminance(colour):
 def test_colours_stand_out_on_white_and_on_black(colour):
     light = luminance(colour)
     assert 1.05 / (light + 0.05) >= 2.9 and (light + 0.05) / (luminance("#111111") + 0.05) >= 2.9
+
+
+def test_series_differ_for_colour_blind_readers():
+    """Distance in OKLab (Ottosson 2020) after the dichromacy of Machado, Oliveira and Fernandes (2009)."""
+    matrices = [np.eye(3), np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+                np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]])]
+    to_lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                       [0.0883024619, 0.2817188376, 0.6299787005]])
+    to_lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+                       [0.0259040371, 0.7827717662, -0.8086757660]])
+
+    def seen(colour, matrix):
+        channels = np.array([int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return to_lab @ np.cbrt(to_lms @ np.clip(matrix @ linear, 0, 1))
+
+    for matrix in matrices:
+        colours = [seen(colour, matrix) for colour in (*style.SERIES, style.AGENT)]
+        distances = [np.linalg.norm(a - b) for index, a in enumerate(colours) for b in colours[:index]]
+        assert min(distances) > 0.07
+        assert distances[0] > 0.15  # the first two, the most common comparison
 
 
 def test_saving_a_figure_says_what_is_missing(tmp_path, monkeypatch):
@@ -376,3 +461,10 @@ def test_a_figure_is_saved_as_svg_with_dark_text_on_white(tmp_path, monkeypatch)
     picture = path.read_text(encoding="utf-8")
     assert picture.startswith("<svg") and "Loss during pretraining" in picture and "rgb(34, 34, 34)" in picture
     assert figure.layout.font.color is None  # the figure itself stays as it was
+
+
+@pytest.mark.parametrize("renderer", ["plotly_mimetype", "notebook", "vscode", "browser"])
+def test_every_renderer_of_plotly_offers_only_the_download(renderer):
+    import plotly.io as pio
+
+    assert pio.renderers[renderer].config == {"displaylogo": False, "modeBarButtons": [["toImage"]]}

@@ -347,7 +347,14 @@ def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_pa
 
 def test_controls_inside_widgets_become_their_settings():
     state = {"box": {"state": {"_model_name": "VBoxModel", "children": [
-                 f"IPY_MODEL_{name}" for name in ("menu", "slider", "tick", "button", "text", "picture", "box")]}},
+                 f"IPY_MODEL_{name}" for name in ("menu", "list", "slider", "hidden", "progress", "tick", "button", "text",
+                                             "picture", "file", "box")]}},
+             "list": {"state": {"_model_name": "SelectModel", "index": 0, "_options_labels": ["Ann"]}},
+             "none": {"state": {"_model_name": "LayoutModel", "display": "none"}},
+             "hidden": {"state": {"_model_name": "DropdownModel", "description": "run", "index": 0,
+                                  "_options_labels": ["demo"], "layout": "IPY_MODEL_none"}},
+             "progress": {"state": {"_model_name": "IntProgressModel", "description": "done", "value": 40}},
+             "file": {"state": {"_model_name": "TextModel", "description": "file below the outputs", "value": "a"}},
              "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
                                 "_options_labels": ["Ann", HOSTILE[0]]}},
              "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
@@ -359,8 +366,9 @@ def test_controls_inside_widgets_become_their_settings():
     view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
     page = render_cells(notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
     (output,) = page.cells[0]["outputs"]
-    assert [part["kind"] for part in output["parts"]] == ["text", "html", "picture"]
-    assert output["parts"][0]["html"] == "subject: &lt;script&gt;alert(1)&lt;/script&gt;\nevidence: 0.95\nsequential: yes"
+    assert [part["kind"] for part in output["parts"]] == ["html", "html", "picture"]
+    assert output["parts"][0]["html"] == (
+        '<p class="note">subject: &lt;script&gt;alert(1)&lt;/script&gt; · evidence: 0.95 · sequential: yes</p>')
 
 
 def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):

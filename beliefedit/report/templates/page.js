@@ -77,7 +77,7 @@
     dress(layout, colours());
     fit(layout, data, titled);
     drawing.style.minWidth = columns(layout) > 1 ? `${columns(layout) * 220}px` : "";
-    const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+    const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]] };
     Plotly.react(drawing, { data, layout, config, frames });
     drawing.style.minHeight = "";
   }
