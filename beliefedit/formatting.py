@@ -32,6 +32,15 @@ def percent(value: float | None, decimals: int = 1) -> str:
     return text if text == MISSING else f"{text} %"
 
 
+def whole_percent(value: float) -> str:
+    """'95 %' for 0.95; one more digit where rounding would give 0 or 100 %: '99.6 %'.
+
+    The space does not break.
+    """
+    decimals = 0 if 0.005 <= value < 0.995 or value in (0, 1) else 1
+    return percent(value, decimals).replace(" ", "\u00a0")
+
+
 def duration(seconds: float) -> str:
     """'48 s', '3 min 05 s', '2 h 10 min'."""
     if seconds < 99.5:
