@@ -76,4 +76,4 @@ def _shares(rows: Sequence[Mapping[str, Any]], outcome: str) -> list[float]:
 def _range(shares: Sequence[float]) -> str:
     """'98 %', or '98 to 100 %' where editors differ."""
     low, high = whole_percent(min(shares)), whole_percent(max(shares))
-    return high if low == high else f"{low.removesuffix('\u00a0%')} to {high}"
+    return high if low == high else f"{low[:-2]} to {high}"
