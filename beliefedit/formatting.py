@@ -84,7 +84,7 @@ def html_table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[str]], cap
                 column += span
         heads += f"<tr>{cells}</tr>"
     styles = [f"{_CELL}left;white-space:normal;min-width:6em" if column in left
-              else f"{_CELL}right;white-space:nowrap"
+              else f"{_CELL}right"
               for column in range(len(head[-1]))]
     body = "".join("<tr>" + "".join(f'<td style="{style}">{cell}</td>'
                                     for style, cell in zip(styles, cells, strict=True)) + "</tr>"

@@ -14,6 +14,7 @@ import nbformat
 from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError
+from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
 from beliefedit.run import SUMMARY, VERSIONS, Run
 from beliefedit.store import file_digest, package_versions, read_json, write_json
@@ -197,6 +198,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
             head = f"[{number}/{len(plan.notebooks)}] {notebook.stem}"
             title = cells[0].split("\n", 1)[0]
             entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
+                     "description": notebook_description(cells[0]),
                      "status": "unfinished", "source_hash": digest([code, cells]),
                      "config_hash": plan.experiment.hash}
             if not plan.only and not ran and _up_to_date(plan, record, notebook.stem, entry):
@@ -262,7 +264,7 @@ def _write_pages(plan: RunPlan, record: dict[str, Any], names: Sequence[str]) ->
     for name in names:
         entry, executed = record["notebooks"][name], plan.executed(name)
         if executed.exists() and entry.get("executed") == file_digest(executed):
-            head = page_head(record)
+            head = page_head(record, plan.folder)
             if not shared_stages([name]):
                 head["learned"] = None  # the corpus does not depend on the model
             entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))
