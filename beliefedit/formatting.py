@@ -89,9 +89,10 @@ def html_table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[str]], cap
     body = "".join("<tr>" + "".join(f'<td style="{style}">{cell}</td>'
                                     for style, cell in zip(styles, cells, strict=True)) + "</tr>"
                    for cells in rows)
-    title = html.escape(caption)
+    title = "" if not caption else (
+        '<caption style="text-align:left;font-weight:bold;padding:.3em .5em">'
+        f"{html.escape(caption)}</caption>")
     return ('<div class="belief-table" style="overflow-x:auto;margin:1em 0">'
             '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;'
-            'line-height:1.25"><caption style="text-align:left;font-weight:bold;'
-            f'padding:.3em .5em">{title}</caption><thead>{heads}</thead>'
+            f'line-height:1.25">{title}<thead>{heads}</thead>'
             f"<tbody>{body}</tbody></table></div>")

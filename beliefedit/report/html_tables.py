@@ -17,7 +17,7 @@ from beliefedit.evaluation.cases import PROBES
 from beliefedit.formatting import html_table, number
 
 __all__ = ["PROBE_NAMES", "comparison_html", "csv_link", "downloads", "findings_html",
-           "main_table_html", "tables_html"]
+           "folded", "main_table_html", "tables_html"]
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
              "downstream fact": "Downstream fact in other forms"}
@@ -47,9 +47,9 @@ def tables_html(frame: pl.DataFrame) -> str:
             inner += _block(block.filter(pl.col("seed").is_null()),
                             editor + (f", {len(seeds)} seeds pooled" if seeds else ""))
             if seeds:
-                inner += _folded(f"{editor}: each seed", "".join(seeds))
+                inner += folded(f"{editor}: each seed", "".join(seeds))
         inner += csv_link(of_table, f"{table}.csv")
-        parts.append(_folded(table_title(table), inner))
+        parts.append(folded(table_title(table), inner))
     return "".join(parts)
 
 
@@ -251,7 +251,7 @@ def findings_html(findings: pl.DataFrame) -> str:
     if len(untested):
         names = ", ".join(untested["text"].unique(maintain_order=True))
         more += f"<p>Not tested: the edited model {html.escape(names)}.</p>"
-    return _findings_table(tested.filter(main)) + (_folded("More findings", more) if more else "")
+    return _findings_table(tested.filter(main)) + (folded("More findings", more) if more else "")
 
 
 def _findings_table(findings: pl.DataFrame) -> str:
@@ -309,7 +309,7 @@ def downloads(files: Mapping[str, bytes]) -> str:
         links.append(f'<a download="{html.escape(name)}" '
                      f'href="data:{kind};charset=utf-8;base64,{data}">'
                      f"save as {html.escape(name)}</a>")
-    return f'<span class="downloads" style="font-size:.85em">{" · ".join(links)}</span>'
+    return f'<span class="downloads">{" · ".join(links)}</span>'
 
 
 def _block(frame: pl.DataFrame, caption: str) -> str:
@@ -362,5 +362,6 @@ def _small(text: str) -> str:
     return f'<small style="opacity:.85">{text}</small>'
 
 
-def _folded(summary: str, inner: str) -> str:
+def folded(summary: str, inner: str) -> str:
+    """HTML that unfolds below a summary (plain text)."""
     return f'<details class="fold"><summary>{html.escape(summary)}</summary>{inner}</details>'
