@@ -15,7 +15,7 @@ from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
 from beliefedit.errors import BeliefEditError, StoreError
 from beliefedit.formatting import duration
-from beliefedit.report.pages import edit_sections, write_comparison
+from beliefedit.report.pages import edit_sections, write_bundle, write_comparison
 from beliefedit.run import SUMMARY
 from beliefedit.run import clean as remove_unused
 
@@ -35,11 +35,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--force", is_flag=True,
               help="run everything again, also in a folder of another configuration")
 @click.option("--clean", is_flag=True, help="only remove artifacts that no recorded run uses")
+@click.option("--bundle", is_flag=True,
+              help="also write each run's index and reports as one HTML file")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
 def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
-         force: bool, clean: bool, notebooks: Path, more_settings: Sequence[str]) -> None:
+         force: bool, clean: bool, bundle: bool, notebooks: Path,
+         more_settings: Sequence[str]) -> None:
     """Run the notebooks in order, and write HTML reports and an index.
 
     The same command resumes an interrupted run.
@@ -70,6 +73,9 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
                   for n, plan in enumerate(plans, start=1)]
         finished = list(map(_run, plans, records, titles))
         index = _compare(folder, plans, records) if points else folder / "index.html"
+        for plan in plans if bundle else ():
+            path = write_bundle(plan.folder)
+            click.echo(f"\nAll pages in one file: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)

@@ -17,7 +17,7 @@ from beliefedit.evaluation.cases import PROBES
 from beliefedit.formatting import html_table, number
 
 __all__ = ["PROBE_NAMES", "comparison_html", "csv_link", "downloads", "findings_html",
-           "folded", "main_table_html", "tables_html"]
+           "folded", "main_table_html", "table_title", "tables_html"]
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
              "downstream fact": "Downstream fact in other forms"}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,21 +68,39 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     return target
 
 
-def save_figures(notebook: Path, folder: Path, ending: str) -> list[Path]:
+def save_figures(notebook: Path, folder: Path, ending: str, *, width: int = 900,
+                 titles: bool = True) -> list[Path]:
     """Write the figures of an executed notebook as png, svg or pdf; return their paths, in order.
+
+    A file has the name of the notebook and the title of its figure.
+
+    Args:
+        width: of the figures, in pixels.
+        titles: whether the figures have their titles.
 
     Raises:
         ReportError: not a notebook, or pictures cannot be written: see `style.save_figure`.
     """
     from plotly.graph_objects import Figure
 
-    from beliefedit.plots.style import save_figure
+    from beliefedit.plots.style import save_figure, without_title
 
-    bundles = [output["data"][PLOTLY] for cell in _read(notebook)["cells"]
-               for output in cell.get("outputs", ()) if PLOTLY in output.get("data", {})]
-    return [save_figure(Figure(data=bundle["data"], layout=bundle["layout"]),
-                        folder / f"{notebook.stem}-{index:02d}.{ending.removeprefix('.')}")
-            for index, bundle in enumerate(bundles, start=1)]
+    page, paths = ReportPage(), list[Path]()
+    for bundle in _figures(_read(notebook)):
+        figure = Figure(data=bundle["data"], layout=bundle["layout"])
+        first = name = f"{notebook.stem}-{figure_json(bundle, page)['file']}"
+        while (path := folder / f"{name}.{ending.removeprefix('.')}") in paths:
+            name = f"{first}-{sum(other.stem.startswith(first) for other in paths) + 1}"
+        paths.append(save_figure(figure if titles else without_title(figure), path, width=width))
+    return paths
+
+
+def _figures(notebook: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The plotly figures that cells show, as data and layout."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            if PLOTLY in output.get("data", {}):
+                yield output["data"][PLOTLY]
 
 
 def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -212,6 +230,31 @@ def write_index(run_folder: Path) -> Path:
                                   if (run_folder / path).exists()})
     write_text(target, _html("index.html.j2", page=page, head=head, index=index,
                              links=_links(head, target)))
+    return target
+
+
+def write_bundle(run_folder: Path) -> Path:
+    """Write the index and all reports of a run as one HTML file, ``<name of the run>.html``.
+
+    The file needs no other file, and contains plotly.js once.
+
+    Raises:
+        ReportError: no summary.json, so the folder holds no run; or a notebook cannot be read.
+    """
+    record = _require_record(run_folder)
+    head = page_head(record, run_folder)
+    pages = []
+    for name, (title, _) in head["reports"].items():
+        page = render_cells(_read(run_folder / "notebooks" / f"{name}.ipynb"), has_head=True,
+                            name=name, prefix=f"{name}-")
+        page.title = page.title or title
+        pages.append((name, page))
+    page, index = _index(record, {name: f"#{name}" for name, _ in pages})
+    page.headings = [Heading(2, "Result", "result"),
+                     *(Heading(2, other.title, name) for name, other in pages)]
+    target = run_folder / f"{run_folder.resolve().name}.html"
+    write_text(target, _html("bundle.html.j2", page=page, head=head, index=index, links={},
+                             pages=pages, plotly=_plotly()))
     return target
 
 
@@ -374,13 +417,19 @@ def _html(template: str, **values: Any) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="HTML file to write  [beside the notebook]")
 @click.option("--figures", metavar="FORMAT",
-              help="write its figures as png, svg or pdf instead of the page (needs kaleido)")
-def main(notebook: Path, output: Path | None, figures: str | None) -> None:
+              help="write its figures as png, svg or pdf instead of the page (needs kaleido); "
+                   "-o is then a folder  [NOTEBOOK_figures]")
+@click.option("--width", type=click.IntRange(100, 10_000), default=900, show_default=True,
+              help="of the figures, in pixels")
+@click.option("--no-titles", is_flag=True, help="write the figures without their titles")
+def main(*, notebook: Path, output: Path | None, figures: str | None, width: int,
+         no_titles: bool) -> None:
     """Write an executed NOTEBOOK as one self-contained HTML file."""
     try:
         if figures:
             folder = output or notebook.with_name(f"{notebook.stem}_figures")
-            for path in save_figures(notebook, folder, figures):
+            for path in save_figures(notebook, folder, figures, width=width,
+                                     titles=not no_titles):
                 click.echo(path)
         else:
             click.echo(export(notebook, output or notebook.with_suffix(".html"),

@@ -118,18 +118,33 @@
 
   figures.forEach((figure) => figure.box.append(links(...["SVG", "PNG"].map((format) =>
     button(`save as ${format}`, `Save ${figure.box.dataset.file} as ${format}`, () => save(figure, format.toLowerCase()))))));
+  /* A file with several pages shows one at a time; all are printed. */
+  const pages = all("article.page");
+
+  function turn() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1))) ?? pages[0];
+    const page = target?.closest("article.page");
+    if (!page) return;  /* part of every page */
+    for (const one of pages) one.hidden = one !== page;
+    figures.filter((one) => page.contains(one.box)).forEach(draw);
+    if (location.hash) target.scrollIntoView({ behavior: "instant" });
+  }
+
+  if (pages.length) {
+    turn();
+    addEventListener("hashchange", turn);
+  }
+
   figures.forEach(draw);
   for (const change of [dark, narrow]) change.addEventListener("change", () => figures.forEach(draw));
   for (const fold of all("details"))  /* a folded figure has no width */
     fold.addEventListener("toggle", () => figures.filter((one) => fold.contains(one.drawing)).forEach(draw));
 
-  /* Print: everything is open and fits the paper. */
-  let folded = [];
+  /* Print: figures and tables get the width of the paper. */
   addEventListener("beforeprint", () => {
     printing = true;
     document.documentElement.classList.add("printing");
-    folded = all("details.fold:not([open])");
-    for (const fold of folded) fold.open = true;
+    for (const page of pages) page.hidden = false;
     figures.forEach(draw);
     for (const table of all("main table")) {
       const width = table.scrollWidth;
@@ -139,8 +154,8 @@
   addEventListener("afterprint", () => {
     printing = false;
     document.documentElement.classList.remove("printing");
-    for (const fold of folded) fold.open = false;
     for (const table of all("main table")) table.style.zoom = "";
+    turn();
     figures.forEach(draw);
   });
 
