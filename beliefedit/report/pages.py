@@ -8,6 +8,7 @@ than its own, so text from data stays text.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -59,7 +60,7 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     head = head or {}
     page = render_cells(_read(notebook), has_head=bool(head), name=notebook.stem)
     page.title = page.title or notebook.stem
-    if head:
+    if head.get("title"):
         page.window_title = f"{page.title} · {head['title']}"
     write_text(target, _html("report.html.j2", page=page, head=head,
                              links=_links(head, target, notebook.stem),
@@ -88,9 +89,9 @@ def save_figures(notebook: Path, folder: Path, ending: str, *, width: int = 900,
     page, paths = ReportPage(), list[Path]()
     for bundle in _figures(_read(notebook)):
         figure = Figure(data=bundle["data"], layout=bundle["layout"])
-        first = name = f"{notebook.stem}-{figure_json(bundle, page)['file']}"
-        while (path := folder / f"{name}.{ending.removeprefix('.')}") in paths:
-            name = f"{first}-{sum(other.stem.startswith(first) for other in paths) + 1}"
+        name, suffix = f"{notebook.stem}-{figure_json(bundle, page)['file']}", ending.lstrip(".")
+        path = next(path for n in itertools.count(1) if (
+            path := folder / f"{name}{f'-{n}' * (n > 1)}.{suffix}") not in paths)
         paths.append(save_figure(figure if titles else without_title(figure), path, width=width))
     return paths
 
@@ -184,7 +185,7 @@ def _links(head: Mapping[str, Any], target: Path, name: str = "") -> dict[str, A
         target: the page.
         name: of the notebook; empty: the page is the index.
     """
-    if not head:
+    if "folder" not in head:
         return {}
 
     def address(path: str) -> str:
@@ -311,19 +312,19 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
             for name, record in runs.items()]
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
     page = ReportPage(title=f"{len(runs)} runs compared")
-    parts = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
+    shown = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
               "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
              for index, section in enumerate(sections)]
     page.headings = [Heading(2, "Runs", "runs"),
-                     *(Heading(2, part["title"], part["anchor"]) for part in parts)]
+                     *(Heading(2, part["title"], part["anchor"]) for part in shown)]
     swept = ", ".join(keys)
     page.description = f"{len(runs)} runs that differ in {swept}." if swept else QUESTION
     page.title += f": {swept}" if swept else ""
     page.file_prefix = "comparison-"
     target = folder / "index.html"
     write_text(target, _html("comparison.html.j2", page=page, head={}, links={}, keys=keys,
-                             rows=rows, columns=columns, parts=parts,
-                             plotly=_plotly() if parts else ""))
+                             rows=rows, columns=columns, sections=shown,
+                             plotly=_plotly() if shown else ""))
     return target
 
 
