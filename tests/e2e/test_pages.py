@@ -26,7 +26,7 @@ def test_the_first_screen_has_question_headline_and_chart(visit, smoke_run, widt
         assert box["x"] >= 0 and box["x"] + box["width"] <= width, selector
     chart = page.locator(".headline-chart")
     for row in record["outcomes"]:
-        assert row["outcome"] in chart.inner_text()
+        assert row["outcome"] in chart.text_content()
     texts = chart.locator("text").evaluate_all(
         "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.top, box.right, box.bottom])")
     assert all(0 <= left and right <= width for left, _, right, _ in texts)
@@ -71,7 +71,10 @@ def test_one_can_walk_through_all_pages(visit, smoke_run):  # noqa: F811
 
 
 CONTRAST = """() => {
-  const parse = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+  const parse = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return text.startsWith("color(srgb") ? [255 * r, 255 * g, 255 * b, a] : [r, g, b, a];
+  };
   const over = (top, under) => top.slice(0, 3).map((value, i) => value * top[3] + under[i] * (1 - top[3]));
   const channel = (value) => (value /= 255) <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4;
   const light = (rgb) => [.2126, .7152, .0722].reduce((sum, weight, i) => sum + weight * channel(rgb[i]), 0);
@@ -104,11 +107,16 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_text_has_contrast(visit, smoke_run, name, scheme):  # noqa: F811
-    page = visit(smoke_run / name, 1280, scheme)
-    assert page.evaluate(CONTRAST) == {}
+def test_contrast_files_and_print_of_every_page(visit, smoke_run, tmp_path, name):  # noqa: F811
+    page = visit(smoke_run / name)
+    check_files(page, name)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(CONTRAST) == {}
+    check_width_of_paper(page)
+    for paper in PAPERS if name in ("index.html", "reports/04_analysis.html") else ("A4",):
+        check_print(page, tmp_path / "page.pdf", paper)
 
 
 @pytest.mark.parametrize("name", ["index.html", "reports/04_analysis.html"])
@@ -124,9 +132,8 @@ def test_keyboard_error_bars_and_intervals(visit, smoke_run, name):  # noqa: F81
     assert larger == 0
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_table_and_figure_can_be_saved(visit, smoke_run, name):  # noqa: F811
-    page = visit(smoke_run / name)
+def check_files(page: Page, name: str) -> None:
+    """Every table and figure has a link that saves it under a telling name."""
     without = page.evaluate("""[...document.querySelectorAll('main table')].filter(table => {
       for (let one = table; one && one.tagName !== 'SECTION' && one.tagName !== 'ARTICLE'; one = one.parentElement)
         if (one.querySelector('a[download$=".csv"]') || one.parentElement?.querySelector(':scope > .downloads')) return false;
@@ -162,15 +169,13 @@ def test_tables_are_copied_with_their_intervals(visit, smoke_run):  # noqa: F811
 PAPERS = {"A4": (595, 842), "Letter": (612, 792)}
 
 
-@pytest.mark.parametrize(("name", "paper"), [*((name, "A4") for name in PAGES), ("reports/04_analysis.html", "Letter"),
-                                             ("index.html", "Letter")])
-def test_pages_print_whole(visit, smoke_run, tmp_path, name, paper):  # noqa: F811
+def check_print(page: Page, path: Path, paper: str) -> None:
+    """The PDF has all text of the page inside its sheets, and no heading at the foot of a sheet."""
     from pypdf import PdfReader
 
-    page = visit(smoke_run / name)
     expected, headings = printed_text(page)
-    page.pdf(path=tmp_path / "page.pdf", format=paper)
-    sheets = PdfReader(tmp_path / "page.pdf").pages
+    page.pdf(path=path, format=paper)
+    sheets = PdfReader(path).pages
     assert [round(float(side)) for side in sheets[0].mediabox[2:]] == pytest.approx(PAPERS[paper], abs=1)
     texts = [sheet.extract_text() for sheet in sheets]
     printed = letters("".join(texts))
@@ -213,15 +218,15 @@ def placed(sheet) -> list[tuple[str, float, float]]:
     return found
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_nothing_is_wider_than_paper(visit, smoke_run, name):  # noqa: F811
-    page = visit(smoke_run / name)
+def check_width_of_paper(page: Page) -> None:
+    """Nothing is wider than the paper or scrolls while the page is printed."""
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     wide = page.evaluate("""[...document.querySelectorAll('main *')].filter(one => one.checkVisibility() &&
-        !one.closest('svg svg, .modebar, .hoverlayer') && one.getBoundingClientRect().right > 681.5)
+        !one.closest('.modebar, .hoverlayer') && (one instanceof HTMLElement || one.tagName === 'text') && one.getBoundingClientRect().right > 681.5)
         .map(one => `${one.tagName} ${one.className} ${one.getBoundingClientRect().right}`)""")
     assert wide == []
     scrolled = page.evaluate("""[...document.querySelectorAll('main *')].filter(one => one.checkVisibility() &&
+        one instanceof HTMLElement && !one.closest('.drawing') &&
         /auto|scroll/.test(getComputedStyle(one).overflow)).map(one => `${one.tagName} ${one.className}`)""")
     assert scrolled == []
     page.evaluate("dispatchEvent(new Event('afterprint'))")

@@ -22,7 +22,19 @@
     return { ink: value("--ink"), soft: value("--soft"), grid: value("--grid"), paper: value("--paper") };
   }
 
+  /* A colour of text, or ink where it is too close to the paper (WCAG 2: a ratio below 4.5). */
+  function readable(colour, paint) {
+    if (!/^#[0-9a-f]{6}$/i.test(colour)) return colour ?? paint.ink;
+    const channel = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    const light = (hex) => [1, 3, 5].reduce((sum, start, index) =>
+      sum + [0.2126, 0.7152, 0.0722][index] * channel(parseInt(hex.slice(start, start + 2), 16) / 255), 0.05);
+    const [high, low] = [light(colour), light(paint.paper)].sort((a, b) => b - a);
+    return high / low < 4.5 ? paint.ink : colour;
+  }
+
   function dress(data, layout, paint) {
+    for (const note of layout.annotations ?? [])
+      if (!note.bgcolor) note.font = { ...note.font, color: readable(note.font?.color, paint) };
     for (const trace of data)
       for (const bars of [trace.error_x, trace.error_y]) if (bars) bars.color = paint.ink;
     const clear = "rgba(0,0,0,0)";
@@ -89,9 +101,10 @@
     drawing.style.minWidth = columns(layout) > 1 && !printing ? `${columns(layout) * 220}px` : "";
     const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
     config.toImageButtonOptions = { format: "svg", filename: box.dataset.file };
-    Plotly.react(drawing, { data, layout, config, frames });
+    Plotly.react(drawing, { data, layout, config, frames }).then(() => {
+      for (const one of all(".modebar-btn", drawing)) one.tabIndex = -1;  /* links below the figure save it */
+    });
     drawing.style.minHeight = "";
-    for (const button of all(".modebar-btn", drawing)) button.tabIndex = -1;
   }
 
   /* A figure as a file: dark on white, with its title. */
