@@ -58,7 +58,7 @@ from beliefedit.errors import BeliefEditError, StoreError, os_hint
 from beliefedit.formatting import duration
 from beliefedit.lock import LOCK, locked
 from beliefedit.record import SUMMARY
-from beliefedit.report.pages import edit_sections, write_comparison
+from beliefedit.report.pages import edit_sections, write_bundle, write_comparison
 from beliefedit.run import clean as remove_unused
 
 ROOT = Path(__file__).resolve().parent
@@ -81,11 +81,13 @@ MIN_OPEN_FILES = 256
               help="compute this stage again, and all that is computed from it, e.g. model or "
                    "edits/lora; may be repeated")
 @click.option("--clean", is_flag=True, help="only remove artifacts that no recorded run uses")
+@click.option("--bundle", is_flag=True,
+              help="also write each run's index and reports as one HTML file")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
 def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
-         force: bool, rebuild: Sequence[str], clean: bool, notebooks: Path,
+         force: bool, rebuild: Sequence[str], clean: bool, bundle: bool, notebooks: Path,
          more_settings: Sequence[str]) -> None:
     """Run the notebooks in order, and write HTML reports and an index.
 
@@ -124,6 +126,9 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
                       for n, plan in enumerate(plans, start=1)]
             finished = list(map(_run, plans, records, titles))
             index = _compare(folder, plans, records) if points else folder / "index.html"
+            for plan in plans if bundle else ():
+                path = write_bundle(plan.folder)
+                click.echo(f"\nAll pages in one file: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         click.echo(f"\nOpen {index.resolve()}")
     except BeliefEditError as error:
         click.echo(error, err=True)

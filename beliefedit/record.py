@@ -58,6 +58,7 @@ class _Record(_Part):
     judgement: str = ""
     tokens_per_second: float | None = None
     editing: dict[str, dict[str, Any]] = {}
+    outcomes: list[dict[str, str | float | None]] = []
     verdict: list[str] = []
     findings: list[dict[str, str | float | bool | None]] = []
 

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 VERSIONS = {
     "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 6, "model": 4, "beliefs": 3,
-    "edits": 7, "sequential": 3, "rationality": 3, "tables": 6
+    "edits": 7, "sequential": 3, "rationality": 3, "tables": 7
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
@@ -535,7 +535,7 @@ class Run:
 
     @cached_property
     def verdict(self) -> list[str]:
-        """The findings in sentences."""
+        """The headline and at most three sentences more."""
         return (self.path("tables") / "verdict.txt").read_text(encoding="utf-8").splitlines()
 
     @cached_property
@@ -563,7 +563,8 @@ class Run:
             summary.setdefault(editor, {})["edits_per_second"] = per_second
         write_json(folder / "summary.json", summary)
         findings.write_parquet(folder / "findings.parquet")
-        sentences = verdict.sentences(findings, paired, self.edit_log)
+        write_text(folder / "as_published.csv", analysis.as_published(tables).write_csv())
+        sentences = verdict.sentences(analysis.outcomes(tables), paired, self.edit_log)
         write_text(folder / "verdict.txt", "\n".join(sentences) + "\n")
 
     # Several processes

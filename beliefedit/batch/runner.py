@@ -16,6 +16,7 @@ from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
 from beliefedit.formatting import shorten
 from beliefedit.record import SUMMARY, read_record
+from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
 from beliefedit.run import VERSIONS, Run
 from beliefedit.store import file_digest, package_versions, remove_torn, write_json
@@ -223,6 +224,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
             head = f"[{number}/{len(plan.notebooks)}] {notebook.stem}"
             title = cells[0].split("\n", 1)[0]
             entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
+                     "description": notebook_description(cells[0]),
                      "status": "unfinished", "source_hash": digest([code, cells]),
                      "config_hash": plan.experiment.hash}
             if not plan.only and not ran and _up_to_date(plan, record, notebook.stem, entry):
@@ -291,7 +293,7 @@ def _write_pages(plan: RunPlan, record: dict[str, Any], names: Sequence[str]) ->
     for name in names:
         entry, executed = record["notebooks"][name], plan.executed(name)
         if executed.exists() and entry.get("executed") == file_digest(executed):
-            head = page_head(record)
+            head = page_head(record, plan.folder)
             if not shared_stages([name]):
                 head["learned"] = None  # the corpus does not depend on the model
             entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))

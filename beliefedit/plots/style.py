@@ -129,6 +129,16 @@ def intervals(points: pl.DataFrame, axis: str, colour: str = NEUTRAL) -> dict[st
                              "n = %{customdata[1]:,}<extra>%{fullData.name}</extra>"}
 
 
+def without_title(figure: go.Figure) -> go.Figure:
+    """A copy of a figure without its title and the room for it."""
+    layout, room = figure.layout, _TOP - 10
+    top = layout.margin.t
+    if not layout.title.text or top is None:
+        return go.Figure(figure).update_layout(title=None)
+    return go.Figure(figure).update_layout(title=None, margin_t=max(top - room, 10),
+                                           height=(layout.height or 500) - min(room, top))
+
+
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,
                 height: int | None = None) -> Path:
     """Write a figure as PNG, SVG or PDF by the path's ending, with dark text on white.
