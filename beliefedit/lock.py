@@ -77,8 +77,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory):
     """
 
     def __init__(self, what: str) -> None:
-        for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/{LOCK}"):
-            _remove_if_free(path)
+        remove_abandoned()
         super().__init__(prefix=f"{_TEMPORARY}{what}-")
         self._descriptor = _acquire(Path(self.name) / LOCK)
 
@@ -90,14 +89,15 @@ class TemporaryFolder(tempfile.TemporaryDirectory):
             self._descriptor = None
 
 
-def _remove_if_free(path: Path) -> None:
-    """Remove the temporary folder of this lock, if it is this user's and no process holds it."""
-    with suppress(OSError, StoreError):
-        if path.parent.lstat().st_uid == os.getuid() and not path.parent.is_symlink():
-            descriptor = _acquire(path)
-            if descriptor is not None:
-                shutil.rmtree(path.parent, ignore_errors=True)
-                os.close(descriptor)
+def remove_abandoned() -> None:
+    """Remove this user's temporary folders that no process holds."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/{LOCK}"):
+        with suppress(OSError, StoreError):
+            if path.parent.lstat().st_uid == os.getuid() and not path.parent.is_symlink():
+                descriptor = _acquire(path)
+                if descriptor is not None:
+                    shutil.rmtree(path.parent, ignore_errors=True)
+                    os.close(descriptor)
 
 
 def holder(path: Path) -> str:

@@ -15,6 +15,7 @@ from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
 from beliefedit.formatting import shorten
+from beliefedit.lock import remove_abandoned
 from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
@@ -212,6 +213,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
         StoreError: the folder cannot be written, or an artifact is damaged.
     """
     plan.run.store.tidy()
+    remove_abandoned()
     for folder in (plan.folder, plan.folder / "notebooks", plan.folder / "reports"):
         remove_torn(folder)
     code, finished, ran = _package_hash(), True, False
