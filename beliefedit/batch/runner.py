@@ -276,6 +276,7 @@ def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[
     parameters = {"params_file": str(plan.params_file.resolve()),
                   "run_folder": str(plan.folder.resolve()), "overrides": dict(plan.overrides)}
     problem = execute(notebook, plan.executed(name), parameters, progress)
+    remove_abandoned()  # of a kernel that did not end in time and was killed
     entry |= {"status": "done", "seconds": round(time.perf_counter() - started, 1),
               "report": plan.report(name).relative_to(plan.folder).as_posix(),
               "executed": file_digest(plan.executed(name)),
