@@ -238,7 +238,7 @@ def test_saved_model_loads_with_auto_classes_and_scores_the_same(model, tokenize
 def test_missing_models_are_clear_errors(tokenizer, tmp_path):
     with pytest.raises(StoreError, match="no model in"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="no model at"):
+    with pytest.raises(ConfigError, match="no usable model at"):
         build_model(ModelConfig(init_from=str(tmp_path / "nowhere"), tokenizer="x"), tokenizer, torch.Generator())
 
 
