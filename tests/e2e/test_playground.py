@@ -386,7 +386,7 @@ def test_nothing_leaves_the_page(browser, no_run):
                     received += connection.recv(100)
     assert received == b"" and address == base == no_run
     assert set(result["blocked"]) >= {"connect-src", "img-src", "script-src-elem", "frame-src", "object-src", "media-src",
-                                      "style-src-elem", "font-src", "form-action", "base-uri", "worker-src"}
+                                      "style-src-elem", "font-src", "form-action", "base-uri"}
 
 
 def test_voila_in_the_folder_of_the_notebooks_has_the_policy(folder):
@@ -447,8 +447,12 @@ def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
         wait_for_message(page, "Edited in")
         has_bars(page, "after")
         assert page.locator(".be-panels").inner_html() == shown
-        page.goto(f"{address}/lab/tree/notebooks/figures.ipynb", wait_until="commit")
-        expect(page.locator(".jp-NotebookPanel:visible .jp-CodeCell").last).to_be_visible(timeout=WAIT)
+        visit.context.close()
+        assert visit.problems == []
+        visit = Visit(browser, address)
+        page = visit.page
+        page.goto(f"{address}/lab/tree/notebooks/figures.ipynb?reset", wait_until="commit")
+        expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_visible(timeout=WAIT)
         expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)
         page.locator(".lm-MenuBar-item", has_text="Run").first.click()
         page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
