@@ -4,23 +4,66 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
+
+STOPPED = "stopped; the same command resumes"
+
+
+def leave(number: int, _: FrameType | None = None) -> None:
+    """End the process at once; kernels end with it."""
+    os.write(2, f"\n{STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
+def interrupt(number: int, _: FrameType | None = None) -> None:
+    """Raise `KeyboardInterrupt` with the number of the signal; the next signal ends the process."""
+    on_signals(leave)
+    raise KeyboardInterrupt(number)
+
+
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handle Ctrl-C and SIGTERM, unless they are ignored or several processes were launched."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            signal.signal(number, handler)
+
+
+def open_standard_streams() -> None:
+    """Replace closed standard streams, whose numbers other files would get, by the null device."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the smallest free number
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+
+
+if __name__ == "__main__":
+    open_standard_streams()
+    on_signals(leave)  # the imports below take seconds
 
 import click
 
 from beliefedit.batch import runner, sweep
 from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
-from beliefedit.errors import BeliefEditError, StoreError
+from beliefedit.errors import BeliefEditError, StoreError, os_hint
 from beliefedit.formatting import duration
-from beliefedit.report.pages import edit_sections, write_comparison
-from beliefedit.run import SUMMARY
+from beliefedit.lock import LOCK, locked
+from beliefedit.record import SUMMARY
+from beliefedit.report.pages import edit_sections, write_bundle, write_comparison
 from beliefedit.run import clean as remove_unused
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = click.Path(path_type=Path, file_okay=False)
+MIN_OPEN_FILES = 256
 
 
 @click.command()
@@ -34,17 +77,24 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
               help="change a parameter, e.g. edit.n_cases=50; seed=[0,1,2] gives three runs")
 @click.option("--force", is_flag=True,
               help="run everything again, also in a folder of another configuration")
+@click.option("--rebuild", multiple=True, metavar="STAGE",
+              help="compute this stage again, and all that is computed from it, e.g. model or "
+                   "edits/lora; may be repeated")
 @click.option("--clean", is_flag=True, help="only remove artifacts that no recorded run uses")
+@click.option("--bundle", is_flag=True,
+              help="also write each run's index and reports as one HTML file")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
 def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
-         force: bool, clean: bool, notebooks: Path, more_settings: Sequence[str]) -> None:
+         force: bool, rebuild: Sequence[str], clean: bool, bundle: bool, notebooks: Path,
+         more_settings: Sequence[str]) -> None:
     """Run the notebooks in order, and write HTML reports and an index.
 
     The same command resumes an interrupted run.
     """
     try:
+        _allow_open_files()
         fixed, points = sweep.grid(parse_override(text) for text in (*settings, *more_settings))
         if out == "":
             raise StoreError("--out is empty", hint="name a folder, or leave it out")
@@ -54,34 +104,56 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
             click.echo("\n".join(removed) or "nothing to remove")
             return
         sources = runner.find_notebooks(notebooks)
-        if points and (folder / SUMMARY).exists():
-            raise StoreError(f"{folder} holds a single run and cannot hold a sweep",
-                             hint="choose another --out")
         folders = [folder / name for name in sweep.folder_names(points)] or [folder]
         for path in (folder, *folders):
             runner.check_folder(path, sources)
+        if points and (folder / SUMMARY).exists():
+            raise StoreError(f"{folder} holds a single run and cannot hold a sweep",
+                             hint="choose another --out")
         plans = [runner.make_plan(params_file, fixed | point, path, sources, only=only,
                                   force=force, point=point)
                  for path, point in zip(folders, points or [{}], strict=True)]
-        records = [runner.open_record(plan) for plan in plans]
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not _compute_together(plans):
-            return
-        titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
-                  for n, plan in enumerate(plans, start=1)]
-        finished = list(map(_run, plans, records, titles))
-        index = _compare(folder, plans, records) if points else folder / "index.html"
+        is_first = int(os.environ.get("RANK", 0)) == 0
+        with locked(folder / LOCK, "another run") if is_first else nullcontext():
+            records = [runner.open_record(plan) for plan in plans]
+            for plan in plans if is_first else ():
+                plan.run.discard(rebuild)
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                _compute_together(plans)
+            if not is_first:
+                return
+            titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
+                      for n, plan in enumerate(plans, start=1)]
+            finished = list(map(_run, plans, records, titles))
+            index = _compare(folder, plans, records) if points else folder / "index.html"
+            for plan in plans if bundle else ():
+                path = write_bundle(plan.folder)
+                click.echo(f"\nAll pages in one file: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        click.echo(f"\nOpen {index.resolve()}")
     except BeliefEditError as error:
         click.echo(error, err=True)
         sys.exit(1)
-    click.echo(f"\nOpen {index.resolve()}")
+    except KeyboardInterrupt as stop:
+        click.echo(f"\n{STOPPED}", err=True)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     sys.exit(0 if all(finished) else 1)
 
 
-def _compute_together(plans: Sequence[runner.RunPlan]) -> bool:
-    """Compute long stages with the processes of `accelerate launch`; True in the first process."""
+def _allow_open_files() -> None:
+    """Raise a small limit of open files, which kernels inherit."""
+    limit, largest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= MIN_OPEN_FILES:
+        return
+    if largest != resource.RLIM_INFINITY and largest < MIN_OPEN_FILES:
+        raise StoreError(f"only {largest} files may be open at once, a run needs {MIN_OPEN_FILES}",
+                         hint=f"raise the limit: ulimit -n {MIN_OPEN_FILES}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, largest))
+
+
+def _compute_together(plans: Sequence[runner.RunPlan]) -> None:
+    """Compute long stages with the processes of `accelerate launch`."""
     from beliefedit.training import distributed
 
-    is_first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(format="%(message)s")
     logging.getLogger("beliefedit").setLevel(logging.INFO)
     for plan in plans:
@@ -89,12 +161,12 @@ def _compute_together(plans: Sequence[runner.RunPlan]) -> bool:
         if stages := runner.shared_stages(names):
             plan.run.compute_together(sorted(stages))
     distributed.destroy()
-    return is_first
 
 
 def _run(plan: runner.RunPlan, record: dict, title: str) -> bool:
     """Run a plan and print a table: notebook, status, time, size, report."""
-    finished = runner.run(plan, record, Progress(sys.stderr, title))
+    with locked(plan.folder / LOCK, "another run") if plan.point else nullcontext():
+        finished = runner.run(plan, record, Progress(sys.stderr, title))
     rows = [("notebook", "status", "time", "size", "report")]
     for notebook in plan.notebooks:
         entry = record["notebooks"].get(notebook.stem, {})
@@ -131,5 +203,18 @@ def _show(rows: Sequence[Sequence[str]]) -> None:
     click.echo("\n".join(["", *lines]))
 
 
+def explain(error: OSError) -> None:
+    """Print an error of the system that was not expected, such as a full device for the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes the output when it ends
+    click.echo(StoreError(f"cannot read or write: {error.strerror or error}",
+                          where=str(error.filename or "standard output"),
+                          hint=f"{os_hint(error)}, then run again; it resumes"), err=True)
+
+
 if __name__ == "__main__":
-    main()
+    on_signals(interrupt)
+    try:
+        main()
+    except OSError as error:
+        explain(error)
+        sys.exit(1)

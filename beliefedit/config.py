@@ -5,7 +5,6 @@ This module has all defaults. Unknown keys are errors.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
@@ -34,15 +33,34 @@ from pydantic import (
     model_validator,
 )
 from typing_extensions import TypedDict
+from yaml.constructor import ConstructorError
+from yaml.scanner import ScannerError
 
 from beliefedit.errors import BeliefEditError, ConfigError
-from beliefedit.formatting import MISSING, flatten
+from beliefedit.formatting import MISSING, flatten, short, shorten
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def _in_int64(value: int) -> int:
+    """The value; ValueError for one that generators of random numbers do not take."""
+    if value >= 2**63:
+        raise ValueError("should be less than 2**63")
+    return value
+
+
+def _in_float32(value: float) -> float:
+    """The value; ValueError for one whose computations overflow in float32."""
+    if value > 1e30:
+        raise ValueError("should be at most 1e30")
+    return value
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_in_int64)]
+PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
+NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_in_float32)]
 
 
 class Config(BaseModel):
@@ -66,24 +84,30 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = flatten(before), flatten(after)
     pairs = {key: (old.get(key, MISSING), new.get(key, MISSING))
              for key in old | new if key not in NOT_COMPARED}
-    changed = [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
+    changed = [f"{key} {shorten(str(a))} -> {shorten(str(b))}"
+               for key, (a, b) in pairs.items() if a != b]
     more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
     return "; ".join(changed[:5] + more)
 
 
 def explain(error: ValidationError, root: type) -> str:
     """One line per problem: the key, the problem, the value, and similar names."""
-    lines = []
-    for problem in error.errors():
-        key, value = ".".join(map(str, problem["loc"])), problem["input"]
+    lines, problems = [], error.errors(include_url=False)
+    for problem in problems[:MAX_PROBLEMS]:
+        key, value = shorten(".".join(map(str, problem["loc"]))), problem["input"]
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"unknown parameter '{key}'{_suggestion(problem['loc'], root)}")
         else:
-            given = "" if isinstance(value, dict) else f" (given: {value!r})"
+            given = "" if isinstance(value, dict) else f" (given: {short(value)})"
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{key}: {message}{given}" if key else f"{message}{given}")
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
     return "\n".join(lines)
 
+
+MAX_PROBLEMS = 20
+"""Problems that one error lists."""
 
 RENAMED = {
     "same_relation": "p_false_from_same_relation", "n_samples": "n_samples_per_fact",
@@ -146,7 +170,7 @@ class LoraConfig(Config):
         1.0, description="gradients of an edit are clipped to this norm")
     append_end_token: bool = Field(
         False, description="also train on the end token after the target; published: no")
-    seed: NonNegative = Field(
+    seed: Seed = Field(
         0, description="seed of the initial adapter weights, the same for all edits")
 
 
@@ -158,7 +182,8 @@ class FinetuneConfig(Config):
     """
 
     layers: tuple[int, ...] | None = Field(
-        None, description="layers to train, negative numbers count from the last; null: all")
+        None, min_length=1,
+        description="layers to train, negative numbers count from the last; null: all")
     lr: PositiveFloat = Field(5e-4, description="learning rate of Adam")
     steps: Positive = Field(25, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
@@ -171,7 +196,7 @@ class FinetuneConfig(Config):
 class InContextConfig(Config):
     """The edited sentence as a prefix of every prompt; no weights change."""
 
-    n_repeats: Positive = Field(1, description="number of repetitions of the sentence")
+    n_repeats: Positive = Field(1, le=1000, description="number of repetitions of the sentence")
 
 
 class ValueConfig(Config):
@@ -195,9 +220,10 @@ class ValueConfig(Config):
     edit_token: Literal["subject_last", "prompt_last"] = Field(
         "prompt_last", description="edit at the last token of the subject or of the prompt")
     n_context_templates: Positive = Field(
-        1, description="beginnings of sentences before the prompt; the key is their average")
+        1, le=1000,
+        description="beginnings of sentences before the prompt; the key is their average")
     n_tokens: Positive = Field(20_000, description="corpus tokens for the covariance of the keys")
-    seed: NonNegative = Field(0, description="seed of the choice of context templates")
+    seed: Seed = Field(0, description="seed of the choice of context templates")
 
 
 class RomeConfig(ValueConfig):
@@ -215,7 +241,7 @@ class MultiLayerConfig(ValueConfig):
     """A value at the last of several layers, to which all these layers contribute."""
 
     layers: tuple[int, ...] = Field(
-        (0, 1), description="layers to edit, negative numbers count from the last")
+        (0, 1), min_length=1, description="layers to edit, negative numbers count from the last")
     max_norm_ratio: PositiveFloat = Field(
         0.75, description="largest norm of the change, relative to the hidden state")
 
@@ -259,14 +285,15 @@ class RetrainConfig(Config):
     lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
     weight_decay: NonNegativeFloat = Field(1e-4, description="of AdamW")
     n_epochs: Positive = Field(2, description="epochs over the request and the documents")
-    batch_size: Positive = Field(16, description="documents per step")
+    batch_size: Positive = Field(16, le=256, description="documents per step")
     max_grad_norm: PositiveFloat = Field(
         1.0, description="gradients of a step are clipped to this norm")
     n_documents: Positive = Field(
         256, description="documents of the corpus to train on again")
     max_repeats: Positive = Field(
-        200, description="the request is repeated as often as its weight says, at most this often")
-    seed: NonNegative = Field(0, description="seed of the choice and order of documents")
+        200, le=10_000,
+        description="the request is repeated as often as its weight says, at most this often")
+    seed: Seed = Field(0, description="seed of the choice and order of documents")
 
 
 TargetKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
@@ -283,12 +310,12 @@ class BayesConfig(LoraConfig):
         get_args(TargetKind), description="kinds of facts to train on besides the request")
     n_other_subjects: NonNegative = Field(
         4, description="other subjects with a fact of the same relation")
-    min_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+    min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(
         0.02, description="objects with a smaller belief are not targets")
     request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
     n_minibatches: Positive = Field(
-        4, description="minibatches of the other targets; each step uses one")
+        4, le=1000, description="minibatches of the other targets; each step uses one")
 
 
 class BayesHeldoutConfig(BayesConfig):
@@ -324,7 +351,8 @@ class RationalityConfig(Config):
 
     n_cases: NonNegative = Field(20, description="subjects per test; 0: no tests")
     strengths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.6, 0.8, 0.95, 0.99), description="beliefs that the evidence of the strength test gives")
+        (0.6, 0.8, 0.95, 0.99), min_length=1,
+        description="beliefs that the evidence of the strength test gives")
     n_unrelated: Positive = Field(5, description="unrelated facts to evaluate after each edit")
 
 
@@ -405,7 +433,7 @@ def _without_preset(name: str, values: Any) -> Any:
         raise ValueError(f"the editor '{name}' is not a published one and has no presets; "
                          f"editors with presets: {', '.join(PRESETS)}")
     if not isinstance(preset, str) or preset not in presets:
-        raise ValueError(f"the editor '{name}' has no preset {preset!r}: "
+        raise ValueError(f"the editor '{name}' has no preset {short(preset)}: "
                          f"choose {', '.join(presets)}, or null for the defaults")
     return presets[preset] | named
 
@@ -448,7 +476,8 @@ def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
         ConfigError: no such editor, or an unknown or invalid hyper-parameter.
     """
     try:
-        return Editors.model_validate({name: dict(hyperparameters)})[name]
+        values = _checked({name: hyperparameters}, "the editor")
+        return Editors.model_validate(values)[name]
     except ValidationError as error:
         raise ConfigError(explain(error, Editors),
                           hint="correct the names and values above") from None
@@ -507,13 +536,135 @@ MODEL_SIZES = {
 """Maps names to (hidden size, layers); see docs/specification.md, section 7."""
 
 
+MAX_TEXT = 30_000
+"""Characters of a parameter file or of a --set expression."""
+MAX_VALUES, MAX_DEPTH = 100_000, 20
+"""Values of all parameters together, those of aliases counted each time, and their levels."""
+
+_TAG = "tag:yaml.org,2002:"
+_TYPES = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
+    """Safe YAML of text, numbers, booleans, null, lists, and mappings with different text keys.
+
+    1e-3 is a number (YAML 1.1 requires 1.0e-3), and 2020-01-31 is text.
+    """
+
+    yaml_constructors = {tag: constructor
+                         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+                         if tag in {None, *_TYPES}}
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Scan a bracket; an error where they are nested too deeply."""
+        super().fetch_flow_collection_start(token)
+        if self.flow_level > MAX_DEPTH:
+            raise ScannerError(None, None, f"more than {MAX_DEPTH} levels", self.get_mark())
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The node of a mapping; an error for a key that is repeated or not text."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag == f"{_TAG}merge":
+                continue
+            name = short(key.value) if isinstance(key, yaml.ScalarNode) else "of a mapping"
+            if key.tag != f"{_TAG}str":
+                problem = f"the key {name} is not text: write it in quotes"
+            elif key.value in lines:
+                problem = f"the key {name} is repeated, it is also in line {lines[key.value]}"
+            else:
+                lines[key.value] = key.start_mark.line + 1
+                continue
+            raise ConstructorError(None, None, problem, key.start_mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; an error with its line for text that is not of its type."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):
+            raise ConstructorError(
+                None, None, f"{short(node.value)} is no valid {node.tag.removeprefix(_TAG)}",
+                node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    f"{_TAG}float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"))
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: the text is too long or not YAML, or its value cannot be a parameter.
+    """
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"more than {MAX_TEXT:,} characters", where=where,
+                          hint="parameters are much shorter; choose one of params/*.yaml")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, ", ".join(filter(None, [error.context, error.problem]))
+        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"not valid YAML: {line}{shorten(problem, 400)}", where=where,
+                          hint="correct it, or quote text with special characters") from None
+    except RecursionError:
+        raise ConfigError("not valid YAML: too many levels", where=where,
+                          hint=f"write at most {MAX_DEPTH} levels") from None
+    except Exception as error:  # PyYAML has no common base for its errors
+        problem = shorten(" ".join(str(error).split()), 400)
+        raise ConfigError(f"not valid YAML: {problem}", where=where,
+                          hint="correct it, or quote text with special characters") from None
+    return _checked(value, where)
+
+
+def _checked(value: Any, where: str) -> Any:
+    """A copy of a value that shares no part with it or within itself.
+
+    Raises:
+        ConfigError: it has too many values or levels, keys that are not text, text that is not
+            Unicode or has a NUL character, or integers of more than 64 bits.
+    """
+    n_left = MAX_VALUES
+
+    def copied(value: Any, keys: tuple[str, ...]) -> Any:
+        nonlocal n_left
+        n_left -= 1
+        problem = hint = ""
+        if n_left < 0 or len(keys) > MAX_DEPTH:
+            problem, hint = f"more than {MAX_VALUES:,} values or {MAX_DEPTH} levels", "write less"
+        elif isinstance(value, Mapping):
+            wrong = [key for key in value if not isinstance(key, str)]
+            if not wrong:
+                return {copied(key, keys): copied(inner, (*keys, key))
+                        for key, inner in value.items()}
+            problem, hint = f"the key {short(wrong[0])} is not text", "write it in quotes"
+        elif isinstance(value, list | tuple):
+            return [copied(inner, (*keys, str(n))) for n, inner in enumerate(value)]
+        elif isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+            problem, hint = f"the text {short(value)} is not Unicode", "write it in UTF-8, no NUL"
+        elif isinstance(value, int) and not -2**63 <= value < 2**63:
+            problem, hint = "an integer of more than 64 bits", "write a smaller one"
+        if problem:
+            key = shorten(".".join(keys))
+            raise ConfigError(problem, where=f"{where}: {key}" if key else where, hint=hint)
+        return value
+
+    return copied(value, ())
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half surrogate pairs, so that it can be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class GraphConfig(Config):
@@ -522,7 +673,7 @@ class GraphConfig(Config):
     source: str = Field(
         "demo", description="'demo' (built in), a folder in Wikidata5m's layout, or 'format:path'")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
-    demo_seed: NonNegative = Field(0, description="seed of the built-in graph")
+    demo_seed: Seed = Field(0, description="seed of the built-in graph")
     read_n_facts: Positive | None = Field(
         None, description="read only this many lines of the triple file; null: all")
     n_relations: Annotated[int, Field(ge=2)] = Field(10, description="relations to choose")
@@ -582,7 +733,7 @@ class CorpusConfig(Config):
             raise ValueError("compound sentences are labelled true or false: "
                              "set true_false: true or connectives: []")
         if len(set(self.connectives)) != len(self.connectives):
-            raise ValueError(f"a connective is named twice: {list(self.connectives)}")
+            raise ValueError(f"a connective is named twice: {short(list(self.connectives))}")
         if not self.atomic and not self.true_false:
             raise ValueError("nothing to write: atomic and true_false are both off")
         return self
@@ -606,7 +757,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _dimensions_are_known(self) -> ModelConfig:
         if self.size is not None and self.size not in MODEL_SIZES:
-            raise ValueError(f"unknown size '{self.size}': "
+            raise ValueError(f"unknown size {short(self.size)}: "
                              f"choose one of {', '.join(MODEL_SIZES)}, or size: null")
         if self.size is None and (self.hidden_size is None or self.n_layers is None):
             raise ValueError("size is null, so hidden_size and n_layers are needed")
@@ -618,7 +769,7 @@ class ModelConfig(Config):
             raise ValueError(f"hidden size {hidden} is not a multiple of n_heads {n_heads}")
         if self.init_from is not None and self.tokenizer == "bpe":
             raise ValueError("an existing model needs its own tokenizer: "
-                             f"set model.tokenizer to '{self.init_from}' too")
+                             f"set model.tokenizer to {short(self.init_from)} too")
         return self
 
     @property
@@ -729,14 +880,15 @@ def check_device(name: str) -> str:
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         return name
     why = ": scores are computed in float64, which MPS lacks" if name.startswith("mps") else ""
-    raise ValueError(f"the device '{name}' is not supported{why}; use auto, cpu, cuda or cuda:N")
+    raise ValueError(f"the device {short(name)} is not supported{why}; "
+                     "use auto, cpu, cuda or cuda:N")
 
 
 class Experiment(Config):
     """One run: a section per stage, one seed, one device."""
 
     name: str = Field("experiment", description="name of the experiment")
-    seed: NonNegative = Field(0, description="seed of all random draws")
+    seed: Seed = Field(0, description="seed of all random draws")
     device: Annotated[str, AfterValidator(check_device)] = Field(
         "auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     notebooks: tuple[str, ...] | None = Field(
@@ -767,37 +919,45 @@ class Experiment(Config):
 
 
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Read an experiment from YAML and apply dotted overrides.
+    """Read an experiment from YAML and apply overrides.
 
     Args:
         path: YAML file with a section per stage; other parameters have their defaults.
-        overrides: dotted key to value, e.g. ``{"edit.n_cases": 50}``; paths in ``plugins`` are
-            relative to the working directory, those of the file to its folder.
+        overrides: values by dotted key, e.g. ``{"edit.n_cases": 50}``, or by section as in the
+            file, ``{"edit": {"n_cases": 50}}``. Sections are merged with those of the file, and
+            the value of a parameter replaces its value there; ``edit.editors``, an editor and
+            ``pretraining.stop_when`` are parameters. Paths in ``plugins`` are relative to the
+            working directory, those of the file to its folder.
 
     Raises:
         ConfigError: missing or malformed file, unknown key, wrong type, invalid value, or a
             plugin that cannot be imported.
     """
-    path, where = Path(path), str(path)
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"the path of the parameter file is not text: {short(path)}",
+                          hint="write it in quotes; with papermill, use -r instead of -p")
+    path, where = Path(path), shorten(str(path), 1000)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_TEXT + 1)
     except FileNotFoundError:
-        raise ConfigError(f"no such parameter file: {path}",
+        raise ConfigError(f"no such parameter file: {where}",
                           hint="choose one of params/*.yaml") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the parameter file: {error.strerror}", where=where,
-                          hint="choose one of params/*.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = f"not valid YAML: {' '.join(str(error).split())}"
-        raise ConfigError(problem, where=where) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not valid YAML: {error}", where=where,
+                          hint="save the file as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise ConfigError(f"cannot read the parameter file: {getattr(error, 'strerror', error)}",
+                          where=where, hint="choose one of params/*.yaml") from None
+    values = _read_yaml(text, where)
     if values is not None and not isinstance(values, dict):
         raise ConfigError("expected sections such as 'corpus:' with keys below them", where=where)
-    return _validated(values or {}, overrides or {}, where, path.parent)
+    return _validated(values or {}, _dotted(overrides), where, path.parent)
 
 
 def with_overrides(params: Experiment | Mapping[str, Any],
-                   overrides: Mapping[str, Any]) -> Experiment:
-    """An experiment, or its values by section, with dotted overrides.
+                   overrides: Mapping[str, Any] | None) -> Experiment:
+    """An experiment, or its values by section, with overrides as in `load_params`.
 
     All values of an experiment are set. So an override of an editor's ``preset`` replaces all its
     parameters by those of the preset.
@@ -805,19 +965,48 @@ def with_overrides(params: Experiment | Mapping[str, Any],
     Raises:
         ConfigError: unknown key, wrong type, invalid value, or a plugin that cannot be imported.
     """
-    values = params.model_dump(mode="json") if isinstance(params, Experiment) else dict(params)
-    values = copy.deepcopy(values)
-    for key in overrides:
+    if not isinstance(params, Experiment | Mapping):
+        raise ConfigError(f"expected a parameter file or sections of parameters, not "
+                          f"{short(params)}", hint="name a file such as params/demo.yaml")
+    values = _checked(params.model_dump(mode="json") if isinstance(params, Experiment) else params,
+                      "the configuration")
+    settings = _dotted(overrides)
+    for key in settings:
         if match := re.fullmatch(r"edit\.editors\.([^.]+)\.preset", key):
             _set_dotted(values, f"edit.editors.{match[1]}", {})
-    return _validated(values, overrides, "the configuration", Path())
+    return _validated(values, settings, "the configuration", Path())
 
 
-def _validated(values: dict, overrides: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+def _dotted(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Overrides with dotted keys of parameters instead of nested sections, copied and checked."""
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(f"overrides are values by key, not {short(overrides)}",
+                          where="overrides", hint='write them as {"edit.n_cases": 50}')
+    settings: dict[str, Any] = {}
+
+    def add(values: Mapping[str, Any], section: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and _is_section(f"{section}{key}"):
+                add(value, f"{section}{key}.")
+            else:
+                settings[f"{section}{key}"] = value
+
+    add(_checked(overrides or {}, "overrides"), "")
+    return settings
+
+
+def _is_section(key: str) -> bool:
+    """Whether a dotted key is that of a group of parameters; those of editors are values."""
+    group: Any = Experiment
+    for part in key.split("."):
+        group = fields_of(group).get(part) if group is not Editors else None
+    return isinstance(group, type) and issubclass(group, Config)
+
+
+def _validated(values: dict, overrides: dict[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment; paths of plugins in ``values`` are relative to ``folder``."""
-    overrides = dict(overrides)
     for settings, origin in ((values, folder), (overrides, Path())):
-        if isinstance(settings.get("plugins"), list | tuple):
+        if isinstance(settings.get("plugins"), list):
             settings["plugins"] = [str((origin / plugin).resolve()) if plugin.endswith(".py")
                                    else plugin for plugin in map(str, settings["plugins"])]
     for key, value in overrides.items():
@@ -835,16 +1024,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     """('edit.n_cases', 50) from 'edit.n_cases=50'; the value is read as YAML.
 
     Raises:
-        ConfigError: no '=' or a value that is not YAML.
+        ConfigError: no '=', a value that is not YAML or cannot be a parameter.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"cannot read --set '{text}'", hint="write it as section.key=value")
-    try:
-        return key.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of --set '{text}' is not valid YAML",
-                          hint="quote the value") from None
+        raise ConfigError(f"cannot read --set {short(text)}", hint="write it as section.key=value")
+    return key.strip(), _read_yaml(value, f"--set {shorten(text)}")
 
 
 def _set_dotted(values: dict, key: str, value: Any) -> None:
@@ -855,6 +1040,6 @@ def _set_dotted(values: dict, key: str, value: Any) -> None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise ConfigError(f"'{key}' is below '{section}', which is a value, not a section",
-                              where=key)
+            raise ConfigError(f"'{shorten(key)}' is below '{shorten(section)}', which is a value, "
+                              "not a section", where=shorten(key))
     values[last] = value

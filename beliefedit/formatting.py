@@ -1,10 +1,11 @@
-"""Numbers, intervals and durations as text, nested settings as dotted keys, and one HTML table."""
+"""Numbers, durations and values as text, nested settings as dotted keys, and one HTML table."""
 
 from __future__ import annotations
 
 import html
 import itertools
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,15 @@ def percent(value: float | None, decimals: int = 1) -> str:
     return text if text == MISSING else f"{text} %"
 
 
+def whole_percent(value: float) -> str:
+    """'95 %' for 0.95; one more digit where rounding would give 0 or 100 %: '99.6 %'.
+
+    The space does not break.
+    """
+    decimals = 0 if 0.005 <= value < 0.995 or value in (0, 1) else 1
+    return percent(value, decimals).replace(" ", "\u00a0")
+
+
 def duration(seconds: float) -> str:
     """'48 s', '3 min 05 s', '2 h 10 min'."""
     if seconds < 99.5:
@@ -39,6 +49,22 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def shorten(text: str, n: int = 200) -> str:
+    """The text, cut to n characters; a cut text ends in '…'."""
+    return text if len(text) <= n else f"{text[:n - 1]}…"
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, cut to 200 characters, for messages."""
+    return shorten(_REPR.repr(value))
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,14 +101,15 @@ def html_table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[str]], cap
                 column += span
         heads += f"<tr>{cells}</tr>"
     styles = [f"{_CELL}left;white-space:normal;min-width:6em" if column in left
-              else f"{_CELL}right;white-space:nowrap"
+              else f"{_CELL}right"
               for column in range(len(head[-1]))]
     body = "".join("<tr>" + "".join(f'<td style="{style}">{cell}</td>'
                                     for style, cell in zip(styles, cells, strict=True)) + "</tr>"
                    for cells in rows)
-    title = html.escape(caption)
+    title = "" if not caption else (
+        '<caption style="text-align:left;font-weight:bold;padding:.3em .5em">'
+        f"{html.escape(caption)}</caption>")
     return ('<div class="belief-table" style="overflow-x:auto;margin:1em 0">'
             '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;'
-            'line-height:1.25"><caption style="text-align:left;font-weight:bold;'
-            f'padding:.3em .5em">{title}</caption><thead>{heads}</thead>'
+            f'line-height:1.25">{title}<thead>{heads}</thead>'
             f"<tbody>{body}</tbody></table></div>")

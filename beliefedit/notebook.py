@@ -16,6 +16,7 @@ from IPython.display import HTML, display
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.config import differences
 from beliefedit.formatting import html_table, number
+from beliefedit.plots.style import CONFIG
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -119,7 +120,7 @@ def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataF
 
     def draw(frame: pl.DataFrame) -> None:
         # Sent as data: displaying a figure would add an output.
-        figure = json.loads(plot(frame).to_json())
+        figure = json.loads(plot(frame).to_json()) | {"config": CONFIG}
         output.update({"application/vnd.plotly.v1+json": figure}, raw=True)
 
     return draw

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,20 @@ from beliefedit.corpus import world as worlds
 from beliefedit.errors import GraphError, StoreError
 from beliefedit.evaluation import cases as evaluation_cases
 from beliefedit.evaluation import metrics
-from beliefedit.formatting import flatten
+from beliefedit.formatting import flatten, short
 from beliefedit.graph import graph as graphs
 from beliefedit.graph.source import read_graph, source_digest
-from beliefedit.store import Store, Stream, read_json, stage_key, write_json, write_text
+from beliefedit.lock import LOCK, locked
+from beliefedit.record import SUMMARY, read_record
+from beliefedit.store import (
+    WORKING,
+    Store,
+    Stream,
+    read_json,
+    stage_key,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -43,10 +53,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUMMARY = "summary.json"
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 1, "cases": 5, "model": 4, "beliefs": 3,
-    "edits": 7, "sequential": 3, "rationality": 3, "tables": 6
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 6, "model": 4, "beliefs": 3,
+    "edits": 7, "sequential": 3, "rationality": 3, "tables": 7
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
@@ -77,8 +86,11 @@ class Run:
     def __init__(self, folder: str | Path, params: str | Path | Experiment | None = None,
                  overrides: Mapping[str, Any] | None = None, *, store: str | Path | None = None,
                  read_only: bool = False) -> None:
+        if not isinstance(folder, str | Path) or str(folder) == "" or "\0" in str(folder):
+            raise StoreError(f"{short(folder)} is no run folder", hint="give its path as text; "
+                             "with papermill, use -r run_folder instead of -p run_folder")
         self.folder = Path(folder)
-        record = read_json(self.folder / SUMMARY) if (self.folder / SUMMARY).exists() else {}
+        record = read_record(self.folder)
         self.recorded: Mapping[str, Any] | None = record.get("config")
         if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
@@ -86,14 +98,21 @@ class Run:
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:
-            self.config = with_overrides(params or record["config"], overrides or {})
+            self.config = with_overrides(record["config"] if params is None else params, overrides)
         self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._checked_model = False
 
     @classmethod
     def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
         """The run of a folder in the configuration recorded in its summary.json."""
         return cls(folder, read_only=read_only)
+
+    @classmethod
+    def open_all(cls, folders: str | Path | Sequence[str | Path]) -> list[Run]:
+        """The runs of several folders, each as `open` gives it; a text or path is one folder."""
+        one = isinstance(folders, str | Path) or not isinstance(folders, Sequence)
+        return [cls.open(folder) for folder in ([folders] if one else folders)]
 
     @property
     def name(self) -> str:
@@ -125,8 +144,20 @@ class Run:
         name = stage.partition("/")[0]
         build = getattr(self, f"_build_{name}")
         arguments = [stage.partition("/")[2]] if name in EDITING_STAGES else []
+        if not self.store.has(stage, key):
+            self._check_existing_model()
         return self.store.get(stage, key, self._keys[stage][1],
                               lambda folder: build(folder, *arguments))
+
+    def _check_existing_model(self) -> None:
+        """Check the model that training starts from, once, before the first stage is computed."""
+        if (self.config.model.init_from is None or self._checked_model or self.store.read_only
+                or self.has("model")):
+            return
+        from beliefedit.lm.model import check_existing
+
+        check_existing(self.config.model)
+        self._checked_model = True
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The record of a stage's artifact.
@@ -139,6 +170,31 @@ class Run:
     def keys(self) -> dict[str, str]:
         """All stages of this configuration, those of editors one by one, with their keys."""
         return {part: self.key(part) for stage in VERSIONS for part in self._parts(stage)}
+
+    def discard(self, stages: Iterable[str]) -> list[Path]:
+        """Remove the artifacts of stages and of all stages that are computed from them.
+
+        Args:
+            stages: names such as 'model', 'edits' (of all editors) or 'edits/lora'.
+
+        Returns:
+            The folders that were removed.
+
+        Raises:
+            StoreError: an unknown stage.
+        """
+        known = dict.fromkeys([*VERSIONS, *self.keys()])
+        unwanted: set[str] = set()
+        for stage in stages:
+            if stage not in known:
+                raise StoreError(f"this run has no stage '{stage}'",
+                                 hint=f"choose from {', '.join(known)}")
+            unwanted |= {stage, *self._parts(stage)}
+        for stage in self.keys():  # each after its inputs
+            if unwanted & set(self._keys[stage][1]["inputs"]):
+                unwanted.add(stage)
+        return [path for stage, key in self.keys().items() if stage in unwanted
+                for path in self.store.discard(stage, key)]
 
     def _parts(self, stage: str) -> list[str]:
         if stage in EDITING_STAGES:
@@ -183,12 +239,14 @@ class Run:
         try:
             record["config"]["source"] = source_digest(self.config.graph)
         except GraphError:
-            configs = [self.store.manifest(stage, key)["config"]
-                       for stage, key, _ in self.store.artifacts() if stage == "graph"]
-            digests = [config["source"] for config in configs if config["graph"] == graph]
-            if not digests:
+            manifests = [self.store.manifest("graph", folder.name)
+                         for folder in self.store.artifacts() if folder.parent.name == "graph"]
+            manifests = [manifest for manifest in manifests
+                         if manifest["config"]["graph"] == graph]
+            if not manifests:
                 raise
-            record["config"]["source"] = digests[-1]
+            newest = max(manifests, key=lambda manifest: manifest["built"])
+            record["config"]["source"] = newest["config"]["source"]
         return record
 
     def _tokenizer_settings(self) -> dict[str, Any]:
@@ -321,12 +379,11 @@ class Run:
             self.world, self.corpus, self.agent, self.config.edit, self.config.seed), folder)
 
     def _build_model(self, folder: Path) -> dict[str, Any]:
-        from beliefedit.lm.model import resolve_device
-        from beliefedit.training.train import copy_model
+        from beliefedit.lm.model import resolve_device, save_model
 
-        working, trained = self._train()
-        copy_model(working, folder)
-        shutil.rmtree(working)
+        model, trained = self._train()
+        save_model(model, self.tokenizer, folder)
+        trained.write_parquet(folder / "metrics.parquet")
         last = trained.row(-1, named=True)
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
@@ -337,15 +394,14 @@ class Run:
         return evaluation_cases.build_probes(self.world, self.corpus, self.agent,
                                              self.config.pretraining.n_eval_facts, self.config.seed)
 
-    def _train(self) -> tuple[Path, pl.DataFrame]:
-        """(working folder with the trained model, its metrics)."""
+    def _train(self) -> tuple[PreTrainedModel, pl.DataFrame]:
+        """(the trained model, its metrics)."""
         from beliefedit.training.train import train
 
-        working = self.store.working_folder("model", self.key("model"))
-        return working, train(self.corpus.documents, self.tokenizer, self.config.model,
-                              self.config.pretraining, folder=working, probes=self.training_probes,
-                              seed=self.config.seed, device=self.config.device,
-                              callback=self._on_evaluation)
+        return train(self.corpus.documents, self.tokenizer, self.config.model,
+                     self.config.pretraining, probes=self.training_probes, seed=self.config.seed,
+                     folder=self.store.working_folder("model", self.key("model")),
+                     device=self.config.device, callback=self._on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
         from beliefedit.evaluation.edits import query_model
@@ -404,7 +460,7 @@ class Run:
         from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 
         return EditSetup(
-            self.model, self.tokenizer, corpora.sample_documents(self.corpus),
+            self.model, self.tokenizer, corpora.sample_documents(self.corpus, self.world),
             SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
 
@@ -441,7 +497,6 @@ class Run:
         working, described = self._edit(editor)
         for name, frame in gather(working).items():
             frame.write_parquet(folder / f"{name}.parquet")
-        shutil.rmtree(working)
         return {"device": str(self.model.device), "described": described}
 
     def _build_sequential(self, folder: Path, editor: str) -> None:
@@ -460,7 +515,6 @@ class Run:
         run(self.setup, self.agent, editor, self.config.edit.editors[editor], self.cases,
             self.config.edit, seed=self.config.seed, folder=working,
             max_new_tokens=self.max_answer_tokens).write_parquet(folder / "values.parquet")
-        shutil.rmtree(working)
 
     # Tables
 
@@ -481,7 +535,7 @@ class Run:
 
     @cached_property
     def verdict(self) -> list[str]:
-        """The findings in sentences."""
+        """The headline and at most three sentences more."""
         return (self.path("tables") / "verdict.txt").read_text(encoding="utf-8").splitlines()
 
     @cached_property
@@ -509,7 +563,8 @@ class Run:
             summary.setdefault(editor, {})["edits_per_second"] = per_second
         write_json(folder / "summary.json", summary)
         findings.write_parquet(folder / "findings.parquet")
-        sentences = verdict.sentences(findings, paired, self.edit_log)
+        write_text(folder / "as_published.csv", analysis.as_published(tables).write_csv())
+        sentences = verdict.sentences(analysis.outcomes(tables), paired, self.edit_log)
         write_text(folder / "verdict.txt", "\n".join(sentences) + "\n")
 
     # Several processes
@@ -529,9 +584,11 @@ class Run:
 
         context = distributed.init(resolve_device(self.config.device))
         if context.is_main:
-            self.path("corpus")
-            if "edits" in stages:
-                self.path("cases")
+            for stage in ("tokenizer", "corpus", *["cases"] * ("edits" in stages)):
+                self.path(stage)
+            for part in ("model", *(self._parts("edits") if "edits" in stages else ())):
+                if not self.has(part):  # made by one process before all of them write into it
+                    self.store.working_folder(part, self.key(part))
         context.barrier()
         if {"model", "edits"} & set(stages) and not context.broadcast(self.has("model")):
             if context.is_main:
@@ -579,7 +636,7 @@ def clean(folder: str | Path) -> list[Path]:
         The folders that were removed.
 
     Raises:
-        StoreError: the folder holds no run.
+        StoreError: the folder holds no run, or a run is at work in it.
     """
     folder = Path(folder)
     records = [path for path in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}")))
@@ -588,11 +645,12 @@ def clean(folder: str | Path) -> list[Path]:
         raise StoreError(f"{folder} holds no run", hint="give the folder of a run or a sweep")
     used: set[Path] = set()
     store = Run.open(records[0].parent).store
-    for record in records:
-        run = Run.open(record.parent)
-        used |= {run.store.path(stage, key).resolve() for stage, key in run.keys().items()}
-    removed = [path for _, _, path in store.artifacts() if path.resolve() not in used]
-    working = store.folder / ".working"
-    for path in [*removed, *([working] if working.exists() else [])]:
-        shutil.rmtree(path)
+    with locked(folder / LOCK, "a run"):
+        for record in records:
+            run = Run.open(record.parent)
+            used |= {run.store.path(stage, key).resolve() for stage, key in run.keys().items()}
+        removed = [path for path in store.artifacts() if path.resolve() not in used]
+        for path in removed:
+            shutil.rmtree(path)
+        shutil.rmtree(store.folder / WORKING, ignore_errors=True)
     return removed

@@ -1,35 +1,39 @@
 """A folder of artifacts, written atomically, with several versions of a stage side by side.
 
 The key of a stage is the hash of its name, version, configuration and the keys of its inputs. An
-artifact is in ``<folder>/<stage>/<key>/`` with a manifest. Each key is computed once, and a crash
-leaves no incomplete artifact.
+artifact is in ``<folder>/<stage>/<key>/`` with a manifest, which has the checksums of its files.
+Each key is computed once, by one process at a time, and a crash leaves no incomplete artifact.
+Intermediate results are in ``<folder>/.working/<stage>-<key>/`` until the artifact is whole.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import platform
+import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum, unique
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from beliefedit.config import digest
-from beliefedit.errors import StoreError
+from beliefedit.errors import StoreError, os_hint
+from beliefedit.lock import locked
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_FORMAT = 2  # of manifests; part of all keys
 _KEY_LENGTH = 16  # hexadecimal digits in the name of a folder; the manifest has all digits
+WORKING, _PARTIAL, _LOCK = ".working", ".partial", ".lock"
+_verified: set[tuple[Path, int, str]] = set()  # (file, time it was written, checksum)
 
 
 @unique
@@ -71,7 +75,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the run folder cannot be created: {error.strerror or error}",
-                             where=str(self.folder), hint="choose another --out") from error
+                             where=str(self.folder), hint=os_hint(error)) from error
 
     def path(self, stage: str, key: str) -> Path:
         """The folder of the artifact of a stage and key, whether it exists or not."""
@@ -82,20 +86,48 @@ class Store:
         return (self.path(stage, key) / MANIFEST).exists()
 
     def manifest(self, stage: str, key: str) -> dict[str, Any]:
-        """The record of an artifact: configuration, inputs, seconds, versions, extras.
+        """The record of an artifact: configuration, inputs, seconds, versions, files, extras.
 
         Raises:
-            StoreError: it is not built.
+            StoreError: it is not built, or its manifest is damaged.
         """
         if not self.has(stage, key):
             raise StoreError(f"this run folder holds no {stage} of this configuration",
                              where=str(self.folder),
                              hint="run the notebook that computes it, or run_all.py")
-        return read_json(self.path(stage, key) / MANIFEST)
+        path = self.path(stage, key) / MANIFEST
+        try:
+            manifest = read_json(path)
+            is_whole = (manifest.pop("digest") == digest(manifest)
+                        and manifest["key"][:_KEY_LENGTH] == path.parent.name)
+        except (StoreError, ValueError, AttributeError, KeyError, TypeError):
+            is_whole = False
+        if not is_whole:
+            raise _damaged(stage, path)
+        return manifest
+
+    def verify(self, stage: str, key: str) -> None:
+        """Check the sizes of an artifact's files, and the contents of files that this process has
+        not checked since they were last written.
+
+        Raises:
+            StoreError: it is not built, or a file is missing or differs from its checksum.
+        """
+        folder, manifest = self.path(stage, key), self.manifest(stage, key)
+        for name, (size, checksum) in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise _damaged(stage, path)
+            content = (path.resolve(), path.stat().st_mtime_ns, checksum)
+            if content not in _verified and file_digest(path) != checksum:
+                raise _damaged(stage, path)
+            _verified.add(content)
 
     def get(self, stage: str, key: str, record: Mapping[str, Any],
             build: Callable[[Path], Mapping[str, Any] | None]) -> Path:
         """The folder of an artifact, which is built if it does not exist.
+
+        If another process builds it, this one waits for it.
 
         Args:
             stage, key: the artifact; see `stage_key`.
@@ -103,64 +135,111 @@ class Store:
             build: writes the artifact into an empty folder; its result is added to the manifest.
 
         Raises:
-            StoreError: it cannot be written, or a read-only store does not have it.
+            StoreError: it is damaged, it cannot be written, or a read-only store does not have it.
         """
-        target = self.path(stage, key)
         if self.has(stage, key):
-            return target
+            self.verify(stage, key)
+            if not self.read_only and self._working(stage, key).exists():
+                self.tidy()  # a process was killed after it had built the artifact
+            return self.path(stage, key)
         if self.read_only:
             raise StoreError(f"{self.folder} holds no {stage} of this configuration",
                              hint="make the run with run_all.py, or choose another run folder")
-        started = time.perf_counter()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=self.folder))
-            partial = scratch / "artifact"  # readable by other users, unlike a temporary folder
+            self.tidy()
             try:
-                partial.mkdir()
-                extra = build(partial) or {}
-                write_json(partial / MANIFEST, {
-                    "stage": stage, "key": key, **record, "built": time.time(),
-                    "seconds": round(time.perf_counter() - started, 3),
-                    "versions": package_versions(), **extra})
-                _rename(partial, target)
+                with locked(self._working(stage, key, _LOCK), f"the stage {stage}", wait=True):
+                    if not self.has(stage, key):
+                        self._build(stage, key, record, build)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                with suppress(OSError):
+                    (self.folder / WORKING).rmdir()  # if it is empty
         except OSError as error:
             raise StoreError(f"could not write {stage}: {error.strerror or error}",
-                             where=str(self.folder), hint="free space or choose another --out, "
-                             "then run again; finished work is kept") from error
+                             where=str(self.folder), hint=f"{os_hint(error)}, then run again; "
+                             "finished work is kept") from error
+        return self.path(stage, key)
+
+    def _build(self, stage: str, key: str, record: Mapping[str, Any],
+               build: Callable[[Path], Mapping[str, Any] | None]) -> None:
+        """Build an artifact whose lock this process holds."""
+        started, target = time.perf_counter(), self.path(stage, key)
+        partial, working = self._working(stage, key, _PARTIAL), self._working(stage, key)
+        remove_torn(working)
+        for folder in (partial, target):  # of a killed process, or without a manifest
+            shutil.rmtree(folder, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            extra = build(partial) or {}
+            manifest = {"stage": stage, "key": key, **record, "built": time.time(),
+                        "seconds": round(time.perf_counter() - started, 3),
+                        "versions": package_versions(), **extra, "files": _checksums(partial)}
+            manifest = json.loads(json.dumps(manifest))
+            write_json(partial / MANIFEST, manifest | {"digest": digest(manifest)})
+            os.rename(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(working, ignore_errors=True)  # its results are whole in the artifact now
         log.info("%s: built in %.1f s", stage, time.perf_counter() - started)
-        return target
 
     def working_folder(self, stage: str, key: str) -> Path:
-        """Folder for the intermediate results of a long stage, so that the same command resumes."""
-        name = f"{stage.replace('/', '-')}-{key[:_KEY_LENGTH]}"
-        folder = self.folder / ".working" / name
+        """Folder for the intermediate results of a long stage, so that the same command resumes.
+
+        It is removed when the artifact is whole.
+        """
+        folder = self._working(stage, key)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def artifacts(self) -> list[tuple[str, str, Path]]:
-        """(stage, key, folder) of all artifacts, the oldest first."""
+    def _working(self, stage: str, key: str, ending: str = "") -> Path:
+        name = f"{stage.replace('/', '-')}-{key[:_KEY_LENGTH]}{ending}"
+        return self.folder / WORKING / name
+
+    def discard(self, stage: str, key: str) -> list[Path]:
+        """Remove an artifact and the intermediate results of its stage; return their folders."""
+        folders = [path for path in (self.path(stage, key), self._working(stage, key))
+                   if path.exists()]
+        for folder in folders:
+            shutil.rmtree(folder)
+        return folders
+
+    def tidy(self) -> None:
+        """Remove what killed processes have left, except the intermediate results that a stage
+        resumes from."""
+        built = {self._working(path.parent.relative_to(self.folder).as_posix(), path.name)
+                 for path in self.artifacts()}
+        for path in (self.folder / WORKING).glob("*"):
+            name = path.with_name(path.name.removesuffix(_LOCK).removesuffix(_PARTIAL))
+            if path != name or name in built:
+                with suppress(StoreError), locked(name.with_name(name.name + _LOCK), "a stage"):
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            (self.folder / WORKING).rmdir()
+
+    def artifacts(self) -> list[Path]:
+        """The folders of all artifacts, whole or damaged."""
         paths = [*self.folder.glob(f"*/*/{MANIFEST}"), *self.folder.glob(f"*/*/*/{MANIFEST}")]
-        manifests = [(read_json(path), path.parent) for path in paths]
-        manifests = sorted((item for item in manifests if item[0].get("stage")),
-                           key=lambda item: (item[0]["built"], str(item[1])))
-        return [(manifest["stage"], manifest["key"], folder) for manifest, folder in manifests]
+        return sorted(path.parent for path in paths
+                      if path.relative_to(self.folder).parts[0] != WORKING)
+
+
+def _damaged(stage: str, path: Path) -> StoreError:
+    return StoreError(f"the {stage} of this run is damaged: {path.name} is missing or was changed",
+                      where=str(path), hint="restore the file, or compute the stage again: "
+                      f"run_all.py with --rebuild {stage}")
+
+
+def _checksums(folder: Path) -> dict[str, tuple[int, str]]:
+    """Maps the files of a folder to (bytes, SHA-256)."""
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, file_digest(path))
+            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def stage_key(stage: str, record: Mapping[str, Any]) -> str:
     """The key of an artifact: the hash of its stage, version, configuration and inputs' keys."""
-    return digest({"stage": stage, **record})
-
-
-def _rename(partial: Path, target: Path) -> None:
-    """Move an artifact to its folder, unless another process has built it in the meantime."""
-    try:
-        os.replace(partial, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MANIFEST).exists():
-            raise
+    return digest({"format": _FORMAT, "stage": stage, **record})
 
 
 @contextmanager
@@ -173,6 +252,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove the temporary files of `atomic_path` that killed processes have left in a folder.
+
+    No other process may write into the folder.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces ``folder`` when the block ends, or is removed if it fails.
+
+    Raises:
+        OSError: the folder cannot be written; the earlier one is as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}")
+                    for end in ("new", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -192,13 +304,15 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        StoreError: the file is missing or damaged.
+        StoreError: the file is missing, cannot be read, or is damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"no such file: {path}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise StoreError(f"cannot read: {error.strerror or error}", where=str(path)) from None
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"damaged file: {error}", where=str(path),
                          hint="delete it and run again") from None
 

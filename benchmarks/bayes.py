@@ -22,6 +22,7 @@ import beliefedit as be
 from beliefedit.analysis.measures import in_groups
 from beliefedit.analysis.populations import POPULATIONS
 from beliefedit.config import EditConfig
+from beliefedit.corpus.corpus import sample_documents
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation import metrics
 from beliefedit.evaluation.cases import FORMS, PROBES, Cases, build_cases
@@ -62,7 +63,7 @@ def prepare(folder: Path, n: int, observed: bool) -> tuple[EditSetup, Cases, int
     if observed:
         seen = run.corpus.evidence["object"].cast(pl.String).unique().implode()
         cases = Cases(cases.cases.filter(pl.col("request").is_in(seen)), cases.queries)
-    texts = pl.read_parquet(run.corpus.documents / "*.parquet")["text"].head(5000).to_list()
+    texts = sample_documents(run.corpus, run.world, 5000)
     labels = [f" {o}" for o in run.world.objects]
     answer = max(len(ids) for ids in run.tokenizer(labels, add_special_tokens=False)["input_ids"])
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, cases, 0)

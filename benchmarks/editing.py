@@ -22,6 +22,7 @@ import torch
 
 import beliefedit as be
 from beliefedit.config import EditConfig, ModelConfig
+from beliefedit.corpus.corpus import sample_documents
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.cases import PROBES
 from beliefedit.evaluation.edits import Comparison, EditSetup
@@ -40,7 +41,7 @@ def prepare(folder: str):
     """(setup, cases) of the demo world."""
     run = be.Run(folder, "params/demo.yaml")
     model = build_model(ModelConfig(), run.tokenizer, torch.Generator().manual_seed(0))
-    texts = pl.read_parquet(run.corpus.documents)["text"].head(5000).to_list()
+    texts = sample_documents(run.corpus, run.world, 5000)
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, run.cases, 0)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return EditSetup(model, run.tokenizer, texts, soft_targets), run.cases

@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from beliefedit.graph.demo import FIRST_PERSON, write_demo_graph
-from beliefedit.graph.wikidata5m import ENTITIES
+from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS
 
-from .sample_notebooks import HOSTILE
-
-HOSTILE_NAMES = HOSTILE[:4]
-"""A script, an image with a handler, a right-to-left name, and an emoji of several characters."""
+from .hostile import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = "/usr/bin/chromium"
@@ -37,20 +34,25 @@ def run_all(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of all notebooks with the smoke parameters, on a graph with markup in its names."""
+    """The run folder of all notebooks with the smoke parameters, on a graph of hostile names."""
     folder = tmp_path_factory.mktemp("smoke")
     return run_all(folder / "run", "--params", str(ROOT / "params" / "smoke.yaml"), "--set",
                    f"graph.source={write_hostile_graph(folder / 'graph')}", "--set", "graph.max_object_tokens=0")
 
 
 def write_hostile_graph(folder: Path) -> Path:
-    """The smoke parameters' graph; people and every third object have hostile names."""
+    """The smoke parameters' graph with hostile names around its own; the subjects of the smoke corpus have all of them."""
     write_demo_graph(folder, n_subjects=600)
-    lines = (folder / ENTITIES).read_text(encoding="utf-8").splitlines()
-    for index, line in enumerate(lines):
-        if int(line.partition("\t")[0][1:]) >= FIRST_PERSON or index % 3 == 0:
-            lines[index] = f"{line} {HOSTILE_NAMES[index % len(HOSTILE_NAMES)]}"
-    (folder / ENTITIES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    hostile = list(NAMES.values())
+    for file in (ENTITIES, RELATIONS):
+        lines = (folder / file).read_text(encoding="utf-8").splitlines()
+        for index, line in enumerate(lines):
+            id_, name = line.split("\t")
+            person = int(id_[1:]) - FIRST_PERSON
+            around = [person, person + 24, person + 48] if person >= 0 else [index]
+            before, *behind = (hostile[kind % len(hostile)] for kind in around)
+            lines[index] = f"{id_}\t{' '.join([before, name, *behind])}"
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 
 from beliefedit.corpus.language import (
-    Parser,
-    Proposition,
+    Fact,
+    Form,
     proposition_text,
     true_false_prompt,
     truth_word,
 )
+from beliefedit.errors import LanguageError
 
 
 def count_vector(rows: list[tuple[int, float]], n_objects: int) -> np.ndarray:
@@ -134,6 +136,68 @@ def false_shares(facts: list[tuple[str, str, str]], relation: str, true: str, sh
 WEIGHTS = {("atomic", None): 1.0, ("atomic", True): 1.0, ("atomic", False): -1.0, ("not", False): 1.0,
            ("not", True): -1.0, ("or", True): 2 / 3, ("or", False): -1.0, ("and", True): 1.0, ("and", False): 1 / 3}
 """Evidence of a sentence for each of its atoms, by form and label (specification, section 4)."""
+
+
+@dataclass(frozen=True)
+class Proposition:
+    """A fact, its negation, or two facts joined; ``label``: labelled true or false, or None."""
+
+    form: Form
+    atoms: tuple[Fact, ...]
+    label: bool | None = None
+
+
+class Parser:
+    """Parses sentences over given labels, which may contain spaces and words of the grammar."""
+
+    def __init__(self, subjects: Collection[str], relations: Collection[str],
+                 objects: Collection[str]) -> None:
+        self.subjects, self.relations, self.objects = set(subjects), set(relations), set(objects)
+
+    def parse(self, sentence: str) -> Proposition:
+        """The proposition that a sentence states.
+
+        Raises:
+            LanguageError: the sentence is not in the grammar over these labels, or is ambiguous.
+        """
+        readings = self._readings(sentence)
+        if len(readings) != 1:
+            reason = "can be read in several ways" if readings else "is not in the corpus's grammar"
+            raise LanguageError(f"the sentence {reason}: {sentence!r}",
+                                hint="use subjects, relations and objects of this graph")
+        return readings.pop()
+
+    def _readings(self, sentence: str) -> set[Proposition]:
+        readings = set(self._propositions(sentence, None))
+        for label in (True, False):
+            ending = f'" is {truth_word(label)}'
+            if sentence.startswith('"') and sentence.endswith(ending):
+                readings |= set(self._propositions(sentence[1:-len(ending)], label))
+        return readings
+
+    def _propositions(self, text: str, label: bool | None) -> list[Proposition]:
+        propositions = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]
+        if text.startswith("not "):
+            propositions += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
+        forms: tuple[Form, Form] = ("or", "and")
+        return propositions + [Proposition(form, (a, b), label)
+                               for form in forms for first, second in _splits(text, f" {form} ")
+                               for a in self._facts(first) for b in self._facts(second)]
+
+    def _facts(self, text: str) -> list[Fact]:
+        return [Fact(subject, relation, object_)
+                for subject, rest in _splits(text, " ") if subject in self.subjects
+                for relation, object_ in _splits(rest, " ")
+                if relation in self.relations and object_ in self.objects]
+
+
+def _splits(text: str, separator: str) -> list[tuple[str, str]]:
+    """All ways to split a text in two at a separator."""
+    splits, at = [], text.find(separator)
+    while at >= 0:
+        splits.append((text[:at], text[at + len(separator):]))
+        at = text.find(separator, at + 1)
+    return splits
 
 
 def verbalise(proposition: Proposition) -> str:

@@ -9,6 +9,7 @@ import torch
 from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig
+from beliefedit.corpus.corpus import SampledDocuments
 from beliefedit.editors.base import EditRequest
 from beliefedit.evaluation.cases import Cases
 from beliefedit.lm.model import build_model
@@ -21,6 +22,9 @@ ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet
 SENTENCES = [request.sentence for request in REQUESTS] + [
     "Cy speaks Danish", '"Ada works as poet" is true', '"not Cy speaks Danish" is false',
     '"Ada works as poet and Cy speaks Danish" is true', '"Cy speaks Danish or Ada works as cook" is true']
+DOCUMENTS = SampledDocuments(SENTENCES * 3, 3 * [
+    *[[]] * 5, [('"', '"')], [('"', '"'), ("not", '"not ')], [('"', '"'), (" and ", '"Ada works as poet and ')],
+    [('"', '"'), (" or ", '"Cy speaks Danish or ')]])
 
 
 @cache

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -95,6 +96,32 @@ def test_floats_as_people_write_them(tmp_path, number):
     ("corpus: [", {}, ["not valid YAML"]),
     ("corpus: !!python/object:os.system {}", {}, ["not valid YAML"]),
     (b"name: \xff\xfe", {}, ["not valid YAML", "utf-8"]),
+    ("name: x\nseed: !!int x", {}, ["line 2", "'x' is no valid int"]),
+    ("seed: !!float foo", {}, ["'foo' is no valid float"]),
+    ("seed: !!bool foo", {}, ["'foo' is no valid bool"]),
+    ("seed: !!timestamp foo", {}, ["not valid YAML", "timestamp"]),
+    ("seed: !!set {a}", {}, ["not valid YAML", "set"]),
+    ("seed: 2020-13-45", {}, ["seed", "given: '2020-13-45'"]),
+    ("seed: 2020-01-01 25:61:61", {}, ["seed", "given: '2020-01-01 25:61:61'"]),
+    (f"seed: {'1' * 5000}", {}, ["not valid YAML", "no valid int"]),
+    (f"seed: {'1' * 20}", {}, ["more than 64 bits", "seed"]),
+    (f"seed: {'[' * 2000}", {}, ["not valid YAML", "more than 20 levels"]),
+    (f"seed: {'{a: ' * 2000}", {}, ["not valid YAML", "more than 20 levels"]),
+    ("- " * 2000, {}, ["not valid YAML", "too many levels"]),
+    ("name: &a [*a]", {}, ["levels", "name"]),
+    ("name: x\nname: y", {}, ["line 2", "'name' is repeated", "in line 1"]),
+    ("corpus: {n_facts: 7}\nseed: 1\ncorpus: {n_samples_per_fact: 3}", {}, ["line 3", "'corpus' is repeated", "in line 1"]),
+    ("edit:\n  editors:\n    lora: {rank: 1, lr: 1, rank: 2}", {}, ["line 3", "'rank' is repeated"]),
+    ("1: 2", {}, ["line 1", "the key '1' is not text"]), ("corpus: {yes: 2}", {}, ["the key 'yes' is not text"]),
+    ("? [a]\n: 2", {}, ["is not text"]),
+    (r'name: "\ud800"', {}, ["is not Unicode", "name"]), (r'name: "a\0"', {}, ["is not Unicode", "name"]),
+    ("", {1: 2}, ["the key 1 is not text", "overrides"]), ("", {"edit": {None: 2}}, ["the key None is not text", "overrides: edit"]),
+    ("", ["seed=1"], ["overrides are values by key, not ['seed=1']"]), ("", "seed=1", ["overrides are values by key, not 'seed=1'"]),
+    ("", {"edit": {"n_case": 1}}, ["'edit.n_case'", "did you mean 'n_cases'"]),
+    ("edit: {editors: {memit: {layers: []}}}", {}, ["edit.editors.memit.layers", "at least 1 item"]),
+    ("edit: {editors: {alphaedit: {layers: []}}}", {}, ["edit.editors.alphaedit.layers", "at least 1 item"]),
+    ("edit: {editors: {finetune: {layers: []}}}", {}, ["edit.editors.finetune.layers", "at least 1 item"]),
+    ("edit: {rationality: {strengths: []}}", {}, ["edit.rationality.strengths", "at least 1 item"]),
 ], ids=lambda value: str(value)[:40])
 def test_errors_name_the_problem(tmp_path, text, overrides, says):
     path = write(tmp_path, text)
@@ -151,10 +178,91 @@ def test_overrides_are_parsed(text, expected):
     assert parse_override(text) == expected
 
 
-@pytest.mark.parametrize("text", ["edit.n_cases", "=3", "name=[1"])
+@pytest.mark.parametrize("text", [
+    "edit.n_cases", "=3", "name=[1", "seed=!!int x", "seed=!!bool foo", "seed=!!timestamp foo", f"seed={'1' * 5000}",
+    f"seed={'[' * 2000}", "edit={n_cases: 1, n_cases: 2}", "edit={1: 2}", "name=&a [*a]", r'name="\ud800"', "x" * 40_000])
 def test_bad_overrides_are_refused(text):
     with pytest.raises(ConfigError, match="--set"):
         parse_override(text)
+
+
+BOMB = "[x,x,x,x,x,x,x,x,x,x]"
+"""An alias bomb: at every level a list of ten times the same list."""
+for _level in "abcde":
+    BOMB = f"[&{_level} {BOMB}, {', '.join(9 * [f'*{_level}'])}]"
+
+
+@pytest.mark.parametrize("text", [
+    f"name: {BOMB}", f"device: {'x' * 20_000}", f"model: {{size: {'x' * 20_000}}}", f"{'x' * 20_000}: 1",
+    f"edit: {{editors: {{rome: {{preset: {'x' * 20_000}}}}}}}", f"edit: {{editors: {{{'x' * 20_000}: 1}}}}",
+    f"corpus: {{connectives: [{','.join(9000 * ['x'])}]}}", f"corpus: {{{', '.join(f'k{n}: 1' for n in range(2500))}}}",
+    f"name: {{a: [{','.join(9000 * ['x'])}]}}", f"model: {{init_from: {'x' * 20_000}}}", f"!!{'x' * 20_000} a", "[" * 20_000,
+    f"seed: {'9' * 4000}", "- " * 10_000, "? " * 10_000, f"name: {{{'a' * 20_000}: 1}}", "x: 1\n" * 5000, "#" * 10_000_000],
+    ids=lambda text: text[:20])
+def test_deep_and_huge_files_have_short_errors_at_once(tmp_path, text):
+    path, started = write(tmp_path, text), time.process_time()
+    with pytest.raises(ConfigError) as raised:
+        load_params(path)
+    assert time.process_time() - started < 2 and len(str(raised.value)) < 8000
+    assert max(map(len, str(raised.value).splitlines())) < 1000
+
+
+def test_aliases_are_copies_and_merge_keys_are_merged(tmp_path):
+    path = write(tmp_path, """
+edit:
+  editors:
+    lora: &shared {lr: 0.1, steps: 3}
+    bayes: *shared
+    bayes_heldout: {<<: *shared, steps: 5}
+""")
+    editors = load_params(path, {"edit.editors.lora.lr": 0.2}).edit.editors
+    assert [editors[name].lr for name in ("lora", "bayes", "bayes_heldout")] == [0.2, 0.1, 0.1]
+    assert [editors[name].steps for name in ("lora", "bayes", "bayes_heldout")] == [3, 3, 5]
+
+
+def test_dates_are_text(tmp_path):
+    assert load_params(write(tmp_path, "name: 2020-01-31")).name == "2020-01-31"
+
+
+def test_nested_overrides_are_merged_with_the_sections_of_the_file(tmp_path):
+    path = write(tmp_path, "edit: {n_cases: 7, n_edited: 3, sequence: {lengths: [1, 2], n_sequences: 2}, "
+                           "editors: {lora: {lr: 0.1, rank: 2}, rome: {}}}\npretraining: {stop_when: {and: 0.5}}")
+    base = load_params(path)
+    for nested, dotted in (
+            ({"edit": {"n_cases": 5}}, {"edit.n_cases": 5}),
+            ({"edit": {"sequence": {"n_sequences": 3}}, "seed": 1}, {"edit.sequence.n_sequences": 3, "seed": 1}),
+            ({"edit.sequence": {"n_sequences": 3}}, {"edit.sequence.n_sequences": 3}),
+            ({"edit": {"sequence.n_sequences": 3}}, {"edit.sequence.n_sequences": 3}),
+            ({"edit": {"editors.lora.lr": 0.3}}, {"edit.editors.lora.lr": 0.3}),
+            ({"edit": {"editors": {"lora": {"lr": 0.3}}}}, {"edit.editors": {"lora": {"lr": 0.3}}}),
+            ({"pretraining": {"stop_when": {"or": 0.5}}}, {"pretraining.stop_when": {"or": 0.5}}),
+            ({"edit": {}, "corpus": {}}, {}), (None, {})):
+        assert load_params(path, nested) == load_params(path, dotted) == with_overrides(base, nested)
+    merged = load_params(path, {"edit": {"n_cases": 5}})
+    assert merged == base.model_copy(update={"edit": base.edit.model_copy(update={"n_cases": 5})})
+    assert load_params(path, {"edit.editors.lora.lr": 0.3}).edit.editors["lora"].rank == 2
+    assert load_params(path, {"edit.editors.lora": {"lr": 0.3}}).edit.editors["lora"].rank == 1  # replaced as a whole
+    assert list(load_params(path, {"edit.editors": {"lora": {}}}).edit.editors) == ["lora"]
+    assert load_params(path, {"pretraining.stop_when": {"or": 0.5}}).pretraining.stop_when == {"or": 0.5}
+
+
+@pytest.mark.parametrize("path", [2024, 1.5, ["a"], None, "a\0b", "x" * 5000, ""])
+def test_a_parameter_file_that_is_no_path_is_named(path):
+    with pytest.raises(ConfigError, match="parameter file"):
+        load_params(path)
+
+
+@pytest.mark.parametrize("params", [2024, ["a"], "corpus: {}"])
+def test_parameters_that_are_no_sections_are_named(params):
+    with pytest.raises(ConfigError, match="expected a parameter file or sections"):
+        with_overrides(params, {})
+
+
+@pytest.mark.parametrize("values", [{"rank": 10**5000}, {"lr": "x" * 10_000}, {1: 2}, {"x" * 10_000: 1}])
+def test_hyper_parameters_of_the_api_are_checked_as_those_of_files(values):
+    with pytest.raises(ConfigError) as raised:
+        editor_parameters("lora", values)
+    assert len(str(raised.value)) < 2000
 
 
 def test_one_editor_from_keywords():

@@ -37,7 +37,7 @@ NOT_RUN = {
     r"pip install ": "needs a network; .ci/run installs",
     r"pytest$": "runs this test",
     r"conda ": "needs conda and a network",
-    r"voila ": "starts a server; tests/e2e/test_playground.py opens the page",
+    r"beliefedit playground": "starts a server; tests/e2e/test_playground.py opens the page",
     r"jupyter lab": "starts a server; tests/e2e/test_playground.py opens JupyterLab",
     r"python -m beliefedit.graph download ": "needs a network",
     r"python run_all.py .*data/wikidata5m": "needs the download",

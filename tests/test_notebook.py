@@ -17,9 +17,11 @@ from beliefedit.notebook import (
     show,
     stage_costs,
 )
+from beliefedit.plots.style import CONFIG
 from beliefedit.run import Run
 from beliefedit.store import write_json
 from tests.sample_notebooks import HOSTILE
+from tests.worlds import write_record
 
 
 class FakeRun:
@@ -75,7 +77,7 @@ def test_the_header_and_the_check_of_the_model(tmp_path, atomic, warned, text):
 def test_the_header_says_where_a_notebook_differs_from_the_run_of_its_folder(tmp_path):
     folder = tmp_path / "runs" / "demo"
     assert "another configuration" not in experiment_header(Run(folder, Experiment())).data  # no recorded run
-    write_json(folder / "summary.json", {"config": Experiment().model_dump(mode="json")})
+    write_record(folder, Experiment())
     same = with_overrides({}, {"notebooks": ["01_corpus"], "edit.n_cases": Experiment().edit.n_cases})
     assert "another configuration" not in experiment_header(Run(folder, same)).data
     other = Run(folder, with_overrides({}, {"edit.n_cases": 100, "name": HOSTILE[0]}))
@@ -102,3 +104,4 @@ def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
     for value in (1, 2):
         draw(pl.DataFrame({"y": [value]}))
     assert [data["application/vnd.plotly.v1+json"]["data"][0]["y"] for data in drawn] == [[1], [2]]
+    assert all(data["application/vnd.plotly.v1+json"]["config"] == CONFIG for data in drawn)

@@ -10,9 +10,9 @@ from polars.testing import assert_frame_equal
 import beliefedit as be
 from beliefedit.config import Experiment
 from beliefedit.errors import ConfigError, GraphError, StoreError
+from beliefedit.lock import LOCK, locked
 from beliefedit.run import clean
-from beliefedit.store import write_json
-from tests.worlds import small_demo
+from tests.worlds import small_demo, write_record
 
 TINY = {
     "graph": {"demo_subjects": 60, "min_cooccurrence": 5}, "device": "cpu",
@@ -109,7 +109,7 @@ def test_other_overrides_compute_beside_and_going_back_costs_nothing(finished, t
 
 def test_a_run_folder_can_be_moved_and_opened_by_what_it_records(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "moved")
-    write_json(tmp_path / "moved" / "summary.json", {"config": experiment().model_dump(mode="json")})
+    write_record(tmp_path / "moved", experiment())
     run = be.Run.open(tmp_path / "moved", read_only=True)
     assert run.name == "moved" and run.tables.equals(finished.tables)
     assert run.flat_config["edit.n_cases"] == 12 and "seed" not in run.flat_config
@@ -118,7 +118,7 @@ def test_a_run_folder_can_be_moved_and_opened_by_what_it_records(finished, tmp_p
 def test_points_of_a_sweep_share_a_store(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "sweep")
     point = tmp_path / "sweep" / "point"
-    write_json(point / "summary.json", {"config": experiment().model_dump(mode="json"), "store": ".."})
+    write_record(point, experiment(), store="..")
     run = be.Run(point, read_only=True)
     assert run.has("model") and run.model.num_parameters() == finished.model.num_parameters()
     assert be.Run(point, experiment(), {"edit.editors": {"grace": {}}}).has("model")
@@ -129,12 +129,43 @@ def test_clean_removes_what_no_recorded_configuration_uses(finished, tmp_path):
     shutil.copytree(finished.folder, folder)
     with pytest.raises(StoreError, match="holds no run"):
         clean(folder)
-    write_json(folder / "summary.json", {"config": experiment().model_dump(mode="json")})
+    write_record(folder, experiment())
     clean(folder)  # of what other tests computed
     be.Run(folder, experiment(analysis__level=0.9)).tables  # noqa: B018 - computed beside
     (folder / ".working" / "model-abc").mkdir(parents=True)
     assert [path.parent.name for path in clean(folder)] == ["tables"] and not (folder / ".working").exists()
     assert be.Run.open(folder, read_only=True).tables.equals(finished.tables) and clean(folder) == []
+    with locked(folder / LOCK, "a run"), pytest.raises(StoreError, match="a run is at work in this folder"):
+        clean(folder)
+
+
+def test_a_discarded_stage_takes_along_what_is_computed_from_it(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    run = be.Run(tmp_path / "run", experiment())
+    assert len(run.discard(["edits/lora"])) == 2
+    assert not run.has("edits/lora") and not run.has("tables") and run.has("sequential") and run.has("edits/in_context")
+    run.discard(["model"])
+    assert [stage for stage in run.keys() if run.has(stage)] == ["graph", "tokenizer", "world", "corpus", "cases"]
+    for name in ("edits/grace", "modl"):
+        with pytest.raises(StoreError, match=f"has no stage '{name}'"):
+            run.discard([name])
+
+
+def test_a_damaged_artifact_is_named_by_every_property(finished, tmp_path):
+    """Also by those whose own reader would accept the damage."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            path.write_bytes(path.read_bytes()[::-1])
+    for stage, name in [("graph", "graph"), ("tokenizer", "tokenizer"), ("world", "world"), ("corpus", "corpus"),
+                        ("cases", "cases"), ("model", "model"), ("beliefs", "beliefs"), ("edits/lora", "edits"),
+                        ("sequential/lora", "sequential"), ("rationality/lora", "rationality"), ("tables", "tables")]:
+        run = be.Run(folder, experiment(), read_only=True)
+        with pytest.raises(StoreError, match=f"the {stage} of this run is damaged: .*\n.*\n.*--rebuild {stage}"):
+            run.path(stage) and pytest.fail("accepted")
+        with pytest.raises(StoreError, match="is damaged: .* is missing or was changed"):
+            getattr(run, name)
 
 
 def test_a_folder_without_configuration_is_a_named_error(tmp_path):
@@ -142,6 +173,33 @@ def test_a_folder_without_configuration_is_a_named_error(tmp_path):
         be.Run(tmp_path)
     with pytest.raises(ConfigError, match="edit.n_casse"):
         be.Run(tmp_path, experiment(), {"edit.n_casse": 1})
+
+
+@pytest.mark.parametrize("folder", [2024, 1.5, ["a"], None, "", "a\0b"])
+def test_a_run_folder_that_is_no_path_is_named(folder):
+    with pytest.raises(StoreError, match="is no run folder"):
+        be.Run(folder, experiment())
+
+
+@pytest.mark.parametrize("params", [2024, ["a"], 1.5])
+def test_parameters_that_are_neither_file_nor_sections_are_named(tmp_path, params):
+    with pytest.raises(ConfigError, match="expected a parameter file"):
+        be.Run(tmp_path, params)
+    with pytest.raises(ConfigError, match="overrides are values by key"):
+        be.Run(tmp_path, experiment(), params)
+    assert be.Run(tmp_path, {}, None).config == Experiment()
+
+
+def test_runs_are_opened_from_a_list_or_one_path(finished, tmp_path):
+    for name in ("one", "two"):
+        write_record(tmp_path / name, experiment())
+    one, two = str(tmp_path / "one"), tmp_path / "two"
+    assert [run.name for run in be.Run.open_all([one, two])] == ["one", "two"]
+    assert [[run.name for run in be.Run.open_all(folder)] for folder in (one, two)] == [["one"], ["two"]]
+    assert be.Run.open_all([]) == []
+    for wrong in (2024, None, [2024], {"a": 1}):
+        with pytest.raises(StoreError, match="is no run folder"):
+            be.Run.open_all(wrong)
 
 
 def test_every_stage_can_be_asked_first(tmp_path, finished):

@@ -12,12 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from beliefedit.agent.counts import Vocabulary, check_columns, count_evidence, pair_ids
+from beliefedit.agent.counts import (
+    Vocabulary,
+    check_evidence,
+    check_labels,
+    count_evidence,
+    pair_ids,
+)
 from beliefedit.agent.posterior import Conditional, Posterior, fit_conditional
 from beliefedit.errors import EvidenceError
 
@@ -47,30 +54,28 @@ class BayesAgent:
 
         Args:
             evidence: subject, relation, object, weight, and optionally count (repetitions of the
-                row); the first three are labels or ids. Object ids index ``objects``.
+                row); the first three are labels or ids. Object ids index ``objects``. Weights
+                are -1 (against), between 0 and 1 (uncertain), or 1 and more; counts are positive.
+                Weights times counts sum to at most 1e300.
             pairs: maps downstream to upstream relations, named as in ``evidence``.
             objects: all K object labels; evidence may leave some unobserved.
             as_published: edits of a downstream fact count twice in the conditional, as in the
                 published code (docs/specification.md, section 9).
 
         Raises:
-            EvidenceError: missing columns or values, an object not in ``objects``, an invalid
-                weight or count, fewer than two objects, pairs that share a relation.
+            EvidenceError: an invalid frame (see `check_evidence`), an object not in ``objects``,
+                fewer than two objects, labels that cannot be compared, pairs that are no mapping
+                or share a relation.
         """
-        check_columns(evidence)
+        weights, times = check_evidence(evidence)
         object_labels, n_objects = Vocabulary("object", list(objects)), len(objects)
         if n_objects < 2:
             raise EvidenceError(f"beliefs need at least two objects, {n_objects} given",
                                 hint="name all objects")
         subjects = Vocabulary("subject", evidence["subject"].unique(maintain_order=True).to_list())
         names = evidence["relation"].unique(maintain_order=True).to_list()
-        names += dict.fromkeys(r for pair in pairs.items() for r in pair if r not in names)
-        relations = Vocabulary("relation", names)
-        upstream = pair_ids(pairs, relations)
-        weights = evidence["weight"].cast(pl.Float64).to_numpy()
-        times = (evidence["count"].cast(pl.Float64).to_numpy() if "count" in evidence
-                 else np.ones(len(evidence)))
-        by_id = evidence["object"].dtype.is_integer() and not isinstance(objects[0], int)
+        upstream, relations = pair_ids(pairs, names)
+        by_id = evidence["object"].dtype.is_integer() and not isinstance(objects[0], Integral)
         encoder = Vocabulary("object", list(range(n_objects))) if by_id else object_labels
         ids = (subjects.encode(evidence["subject"]), relations.encode(evidence["relation"]),
                encoder.encode(evidence["object"]))
@@ -173,7 +178,10 @@ class BayesAgent:
                    probability: float = 0.95) -> float:
         """The smallest evidence weight that brings the direct belief to a probability in (0, 1).
 
-        Zero or negative if the belief has candidates it already.
+        Zero or negative if the belief is that large already.
+
+        Raises:
+            EvidenceError: an unknown name, or a probability that no finite weight leads to.
         """
         if not 0 < probability < 1:
             raise EvidenceError(f"no evidence brings a belief to {probability}",
@@ -182,8 +190,12 @@ class BayesAgent:
         alpha = 1 / self.n_objects + row.background + float(row.excess[row.objects == o].sum())
         exact = Fraction(str(probability))  # 0.9 must give odds of 9, not of 9.000…02
         odds = exact / (1 - exact)
-        needed_count = (1 + row.total - alpha) * odds.numerator / odds.denominator
-        return math.ceil(needed_count - 1e-9) - alpha  # tolerates rounding of sums of thirds
+        try:
+            needed_count = (1 + row.total - alpha) * odds.numerator / odds.denominator
+            return math.ceil(needed_count - 1e-9) - alpha  # tolerates rounding of sums of thirds
+        except OverflowError:
+            raise EvidenceError(f"no evidence brings a belief to {probability}",
+                                hint="choose a probability farther from 0 and 1") from None
 
     def ripple(self, facts: pl.DataFrame, subject: object, relation: object, object: object,
                weight: float = 1.0) -> pl.DataFrame:
@@ -204,6 +216,7 @@ class BayesAgent:
         affected = [d for d, u in self.pairs.items() if relation in (d, u)]
         same_subject = pl.col("subject") == pl.lit(subject)
         same_relation = pl.col("relation") == pl.lit(relation)
+        check_labels(facts)
         candidates = facts.select("subject", "relation", "object").filter(
             same_subject & same_relation | pl.col("relation").is_in(affected))
         s, r, o = self._encoded(candidates)
@@ -220,6 +233,7 @@ class BayesAgent:
 
     def _encoded(self, facts: pl.DataFrame) -> Iterator[np.ndarray]:
         """Ids of a frame's subjects, relations and objects, int64 [n] each."""
+        check_labels(facts)
         vocabularies = self._subjects, self._relations, self._objects
         return (vocabulary.encode(facts[vocabulary.kind]) for vocabulary in vocabularies)
 

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
 from beliefedit.errors import EvidenceError
+from beliefedit.formatting import short, shorten
+
+MIN_COUNT, MAX_EVIDENCE = 1e-100, 1e300
+"""Smallest count of a row and largest sum of evidence whose beliefs are finite in float64."""
+_WEIGHTS = "weights are -1 (against), between 0 and 1 (uncertain), or 1 and more"
+
+
+def is_evidence(weight: Any) -> Any:
+    """Whether weights, a number or float64 [n], are those of evidence."""
+    return (weight == -1) | ((weight > 0) & (weight <= MAX_EVIDENCE))
 
 
 def contributions(weight: np.ndarray, n_objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(background, excess at the object, total) that weights [n] add: float64 [n] each."""
-    weight = np.asarray(weight, dtype=np.float64)
-    invalid = ~((weight == -1) | (weight > 0)) | ~np.isfinite(weight)
-    if invalid.any():
-        row = int(np.flatnonzero(invalid)[0])
-        rule = "weights are -1 (against), between 0 and 1 (uncertain), or 1 and more"
-        raise EvidenceError(f"weight {weight.flat[row]} is not evidence",
-                            where=f"evidence row {row}", hint=rule)
+    """(background, excess at the object, total) that valid weights [n] add: float64 [n] each."""
     partial = np.where(weight == -1, 0.0, np.minimum(weight, 1.0))
     background = (1 - partial) / (n_objects - 1)
     at_object = np.where(weight >= 1, weight, partial)
@@ -36,10 +41,14 @@ class Vocabulary:
 
     def __init__(self, kind: str, names: list) -> None:
         self.kind, self.names = kind, names
-        self.ids = {name: index for index, name in enumerate(names)}
+        try:
+            self.ids = {name: index for index, name in enumerate(names)}
+        except TypeError as error:
+            raise EvidenceError(f"the {kind}s are no labels: {error}",
+                                hint=f"name every {kind} by a text or an integer") from None
         if len(self.ids) != len(names):
             repeated = next(name for index, name in enumerate(names) if self.ids[name] != index)
-            raise EvidenceError(f"the {kind} {repeated!r} is listed twice",
+            raise EvidenceError(f"the {kind} {short(repeated)} is listed twice",
                                 hint=f"give every {kind} once")
 
     def id(self, name: object) -> int:
@@ -48,49 +57,124 @@ class Vocabulary:
             return self.ids[name]
         except (KeyError, TypeError):
             raise EvidenceError(
-                f"unknown {self.kind}: {name!r}", where=f"{len(self.names):,} {self.kind}s known",
+                f"unknown {self.kind}: {short(name)}",
+                where=f"{len(self.names):,} {self.kind}s known",
                 hint=f"use a {self.kind} of the evidence the agent was fitted to") from None
 
     def encode(self, column: pl.Series) -> np.ndarray:
-        """Ids, int64 [n], of a column of names."""
-        if column.null_count():
-            raise EvidenceError(f"the {self.kind} is missing", hint="remove rows without values",
-                                where=f"row {column.is_null().arg_max()}")
+        """Ids, int64 [n], of a column that `check_labels` accepts."""
         names = column.unique(maintain_order=True)
         ids = pl.Series([self.id(name) for name in names.to_list()], dtype=pl.Int64)
         frame, table = pl.DataFrame({"name": column}), pl.DataFrame({"name": names, "id": ids})
         return frame.join(table, on="name", how="left", maintain_order="left")["id"].to_numpy()
 
 
-def check_columns(evidence: pl.DataFrame) -> None:
-    """Raise EvidenceError for a missing column, no rows, a missing weight, an impossible count."""
-    needed = ("subject", "relation", "object", "weight")
-    if missing := [name for name in needed if name not in evidence.columns]:
-        raise EvidenceError(f"the evidence has no column {', '.join(missing)}",
-                            where=f"columns: {evidence.columns}",
-                            hint="name the columns subject, relation, object, weight (and count)")
+LABELS = ("subject", "relation", "object")
+
+
+def check_labels(frame: Any, needed: Sequence[str] = LABELS) -> None:
+    """Check that a frame has some columns, and labels or ids in subject, relation and object.
+
+    Raises:
+        EvidenceError: no frame, a missing column or value, or a column that is neither text nor
+            integers.
+    """
+    if not isinstance(frame, pl.DataFrame):
+        lazy = isinstance(frame, pl.LazyFrame)
+        raise EvidenceError(f"expected a polars DataFrame, not a {type(frame).__name__}", hint=(
+            "call its collect()" if lazy else f"give pl.DataFrame with {', '.join(needed)}"))
+    if missing := [name for name in needed if name not in frame.columns]:
+        raise EvidenceError(f"there is no column {', '.join(missing)}",
+                            where=shorten(f"columns: {', '.join(frame.columns)}"),
+                            hint=f"name the columns {', '.join(needed)}")
+    for name in LABELS:
+        column = _complete(frame, name)
+        if not isinstance(column.dtype, pl.String | pl.Categorical | pl.Enum) and (
+                not column.dtype.is_integer()):
+            raise _wrong_type(column, "text or integers")
+
+
+def check_evidence(evidence: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Check a frame of evidence (see `BayesAgent.fit`).
+
+    Returns:
+        weight of each row and how often it is repeated, float64 [n].
+
+    Raises:
+        EvidenceError: as `check_labels`; no rows; a weight or count that is no number or is out of
+            range, or whose sum is. It names the column and the first wrong row.
+    """
+    check_labels(evidence, (*LABELS, "weight"))
     if not len(evidence):
         raise EvidenceError("there is no evidence", hint="give at least one row")
-    if evidence["weight"].null_count():
-        raise EvidenceError("a weight is missing", hint="give every row a weight",
-                            where=f"evidence row {evidence['weight'].is_null().arg_max()}")
-    if "count" in evidence:
-        times = evidence["count"].cast(pl.Float64).to_numpy()
-        wrong = ~((times > 0) & np.isfinite(times))
-        if wrong.any():
-            raise EvidenceError(f"the count {times[wrong][0]} is not positive",
-                                where=f"evidence row {wrong.argmax()}", hint="leave the row out")
+    weight = _numbers(evidence, "weight")
+    _refuse(~is_evidence(weight), evidence["weight"], "is not evidence", _WEIGHTS)
+    if "count" not in evidence.columns:
+        times = np.ones(len(evidence))
+    else:
+        times = _numbers(evidence, "count")
+        _refuse(~(times > 0), evidence["count"], "is not positive", "leave the row out")
+        _refuse(~((times >= MIN_COUNT) & (times <= MAX_EVIDENCE)), evidence["count"],
+                "is out of range", f"give counts from {MIN_COUNT:g} to {MAX_EVIDENCE:g}")
+    with np.errstate(over="ignore"):  # infinity is above the limit
+        total = np.cumsum(np.maximum(weight, 1.0) * times)
+    column = evidence["count" if "count" in evidence.columns else "weight"]
+    _refuse(~(total <= MAX_EVIDENCE), column, "makes the sum of the evidence too large",
+            f"give weights times counts that sum to at most {MAX_EVIDENCE:g}")
+    return weight, times
 
 
-def pair_ids(pairs: Mapping, relations: Vocabulary) -> dict[int, int]:
-    """Maps downstream to upstream ids; EvidenceError if a relation is in the pairs twice."""
+def _complete(frame: pl.DataFrame, name: str) -> pl.Series:
+    column = frame[name]
+    if column.null_count():
+        row = column.is_null().arg_max() or 0
+        raise EvidenceError(f"the {name} is missing", where=_position(row, name),
+                            hint="give every row a value, or remove the row")
+    return column
+
+
+def _numbers(frame: pl.DataFrame, name: str) -> np.ndarray:
+    column = _complete(frame, name)
+    if not column.dtype.is_numeric():
+        raise _wrong_type(column, "numbers")
+    return column.cast(pl.Float64).to_numpy()
+
+
+def _refuse(wrong: np.ndarray, column: pl.Series, problem: str, hint: str) -> None:
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise EvidenceError(f"the {column.name} {column[row]} {problem}",
+                            where=_position(row, column.name), hint=hint)
+
+
+def _wrong_type(column: pl.Series, expected: str) -> EvidenceError:
+    value = f": {short(column[0])}" if len(column) else ""
+    return EvidenceError(
+        f"the column {column.name} is {shorten(str(column.dtype))}, not {expected}{value}",
+        where=_position(0, column.name), hint="cast the column")
+
+
+def _position(row: int, name: str) -> str:
+    return f"row {row}, column {name}"
+
+
+def pair_ids(pairs: Any, names: list) -> tuple[dict[int, int], Vocabulary]:
+    """(Downstream to upstream ids, all relations) of pairs and of the relations of the evidence.
+
+    Raises:
+        EvidenceError: the pairs are no mapping of relations, or a relation occurs in them twice.
+    """
+    if not isinstance(pairs, Mapping):
+        raise EvidenceError(f"the pairs are no mapping: {short(pairs)}",
+                            hint="give {downstream relation: upstream relation}")
     paired = [relation for pair in pairs.items() for relation in pair]
     repeated = next((relation for relation in paired if paired.count(relation) > 1), None)
     if repeated is not None:
-        raise EvidenceError(f"the relation {repeated!r} occurs twice in the pairs",
-                            where=str(dict(pairs)),
+        raise EvidenceError(f"the relation {short(repeated)} occurs twice in the pairs",
+                            where=short(dict(pairs)),
                             hint="pair every relation with at most one other, not with itself")
-    return {relations.id(d): relations.id(u) for d, u in pairs.items()}
+    relations = Vocabulary("relation", names + [r for r in paired if r not in names])
+    return {relations.id(d): relations.id(u) for d, u in pairs.items()}, relations
 
 
 @dataclass(frozen=True)
@@ -155,8 +239,17 @@ class CountVector:
     n_rows: np.ndarray  # [n] rows of evidence on each of them
 
     def with_evidence(self, o: int, weight: float, n_objects: int) -> CountVector:
-        """This vector with one more row of evidence on object o."""
-        added = contributions(np.array([weight]), n_objects)
+        """This vector with one more row of evidence on object o.
+
+        Raises:
+            EvidenceError: an invalid weight, or too much evidence in all.
+        """
+        if not isinstance(weight, Real) or not is_evidence(weight):
+            raise EvidenceError(f"the weight {short(weight)} is not evidence", hint=_WEIGHTS)
+        added = contributions(np.array([weight], dtype=np.float64), n_objects)
+        if self.total + added[2][0] > MAX_EVIDENCE:
+            raise EvidenceError(f"the weight {weight:g} makes the sum of the evidence too large",
+                                hint=f"evidence sums to at most {MAX_EVIDENCE:g}")
         background, excess, total = (float(part[0]) for part in added)
         index = int(self.objects.searchsorted(o))
         if index == len(self.objects) or self.objects[index] != o:

@@ -6,11 +6,14 @@ import numpy as np
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent, View
-from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts
-from beliefedit.corpus.language import Parser, Proposition
+from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts, render
+from beliefedit.corpus.language import Fact
+from beliefedit.corpus.sampler import ATOMIC, FORMS, UNLABELLED, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import StoreError
 from beliefedit.evaluation.cases import Cases
+
+_TRUTH = {1: True, 0: False, UNLABELLED: None}
 
 
 def corpus_numbers(corpus: Corpus) -> pl.DataFrame:
@@ -37,55 +40,39 @@ def sampled_share(corpus: Corpus, world: World) -> pl.DataFrame:
     facts = corpus_facts(corpus, world).select(
         "p_true", kind=pl.when(independent).then(pl.lit("independent")).otherwise(
             pl.lit("dependent")), sentence=pl.format("{} {} {}", "subject", "relation", "object"))
-    counts = _sentences(corpus, _parser(world)).join(
-        facts.lazy(), on="sentence", how="semi").group_by("sentence").len("times").collect()
-    passes = corpus.statistics["passes"]
-    n = corpus.config.n_samples_per_fact * passes if corpus.config.atomic else None
-    return facts.join(counts, on="sentence", how="left", maintain_order="left").select(
-        "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
+    stated = corpus.sentences.filter(form=ATOMIC, label=UNLABELLED).select("fact", "object")
+    states_truth = pl.col("object") == pl.lit(corpus.facts["object"]).gather(pl.col("fact"))
+    times = stated.filter(states_truth).group_by("fact").len("times").collect()
+    n = corpus.config.n_samples_per_fact if corpus.config.atomic else None
+    counted = facts.with_columns(fact=pl.int_range(pl.len(), dtype=pl.Int32)).join(
+        times, on="fact", how="left", maintain_order="left")
+    return counted.select("kind", "sentence", "p_true",
+                          drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
 
 
 def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> pl.DataFrame:
     """The ``n`` most frequent sentences of each form about a subject.
 
     Returns:
-        form (atomic, true/false, not, or, and), sentence, times.
+        form (atomic, true/false, not, or, and), sentence, times (in all passes).
     """
-    parser = _parser(world)
-    frame = (_sentences(corpus, parser, subject).group_by("sentence").len("times").collect()
-             .sort("times", "sentence", descending=[True, False]))
-    rows = [(_form(proposition), sentence, times) for sentence, times in frame.iter_rows()
-            for proposition in [parser.parse(sentence)]
-            if any(atom.subject == subject for atom in proposition.atoms)]
-    order = pl.col("form").cast(pl.Enum(["atomic", "true/false", "not", "or", "and"]))
-    return pl.DataFrame(rows, {"form": pl.String} | dict(frame.schema), orient="row").group_by(
-        "form", maintain_order=True).head(n).sort(order, maintain_order=True)
+    about = _about(corpus, world, subject=subject)
+    form = pl.when(form=ATOMIC, label=UNLABELLED).then(pl.lit("atomic")).otherwise(
+        pl.col("form").replace_strict(dict(enumerate(("true/false", *FORMS[1:])))))
+    forms = pl.Enum(["atomic", "true/false", "not", "or", "and"])
+    times = pl.len().cast(pl.Int64) * corpus.statistics["passes"]
+    counts = about.group_by(form.cast(forms).alias("form"), "sentence").agg(times=times)
+    return (counts.sort("times", "sentence", descending=[True, False])
+            .group_by("form", maintain_order=True).head(n).sort("form", maintain_order=True))
 
 
-def _form(proposition: Proposition) -> str:
-    """The form of a sentence; a proposition without a label is an atomic statement."""
-    if proposition.form != "atomic":
-        return proposition.form
-    return "atomic" if proposition.label is None else "true/false"
-
-
-def _parser(world: World) -> Parser:
-    return Parser(world.subjects, world.relations, world.objects)
-
-
-def _sentences(corpus: Corpus, parser: Parser, text: str = "") -> pl.LazyFrame:
-    """All sentences of the documents that contain a text, in order and with repetitions."""
-    if corpus.documents is None:
-        raise StoreError("the corpus has no documents", hint="sample it with documents=True")
-
-    def split(documents: pl.DataFrame) -> pl.DataFrame:
-        sentences = [parser.sentences(*row) for row in documents.iter_rows()]
-        return pl.DataFrame({"sentence": sentences}, {"sentence": pl.List(pl.String)})
-
-    has_text = pl.col("text").str.contains(text, literal=True)
-    documents = pl.scan_parquet(corpus.documents).filter(has_text).select("text", "n_sentences")
-    return documents.map_batches(split, schema={"sentence": pl.List(pl.String)}).explode(
-        "sentence").filter(pl.col("sentence").str.contains(text, literal=True))
+def _about(corpus: Corpus, world: World, **labels: str) -> pl.DataFrame:
+    """Rows of the corpus's sentences about a subject or a fact, with row and sentence (text)."""
+    facts = corpus_facts(corpus, world).with_row_index("fact").filter(**labels)["fact"].implode()
+    is_about = pl.col("fact").is_in(facts) | pl.col("second_fact").is_in(facts)
+    about = corpus.sentences.with_row_index("row").filter(is_about).collect()
+    sentences = Sentences.from_frame(about)
+    return about.with_columns(sentence=render(world, corpus.facts, sentences))
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
@@ -98,26 +85,32 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
     Returns:
         step (number of sentences so far), object, p, sentence. One row per step and object that
         one of the sentences names.
+
+    Raises:
+        StoreError: the corpus has no documents, which order the sentences.
     """
-    parser = _parser(world)
-    sentences = _sentences(corpus, parser, f"{subject} {relation} ").collect()["sentence"]
-    parsed = ((sentence, parser.parse(sentence)) for sentence in sentences)
-    about = [(sentence, proposition) for sentence, proposition in parsed
-             if any((atom.subject, atom.relation) == (subject, relation)
-                    for atom in proposition.atoms)]
+    if corpus.documents is None:
+        raise StoreError("the corpus has no documents", hint="sample it with documents=True")
+    about = _about(corpus, world, subject=subject, relation=relation)
+    order = pl.scan_parquet(corpus.documents / "*.parquet").select(
+        row=pl.col("sentences").explode()).filter(pl.col("row").is_in(about["row"].implode()))
+    read = order.collect().join(about, on="row", how="left", maintain_order="left")
+    labels = corpus_facts(corpus, world).select("subject", "relation").rows()
     rows = pl.DataFrame([
-        (number, atom.object, WEIGHTS[proposition.form, proposition.label])
-        for number, (_, proposition) in enumerate(about, start=1) for atom in proposition.atoms
-        if (atom.subject, atom.relation) == (subject, relation)],
+        (number, world.objects[object_], WEIGHTS[FORMS[form], _TRUTH[label]])
+        for number, (form, label, *parts) in enumerate(read.select(
+            "form", "label", "fact", "object", "second_fact", "second_object").iter_rows(), start=1)
+        for fact, object_ in (parts[:2], parts[2:])
+        if fact >= 0 and labels[fact] == (subject, relation)],
         orient="row", schema={"number": pl.Int64, "object": pl.String, "weight": pl.Float64})
     evidence = rows.with_columns(subject=pl.lit(subject), relation=pl.lit(relation))
     named = rows["object"].unique(maintain_order=True).to_list()
     steps = []
-    for step in np.unique(np.linspace(1, len(about), min(n, len(about))).round().astype(int)):
+    for step in np.unique(np.linspace(1, len(read), min(n, len(read))).round().astype(int)):
         agent = BayesAgent.fit(evidence.filter(pl.col("number") <= step), pairs={},
                                objects=world.objects)
         p = agent.beliefs(subject, relation, named, view="direct")
-        steps += [(int(step), label, value, about[step - 1][0])
+        steps += [(int(step), label, value, read["sentence"][int(step) - 1])
                   for label, value in zip(named, p.tolist(), strict=True)]
     return pl.DataFrame(steps, orient="row", schema={
         "step": pl.Int64, "object": pl.String, "p": pl.Float64, "sentence": pl.String})
@@ -181,7 +174,7 @@ def request_kinds(cases: Cases) -> pl.DataFrame:
                          "share": [count / len(cases.cases) for count in counts]})
 
 
-def statement_beliefs(cases: Cases, case: int, agent: BayesAgent, world: World) -> pl.DataFrame:
+def statement_beliefs(cases: Cases, case: int, agent: BayesAgent) -> pl.DataFrame:
     """The agent's beliefs in the true/false statements of a case, before and after its request.
 
     A and B count as independent, as in the logical errors. The belief in A, which is about the
@@ -191,12 +184,12 @@ def statement_beliefs(cases: Cases, case: int, agent: BayesAgent, world: World) 
         probe (logic_a, logic_b, logic_not_a, logic_a_or_b, logic_a_and_b), p_before, p_after.
     """
     request = next(known.request for known in cases.edit_cases() if known.number == case)
-    prompts = dict(cases.queries.filter(kind="true", case=case).select(
-        "probe", "prompt").iter_rows())
-    parser, updated = _parser(world), agent.after(request)
+    facts = dict(cases.queries.filter(pl.col("fact").is_not_null(), case=case).select(
+        "probe", "fact").iter_rows())
+    updated = agent.after(request)
 
     def beliefs(name: str) -> np.ndarray:
-        (fact,) = parser.parse(f"{prompts[name]} true").atoms
+        fact = Fact(**facts[name])
         is_edited = (fact.subject, fact.relation) == (request.fact.subject, request.fact.relation)
         view: View = "direct" if is_edited else "predictive"
         return np.array([

@@ -77,6 +77,66 @@ def summary(tables: pl.DataFrame) -> dict[str, Any]:
     return values
 
 
+_PUBLISHED_TABLES = (
+    ("table_counterfactual_editing_results", "updating", "updating", "updating"),
+    ("edit_generalization", "generalisation", "downstream answer stays",
+     "same_s_diff_r_changes=FALSE"),
+    ("edit_generalization", "generalisation", "downstream answer changes",
+     "same_s_diff_r_changes=TRUE"),
+    ("table_all_editing_downstream_implications_results", "implications",
+     "no downstream implications", "No Downstream Implications"),
+    ("table_all_editing_downstream_implications_results", "implications", "downstream",
+     "Has Downstream Implications"),
+    ("breaking_updates_results", "breaking_or_fixing", "breaking", "Breaking"),
+    ("fixing_updates_results", "breaking_or_fixing", "fixing", "Fixing"),
+    ("main_table", "updating", "updating", "updating"),
+    ("main_table", "implications", "downstream", "implications"),
+    ("main_table", "fixing", "fixing", "fixing"))
+"""A file of the published analysis.Rmd, table and group here, value of its column data_type."""
+
+_PUBLISHED_PROBES = dict(zip(PROBES, ("same_s_same_r", "same_s_diff_r", "diff_s_same_r",
+                                      "diff_s_diff_r"), strict=True))
+_PUBLISHED_COLUMNS = {
+    "p_request": "req_prob",
+    **{f"substring_accuracy_{probe}": f"{name}_acc" for probe, name in _PUBLISHED_PROBES.items()},
+    **{f"coherence_{probe}": f"{name}_coherence" for probe, name in _PUBLISHED_PROBES.items()},
+    "true_false_published": "TF_coherence", "negation_published": "negation",
+    "conjunction_published": "multiplication", "disjunction_published": "disjunction"}
+"""Measure -> column of the published tables."""
+_CONDITIONS = {"before": "pre-edit", "after": "post-edit", "difference": "delta"}
+
+
+def as_published(tables: pl.DataFrame) -> pl.DataFrame:
+    """The tables of the published analysis under their names, with their columns and measures.
+
+    Accuracy is substring accuracy, and logical errors are those of the published code. As there,
+    ``edit_generalization`` has only the state after the edit, and only ``main_table`` has
+    differences. Means are not rounded.
+
+    Args:
+        tables: from `build_tables`.
+
+    Returns:
+        table, editor, data_type, condition (pre-edit, post-edit, delta), n (edits), req_prob, …,
+        disjunction; all seeds pooled.
+    """
+    pooled = tables.filter(pl.col("seed").is_null())
+    values = [pl.col("mean").filter(pl.col("measure") == measure).first().alias(column)
+              for measure, column in _PUBLISHED_COLUMNS.items()]
+    n = pl.col("n").filter(pl.col("measure") == "p_request").first()
+    parts = []
+    for name, table, group, data_type in _PUBLISHED_TABLES:
+        states = ["after"] if name == "edit_generalization" else list(
+            STATES) if name == "main_table" else list(STATES[:2])
+        parts.append(pooled.filter(pl.col("state").is_in(states), table=table, group=group)
+                     .group_by("editor", "state", maintain_order=True).agg(n, *values)
+                     .select(table=pl.lit(name), editor="editor", data_type=pl.lit(data_type),
+                             condition=pl.col("state").replace(_CONDITIONS),
+                             **{column: pl.col(column) for column in
+                                ("n", *_PUBLISHED_COLUMNS.values())}))
+    return pl.concat(parts)
+
+
 def worst_cases(cases: pl.DataFrame, queries: pl.DataFrame, after: pl.DataFrame,
                 n: int = 3) -> pl.DataFrame:
     """The largest differences between edited model and agent, for each editor and probe.

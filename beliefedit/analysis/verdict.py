@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import polars as pl
 
+from beliefedit.analysis.headline import headline, side_effects
 from beliefedit.analysis.measures import BUILT_IN, MEASURES, SAME, in_groups
-from beliefedit.analysis.populations import POPULATIONS, population
+from beliefedit.analysis.populations import population
 from beliefedit.analysis.tables import exceeds
 from beliefedit.config import AnalysisConfig
 from beliefedit.formatting import interval
@@ -20,7 +21,7 @@ FINDINGS = {"editor": pl.String, "name": pl.String, "text": pl.String, "phrase":
 _DOWNSTREAM, _OTHER = "same_subject_other_relation", "other_subject_same_relation"
 
 COMPARED = (
-    ("p(request)", "updating", "p_request"),
+    ("probability of the request", "updating", "p_request"),
     ("edit success", "updating", f"accuracy_{SAME}"),
     ("downstream accuracy", "downstream", f"accuracy_{_DOWNSTREAM}"),
     ("locality on other subjects", "updating", f"accuracy_{_OTHER}"),
@@ -28,6 +29,9 @@ COMPARED = (
     ("distance from the agent on the downstream fact", "downstream", f"coherence_{_DOWNSTREAM}"),
     ("true/false error", "updating", "true_false"))
 """Comparisons between editors and between runs: label, table, measure."""
+
+MAIN = ("answers", "downstream", "subject", "others", "logic true/false")
+"""Names of the findings that a reader needs first."""
 
 
 class _Criterion(NamedTuple):
@@ -76,9 +80,9 @@ def _criteria(least: float) -> Iterator[_Criterion]:
                          (table, table, f"coherence_{probe}"), "difference", least, False)
     logic = in_groups("logical error")
     for measure in logic:
-        yield _Criterion(f"logic {measure.short}", f"keeps {measure.short} coherence",
-                         f"loses {measure.short} coherence", (*updating, measure.name),
-                         "difference", least, False)
+        yield _Criterion(f"logic {measure.short}", f"stays logically consistent on {measure.short}",
+                         f"loses logical consistency on {measure.short}",
+                         (*updating, measure.name), "difference", least, False)
     for measure in MEASURES.values():
         if measure.better and measure.name not in BUILT_IN and measure not in logic:
             effect = least if measure.smallest_effect is None else measure.smallest_effect
@@ -122,53 +126,32 @@ def findings_frame(tables: pl.DataFrame, config: AnalysisConfig) -> pl.DataFrame
     return pl.DataFrame(rows, schema=FINDINGS, orient="row")
 
 
-def sentences(findings: pl.DataFrame, paired: Sequence[tuple[str, pl.DataFrame]] = (),
+def sentences(outcomes: pl.DataFrame, paired: Sequence[tuple[str, pl.DataFrame]] = (),
               log: pl.DataFrame | None = None) -> list[str]:
-    """The verdict as text: findings by editor, differences between editors, and populations.
+    """The verdict as text: the headline, and at most three sentences more.
 
     Args:
-        findings: from `findings_frame`.
+        outcomes: from `headline.outcomes`.
         paired: (table, frame of `compare_editors`) of the tables to compare editors by.
         log: log of the edits (editor, refused, diverged), to count edits that are left out.
     """
-    paragraphs = [_paragraph(editor, rows.to_dicts())
-                  for (editor,), rows in findings.group_by("editor", maintain_order=True)]
-    frames = dict(paired)
-    editors = list(dict.fromkeys(name for frame in frames.values() for name in frame["editor"]))
-    differences = [_difference(editors[0], editor, frames) for editor in editors[1:]]
-    return [*paragraphs, *_left_out(log), *differences, *_counted(findings)] or [
-        "No edits were made, so nothing can be said of editors."]
+    rows = outcomes.to_dicts()
+    parts = headline(rows), side_effects(rows), _differences(dict(paired)), _left_out(log)
+    return [part for part in parts if part]
 
 
-def _left_out(log: pl.DataFrame | None) -> Iterator[str]:
-    """The number of edits that are left out, by editor."""
-    if log is None:
-        return
-    for row in log.group_by("editor", maintain_order=True).agg(
+def _left_out(log: pl.DataFrame | None) -> str:
+    """The numbers of edits that are left out, by editor."""
+    parts = []
+    for row in [] if log is None else log.group_by("editor", maintain_order=True).agg(
             pl.len().alias("n"), pl.col("refused").is_not_null().sum(),
             pl.col("diverged").sum()).iter_rows(named=True):
-        reasons = [f"{row['diverged']:,} diverged: the loss or a score is not finite"] * (
-            row["diverged"] > 0) + [f"{row['refused']:,} could not be carried out"] * (
-            row["refused"] > 0)
+        reasons = [f"{row[key]:,} {reason}" for key, reason in (
+            ("diverged", "diverged"), ("refused", "could not be carried out")) if row[key]]
         if reasons:
-            yield (f"Of {row['n']:,} edits by {row['editor']}, {row['diverged'] + row['refused']:,}"
-                   f" are left out of all numbers ({'; '.join(reasons)}).")
-
-
-def _counted(findings: pl.DataFrame) -> list[str]:
-    """The requests that findings count, and their number: the most frequent population first."""
-    groups = sorted(findings.filter(pl.col("low").is_not_null()).partition_by(
-        "population", maintain_order=True), key=len, reverse=True)
-    texts: list[str] = []
-    for rows in groups:
-        counts = "–".join(f"{n:,}" for n in sorted({min(rows["n"]), max(rows["n"])}))
-        names = "”, “".join(rows["text"].unique(maintain_order=True))
-        exceptions = f"“{names}”: " if texts else ""
-        texts.append(f"{exceptions}{POPULATIONS[rows['population'][0]].text} (n = {counts})")
-    if not texts:
-        return []
-    exceptions = f". Exceptions: {'; '.join(texts[1:])}" if texts[1:] else ""
-    return [f"Findings count {texts[0]}{exceptions}."]
+            parts.append(f"{row['diverged'] + row['refused']:,} of {row['n']:,} edits by "
+                         f"{row['editor']}, of which {_listed(reasons)}")
+    return f"All numbers leave out {'; '.join(parts)}." if parts else ""
 
 
 def finding_value(row: Mapping) -> str:
@@ -176,37 +159,37 @@ def finding_value(row: Mapping) -> str:
     return interval(row["mean"], row["low"], row["high"], signed=row["state"] == "difference")
 
 
-def _paragraph(editor: str, rows: Sequence[Mapping]) -> str:
-    """The findings about one editor that hold, fail, are open and are not tested."""
-    tested = [row for row in rows if row["low"] is not None]
-    holding, failing, opened = (_listed([f"{row['phrase']} ({finding_value(row)})"
-                                         for row in tested if row["holds"] is holds])
-                                for holds in (True, False, None))
-    untested = _listed([row["text"] for row in rows if row["low"] is None])
-    text = f"{editor} {holding}." if holding else f"No finding holds for {editor}."
-    return (text + (f" It {failing}." if failing else "")
-            + (f" It is open whether it {opened}." if opened else "")
-            + (f" Not tested: whether it {untested}." if untested else ""))
+def finding_unit(measure: str, state: str) -> str:
+    """The unit of a finding's values and the better direction: "probability; higher is better"."""
+    known = MEASURES.get(measure)
+    if known is None:  # registered in the process that computed the finding
+        return ""
+    kind = _KINDS.get(known.group, ", ".join(filter(None, (known.label, known.unit))))
+    change = "change of " if state == "difference" else ""
+    return f"{change}{kind}; {known.better} is better" if known.better else f"{change}{kind}"
 
 
-def _difference(reference: str, editor: str, frames: Mapping[str, pl.DataFrame]) -> str:
-    """Differences between an editor and the reference on the same requests."""
-    different, equivalent, opened = list[str](), list[str](), list[str]()
-    for label, table, measure in COMPARED:
-        rows = frames[table].filter(
-            pl.col("seed").is_null(), pl.col("paired_low").is_not_null(), editor=editor,
-            measure=measure, state="after").to_dicts() if table in frames else []
-        for row in rows:
-            value = interval(row["paired"], row["paired_low"], row["paired_high"], signed=True)
-            labels = {True: different, False: equivalent, None: opened}[row["differs"]]
-            labels.append(f"{label} ({value}, n = {row['n_paired']:,})")
-    parts = [f"{what} for {_listed(labels)}" for what, labels in (
-        ("at least the smallest effect of interest", different), ("smaller", equivalent),
-        ("undecided", opened)) if labels]
+_KINDS = {"request": "probability", "accuracy": "share of correct answers",
+          "coherence error": "distance from the agent’s probability",
+          "logical error": "logical error, 0 to 1"}
+"""Group of measures -> unit."""
+
+
+def _differences(frames: Mapping[str, pl.DataFrame]) -> str:
+    """The editors that differ from the first one on the same requests."""
+    editors = list(dict.fromkeys(name for frame in frames.values() for name in frame["editor"]))
+    if len(editors) < 2:
+        return ""
+    parts = []
+    for editor in editors[1:]:
+        labels = [label for label, table, measure in COMPARED if table in frames and len(
+            frames[table].filter(pl.col("seed").is_null(), pl.col("differs"), editor=editor,
+                                 measure=measure, state="after"))]
+        parts += [f"{editor} in {_listed(labels)}"] * bool(labels)
     if not parts:
-        return f"{editor} and {reference} have no requests in common that could be compared."
-    return (f"Difference of {editor} from {reference} after the edit, on the same requests: "
-            f"{'; '.join(parts)}.")
+        return f"On the same requests, no editor is shown to differ from {editors[0]}."
+    return (f"On the same requests, differences from {editors[0]} are at least the smallest effect "
+            f"of interest for {'; '.join(parts)}.")
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import time
@@ -109,7 +110,8 @@ def execute(notebook: Path, target: Path, parameters: dict[str, Any],
         papermill.execute_notebook(
             _literal(notebook.resolve()), _literal(target.resolve()), parameters=parameters,
             engine_name="beliefedit", kernel_name="python3", cwd=str(Path.cwd()),
-            progress_bar=False, progress=progress)
+            progress_bar=False, progress=progress,
+            connection_file=target.with_name(f".{target.stem}.json.{os.getpid()}"))
     except PapermillExecutionError as error:
         if hasattr(errors, error.ename):  # the error has its own hint
             return error.evalue
@@ -130,7 +132,15 @@ class _Client(PapermillNotebookClient):
     """papermill's client, which also reports the code cell that runs and its progress bar."""
 
     progress: Progress
+    connection_file: Path
     step = ""
+
+    def create_kernel_manager(self) -> Any:
+        """A kernel manager whose file of ports and keys is in the run folder: there it does not
+        outlive a run that is killed and resumed."""
+        manager = super().create_kernel_manager()
+        manager.connection_file = str(self.connection_file.resolve())
+        return manager
 
     def papermill_execute_cells(self) -> None:
         """Run all cells, and poll for replies.
@@ -178,12 +188,13 @@ class _Engine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, progress: Progress,
-                                 start_timeout: int = 60, **kwargs: Any) -> Any:
+                                 connection_file: Path, start_timeout: int = 60,
+                                 **kwargs: Any) -> Any:
         """Run all cells without notices of the kernel (transport, shutdown)."""
         quiet = ["--IPKernelApp.log_level=50"]
         client = _Client(nb_man, kernel_name=kernel_name, timeout=None,
                          startup_timeout=start_timeout, extra_arguments=quiet)
-        client.progress = progress
+        client.progress, client.connection_file = progress, connection_file
         return client.execute()
 
 

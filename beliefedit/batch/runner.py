@@ -13,10 +13,13 @@ import nbformat
 
 from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, differences, digest, load_params
-from beliefedit.errors import ConfigError, ReportError, StoreError
+from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
+from beliefedit.formatting import shorten
+from beliefedit.record import SUMMARY, read_record
+from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
-from beliefedit.run import SUMMARY, VERSIONS, Run
-from beliefedit.store import file_digest, package_versions, read_json, write_json
+from beliefedit.run import VERSIONS, Run
+from beliefedit.store import file_digest, package_versions, remove_torn, write_json
 
 _STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
 
@@ -75,8 +78,15 @@ def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
     If ``only`` has names, no other notebooks run.
 
     Raises:
-        ConfigError: invalid parameters, or a notebook that does not exist.
+        ConfigError: invalid parameters, a notebook that does not exist, or a parameter file
+            whose path is not UTF-8.
     """
+    try:
+        str(params_file.resolve()).encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the path of the parameter file is not UTF-8", where=str(params_file),
+                          hint="rename it, or set PYTHONUTF8=1 where the locale is not UTF-8"
+                          ) from None
     experiment = load_params(params_file, overrides)
     names = chosen = frozenset(path.stem for path in notebooks)
     only_names = select(notebooks, only, "--only")
@@ -96,8 +106,22 @@ def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
 
     Raises:
         StoreError: the folder is in a Python package, has notebooks that no run has written, or
-            files in place of folders.
+            files in place of folders, or its name cannot be used.
     """
+    try:
+        str(folder.resolve()).encode()
+        _check_folder(folder, notebooks)
+    except UnicodeEncodeError:
+        raise StoreError("the path of the run folder is not UTF-8", where=str(folder),
+                         hint="choose another --out, or set PYTHONUTF8=1 where the locale is not "
+                              "UTF-8") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise StoreError("the run folder cannot be used: "
+                         f"{getattr(error, 'strerror', None) or error}",
+                         where=shorten(str(folder), 1000), hint=os_hint(error)) from None
+
+
+def _check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
     parents, hint = (folder.resolve(), *folder.resolve().parents), "choose another --out"
     if any((path / "__init__.py").exists() for path in parents):
         raise StoreError("a run cannot be written into a Python package", where=str(folder),
@@ -154,7 +178,7 @@ def open_record(plan: RunPlan) -> dict[str, Any]:
         StoreError: the folder holds a run of another configuration, or a sweep.
     """
     folder, path, experiment = plan.folder, plan.folder / SUMMARY, plan.experiment
-    before, config = read_json(path) if path.exists() else {}, experiment.model_dump(mode="json")
+    before, config = read_record(folder), experiment.model_dump(mode="json")
     changed = differences(before["config"], config) if before else ""
     if changed and not plan.force:
         raise StoreError(f"{folder} holds a run of another configuration: {changed}",
@@ -185,8 +209,11 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
         Whether all notebooks that had to run have finished.
 
     Raises:
-        StoreError: the folder cannot be written.
+        StoreError: the folder cannot be written, or an artifact is damaged.
     """
+    plan.run.store.tidy()
+    for folder in (plan.folder, plan.folder / "notebooks", plan.folder / "reports"):
+        remove_torn(folder)
     code, finished, ran = _package_hash(), True, False
     stale: list[str] = []
     chosen = [path for path in plan.notebooks if not plan.only or path.stem in plan.only]
@@ -197,6 +224,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
             head = f"[{number}/{len(plan.notebooks)}] {notebook.stem}"
             title = cells[0].split("\n", 1)[0]
             entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
+                     "description": notebook_description(cells[0]),
                      "status": "unfinished", "source_hash": digest([code, cells]),
                      "config_hash": plan.experiment.hash}
             if not plan.only and not ran and _up_to_date(plan, record, notebook.stem, entry):
@@ -218,18 +246,21 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
         raise StoreError(
             f"cannot read or write: {error.strerror or error}",
             where=str(error.filename or plan.folder),
-            hint="free space or choose another --out, then run again; it resumes") from error
+            hint=f"{os_hint(error)}, then run again; it resumes") from error
     return finished
 
 
 def _up_to_date(plan: RunPlan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
     """Whether notebook, executed copy and artifacts are those of the last run of the notebook."""
     before, store, keys = record["notebooks"].get(name, {}), plan.run.store, plan.run.keys()
-    return (before.get("status") == "done" and "executed" in before
-            and all(before[key] == entry[key] for key in ("source_hash", "config_hash"))
-            and before["executed"] == file_digest(plan.executed(name))
-            and all(keys.get(stage) == key and store.has(stage, key)
-                    for stage, key in before["artifacts"].items()))
+    is_current = (before.get("status") == "done" and "executed" in before
+                  and all(before[key] == entry[key] for key in ("source_hash", "config_hash"))
+                  and before["executed"] == file_digest(plan.executed(name))
+                  and all(keys.get(stage) == key and store.has(stage, key)
+                          for stage, key in before["artifacts"].items()))
+    for stage, key in before["artifacts"].items() if is_current else ():
+        store.verify(stage, key)
+    return is_current
 
 
 def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[str, Any],
@@ -262,7 +293,7 @@ def _write_pages(plan: RunPlan, record: dict[str, Any], names: Sequence[str]) ->
     for name in names:
         entry, executed = record["notebooks"][name], plan.executed(name)
         if executed.exists() and entry.get("executed") == file_digest(executed):
-            head = page_head(record)
+            head = page_head(record, plan.folder)
             if not shared_stages([name]):
                 head["learned"] = None  # the corpus does not depend on the model
             entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))

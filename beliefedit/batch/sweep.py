@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
@@ -11,8 +12,10 @@ from urllib.parse import quote
 
 from beliefedit.config import Experiment, digest, fields_of
 from beliefedit.errors import ConfigError
+from beliefedit.formatting import short, shorten
 
 MAX_NAME = 120  # bytes; file systems allow 255
+MAX_POINTS = 10_000
 
 
 def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -26,7 +29,7 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
         settings: (dotted key, value) in the order given.
 
     Raises:
-        ConfigError: an empty list for a scalar parameter.
+        ConfigError: an empty list for a scalar parameter, or more than `MAX_POINTS` points.
     """
     values: dict[str, list[Any]] = {}
     for key, value in settings:
@@ -35,6 +38,10 @@ def grid(settings: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[dict
               for key, items in values.items()}
     fixed = {key: items[0] for key, items in values.items() if len(items) == 1}
     swept = {key: items for key, items in values.items() if len(items) > 1}
+    if (n_points := math.prod(map(len, swept.values()))) > MAX_POINTS:
+        sizes = " × ".join(f"{len(items)} of {shorten(key, 60)}" for key, items in swept.items())
+        raise ConfigError(f"a sweep of {n_points:,} runs: {shorten(sizes)}", where="--set",
+                          hint=f"list fewer values; a sweep has at most {MAX_POINTS:,} runs")
     points = [dict(zip(swept, point, strict=True)) for point in itertools.product(*swept.values())]
     return fixed, points if swept else []
 
@@ -51,7 +58,7 @@ def folder_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
         other = names.setdefault(name.lower(), point)
         if other is not point:
             raise ConfigError(f"two points of the sweep would share the folder {name}: "
-                              f"{dict(other)} and {dict(point)}",
+                              f"{short(dict(other))} and {short(dict(point))}",
                               hint="run one of them with another --out")
     return [folder_name(point) for point in points]
 
@@ -93,7 +100,7 @@ def _values(key: str, value: Any) -> Sequence[Any]:
     if takes_list(key):
         return value if value and all(isinstance(item, list) for item in value) else [value]
     if not value:
-        raise ConfigError(f"--set {key}=[] gives no value", where=key,
+        raise ConfigError(f"--set {shorten(key)}=[] gives no value", where=shorten(key),
                           hint="list at least one value")
     return value
 

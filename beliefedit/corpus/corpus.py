@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,36 @@ class Corpus:
         evidence: subject, relation, object (enumerations of the world's labels), weight float64,
             count uint32.
         statistics: numbers of facts, documents, sentences of each kind, and so on.
-        documents: folder of Parquet files (doc, text, n_sentences); None: only evidence.
+        sentences: what each sentence was made from, a row per sentence of one pass: the arrays of
+            `beliefedit.corpus.sampler.Sentences`.
+        documents: folder of Parquet files (doc, text, n_sentences, sentences: list of rows of
+            ``sentences``); None: no documents.
     """
 
     config: CorpusConfig
     facts: pl.DataFrame
     evidence: pl.DataFrame
     statistics: dict[str, int]
+    sentences: pl.LazyFrame
     documents: Path | None = None
+
+
+class SampledDocuments(tuple[str, ...]):
+    """Texts of documents.
+
+    Attributes:
+        contexts: for each document, the texts in it that precede a subject, as (kind, text). Kinds
+            are a quotation mark, "not", " or ", " and " and `SEPARATOR`.
+    """
+
+    contexts: tuple[tuple[tuple[str, str], ...], ...]
+
+    def __new__(cls, texts: Iterable[str],
+                contexts: Iterable[Iterable[tuple[str, str]]] = ()) -> SampledDocuments:
+        """Documents with their contexts."""
+        documents = super().__new__(cls, texts)
+        documents.contexts = tuple(map(tuple, contexts))
+        return documents
 
 
 def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
@@ -72,16 +95,19 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
     folder = documents or None
     writer = _DocumentWriter(folder) if folder else None
-    evidence, groups, blocks = [], [], list(sampler.blocks())
+    evidence, groups, blocks, n_sentences = [], [], list(sampler.blocks()), 0
     for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
         rng = np.random.default_rng([seed, Stream.CORPUS, block])
         sentences = sampler.sentences(first, last, rng)
         evidence.append(_evidence(sampler, sentences))
         groups.append(sentences)
         if writer:
-            texts = render(sampler, sentences)
+            texts = render(world, sampler.facts, sentences)
+            rows = np.arange(n_sentences, n_sentences + len(texts))
             for _ in range(config.n_shuffles_within_subject):
-                writer.write(*_documents(texts, sentences.subject, config.sentences_per_doc, rng))
+                order, document = _shuffle(sentences.subject, config.sentences_per_doc, rng)
+                writer.write(texts.gather(order), rows[order], document)
+        n_sentences += len(sentences.form)
     all_sentences = Sentences.join(groups)
     if writer and config.n_shuffles_global:
         rng = np.random.default_rng([seed, Stream.MIXED_DOCUMENTS])
@@ -93,12 +119,16 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     ids = counted.select(sampler.facts["subject"].gather(counted["fact"]),
                          sampler.facts["relation"].gather(counted["fact"]),
                          "object", "weight", pl.col("count").cast(pl.UInt32))
-    return Corpus(config, sampler.facts, with_labels(ids, world), statistics, folder)
+    return Corpus(config, sampler.facts, with_labels(ids, world), statistics,
+                  all_sentences.frame.lazy(), folder)
 
 
-def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
-    """The sentences as text, by templates of the grammar in `language`."""
-    world, facts = sampler.world, sampler.facts
+def render(world: World, facts: pl.DataFrame, sentences: Sentences) -> pl.Series:
+    """The sentences as text, by templates of the grammar in `language`.
+
+    Args:
+        facts: rows of ``world.facts`` to which the sentences refer.
+    """
     names = facts.select(pl.Series("s", world.subjects).gather(facts["subject"]),
                          pl.Series("r", world.relations).gather(facts["relation"]))
     prompts = names.select(pl.format(atomic_prompt("{}", "{}"), "s", "r"))[:, 0]
@@ -122,23 +152,13 @@ def render(sampler: Sampler, sentences: Sentences) -> pl.Series:
     return frame.select(text.alias("text"))["text"]
 
 
-def _documents(texts: pl.Series, subject: np.ndarray, per_document: int,
-               rng: np.random.Generator) -> tuple[pl.Series, np.ndarray]:
-    """(texts, numbers of sentences): each subject's sentences, shuffled and cut into documents."""
+def _shuffle(subject: np.ndarray, per_document: int,
+             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(order of sentences, their documents): each subject's sentences, shuffled and cut."""
     order = np.lexsort((rng.random(len(subject)), subject))
     starts = np.flatnonzero(np.r_[True, np.diff(subject[order]) != 0])
     within = np.arange(len(subject)) - np.repeat(starts, np.diff(starts, append=len(subject)))
-    return _join(texts.gather(order), (within % per_document == 0).cumsum() - 1)
-
-
-def _join(texts: pl.Series, document: np.ndarray) -> tuple[pl.Series, np.ndarray]:
-    """Sentences joined into documents; document numbers ascend from 0."""
-    counts = np.bincount(document)
-    if counts.max() == 1:
-        return texts, counts
-    joined = (pl.DataFrame({"document": document, "text": texts})
-              .group_by("document", maintain_order=True).agg(pl.col("text").str.join(SEPARATOR)))
-    return joined["text"], counts
+    return order, (within % per_document == 0).cumsum() - 1
 
 
 def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences,
@@ -151,7 +171,8 @@ def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences
         for start in range(0, len(order), slice_length):
             chosen = sentences.take(order[start:start + slice_length])
             document = np.arange(len(chosen.fact)) // per_document
-            writer.write(*_join(render(sampler, chosen), document))
+            writer.write(render(sampler.world, sampler.facts, chosen),
+                         order[start:start + slice_length], document)
 
 
 class _DocumentWriter:
@@ -164,12 +185,15 @@ class _DocumentWriter:
             raise StoreError("the folder already holds documents", where=str(folder),
                              hint="choose another folder")
 
-    def write(self, texts: pl.Series, counts: np.ndarray) -> None:
-        end = self.n_documents + len(counts)
-        frame = pl.DataFrame({"doc": np.arange(self.n_documents, end, dtype=np.uint32),
-                              "text": texts, "n_sentences": counts.astype(np.uint32)})
-        frame.write_parquet(self.folder / f"{self.n_files:05d}.parquet")
-        self.n_documents = end
+    def write(self, texts: pl.Series, rows: np.ndarray, document: np.ndarray) -> None:
+        """Write sentences (text, row of `Corpus.sentences`) of documents, ascending from 0."""
+        sentences = pl.DataFrame({"doc": document + self.n_documents, "text": texts, "row": rows})
+        frame = sentences.group_by("doc", maintain_order=True).agg(
+            pl.col("text").str.join(SEPARATOR), n_sentences=pl.len(),
+            sentences=pl.col("row").cast(pl.UInt32))
+        frame.with_columns(pl.col("doc").cast(pl.UInt32)).write_parquet(
+            self.folder / f"{self.n_files:05d}.parquet")
+        self.n_documents += len(frame)
         self.n_files += 1
 
 
@@ -213,7 +237,8 @@ def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
 
 
 def save(corpus: Corpus, folder: Path) -> None:
-    """Write evidence as ids, facts and statistics; the documents are in the folder already."""
+    """Write evidence as ids, facts, sentences and statistics; documents are in the folder."""
+    corpus.sentences.collect().write_parquet(folder / "sentences.parquet")
     corpus.facts.write_parquet(folder / "facts.parquet")
     ids = corpus.evidence.with_columns(pl.col(pl.Enum).to_physical())
     ids.write_parquet(folder / "evidence.parquet")
@@ -227,17 +252,49 @@ def load(folder: Path, world: World) -> Corpus:
     evidence = with_labels(pl.read_parquet(folder / "evidence.parquet"), world)
     return Corpus(CorpusConfig(**read_json(folder / "config.json")),
                   pl.read_parquet(folder / "facts.parquet"), evidence,
-                  read_json(folder / "statistics.json"), documents if documents.exists() else None)
+                  read_json(folder / "statistics.json"),
+                  pl.scan_parquet(folder / "sentences.parquet"),
+                  documents if documents.exists() else None)
 
 
-def sample_documents(corpus: Corpus, n: int = 20_000) -> list[str]:
-    """About n documents, evenly spaced over the corpus, for the statistics of editors."""
+def sample_documents(corpus: Corpus, world: World, n: int = 20_000) -> SampledDocuments:
+    """About n documents, evenly spaced over the corpus, for the statistics of editors.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
     if corpus.documents is None:
         raise StoreError("the corpus was sampled without documents",
                          hint="give sample_corpus a folder for documents")
     step = max(1, corpus.statistics["documents"] // n)
-    texts = pl.scan_parquet(corpus.documents / "*.parquet").select("text")
-    return texts.gather_every(step).collect()["text"].to_list()
+    documents = pl.scan_parquet(corpus.documents / "*.parquet").select("text", "sentences")
+    chosen = documents.gather_every(step).collect()
+    contexts = _contexts(corpus, world, chosen["sentences"])
+    return SampledDocuments(chosen["text"], contexts)
+
+
+def _contexts(corpus: Corpus, world: World, documents: pl.Series) -> Iterator[list]:
+    """`SampledDocuments.contexts` of documents, which are lists of rows of the sentences."""
+    chosen = documents.explode().unique().sort()
+    frame = corpus.sentences.with_row_index("row").filter(
+        pl.col("row").is_in(chosen.implode())).collect()
+    sentences = Sentences.from_frame(frame)
+    atomic = replace(sentences, form=np.full_like(sentences.form, ATOMIC),
+                     label=np.full_like(sentences.label, UNLABELLED))
+    texts, first_facts = (render(world, corpus.facts, part) for part in (sentences, atomic))
+    text_of = dict(zip(frame["row"], texts, strict=True))
+    quote = '"'
+    contexts_of: dict[int, list[tuple[str, str]]] = {}
+    for row, form, label, first in zip(frame["row"], frame["form"], frame["label"], first_facts,
+                                       strict=True):
+        contexts_of[row] = contexts = [] if label == UNLABELLED else [(quote, quote)]
+        if contexts and form == NOT:
+            contexts.append(("not", quote + proposition_text("not", "")))
+        elif contexts and form in (OR, AND):
+            contexts.append((f" {FORMS[form]} ", quote + proposition_text(FORMS[form], first, "")))
+    for rows in documents.to_list():
+        after = [(SEPARATOR, text_of[rows[0]] + SEPARATOR)] if len(rows) > 1 else []
+        yield [*(context for row in rows for context in contexts_of[row]), *after]
 
 
 def corpus_facts(corpus: Corpus, world: World) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""The grammar of the corpus: propositions as sentences and prompts, and a parser of sentences.
+"""The grammar of the corpus: propositions as sentences and prompts.
 
     Ada Balbach speaks Norwegian                                  a fact (form "atomic")
     Ada Balbach speaks                                            the prompt for its object
@@ -7,14 +7,18 @@
     "Ada Balbach speaks Norwegian" is true                        any of these with a label
     "Ada Balbach speaks Norwegian" is                             the prompt for the label
 
-Section 4 of docs/specification.md lists the sentences of a corpus, section 6 the prompts.
+Labels may hold any text, also words of the grammar. Sentences are therefore never parsed: a corpus
+records what each sentence was made from. Section 4 of docs/specification.md lists the sentences,
+section 6 the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import polars as pl
 
 from beliefedit.errors import LanguageError
 
@@ -41,15 +45,6 @@ class Fact:
         return f"{self.prompt} {self.object}"
 
 
-@dataclass(frozen=True)
-class Proposition:
-    """A fact, its negation, or two facts joined; ``label``: labelled true or false, or None."""
-
-    form: Form
-    atoms: tuple[Fact, ...]
-    label: bool | None = None
-
-
 def proposition_text(form: Form, *atoms: object) -> str:
     """The sentence of a form over one or two facts, without a label."""
     if form == "not":
@@ -72,83 +67,49 @@ def atomic_prompt(subject: str, relation: str) -> str:
     return f"{subject} {relation}"
 
 
-class Parser:
-    """Parses sentences over given labels, which may contain spaces and words of the grammar."""
+def check_sentences(subjects: Sequence[str], relations: Sequence[str], objects: Sequence[str],
+                    facts: pl.DataFrame) -> None:
+    """Check that different facts have different prompts, and different sentences with any objects.
 
-    def __init__(self, subjects: Collection[str], relations: Collection[str],
-                 objects: Collection[str]) -> None:
-        self.subjects, self.relations, self.objects = set(subjects), set(relations), set(objects)
+    Args:
+        subjects, relations, objects: labels.
+        facts: subject, relation as ids.
 
-    def parse(self, sentence: str) -> Proposition:
-        """The proposition that a sentence states.
-
-        Raises:
-            LanguageError: the sentence is not in the grammar over these labels, or is ambiguous.
-        """
-        readings = self._readings(sentence)
-        if len(readings) != 1:
-            reason = "can be read in several ways" if readings else "is not in the corpus's grammar"
-            raise LanguageError(f"the sentence {reason}: {sentence!r}",
-                                hint="use subjects, relations and objects of this graph")
-        return readings.pop()
-
-    def sentences(self, document: str, n: int) -> list[str]:
-        """The n sentences of a document; labels may contain the separator ("J. R. R. Orla").
-
-        Raises:
-            LanguageError: it cannot be split into n sentences over these labels.
-        """
-        pieces = document.split(SEPARATOR)
-        if len(pieces) == n:
-            return pieces
-        splits: dict[tuple[int, int], list[str] | None] = {}
-
-        def split(first: int, n_left: int) -> list[str] | None:
-            """The sentences from piece ``first`` to the end, the first sentence the shortest."""
-            if n_left == 0:
-                return [] if first == len(pieces) else None
-            if (first, n_left) not in splits:
-                splits[first, n_left] = None
-                for end in range(first + 1, len(pieces) - n_left + 2):
-                    sentence = SEPARATOR.join(pieces[first:end])
-                    if self._readings(sentence) and (rest := split(end, n_left - 1)) is not None:
-                        splits[first, n_left] = [sentence, *rest]
-                        break
-            return splits[first, n_left]
-
-        if (sentences := split(0, n)) is None:
-            raise LanguageError(f"the document does not consist of {n} sentences: {document!r}",
-                                hint="use subjects, relations and objects of this graph")
-        return sentences
-
-    def _readings(self, sentence: str) -> set[Proposition]:
-        readings = set(self._propositions(sentence, None))
-        for label in (True, False):
-            ending = f'" is {truth_word(label)}'
-            if sentence.startswith('"') and sentence.endswith(ending):
-                readings |= set(self._propositions(sentence[1:-len(ending)], label))
-        return readings
-
-    def _propositions(self, text: str, label: bool | None) -> list[Proposition]:
-        propositions = [Proposition("atomic", (fact,), label) for fact in self._facts(text)]
-        if text.startswith("not "):
-            propositions += [Proposition("not", (fact,), label) for fact in self._facts(text[4:])]
-        forms: tuple[Form, Form] = ("or", "and")
-        return propositions + [Proposition(form, (a, b), label)
-                               for form in forms for first, second in _splits(text, f" {form} ")
-                               for a in self._facts(first) for b in self._facts(second)]
-
-    def _facts(self, text: str) -> list[Fact]:
-        return [Fact(subject, relation, object_)
-                for subject, rest in _splits(text, " ") if subject in self.subjects
-                for relation, object_ in _splits(rest, " ")
-                if relation in self.relations and object_ in self.objects]
+    Raises:
+        LanguageError: two facts share a prompt ("Ann" + "was born in", "Ann was" + "born in"), or a
+            sentence ("Ann" + "lives" + "in Rome", "Ann" + "lives in" + "Rome").
+    """
+    prompts = facts.select("subject", "relation", prompt=pl.format(
+        atomic_prompt("{}", "{}"), pl.lit(pl.Series(subjects)).gather(pl.col("subject")),
+        pl.lit(pl.Series(relations)).gather(pl.col("relation"))))
+    if (repeated := prompts.filter(pl.col("prompt").is_duplicated())).height:
+        rows = repeated.filter(prompt=repeated["prompt"][0]).rows()
+        raise _same("prompt", repeated["prompt"][0], [
+            (subjects[s], relations[r]) for s, r, _ in rows])
+    for ending, longer, shorter in _shared_endings(relations, objects):
+        ends = prompts.with_columns(other=pl.col("prompt") + f" {ending}").join(
+            prompts, left_on="other", right_on="prompt", how="inner")
+        if ends.height:
+            s, r, prompt, _, other_s, other_r = ends.row(0)
+            raise _same("sentence", f"{prompt} {longer}", [
+                (subjects[s], relations[r], longer),
+                (subjects[other_s], relations[other_r], shorter)])
 
 
-def _splits(text: str, separator: str) -> list[tuple[str, str]]:
-    """All ways to split a text in two at a separator."""
-    splits, at = [], text.find(separator)
-    while at >= 0:
-        splits.append((text[:at], text[at + len(separator):]))
-        at = text.find(separator, at + 1)
-    return splits
+def _shared_endings(relations: Sequence[str],
+                    objects: Sequence[str]) -> Iterable[tuple[str, str, str]]:
+    """(x, "x o", o) for objects "x o" and o, where x may be the end of a prompt: a prompt ends in a
+    relation, so that one of the two ends with the other."""
+    known, last_words = set(objects), {relation.split(" ")[-1] for relation in relations}
+    for label in objects:
+        words = label.split(" ")
+        for n, word in enumerate(words[:-1], start=1):
+            if word in last_words and (shorter := " ".join(words[n:])) in known:
+                yield " ".join(words[:n]), label, shorter
+
+
+def _same(kind: str, text: str, facts: Iterable[tuple[str, ...]]) -> LanguageError:
+    first, second, *_ = (" + ".join(map(repr, labels)) for labels in facts)
+    return LanguageError(f"two facts have the same {kind} {text[:200]!r}: {first[:200]} and "
+                         f"{second[:200]}", where="labels of the graph",
+                         hint="rename a label, or exclude one of the relations or entities")

@@ -55,6 +55,17 @@ class Sentences:
         """The sentences at some rows."""
         return Sentences(**{name: column[rows] for name, column in vars(self).items()})
 
+    @property
+    def frame(self) -> pl.DataFrame:
+        """One row per sentence, with the arrays as columns: form and label int8, others int32."""
+        return pl.DataFrame({name: column.astype(np.int8 if name in ("form", "label") else np.int32)
+                             for name, column in vars(self).items()})
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame) -> Sentences:
+        """The inverse of `frame`."""
+        return cls(**{name: frame[name].to_numpy() for name in cls.__dataclass_fields__})
+
 
 class Sampler:
     """Draws sentences about facts of a world: rows of ``world.facts``, all facts of each subject.

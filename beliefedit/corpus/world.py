@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from beliefedit.corpus.language import check_sentences
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.graph.graph import Graph
 from beliefedit.store import Stream, read_json, write_json
@@ -109,6 +110,7 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
 
     Raises:
         GraphError: fewer than two objects or relations.
+        LanguageError: two facts have the same prompt or sentence.
         ConfigError: a value outside its range.
     """
     if not 0.5 < min_truth <= 1:
@@ -122,6 +124,7 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
     if min(sizes) < 2:
         raise GraphError("a world needs two objects and two relations; the graph has "
                          f"{sizes[0]} and {sizes[1]}", hint="use a larger graph")
+    check_sentences(graph.subjects, graph.relations, graph.objects, graph.ids)
     cooccurrence = relation_cooccurrence(graph)
     pairs = match_relations(cooccurrence)
     facts = _with_upstream(graph.ids, pairs)

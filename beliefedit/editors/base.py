@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from beliefedit.editors.request import EditRequest
 from beliefedit.editors.request import SoftTarget as SoftTarget
 from beliefedit.errors import DivergenceError, EditError
+from beliefedit.formatting import shorten
 
 
 @dataclass
@@ -99,21 +100,44 @@ def check_finite(changes: Mapping[str, Tensor], where: str = "") -> None:
                                   where=where, hint="lower the editor's learning rate")
 
 
-def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
-    """Add weight changes to a model in place.
+def add_delta(model: PreTrainedModel, delta: Mapping[str, Tensor], where: str = "") -> None:
+    """Add weight changes, by parameter name, to a model in place; an error changes no weight.
 
     Raises:
-        EditError: the model has no such weight.
-        DivergenceError: a change is not finite; no weight is changed then.
+        EditError: the model has no such weight, or a change has another shape or a data type that
+            is neither that of the weight nor float32 or float64, if these are more precise.
+        DivergenceError: a change or a changed weight is not finite.
     """
-    parameters = dict(model.named_parameters())
-    check_finite(delta)
+    changed = {}
+    for name, parameter, change in _parameters(model, delta, where):
+        changed[parameter] = parameter.detach() + change.to(parameter)
+        check_finite({name: changed[parameter]}, where)
     with torch.no_grad():
-        for name, change in delta.items():
-            if name not in parameters or parameters[name].shape != change.shape:
-                raise EditError(f"the model has no weight {name!r} of shape {tuple(change.shape)}",
-                                hint="use the model that was edited")
-            parameters[name] += change.to(parameters[name])
+        for parameter, value in changed.items():
+            parameter.copy_(value)
+
+
+def check_delta(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
+    """Check that weight changes are finite and fit a model; raises as `add_delta`."""
+    for _ in _parameters(model, delta, ""):
+        pass
+
+
+def _parameters(model: PreTrainedModel, delta: Mapping[str, Tensor],
+                where: str) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """(Name, weight, finite change) of each change of a delta."""
+    parameters = dict(model.named_parameters())
+    for name, change in delta.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.shape != change.shape:
+            raise EditError(f"the model has no weight {name!r} of shape {tuple(change.shape)}",
+                            where=where, hint="use the model that was edited")
+        precise = torch.promote_types(parameter.dtype, torch.float32)
+        if change.dtype not in (parameter.dtype, precise, torch.float64):
+            raise EditError(f"the change of {name} is {change.dtype}, the weight {parameter.dtype}",
+                            where=where, hint="use the model that was edited")
+        check_finite({name: change}, where)
+        yield name, parameter, change
 
 
 Callback = Callable[[int, EditedModels], None]
@@ -148,6 +172,13 @@ class Editor(ABC):
             EditError: the editor needs texts and ``texts`` is empty.
         """
 
+    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - as `prepare`
+        """Check that the hyperparameters fit a model, such as the layers it has.
+
+        Raises:
+            EditError: they do not.
+        """
+
     def describe(self) -> dict[str, str]:
         """Properties of the prepared editor that reports show beside its scores, by name."""
         return {}
@@ -163,9 +194,11 @@ class Editor(ABC):
             callback: called after every optimizer step with (step, current edited models).
 
         Raises:
-            EditError: a request is invalid (see `validation_error`), or the editor needs
-                `prepare` first.
+            EditError: a request is invalid (see `validation_error`), the hyperparameters do not
+                fit the model (see `check_model`), or the editor needs `prepare` first.
+            DivergenceError: a system of linear equations has no solution.
         """
+        self.check_model(model)
         valid = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
                  for request in requests]
         if not valid:
@@ -174,7 +207,11 @@ class Editor(ABC):
             if error := self.validation_error(tokenizer, request):
                 raise EditError(error, where=f"{request.prompt!r} -> {request.target!r}",
                                 hint="change the request, or leave it out")
-        return self._edit(model, tokenizer, valid, callback)
+        try:
+            return self._edit(model, tokenizer, valid, callback)
+        except torch.linalg.LinAlgError as error:
+            raise DivergenceError(f"the edit diverged: {shorten(str(error))}",
+                                  hint="change the editor's hyperparameters") from error
 
     def validation_error(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
                          max_target_tokens: int | None = None) -> str | None:
@@ -186,14 +223,16 @@ class Editor(ABC):
             return "the target is empty"
         if target.strip() == prompt.strip():
             return "the target equals the prompt"
+        if prompt != prompt.strip() or target != target.strip():
+            return "spaces around the prompt or the target; editors put one between them"
         if max_target_tokens is not None:
             n = len(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
             if n > max_target_tokens:
                 return f"the target {target!r} has {n} tokens, {max_target_tokens} are allowed"
         if self.needs_subject and not subject.strip():
             return "the request does not say which words of its prompt are the subject"
-        if self.needs_subject and subject not in prompt:
-            return f"the subject {subject!r} is not in the prompt {prompt!r}"
+        if self.needs_subject and request.subject_end is None:
+            return f"the subject {subject!r} is not in the prompt {prompt!r}, or not as a word"
         if self.uses_soft_targets and not request.soft_targets:
             return "the request has no soft targets, which this editor trains on"
         return None

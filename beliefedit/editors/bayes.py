@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import BayesConfig
 from beliefedit.editors.base import Callback, Editor, EditRequest, SoftTarget
-from beliefedit.editors.lora import fresh_adapters, train_adapters
+from beliefedit.editors.lora import check_rank, fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.optimization import (
     EncodedSentences,
@@ -53,6 +53,10 @@ class BayesEditor(Editor):
 
     uses_soft_targets: ClassVar[bool] = True
     config: BayesConfig
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See `Editor.check_model`."""
+        check_rank(model, self.config.rank)
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:

@@ -72,6 +72,10 @@ class FinetuneEditor(Editor):
 
     config: FinetuneConfig
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See `Editor.check_model`."""
+        chosen_projections(model, self.config.layers)
+
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> WeightChanges:
         config, projections = self.config, chosen_projections(model, self.config.layers)

@@ -34,6 +34,8 @@ from beliefedit.editors.registry import register_editor
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
 
+_MAX_KEYS = 16_384  # whose distances are compared, which needs 1 GB
+
 
 @dataclass
 class Codebooks(EditedModels):
@@ -75,7 +77,11 @@ class GraceEditor(Editor):
     @torch.no_grad()
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
-        """Calibrate a relative radius to the distances between keys of the corpus."""
+        """Calibrate a relative radius to the distances between keys of the corpus.
+
+        Raises:
+            EditError: no texts, or too many keys for a matrix of their distances.
+        """
         if not self.config.relative_epsilon:
             self.radius = self.config.epsilon
             return
@@ -83,11 +89,19 @@ class GraceEditor(Editor):
         n_documents = self.config.n_calibration_documents
         chosen = texts[::max(1, len(texts) // n_documents)][:n_documents]
         ids, mask = encode_texts(tokenizer, chosen, 64, model.device)
+        if (n_keys := int(mask.sum())) > _MAX_KEYS:
+            raise EditError(f"{len(chosen)} documents have {n_keys:,} keys, {_MAX_KEYS:,} are "
+                            "compared at most", where="n_calibration_documents",
+                            hint="give a smaller number of documents")
         keys = _inputs(model, self._name(model), ids)[mask]
         distance = torch.cdist(keys, keys)
         equal = distance < 1e-2 * distance.median()  # the same words at the same position
         distance[equal] = torch.inf
         self.radius = self.config.epsilon * float(distance.min(1).values.median())
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See `Editor.check_model`."""
+        self._name(model)
 
     def _name(self, model: PreTrainedModel) -> str:
         return next(iter(chosen_projections(model, [self.config.layer])))

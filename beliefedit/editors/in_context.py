@@ -14,6 +14,7 @@ from beliefedit.config import InContextConfig
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import Callback, EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import register_editor
+from beliefedit.errors import EditError
 
 
 @dataclass
@@ -38,6 +39,13 @@ class InContextEditor(Editor):
 
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> PrefixedModels:
+        n_tokens = self.config.n_repeats * max(
+            len(ids) for ids in tokenizer([r.sentence for r in requests])["input_ids"])
+        largest = getattr(model.config, "max_position_embeddings", n_tokens)
+        if n_tokens > largest:
+            raise EditError(f"{self.config.n_repeats} repetitions of the sentence have {n_tokens:,}"
+                            f" tokens, the model reads {largest:,}", where="n_repeats",
+                            hint="repeat the sentence less often")
         return PrefixedModels(model, tuple(
             f"{request.sentence}{SEPARATOR}" * self.config.n_repeats for request in requests))
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.config import MultiLayerConfig, RomeConfig, ValueConfig
-from beliefedit.corpus.language import SEPARATOR
+from beliefedit.corpus.corpus import SampledDocuments
 from beliefedit.editors.base import EditedModels, Editor, chosen_projections, require_texts
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import (
@@ -60,22 +60,14 @@ def find_context_templates(texts: Sequence[str], n: int,
 
     Keys at the start of a text differ from those elsewhere, and sentences of the corpus start with
     the subject. The templates therefore also put the subject after a quotation mark, after "not",
-    in the second part of a compound sentence, and after another sentence.
+    in the second part of a compound sentence, and after another sentence. Texts that are not
+    `SampledDocuments` have no known contexts.
     """
+    contexts = texts.contexts if isinstance(texts, SampledDocuments) else ()
     templates: dict[str, list[str]] = {"": [""]}
-    for index in torch.randperm(len(texts), generator=generator)[:2000].tolist():
-        sentences = texts[index].split(SEPARATOR)
-        for sentence in sentences:
-            if not sentence.startswith('"'):
-                continue
-            templates.setdefault('"', ['"'])
-            if sentence.startswith('"not '):
-                templates.setdefault("not", ['"not '])
-            for word in (" and ", " or "):
-                if word in sentence:
-                    templates.setdefault(word, []).append(sentence[:sentence.index(word)] + word)
-        if len(sentences) > 1:
-            templates.setdefault(SEPARATOR, []).append(sentences[0] + SEPARATOR)
+    for index in torch.randperm(len(contexts), generator=generator)[:2000].tolist():
+        for kind, text in contexts[index]:
+            templates.setdefault(kind, []).append(text)
     by_kind = [of_kind for _, of_kind in sorted(templates.items())]
     ordered = [of_kind[rank] for rank in range(n)  # one of each kind, then a second of each, …
                for of_kind in by_kind if rank < len(of_kind)]
@@ -151,20 +143,28 @@ class LocateAndEditEditor(Editor):
         config = self.config
         return config.layers if isinstance(config, MultiLayerConfig) else (config.layer,)
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Check that the layers exist.
+
+        Raises:
+            EditError: they do not, or an edit at the subject in the last layer, which cannot change
+                the output at later tokens.
+        """
+        is_last = [*chosen_projections(model, self.layers)][-1] in chosen_projections(model, [-1])
+        if self.config.edit_token == "subject_last" and is_last:
+            raise EditError("a change at the subject in the last layer reaches no later token",
+                            where="layers of the editor", hint="choose earlier layers")
+
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 texts: Sequence[str]) -> None:
         """Compute the statistics of the model on the corpus.
 
         Raises:
-            EditError: no texts; or an edit at the subject in the last layer, which cannot change
-                the output at later tokens.
+            EditError: no texts; or as `check_model`.
         """
         require_texts(texts)
+        self.check_model(model)
         names = chosen_projections(model, self.layers)
-        is_last = [*names][-1] in chosen_projections(model, [-1])
-        if self.config.edit_token == "subject_last" and is_last:
-            raise EditError("a change at the subject in the last layer reaches no later token",
-                            where="layers of the editor", hint="choose earlier layers")
         key = weights_key(model, names)
         if self.statistics is None or self.statistics.key != key:
             generator = torch.Generator().manual_seed(self.config.seed)
@@ -204,11 +204,11 @@ def find_subjects(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditReq
 def subject_ends(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
                  rows: Sequence[tuple[str, EditRequest]]) -> Tensor:
     """Last token that begins within the subject, for texts of (context, request): int64 [rows]."""
-    ends = [len(context) + request.prompt.index(request.subject) + len(request.subject)
-            for context, request in rows]
     offsets = tokenizer(list(texts), return_offsets_mapping=True)["offset_mapping"]
-    return torch.tensor([max(index for index, (start, _) in enumerate(row) if start < end)
-                         for row, end in zip(offsets, ends, strict=True)])
+    return torch.tensor([
+        max(index for index, (start, end) in enumerate(row)
+            if start < end and start < len(context) + request.subject_end)
+        for row, (context, request) in zip(offsets, rows, strict=True)])
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from beliefedit.editors.optimization import (
     losses_per_edit,
 )
 from beliefedit.editors.registry import register_editor
+from beliefedit.errors import EditError
 
 
 @register_editor("lora", label="LoRA")
@@ -32,6 +33,10 @@ class LoraEditor(Editor):
 
     config: LoraConfig
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See `Editor.check_model`."""
+        check_rank(model, self.config.rank)
+
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
         sentences = encode_requests(tokenizer, requests, model.device)
@@ -42,6 +47,14 @@ class LoraEditor(Editor):
         return train_adapters(
             adapters, lambda current: losses_per_edit(current, model, sentences, len(requests)),
             self.config, callback)
+
+
+def check_rank(model: PreTrainedModel, rank: int) -> None:
+    """EditError if the rank is above that of the model's MLP output projections."""
+    largest = min(min(p.weight.shape) for p in chosen_projections(model, None).values())
+    if rank > largest:
+        raise EditError(f"the rank {rank} is above the {largest} of the model's projections",
+                        where="rank", hint=f"choose a rank of at most {largest}")
 
 
 def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapters:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from beliefedit.corpus.language import Fact
+
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+"""Thai, Lao, Burmese, Khmer, kana and Han characters, whose words no spaces separate."""
+_LETTER = rf"[^\W{_UNSPACED}]"
+
+
+def find_words(text: str, words: str) -> tuple[int, int] | None:
+    """(start, end) of the first place where a text has these words as whole words; None: nowhere.
+
+    >>> find_words("bartok admires art", "art")
+    (15, 18)
+    """
+    before, after = (rf"(?<!{_LETTER})" if re.match(_LETTER, words) else "",
+                     rf"(?!{_LETTER})" if re.match(_LETTER, words[-1:]) else "")
+    found = re.search(before + re.escape(words) + after, text)
+    return found.span() if found else None
 
 
 class SoftTarget(NamedTuple):
@@ -41,8 +58,14 @@ class EditRequest:
 
     @classmethod
     def from_pair(cls, prompt: str, target: str, subject: str = "") -> EditRequest:
-        """The request that the model answer ``prompt`` with ``target``."""
-        relation = prompt.removeprefix(subject).strip()
+        """The request that the model answer ``prompt`` with ``target``.
+
+        Spaces around the texts are dropped, as editors put one between prompt and target; some data
+        sets have targets such as " poet".
+        """
+        prompt, target, subject = prompt.strip(), target.strip(), subject.strip()
+        is_first = find_words(prompt, subject) == (0, len(subject))
+        relation = prompt[len(subject) if is_first else 0:].strip()
         return cls(Fact(subject, relation, ""), target, text=prompt)
 
     @property
@@ -54,6 +77,14 @@ class EditRequest:
     def subject(self) -> str:
         """The subject, as in the prompt."""
         return self.fact.subject
+
+    @property
+    def subject_end(self) -> int | None:
+        """The length of the prompt up to the end of the subject; None: the subject is not in it."""
+        if not self.text:
+            return len(self.fact.subject)
+        found = find_words(self.text, self.fact.subject)
+        return found[1] if found else None
 
     @property
     def requested(self) -> Fact:

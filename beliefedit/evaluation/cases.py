@@ -54,8 +54,9 @@ class Cases:
             downstream_relation (null: none), the flags of the specification, section 6, and
             as_published.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, the
-            agent's targets p_*, and published_label, the label that the published code uses for a
-            logic prompt (specification, section 9). There are three groups of probes:
+            agent's targets p_*, fact (subject, relation, object) of the statements logic_a and
+            logic_b, and published_label, the label that the published code uses for a logic prompt
+            (specification, section 9). There are three groups of probes:
 
             - `PROBES`, kinds true_object, requested and agent_mode.
             - The logic prompts logic_*, kinds true and false (the queried word), and atomic_a,
@@ -318,11 +319,15 @@ class _CorpusFacts:
                           "logic_b_and_a": (proposition_text("and", b, a), a_true and b_true),
                           "logic_a_or_b": (proposition_text("or", a, b), a_true or b_true),
                           "logic_not_a": (proposition_text("not", a), not a_true)}
-            rows += [(probe, word, true_false_prompt(text), word, truth_word(label), number)
+            facts = {"logic_a": vars(a), "logic_b": vars(b)}
+            rows += [(probe, word, true_false_prompt(text), word, truth_word(label), number,
+                      facts.get(probe))
                      for probe, (text, label) in statements.items() for word in _TRUTH_WORDS]
-            rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(row).object, number))
+            rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(row).object, number,
+                         None))
         schema = dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String)
-        frame = pl.DataFrame(rows, schema | {"case": pl.UInt32}, orient="row")
+        fact = pl.Struct(dict.fromkeys(("subject", "relation", "object"), pl.String))
+        frame = pl.DataFrame(rows, schema | {"case": pl.UInt32, "fact": fact}, orient="row")
         batch_size = self.config.published_batch_size if self.config.as_published else 1
         return frame.with_columns(published_label=pl.when(pl.col("kind").is_in(_TRUTH_WORDS)).then(
             pl.col("label").first().over("probe", "kind", pl.col("case") // batch_size)))

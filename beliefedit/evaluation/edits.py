@@ -21,7 +21,7 @@ from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import editor_class
-from beliefedit.errors import EditError
+from beliefedit.errors import EditError, StoreError
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.metrics import divergence, total_variation
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
@@ -52,6 +52,20 @@ SCHEMAS = {
 _MIN_PROBABILITY = 1e-30  # keeps KL finite where a probability underflows
 # texts of the errors that torch raises on CPUs
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def read_intermediate(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    """A file of intermediate results of a stage, with the columns of ``schema``.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        return pl.read_parquet(path).select(list(schema)).cast(schema)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise StoreError(f"damaged intermediate result: {str(error).splitlines()[0]}",
+                         where=str(path), hint="delete its folder, then run again: the stage "
+                         "starts from the beginning") from error
 
 
 class Comparison:
@@ -154,7 +168,7 @@ def query_model(model: Model, tokenizer: PreTrainedTokenizerFast, queries: pl.Da
     chosen = [row for row, probe in enumerate(queries["probe"])
               if decode is None or probe in decode]
     texts = generate(model, tokenizer, prompts.gather(chosen).to_list(), max_new_tokens,
-                     labels=queries["label"].unique().sort().to_list(),
+                     labels={*queries["label"], *targets},
                      versions=None if versions is None else [versions[row] for row in chosen])
     answers = dict(zip(chosen, texts, strict=True))
     decoded = pl.Series("decoded", [answers.get(row) for row in range(len(queries))],
@@ -184,12 +198,14 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
 
     Raises:
         EditError: a single edit does not fit in memory, or the editor cannot work with this model.
+        StoreError: a result that the folder has is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = cases.edit_cases()[:config.n_edited]
     traced = set(cases.examples(config.n_trajectories, config.n_edited))
     chosen = sorted(chosen, key=lambda case: case.number not in traced)[shard[0]::shard[1]]
-    done = {case for path in folder.glob("log-*.parquet") for case in pl.read_parquet(path)["case"]}
+    logs = sorted(folder.glob("log-*.parquet"))
+    done = {case for path in logs for case in read_intermediate(path, SCHEMAS["log"])["case"]}
     remaining = [case for case in chosen if case.number not in done]
     run = _EditorRun(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
     run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # `describe` needs it, too
@@ -209,8 +225,8 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
                     frame.select(list(schema)).cast(schema).write_parquet(path)
             remaining = remaining[len(batch):]
             bar.update(len(batch))
-    logs = map(pl.read_parquet, folder.glob("log-*.parquet"))
-    diverged = [edit for frame in logs for edit in frame["diverged"]]
+    diverged = [edit for path in folder.glob("log-*.parquet")
+                for edit in read_intermediate(path, SCHEMAS["log"])["diverged"]]
     if any(diverged):
         log.warning("%s: %d of %d edits diverged (a loss or a score is not finite) and are left "
                     "out; try a smaller learning rate", name, sum(diverged), len(diverged))
@@ -219,6 +235,9 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
 
 def gather(folder: Path) -> dict[str, pl.DataFrame]:
     """Read all results of `run_editor` from a folder, sorted by case.
+
+    Raises:
+        StoreError: a file is missing or damaged.
 
     Returns:
         scores: case, editor, seed, step, probe, kind, trained_on (whether the editor trains on the
@@ -233,7 +252,8 @@ def gather(folder: Path) -> dict[str, pl.DataFrame]:
     logs, frames = sorted(folder.glob("log-*.parquet")), {}
     for kind, schema in SCHEMAS.items():
         paths = [path.with_name(path.name.replace("log-", f"{kind}-", 1)) for path in logs]
-        frame = pl.concat([pl.DataFrame(schema=schema), *map(pl.read_parquet, paths)])
+        frame = pl.concat([pl.DataFrame(schema=schema),
+                           *(read_intermediate(path, schema) for path in paths)])
         frames[kind] = frame.sort("case", maintain_order=True)
     return frames
 

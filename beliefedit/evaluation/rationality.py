@@ -25,14 +25,15 @@ from beliefedit.editors.base import EditedModels, UnmodifiedModel
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import DivergenceError
 from beliefedit.evaluation.cases import Cases, EditCase, evidence_weight
-from beliefedit.evaluation.edits import EditSetup
+from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
 
-RATIONALITY = {"editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case": pl.UInt32,
-               "cluster": pl.String, "who": pl.String, "value": pl.Float64}
+RATIONALITY = pl.Schema({
+    "editor": pl.String, "seed": pl.UInt32, "test": pl.String, "case": pl.UInt32,
+    "cluster": pl.String, "who": pl.String, "value": pl.Float64})
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, c
                     for who, value in zip(("lm", "agent"), values, strict=True)]
             with atomic_path(path) as partial:
                 pl.DataFrame(rows, schema=RATIONALITY, orient="row").write_parquet(partial)
-        frames.append(pl.read_parquet(path))
+        frames.append(read_intermediate(path, RATIONALITY))
     results = pl.concat(frames)
     if n_missing := results.filter(who="lm")["value"].null_count():
         log.warning("%s: edits diverged in %d of %d rationality tests, which are left out", name,

@@ -20,7 +20,7 @@ from beliefedit.editors.base import EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import DivergenceError
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase
-from beliefedit.evaluation.edits import EditSetup
+from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.metrics import SEQUENCE
 from beliefedit.lm.scoring import encode_pairs, generate, score
 from beliefedit.store import atomic_path
@@ -106,7 +106,7 @@ def run_sequences(setup: EditSetup, agent: BayesAgent, name: str, parameters: An
                                          sequence=pl.lit(number))
             with atomic_path(path) as partial:
                 values.select(list(SEQUENCE)).cast(SEQUENCE).write_parquet(partial)
-        frames.append(pl.read_parquet(path))
+        frames.append(read_intermediate(path, SEQUENCE))
     values = pl.concat(frames).sort("n_edits", maintain_order=True)
     missing = values.filter(pl.col("value").is_null())
     if n := missing["sequence"].n_unique():

@@ -8,6 +8,7 @@ Section 2 of docs/specification.md defines which facts are kept. Facts are handl
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import tarfile
 import tempfile
@@ -38,6 +39,8 @@ TRIPLES = "wikidata5m_transductive_train.txt"
 ALIAS_ARCHIVE, TRIPLE_ARCHIVE = "wikidata5m_alias.tar.gz", "wikidata5m_transductive.tar.gz"
 ARCHIVE_OF = {ENTITIES: ALIAS_ARCHIVE, RELATIONS: ALIAS_ARCHIVE, TRIPLES: TRIPLE_ARCHIVE}
 """Maps each file to the archive that may hold it."""
+_MIN_LIMIT, _MAX_RATIO = 2**28, 100
+"""An archive may unpack to 256 MiB, or to 100 times its size if that is more (text: below 20)."""
 
 
 def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations: int = 2,
@@ -54,7 +57,7 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
         min_cooccurrence: two relations are chosen together only if this many subjects have both.
         max_object_tokens: longer object labels are truncated; 0: no truncation.
         tokenizer: a tokenizer of `transformers` that counts those tokens.
-        read_n_facts: read only this many lines of the triple file.
+        read_n_facts: read only this many lines of the triple file; later lines are not checked.
         exclude_relations, exclude_entities: ids whose triples are dropped.
 
     Raises:
@@ -151,10 +154,20 @@ def read_triples(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
 
 
 def _read_lines(source: SourceFile, limit: int | None = None) -> pl.DataFrame:
-    """One column, a row per line; null for an empty line."""
-    try:  # the CSV reader is fast; a separator that no text file holds leaves one column
-        return pl.read_csv(source.path, separator="\0", has_header=False, quote_char=None,
-                           schema={"line": pl.String}, n_rows=limit)
+    """One column, a row for each of the first ``limit`` lines; null for an empty line."""
+    try:
+        with open(source.path, "rb") as file:
+            lines = source.path if limit is None else b"".join(islice(file, limit))
+            if isinstance(lines, bytes):
+                last = lines[-1:]
+            else:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                last = file.read(1)
+        if last == b"\0":  # the CSV reader drops it
+            raise _not_text(source, "its last byte is zero")
+        # the CSV reader is fast; a separator that no text file holds leaves one column
+        return pl.read_csv(lines, separator="\0", has_header=False, quote_char=None,
+                           schema={"line": pl.String})
     except pl.exceptions.PolarsError as error:
         raise _not_text(source, error) from None
     except OSError as error:
@@ -173,7 +186,7 @@ def _raise_for_first(source: SourceFile, bad: pl.Series, expected: str) -> None:
                      hint="correct or delete this line")
 
 
-def _not_text(source: SourceFile, error: Exception) -> GraphError:
+def _not_text(source: SourceFile, error: object) -> GraphError:
     """The error for the first line that is not UTF-8 or holds a zero byte."""
     hint = "save it as UTF-8, or fetch it again"
     with open(source.path, "rb") as file:
@@ -190,6 +203,20 @@ def _not_text(source: SourceFile, error: Exception) -> GraphError:
     return GraphError(f"cannot be read as text: {error}", where=source.name, hint=hint)
 
 
+class _Limited:
+    """A stream that raises an error when more than ``limit`` bytes are read from it."""
+
+    def __init__(self, stream: gzip.GzipFile, limit: int, error: Exception) -> None:
+        self.stream, self.n_left, self.error = stream, limit, error
+
+    def read(self, n: int) -> bytes:
+        data = self.stream.read(n)
+        self.n_left -= len(data)
+        if self.n_left < 0:
+            raise self.error
+        return data
+
+
 def _unpack(archive: Path, names: list[str], folder: Path) -> None:
     """Extract files of a .tar.gz into a folder; the archive is read, and so checked, to its end."""
     def problem(what: str, hint: str = "delete it and fetch it again") -> GraphError:
@@ -197,19 +224,23 @@ def _unpack(archive: Path, names: list[str], folder: Path) -> None:
 
     trust = "do not unpack it; fetch it again from a source you trust"
     try:
-        with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
+        limit = max(_MIN_LIMIT, _MAX_RATIO * archive.stat().st_size)
+        with gzip.open(archive) as unzipped:
+            content = _Limited(unzipped, limit, problem(
+                f"unpacks to more than {limit // 2**20:,} MiB, {_MAX_RATIO} times its size", trust))
+            tar = tarfile.open(fileobj=content, mode="r|")  # type: ignore[call-overload]
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or "\\" in member.name:
                     raise problem(f"unsafe: {member.name!r} leads outside its folder", trust)
                 if not (member.isfile() or member.isdir()):
-                    raise problem(f"unsafe: {member.name!r} is a link or a device", trust)
+                    raise problem(f"unsafe: {member.name!r} is no file or folder", trust)
                 name = path.name
                 packed = tar.extractfile(member) if name in names else None
                 if packed is not None:
                     with packed, open(folder / name, "xb") as file:
                         shutil.copyfileobj(packed, file, 1 << 20)
-            while unzipped.read(1 << 20):  # the checksum is after the part that tarfile reads
+            while content.read(1 << 20):  # the checksum is after the part that tarfile reads
                 pass
     except FileExistsError:
         raise problem(f"holds {name} twice") from None

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from beliefedit.config import ModelConfig, check_device
 from beliefedit.errors import ConfigError, StoreError
@@ -14,6 +23,8 @@ from beliefedit.lm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,8 +60,8 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generat
     determines the random weights; the global random state does not change.
 
     Raises:
-        ConfigError: no model at ``config.init_from``, or one with too few embeddings for the
-            tokenizer.
+        ConfigError: no model at ``config.init_from``, a damaged one, or one with too few
+            embeddings for the tokenizer.
     """
     if config.init_from is not None:
         return _existing(config.init_from, tokenizer)
@@ -67,26 +78,104 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generat
         return MistralForCausalLM(architecture).eval()
 
 
+def check_existing(config: ModelConfig) -> None:
+    """Check the model that training starts from and its tokenizer, without reading the weights.
+
+    The weights of a folder are checked for their sizes; `build_model` also finds missing ones.
+
+    Raises:
+        ConfigError: as in `build_model`.
+    """
+    if config.init_from is None:
+        return
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.init_from))
+        _check_files(Path(config.init_from), model)
+    except Exception as error:  # transformers raises many types
+        raise _not_usable(config.init_from, error) from error
+    _check_tokenizer(config.init_from, model, load_tokenizer(config.tokenizer))
+
+
+def _check_files(folder: Path, model: PreTrainedModel) -> None:
+    """A ValueError if files of a folder are incomplete or hold weights of other shapes."""
+    weights = model.state_dict()
+    paths = sorted(folder.glob("*.safetensors"))
+    if folder.is_dir() and not paths and not any(folder.glob("*.bin")):
+        raise ValueError("the folder has no weights")
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            for name in weights.keys() & file.keys():
+                shape, expected = file.get_slice(name).get_shape(), list(weights[name].shape)
+                if shape != expected:
+                    raise ValueError(f"{name} has the shape {shape} in {path.name}, and "
+                                     f"{expected} by config.json")
+
+
 def _existing(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no model at '{name}': {str(error).splitlines()[0]}",
-                          where="model.init_from",
-                          hint="give a folder with config.json and safetensors, a Hugging Face "
-                          "name (needs a network the first time), or null") from None
-    n_embeddings = model.get_input_embeddings().num_embeddings
-    if n_embeddings < len(tokenizer):
-        raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer "
-                          f"{len(tokenizer)} tokens", where="model.tokenizer",
-                          hint="use the tokenizer that belongs to the model")
+        model = _load(name)
+    except Exception as error:
+        raise _not_usable(name, error) from error
+    _check_tokenizer(name, model, tokenizer)
     return model.eval()
 
 
+def _not_usable(name: str, error: Exception) -> ConfigError:
+    return ConfigError(f"no usable model at '{name}': {_reason(error)}", where="model.init_from",
+                       hint="give a folder with config.json and complete safetensors, a Hugging "
+                       "Face name (needs a network the first time), or null")
+
+
+def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    n_embeddings = model.get_input_embeddings().num_embeddings
+    n_tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if n_embeddings < n_tokens:
+        raise ConfigError(f"the model '{name}' has {n_embeddings} embeddings, the tokenizer ids "
+                          f"up to {n_tokens - 1}", where="model.tokenizer",
+                          hint="use the tokenizer that belongs to the model")
+
+
+def _load(name: str | Path) -> PreTrainedModel:
+    """A model in float32, whose folder has all weights in the right shapes, all finite.
+
+    A damaged folder raises one of many types of exceptions in transformers, or a ValueError here.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
+    if mismatched := sorted(report["mismatched_keys"]):
+        weight, *shapes = mismatched[0]
+        stored, expected = map(list, shapes)
+        raise ValueError(f"{weight} has the shape {stored}, and {expected} by config.json")
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"weights are missing ({len(missing)}), e.g. {missing[0]}")
+    for weight, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise ValueError(f"{weight} has values that are not finite")
+    if unexpected := sorted(report["unexpected_keys"]):
+        log.warning("%s: %d weights have no place in the model and are ignored, e.g. %s",
+                    name, len(unexpected), unexpected[0])
+    return model
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return f"{error}".strip().partition("\n")[0] or type(error).__name__
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write safetensors, config.json and the tokenizer, for the auto classes of transformers."""
-    model.save_pretrained(folder)
+    """Write safetensors, config.json and the tokenizer, for the auto classes of transformers.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # also if the disk is full
+        raise OSError(str(error)) from error
     tokenizer.save_pretrained(folder)
+    for path in Path(folder).glob("*.safetensors"):  # its writer gives access to the owner only
+        path.chmod(os.stat(Path(folder) / "config.json").st_mode)
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu",
@@ -94,10 +183,15 @@ def load_model(folder: Path, device: str | torch.device = "cpu",
     """The model of a folder in float32 and evaluation mode, and its tokenizer.
 
     Raises:
-        StoreError: the folder holds no model.
+        StoreError: the folder holds no model, or a damaged one.
     """
     if not (Path(folder) / "config.json").exists():
         raise StoreError(f"no model in {folder}",
                          hint="run the pretraining notebook, or run_all.py")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device).eval(), load_tokenizer(str(folder))
+    try:
+        model, tokenizer = _load(folder), load_tokenizer(str(folder))
+    except Exception as error:  # transformers raises many types
+        problem = error.problem if isinstance(error, ConfigError) else _reason(error)
+        raise StoreError(f"damaged model: {problem}", where=str(folder),
+                         hint="compute it again: run_all.py with --rebuild model") from error
+    return model.to(device).eval(), tokenizer

@@ -55,14 +55,16 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer by name or from a folder; padding falls back to the end token.
 
     Raises:
-        ConfigError: not found or downloaded, not a fast tokenizer, or without an end token.
+        ConfigError: not found or downloaded, damaged, not a fast tokenizer, or without an end
+            token.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no tokenizer at '{name_or_path}': {str(error).splitlines()[0]}",
+    except Exception as error:  # transformers raises many types for damaged files
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"no tokenizer at '{name_or_path}': {reason}",
                           where="model.tokenizer",
                           hint="give a folder with a tokenizer.json, a Hugging Face name (needs "
                                "a network the first time), or 'bpe' to train one") from None

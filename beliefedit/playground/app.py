@@ -17,7 +17,14 @@ from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
 from beliefedit.playground.background import StepCallback, Worker, error_text
 from beliefedit.playground.controls import LABEL, RequestForm, Settling, columns, row
-from beliefedit.playground.files import make_run, open_run, replay, runs_beside, save_session
+from beliefedit.playground.files import (
+    make_run,
+    open_run,
+    replay,
+    runs_beside,
+    save_session,
+    session_path,
+)
 from beliefedit.playground.session import EditorChoice, Entry, Session
 from beliefedit.playground.snapshot import Snapshot, draw
 from beliefedit.run import Run
@@ -242,8 +249,8 @@ class Page(Working):
                    "Saving …")
 
     def _file(self) -> Path:
-        """The session's file; always in the folder, whatever the typed path."""
-        return self.folder / (Path(self.file.value).name or "session.json")
+        """The session's file; EditError if no name of a file is typed."""
+        return session_path(self.folder, self.file.value)
 
     def _press_save_session(self) -> None:
         path = self._file()
@@ -273,11 +280,12 @@ class Page(Working):
 class Playground(Settling, ipw.VBox):
     """The playground of a run and of the runs beside it, all read-only.
 
-    A missing run can be created from its parameter file, or the smoke run from the file beside it.
+    A missing run can be created from its parameter file, or the smoke run from the file beside it;
+    without a parameter file the page only says what is missing.
     """
 
-    def __init__(self, run: Run, params_file: str | Path) -> None:
-        self.run, self.params = run, Path(params_file)
+    def __init__(self, run: Run, params_file: str | Path | None = None) -> None:
+        self.run, self.params = run, params_file and Path(params_file)
         self.page: Page | None = None
         self.runs = ipw.Dropdown(description="Run", tooltip="The run whose model is edited",
                                  style=LABEL, layout={"width": "390px"})
@@ -319,6 +327,10 @@ class NoRunPanel(Working):
     def __init__(self, playground: Playground, reason: str) -> None:
         super().__init__()
         self.playground, params, folder = playground, playground.params, playground.run.folder
+        self.children = [ipw.HTML(show.STYLE), self.message]
+        self.say(reason, "problem")
+        if not params:
+            return
         smoke = self.button("Create the smoke run (about a minute)",
                             "A tiny model that has learned little of its corpus",
                             lambda: self._make(params.parent / "smoke.yaml",
@@ -329,9 +341,7 @@ class NoRunPanel(Working):
         command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Create one on the command line "
                          f"with</p><pre>{command}</pre><p>or here:</p>")
-        self.children = [ipw.HTML(show.STYLE), self.message, ipw.HTML(how),
-                         ipw.HBox([smoke, full, self.cancel, self.progress])]
-        self.say(reason, "problem")
+        self.children += (ipw.HTML(how), ipw.HBox([smoke, full, self.cancel, self.progress]))
         self.set_busy(False)
 
     def _make(self, params: Path, folder: Path) -> None:

@@ -9,8 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from beliefedit.errors import BeliefEditError
+from beliefedit.formatting import shorten
 
 log = logging.getLogger(__name__)
+
+UNCHANGED = "The session is as it was before"
 
 StepCallback = Callable[[int, int | None, str], None]
 """Called with (steps done, total steps or None if unknown, description of the current work)."""
@@ -72,10 +75,10 @@ class Worker:
 def error_text(error: BaseException) -> str:
     """An error as one or two sentences for the page."""
     if isinstance(error, Cancelled):
-        return "Stopped. Nothing was changed."
+        return f"Stopped. {UNCHANGED}."
     if isinstance(error, BeliefEditError):
         sentences = [text[:1].upper() + text[1:] for text in (error.problem, error.hint) if text]
         return " ".join(f"{sentence}." for sentence in sentences)
     log.error("unexpected error in the playground", exc_info=error)
-    return (f"Something went wrong ({type(error).__name__}: {error}). "
-            "Nothing was changed; try again.")
+    return (f"Something went wrong ({type(error).__name__}: {shorten(str(error), 500)}). "
+            f"{UNCHANGED}.")

@@ -6,23 +6,36 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
+from pydantic import Field, ValidationError
 
+from beliefedit.config import Config, explain
 from beliefedit.corpus.corpus import sample_documents
 from beliefedit.corpus.language import Fact
-from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError
+from beliefedit.editors.base import EditRequest
+from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError, os_hint
 from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
+from beliefedit.formatting import short, shorten
 from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
-from beliefedit.playground.background import StepCallback, part_of, silent
+from beliefedit.playground.background import (
+    UNCHANGED,
+    Cancelled,
+    StepCallback,
+    part_of,
+    silent,
+)
 from beliefedit.playground.session import EditorChoice, Session
 from beliefedit.run import Run
-from beliefedit.store import read_json, write_json
+from beliefedit.store import write_json
 
 FORMAT = 2
+MAX_NAME = 200  # bytes of the name of a session file; file systems allow 255
+MAX_BYTES = 64_000_000  # of a session file
 # Runs a script that gets SIGTERM when its parent process ends.
 _END_WITH_PARENT = """import ctypes, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -50,7 +63,7 @@ def _session(run: Run) -> Session:
         schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
     return Session(run.model, run.tokenizer, FactIndex(run.world, run.corpus, run.agent),
-                   sample_documents(run.corpus), soft_targets)
+                   sample_documents(run.corpus, run.world), soft_targets)
 
 
 def runs_beside(folder: Path) -> list[Path]:
@@ -80,6 +93,11 @@ def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
                 line = text.strip() or line
                 cell = re.search(r"cell (\d+)/(\d+)", line)
                 progress(int(cell[1]) if cell else 0, int(cell[2]) if cell else None, line)
+        except Cancelled:
+            process.terminate()
+            raise TrainingError("the run is stopped",
+                                hint="start it again; it resumes from its last finished stage"
+                                ) from None
         except BaseException:
             process.terminate()
             raise
@@ -88,56 +106,142 @@ def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
                             hint=f"see the output of 'python {' '.join(command)}'")
 
 
+def session_path(folder: Path, text: str) -> Path:
+    """The path of a session's file in a folder: the last part of a typed name or path.
+
+    Raises:
+        EditError: it is no name of a file.
+    """
+    name = Path(text).name or "session.json"
+    try:
+        n_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        n_bytes = MAX_NAME + 1
+    if name == ".." or not name.isprintable() or n_bytes > MAX_NAME:
+        raise EditError(f"{short(name)} is no name of a session file", hint=(
+            f"type a name such as session.json, of at most {MAX_NAME} bytes"))
+    return folder / name
+
+
 def save_session(session: Session, path: Path) -> None:
-    """Write the history as JSON: requests, editors and all numbers shown."""
-    write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
-        {**vars(entry.request.requested), "weight": entry.request.weight,
-         "editor": entry.choice.name, "settings": dict(entry.choice.settings),
-         "stacked": entry.stacked, "numbers": entry.picture.numbers()}
-        for entry in session.history]})
+    """Write the history as JSON: requests, editors and all numbers shown.
+
+    Raises:
+        StoreError: the file cannot be written; an earlier one is as it was.
+    """
+    try:
+        write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
+            {**vars(entry.request.requested), "weight": entry.request.weight,
+             "editor": entry.choice.name, "settings": dict(entry.choice.settings),
+             "stacked": entry.stacked, "numbers": entry.picture.numbers()}
+            for entry in session.history]})
+    except OSError as error:
+        raise StoreError(f"cannot write the session: {error.strerror or error}", where=str(path),
+                         hint=os_hint(error, "choose another name")) from error
+
+
+class SavedEdit(Config):
+    """One edit of a session file; its numbers by name, as the page showed them."""
+
+    subject: str
+    relation: str
+    object: str
+    weight: Annotated[float, Field(gt=0)]
+    editor: str
+    settings: dict[str, Any]
+    stacked: bool
+    numbers: dict[str, float | None]
+
+
+class SavedSession(Config):
+    """A session file."""
+
+    format: Literal[2]  # FORMAT
+    stacked: bool
+    edits: tuple[SavedEdit, ...]
+
+
+def read_session(session: Session, path: Path) -> tuple[
+        bool, list[tuple[EditRequest, EditorChoice, SavedEdit]]]:
+    """(Whether the session was sequential; its edits) of a file that fits a session's model.
+
+    Raises:
+        EditError, EvidenceError, ConfigError: the file is no session, or one of its edits has an
+            unknown name or editor, or settings that are invalid or do not fit the model.
+        StoreError: the file cannot be read, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise StoreError(f"cannot read the session: {error.strerror or error}", where=str(path),
+                         hint="type the name of a file that 'Save session' wrote") from None
+    hint = "load a file that 'Save session' wrote"
+    if len(content) > MAX_BYTES:
+        raise EditError(f"the file has more than {MAX_BYTES / 1e6:.0f} MB, so it is no session",
+                        where=str(path), hint=hint)
+    try:
+        saved = SavedSession.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise StoreError(f"damaged file: {first['msg']}", where=str(path), hint=hint) from None
+        problem = shorten(explain(error, SavedSession).partition("\n")[0], 500)
+        raise EditError(f"this file is no session of the playground: {problem}", where=str(path),
+                        hint=hint) from None
+    edits = []
+    for number, edit in enumerate(saved.edits, 1):
+        fact = Fact(edit.subject, edit.relation, edit.object)
+        try:
+            for kind, suggestions in session.known.names.items():
+                if suggestions.resolve(name := getattr(fact, kind)) != name:
+                    raise EditError(f"no {kind} of this run is called {short(name)}", hint=hint)
+            request = session.known.request(fact, EvidenceStrength(None, edit.weight))
+            choice = EditorChoice(edit.editor, edit.settings)
+            session.check(request, choice)
+        except BeliefEditError as error:
+            raise type(error)(error.problem, where=f"{path}, edit {number}",
+                              hint=error.hint) from None
+        edits.append((request, choice, edit))
+    return saved.stacked, edits
 
 
 def replay(session: Session, path: Path, progress: StepCallback = silent) -> float:
-    """Undo all edits and apply those of a file instead.
+    """Undo all edits and apply those of a file instead, after a check of the whole file.
 
-    Returns the largest difference between a number in the file and its new value; infinite if the
-    sets of numbers differ. An edit that is refused or diverges ends the replay; earlier edits stay.
+    An exception, such as that of an edit that diverges or of ``progress``, leaves the session
+    exactly as it was.
+
+    Returns:
+        The largest difference between a number in the file and its new value; infinite if the sets
+        of numbers differ.
 
     Raises:
-        EditError: the file is no session, or does not fit the model.
-        StoreError: the file is missing or damaged.
+        EditError, EvidenceError, ConfigError, StoreError: as `read_session` and `Session.edit`.
     """
-    values = read_json(path)
-    try:
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']!r}")
-        edits = [_read_edit(edit) for edit in values["edits"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EditError(f"this file is no session of the playground: {error}", where=str(path),
-                        hint="load a file that 'Save session' wrote") from None
-    session.clear()
     worst = 0.0
-    for index, (requested, strength, choice, stacked, numbers) in enumerate(edits):
-        session.stacked = stacked
-        request = session.known.request(requested, strength)
-        entry = session.edit(request, choice, part_of(progress, index, len(edits)))
-        worst = max(worst, _difference(numbers, entry.picture.numbers()))
-    session.stacked = bool(values.get("stacked"))
+    try:
+        stacked, edits = read_session(session, path)
+        with session.replacing():
+            for index, (request, choice, edit) in enumerate(edits):
+                session.stacked = edit.stacked
+                entry = session.edit(request, choice, part_of(progress, index, len(edits)))
+                worst = max(worst, _difference(edit.numbers, entry.picture.numbers()))
+            session.stacked = stacked
+    except BeliefEditError as error:
+        raise type(error)(f"{error.problem}. {UNCHANGED}", where=error.where or str(path),
+                          hint=error.hint) from error
     return worst
 
 
-def _read_edit(edit: dict[str, Any]) -> tuple[Fact, EvidenceStrength, EditorChoice, bool, dict]:
-    *names, editor = (edit[key] for key in ("subject", "relation", "object", "editor"))
-    if not all(isinstance(name, str) for name in (*names, editor)):
-        raise TypeError(f"{(*names, editor)} are no names")
-    choice = EditorChoice(editor, dict(edit["settings"]))
-    return (Fact(*names), EvidenceStrength(None, float(edit["weight"])), choice,
-            bool(edit["stacked"]), dict(edit["numbers"]))
-
-
-def _difference(old: dict[str, Any], new: dict[str, float | None]) -> float:
+def _difference(old: Mapping[str, float | None], new: Mapping[str, float | None]) -> float:
     """Largest difference between two sets of numbers; infinite where one lacks a number."""
     if old.keys() != new.keys():
         return math.inf
-    return max(0.0 if old[name] == p else math.inf if None in (old[name], p)
-               else abs(old[name] - p) for name, p in new.items())
+    return max((_distance(old[name], p) for name, p in new.items()), default=0.0)
+
+
+def _distance(p: float | None, q: float | None) -> float:
+    if p is None or q is None:
+        return 0.0 if p is q else math.inf
+    return abs(p - q)

@@ -7,13 +7,14 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,13 +29,14 @@ from beliefedit.editors.base import (
     add_delta,
     check_finite,
 )
-from beliefedit.errors import DivergenceError, EditError
+from beliefedit.errors import DivergenceError, EditError, StoreError, os_hint
 from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.playground.agent_view import AgentPrediction, FactIndex
 from beliefedit.playground.background import StepCallback, part_of, silent
 from beliefedit.playground.snapshot import CachedModel, Snapshot, diverged, draw
+from beliefedit.store import atomic_folder, atomic_path
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
 
@@ -104,21 +106,39 @@ class Session:
         Raises:
             EditError, EvidenceError, ConfigError: the request cannot be applied.
             DivergenceError: its loss, weight changes or answers are not finite.
+            StoreError: its weights cannot be stored.
         """
         started = time.perf_counter()
         edited, snapshot = self.carry_out(request, choice, progress)
         seconds = time.perf_counter() - started
         folder = Path(tempfile.mkdtemp(dir=self._weights.name))
-        with suppress(EditError):  # no change of weights, or one that is not of low rank
-            export.save_delta(edited, 0, folder / _DELTA)
-            export.save_adapter(edited, 0, folder / _ADAPTER)
-        if self.stacked:
-            if not (folder / _DELTA).exists():
-                raise EditError(f"{choice.name} changes no weights, so it has no sequential edits",
-                                hint="choose another editor, or make each edit alone")
-            self._stack(folder)
+        try:
+            with suppress(EditError):  # no change of weights, or one that is not of low rank
+                export.save_delta(edited, 0, folder / _DELTA)
+                export.save_adapter(edited, 0, folder / _ADAPTER)
+            if self.stacked:
+                if not (folder / _DELTA).exists():
+                    raise EditError(
+                        f"{choice.name} changes no weights, so it has no sequential edits",
+                        hint="choose another editor, or make each edit alone")
+                self._sequential = self._stacked_on(self._sequential, [folder])
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self.history += (Entry(request, choice, self.stacked, snapshot, seconds, folder),)
         return self.history[-1]
+
+    def check(self, request: EditRequest, choice: EditorChoice) -> None:
+        """Check a request and the settings of its editor, without an edit.
+
+        Raises:
+            EditError, EvidenceError, ConfigError: the request cannot be applied to this model.
+        """
+        editor = registry.editor(choice.name, **choice.settings)
+        editor.check_model(self.base)
+        self.known.agent.after(request)
+        if not editor.uses_soft_targets:  # these are added when the request is carried out
+            _check_request(editor, self.tokenizer, request)
 
     def carry_out(self, request: EditRequest, choice: EditorChoice,
                   progress: StepCallback) -> tuple[EditedModels, Snapshot]:
@@ -129,17 +149,18 @@ class Session:
         name, editor = choice.name, registry.editor(choice.name, **choice.settings)
         if editor.uses_soft_targets:
             request = replace(request, soft_targets=self._soft_targets(editor, prediction))
-        if reason := editor.validation_error(tokenizer, request):
-            raise EditError(reason, where=str(request.requested), hint="change the request")
-        progress(0, None, f"{name}: preparing")
-        editor.prepare(model, tokenizer, self.texts)
+        _check_request(editor, tokenizer, request)
+        editor.check_model(model)
         total = getattr(editor.config, "steps", None)
-        edited = editor.apply(model, tokenizer, [request], callback=lambda step, _: progress(
-            step, total, f"{name}: step {step} of {total}"))
-        progress(total or 1, total or 1, "querying the edited model")
-        _check_converged(edited)
-        snapshot = draw(prediction, self.known.agent.objects, before, self._cached(edited))
-        progress(total or 1, total or 1, "done")  # the last moment at which it can be stopped
+        with _stoppable(model, progress) as report:
+            report(0, None, f"{name}: preparing")
+            editor.prepare(model, tokenizer, self.texts)
+            edited = editor.apply(model, tokenizer, [request], callback=lambda step, _: report(
+                step, total, f"{name}: step {step} of {total}"))
+            report(total or 1, total or 1, "querying the edited model")
+            _check_converged(edited)
+            snapshot = draw(prediction, self.known.agent.objects, before, self._cached(edited))
+            report(total or 1, total or 1, "done")  # the last moment at which it can be stopped
         return edited, snapshot
 
     def compare(self, request: EditRequest, choices: Sequence[EditorChoice],
@@ -175,43 +196,71 @@ class Session:
     def undo(self) -> Entry:
         """Undo the last edit exactly; EditError if there is none."""
         last = self._last("undo")
+        if last.stacked:  # the same sums in the same order, so the same bits
+            folders = [entry.folder for entry in self.history[:-1] if entry.stacked]
+            self._sequential = self._stacked_on(self._unedited, folders)
         self.history = self.history[:-1]
         shutil.rmtree(last.folder, ignore_errors=True)
-        if last.stacked:  # the same sums in the same order, so the same bits
-            self._sequential = self._unedited
-            for entry in self.history:
-                if entry.stacked:
-                    self._stack(entry.folder)
         return last
 
     def clear(self) -> None:
         """Undo all edits."""
-        while self.history:
-            self.undo()
+        with self.replacing():
+            pass
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """A block in which edits begin a new history, which replaces the present one at its end.
+
+        An exception in the block puts the present history, mode and weights back exactly.
+        """
+        before = self.history, self.stacked, self._sequential
+        self.history, self._sequential = (), self._unedited
+        discarded = before[0]
+        try:
+            yield
+        except BaseException:
+            discarded = self.history
+            self.history, self.stacked, self._sequential = before
+            raise
+        finally:
+            for entry in discarded:
+                shutil.rmtree(entry.folder, ignore_errors=True)
 
     def export(self, kind: Literal["adapter", "delta", "model"], target: Path) -> Path:
         """Write the last edit as a PEFT adapter, a file of weight changes, or the whole model.
 
-        Returns the written path; EditError if there is no edit, or it has no such form.
+        Returns:
+            The written path; what was there before is replaced.
+
+        Raises:
+            EditError: there is no edit, or it has no such form.
+            StoreError: it cannot be written; what was there before is as it was.
         """
         entry = self._last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
         if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
                             hint="choose another editor")
-        if kind == "model":
-            sequential = self._sequential.models.model
-            save_model(sequential if entry.stacked else export.load_delta(delta, self.base),
-                       self.tokenizer, target)
-        elif kind == "delta":
-            target = target.with_suffix(".safetensors")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(delta, target)
-        elif not adapter.exists():
+        if kind == "adapter" and not adapter.exists():
             raise EditError(f"an edit by {entry.choice.name} is no adapter",
                             hint="save it as a delta or a model")
-        else:
-            shutil.copytree(adapter, target, dirs_exist_ok=True)
+        if kind == "delta":
+            target = target.with_suffix(".safetensors")
+        try:
+            if kind == "delta":
+                with atomic_path(target) as partial:
+                    shutil.copyfile(delta, partial)
+            else:
+                with atomic_folder(target) as partial:
+                    if kind == "adapter":
+                        shutil.copytree(adapter, partial, dirs_exist_ok=True)
+                    else:
+                        save_model(self._sequential.models.model if entry.stacked else
+                                   export.load_delta(delta, self.base), self.tokenizer, partial)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"cannot save the edit: {error}", where=str(target),
+                             hint=os_hint(error, "save it to another folder")) from error
         return target
 
     def close(self) -> None:
@@ -237,12 +286,37 @@ class Session:
         case = EditCase(0, request, facts["downstream"].relation if "downstream" in facts else None)
         return self.soft_targets(case, editor.config, self.agent, held_out=shown)
 
-    def _stack(self, folder: Path) -> None:
-        """Add an edit to the model with all stacked edits."""
-        model = self._sequential.models.model
-        model = copy.deepcopy(model) if model is self.base else model
-        add_delta(model, load_file(folder / _DELTA))
-        self._sequential = self._cached(UnmodifiedModel(model))
+    def _stacked_on(self, state: CachedModel, folders: Sequence[Path]) -> CachedModel:
+        """A model with more stacked edits; ``state`` may be changed unless it is the unedited one.
+        """
+        model = state.models.model
+        for folder in folders:
+            model = copy.deepcopy(model) if model is self.base else model
+            add_delta(model, load_file(folder / _DELTA))
+        return self._cached(UnmodifiedModel(model)) if folders else state
+
+
+@contextmanager
+def _stoppable(model: PreTrainedModel, progress: StepCallback) -> Iterator[StepCallback]:
+    """Yields ``progress``, which is also called again whenever the model is; it may raise."""
+    last: tuple[int, int | None, str] = (0, None, "")
+
+    def report(done: int, total: int | None, text: str) -> None:
+        nonlocal last
+        last = done, total, text
+        progress(*last)
+
+    handle = model.register_forward_pre_hook(lambda *_: progress(*last))
+    try:
+        yield report
+    finally:
+        handle.remove()
+
+
+def _check_request(editor: Editor, tokenizer: PreTrainedTokenizerFast,
+                   request: EditRequest) -> None:
+    if reason := editor.validation_error(tokenizer, request):
+        raise EditError(reason, where=str(request.requested), hint="change the request")
 
 
 def _check_converged(edited: EditedModels) -> None:

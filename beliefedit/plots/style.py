@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 import polars as pl
 from plotly.subplots import make_subplots
 
@@ -53,6 +54,14 @@ TEMPLATE = go.layout.Template(layout={
     "margin": {"l": 10, "r": 12, "t": _TOP, "b": 10}, "autosize": True, "xaxis": _AXIS,
     "yaxis": _AXIS, "bargap": 0.3, "dragmode": False,
 })
+
+CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
+"""Figures have one button, to save a picture. plotly's own choice includes one that uploads data.
+
+Importing this module gives it to all renderers of plotly, so that it holds in JupyterLab."""
+for _name in pio.renderers:
+    if hasattr(_renderer := pio.renderers[_name], "config"):
+        _renderer.config = {**(_renderer.config or {}), **CONFIG}
 
 
 def escape(text: object) -> str:
@@ -118,6 +127,16 @@ def intervals(points: pl.DataFrame, axis: str, colour: str = NEUTRAL) -> dict[st
             "customdata": [[interval(*row[:3], 3), *row[3:]] for row in rows],
             "hovertemplate": ("%{customdata[2]}<br>" if labels else "") + "%{customdata[0]}<br>"
                              "n = %{customdata[1]:,}<extra>%{fullData.name}</extra>"}
+
+
+def without_title(figure: go.Figure) -> go.Figure:
+    """A copy of a figure without its title and the room for it."""
+    layout, room = figure.layout, _TOP - 10
+    top = layout.margin.t
+    if not layout.title.text or top is None:
+        return go.Figure(figure).update_layout(title=None)
+    return go.Figure(figure).update_layout(title=None, margin_t=max(top - room, 10),
+                                           height=(layout.height or 500) - min(room, top))
 
 
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = 900,

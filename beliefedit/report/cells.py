@@ -50,9 +50,20 @@ class Heading:
 
 @dataclass
 class ReportPage:
-    """The cells of one notebook, filled while they are rendered."""
+    """The cells of one notebook, filled while they are rendered.
+
+    Attributes:
+        title, description: of the notebook: its first heading and its first paragraph, as text.
+        window_title: title of the browser's window, if it is not the title.
+        prefix: of all anchors, for notebooks that share a page.
+        file_prefix: of the names of files that are saved from the page.
+    """
 
     title: str = ""
+    description: str = ""
+    window_title: str = ""
+    prefix: str = ""
+    file_prefix: str = ""
     cells: list[dict[str, Any]] = field(default_factory=list)
     headings: list[Heading] = field(default_factory=list)
     n_figures: int = 0
@@ -60,14 +71,18 @@ class ReportPage:
     widgets: Mapping[str, Any] = field(default_factory=dict)
 
 
-def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> ReportPage:
+def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False, name: str = "",
+                 prefix: str = "") -> ReportPage:
     """All cells of a notebook (nbformat 4) as HTML, with its headings and its failure.
 
     Args:
-        has_head: the page's head describes the run; outputs of cells tagged `IN_HEAD` are left out.
+        has_head: the page describes the run; outputs of cells tagged `IN_HEAD` are left out.
+        name: of the notebook, for the names of files that are saved from the page.
+        prefix: of all anchors.
     """
     widgets = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
-    page = ReportPage(widgets=widgets.get("state", {}))
+    page = ReportPage(widgets=widgets.get("state", {}), prefix=prefix,
+                      file_prefix=f"{name}-" if name else "")
     for cell in notebook["cells"]:
         tags = set(cell["metadata"].get("tags", ()))
         if HIDDEN_TAGS & tags or not cell["source"].strip():
@@ -77,6 +92,7 @@ def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> Repo
             title = re.match(r"\s*<h1 [^>]*>.*?</h1>", text, flags=re.DOTALL)
             if title and not page.cells:
                 page.title, text = page.headings.pop(0).text, Markup(text[title.end():])
+                page.description = first_paragraph(text)
             if text.strip():
                 page.cells.append({"kind": "prose", "html": text})
         elif cell["cell_type"] == "code":
@@ -93,6 +109,27 @@ def render_cells(notebook: Mapping[str, Any], *, has_head: bool = False) -> Repo
     return page
 
 
+def first_paragraph(text: str) -> str:
+    """The first paragraph of HTML as text; empty if there is none."""
+    found = re.search(r"<p>(.*?)</p>", text, flags=re.DOTALL)
+    return _plain(found[1]) if found else ""
+
+
+def notebook_description(source: str) -> str:
+    """The first paragraph of a Markdown cell as text."""
+    return first_paragraph(_markdown(source, ReportPage()))
+
+
+def slug(text: str) -> str:
+    """A name for anchors and files: words in lower case, joined by hyphens."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60].rstrip("-")
+
+
+def _plain(text: str) -> str:
+    """The text of trusted HTML in one line."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", text)).split())
+
+
 class _Renderer(IPythonRenderer):
     """nbconvert's renderer; formulas stay LaTeX, pictures from other addresses are left out."""
 
@@ -104,14 +141,16 @@ class _Renderer(IPythonRenderer):
         """A heading with an anchor that is unique on the page; in outputs, without one."""
         if self.from_data:
             return f"<h{level}>{text}</h{level}>\n"
-        plain = html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
-        slug = re.sub(r"\W+", "-", plain.lower()).strip("-") or "section"
-        taken, anchor, n = {heading.anchor for heading in self.page.headings}, slug, 1
+        plain = _plain(text)
+        first = anchor = self.page.prefix + (slug(plain) or "section")
+        taken, n = {heading.anchor for heading in self.page.headings}, 1
         while anchor in taken:
             n += 1
-            anchor = f"{slug}-{n}"
+            anchor = f"{first}-{n}"
         self.page.headings.append(Heading(level, plain, anchor))
-        return f'<h{level} id="{escape(anchor)}">{text}</h{level}>\n'
+        link = Markup(' <a class="permalink" href="#{}" aria-label="Link to this section">#</a>'
+                      ).format(anchor)
+        return f'<h{level} id="{escape(anchor)}">{text}{link}</h{level}>\n'
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         """An attached picture; for one from another address, its description."""
@@ -275,4 +314,4 @@ def figure_json(plot: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return {"html": Markup(text), "title": caption, "subtitle": " ".join(rest),
-            "height": layout.get("height") or 450}
+            "height": layout.get("height") or 450, "file": slug(caption) or f"{page.n_figures:02d}"}

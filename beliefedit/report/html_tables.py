@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
 from beliefedit.analysis.measures import MEASURES, PROBE_NAMES, SAME, STATES, Measure
 from beliefedit.analysis.populations import POPULATIONS, TABLES
-from beliefedit.analysis.verdict import finding_value
+from beliefedit.analysis.verdict import MAIN, finding_unit, finding_value
+from beliefedit.evaluation.cases import PROBES
 from beliefedit.formatting import html_table, number
 
-__all__ = ["PROBE_NAMES", "csv_link", "tables_html", "findings_html", "comparison_html"]
+__all__ = ["PROBE_NAMES", "comparison_html", "csv_link", "downloads", "findings_html",
+           "folded", "main_table_html", "table_title", "tables_html"]
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
              "downstream fact": "Downstream fact in other forms"}
@@ -43,9 +47,9 @@ def tables_html(frame: pl.DataFrame) -> str:
             inner += _block(block.filter(pl.col("seed").is_null()),
                             editor + (f", {len(seeds)} seeds pooled" if seeds else ""))
             if seeds:
-                inner += _folded(f"{editor}: each seed", "".join(seeds))
+                inner += folded(f"{editor}: each seed", "".join(seeds))
         inner += csv_link(of_table, f"{table}.csv")
-        parts.append(_folded(table_title(table), inner))
+        parts.append(folded(table_title(table), inner))
     return "".join(parts)
 
 
@@ -70,6 +74,134 @@ def comparison_html(frame: pl.DataFrame, table: str) -> str:
             f"compared with {reference} on the same requests; bold: the difference is at least the "
             "smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
     return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
+
+
+_COLUMNS = (
+    ("", "p(request)", "p_request"),
+    *(("accuracy", PROBE_NAMES[probe], f"accuracy_{probe}") for probe in PROBES),
+    *(("coherence error", PROBE_NAMES[probe], f"coherence_{probe}") for probe in PROBES),
+    *(("logical error", short, measure) for short, measure in (
+        ("T/F", "true_false"), ("not", "negation"), ("and", "conjunction"),
+        ("or", "disjunction"))))
+"""Columns of the main table: group, name, measure."""
+
+
+def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
+    """HTML of the paper's main table: the model before editing, a row per editor, and the agent.
+
+    A cell of an editor has the mean after the edit, and the difference from the mean before it.
+    Links save the table as CSV and as LaTeX (booktabs).
+
+    Args:
+        tables: from `analysis.build_tables`.
+        table: of one group.
+    """
+    rows = _main_rows(tables, table)
+    if not rows:
+        return ""
+    body = []
+    for name, cells in rows.items():
+        texts = []
+        for _, _, measure in _COLUMNS:
+            after, change = (cells.get((measure, state)) for state in ("after", "difference"))
+            text = "–" if after is None else _with_interval(*after, 2)
+            if change is not None:
+                text += f" Δ&nbsp;{_with_interval(*change, 2, signed=True)}"
+            texts.append(text)
+        body.append([html.escape(name), *texts])
+    head = [["", *(group for group, *_ in _COLUMNS)], ["", *(name for _, name, _ in _COLUMNS)]]
+    n = _counts(_pooled(tables, table).filter(measure="p_request")["n"])
+    shown = html_table(head, body, f"{table_title(table)} (n = {n})")
+    return f'<div class="main-table">{shown}</div>' + downloads({
+        f"{table}-by-editor.csv": _main_csv(rows).write_csv().encode(),
+        f"{table}-by-editor.tex": _main_latex(rows, table, n).encode()})
+
+
+_Mean = tuple[float | None, float | None, float | None]
+_BEFORE, _AGENT = "before editing", "Bayesian agent"
+
+
+def _pooled(tables: pl.DataFrame, table: str) -> pl.DataFrame:
+    return tables.filter(pl.col("seed").is_null(), pl.col("mean").is_not_null(), table=table,
+                         group=TABLES[table][-1])
+
+
+def _main_rows(tables: pl.DataFrame, table: str) -> dict[str, dict[tuple[str, str], _Mean]]:
+    """Name of a row -> (measure, "after" or "difference") -> mean, low, high.
+
+    The agent answers with its own most probable object and obeys the laws of probability, so its
+    accuracies are 1 and its errors 0.
+    """
+    cells = {(row["editor"], row["measure"], row["state"]): (row["mean"], row["low"], row["high"])
+             for row in _pooled(tables, table).iter_rows(named=True)}
+    editors = list(dict.fromkeys(editor for editor, *_ in cells))
+    if not editors:
+        return {}
+    measures = [measure for *_, measure in _COLUMNS]
+    rows = {_BEFORE: {(measure, "after"): cells[editors[0], measure, "before"]
+                      for measure in measures if (editors[0], measure, "before") in cells}}
+    for editor in editors:
+        rows[editor] = {(measure, state): cells[editor, measure, state]
+                        for measure in measures for state in ("after", "difference")
+                        if (editor, measure, state) in cells}
+    rows[_AGENT] = {(measure, "after"): (float(group == "accuracy"), None, None)
+                    for group, _, measure in _COLUMNS}
+    for state in ("after", "difference"):
+        if (belief := cells.get((editors[0], f"p_agent_goal_{SAME}", state))) is not None:
+            rows[_AGENT]["p_request", state] = belief
+    return rows
+
+
+def _main_csv(rows: Mapping[str, Mapping[tuple[str, str], _Mean]]) -> pl.DataFrame:
+    """A row per row of the table, with means after the edit, differences, and their intervals."""
+    records = []
+    for name, cells in rows.items():
+        record: dict[str, Any] = {"row": name}
+        for *_, measure in _COLUMNS:
+            for state, suffix in (("after", ""), ("difference", "_difference")):
+                values = cells.get((measure, state), (None, None, None))
+                record |= {f"{measure}{suffix}{end}": value for end, value in
+                           zip(("", "_low", "_high"), values, strict=True)}
+        records.append(record)
+    return pl.DataFrame(records, infer_schema_length=None)
+
+
+def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str, n: str) -> str:
+    """The table for a paper; it needs the LaTeX packages booktabs and graphicx."""
+    groups = [(group, len(list(members))) for group, members in itertools.groupby(
+        group for group, *_ in _COLUMNS)]
+    spans, rules, column = [""], "", 2
+    for group, width in groups:
+        spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(group)}}}")
+        rules += f"\\cmidrule(lr){{{column}-{column + width - 1}}}" if group else ""
+        column += width
+    lines = [spans, ["", *(_latex(name) for _, name, _ in _COLUMNS)]]
+    for name, cells in rows.items():
+        for state, label in (("after", _latex(name)), ("difference", "\\quad difference")):
+            values = [cells.get((measure, state)) for *_, measure in _COLUMNS]
+            if state == "after" or any(values):
+                lines.append([label, *(
+                    "--" if value is None else
+                    "$" + number(value[0], 2, state == "difference").replace("−", "-") + "$"
+                    for value in values)])
+    first, second, *body = (" & ".join(line) + r" \\" for line in lines)
+    caption = _latex(f"{table_title(table)} (n = {n}). Means after the edit; differences from the "
+                     "means before it.")
+    return "\n".join([
+        "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", r"\begin{table}",
+        r"\centering", f"\\caption{{{caption}}}", r"\resizebox{\textwidth}{!}{%",
+        f"\\begin{{tabular}}{{l{'r' * len(_COLUMNS)}}}", r"\toprule", first, rules, second,
+        r"\midrule", *body, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
+
+
+_LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "’": "'", "…": r"\dots{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}})
+
+
+def _latex(text: str) -> str:
+    """Text as LaTeX."""
+    return text.translate(_LATEX)
 
 
 _KEY = ("run", "params", "editor", "seed")
@@ -106,8 +238,23 @@ def _measure(name: str) -> Measure:
 def findings_html(findings: pl.DataFrame) -> str:
     """HTML of the verdict: a row per finding, a column per editor: yes, no or open, and the mean.
 
-    The last column has the number and the kind of the requests that are counted.
+    The first table has the findings of `verdict.MAIN`; the others are folded below it. The last two
+    columns say the unit and the better direction, and which requests are counted. Findings that no
+    editor could be tested for are only named.
     """
+    if findings.is_empty():
+        return ""
+    tested = findings.filter(pl.col("low").is_not_null().any().over("name"))
+    untested = findings.filter(~pl.col("name").is_in(tested["name"].unique().implode()))
+    main = pl.col("name").is_in(MAIN)
+    more = _findings_table(tested.filter(~main))
+    if len(untested):
+        names = ", ".join(untested["text"].unique(maintain_order=True))
+        more += f"<p>Not tested: the edited model {html.escape(names)}.</p>"
+    return _findings_table(tested.filter(main)) + (folded("More findings", more) if more else "")
+
+
+def _findings_table(findings: pl.DataFrame) -> str:
     if findings.is_empty():
         return ""
     editors = findings["editor"].unique(maintain_order=True).to_list()
@@ -116,11 +263,15 @@ def findings_html(findings: pl.DataFrame) -> str:
         rows.setdefault(row["text"], {})[row["editor"]] = row
     body = []
     for text, row in rows.items():
+        first = next(iter(row.values()))
         counted = (f"{_counts(cell['n'] for cell in row.values())} "
-                   + POPULATIONS[row[editors[0]]["population"]].text)
-        body.append([html.escape(text), *(_finding(row[editor]) for editor in editors),
-                     f'<div style="min-width:18em">{_small(html.escape(counted))}</div>'])
-    return html_table([["the edited model …", *editors, "counted"]], body, left=len(editors) + 2)
+                   + POPULATIONS[first["population"]].text)
+        unit = finding_unit(first["measure"], first["state"])
+        body.append([html.escape(text),
+                     *(_finding(row[editor]) if editor in row else "–" for editor in editors),
+                     *(_small(html.escape(note)) for note in (unit, counted))])
+    return html_table([["the edited model …", *editors, "unit", "counted"]], body,
+                      left=len(editors) + 3)
 
 
 def _counts(numbers: Iterable[int]) -> str:
@@ -129,23 +280,44 @@ def _counts(numbers: Iterable[int]) -> str:
     return "–".join(f"{n:,}" for n in sorted({min(distinct), max(distinct)}))
 
 
-_MARKS = {True: ("✓ yes", "#1f8a55"), False: ("✗ no", "#d0453a"), None: ("? open", "inherit")}
+_MARKS = {True: ("✓ yes", "var(--good, #1f7a4d)"), False: ("✗ no", "var(--bad, #b3261e)"),
+          None: ("? open", "inherit")}
 
 
 def _finding(row: dict) -> str:
     if row["low"] is None:
-        return '<span style="opacity:.75">not tested</span>'
+        return _small("not tested")
     mark, colour = _MARKS[row["holds"]]
-    value, _, interval = finding_value(row).partition(" ")
-    return (f'<b style="color:{colour}">{mark}</b>&nbsp;{value}<br>'
-            f'<span style="white-space:nowrap">{_small(interval)}</span>')
+    value, _, ends = finding_value(row).partition(" ")
+    return f'<b style="color:{colour}">{mark}</b>&nbsp;{value} {_interval(ends)}'
 
 
 def csv_link(frame: pl.DataFrame, name: str) -> str:
     """A link that saves a frame as CSV; the link itself contains the file."""
-    data = base64.b64encode(frame.write_csv().encode()).decode()
-    return (f'<p style="font-size:.85em"><a download="{html.escape(name)}" '
-            f'href="data:text/csv;charset=utf-8;base64,{data}">save as {html.escape(name)}</a></p>')
+    return downloads({name: csv_bytes(frame)})
+
+
+def csv_bytes(frame: pl.DataFrame) -> bytes:
+    """A frame as CSV. Text that spreadsheets would read as a formula gets a ' in front."""
+    text = pl.col(pl.String)
+    harmless = frame.with_columns(
+        pl.when(text.str.contains(r"^[=+\-@\t\r]")).then("'" + text).otherwise(text).name.keep())
+    return harmless.write_csv().encode()
+
+
+_TYPES = {".csv": "text/csv", ".svg": "image/svg+xml", ".tex": "text/x-tex"}
+
+
+def downloads(files: Mapping[str, bytes]) -> str:
+    """Links that save files (name -> content); the links themselves contain the files."""
+    links = []
+    for name, content in files.items():
+        kind = _TYPES[name[name.rindex("."):]]
+        data = base64.b64encode(content).decode()
+        links.append(f'<a download="{html.escape(name)}" '
+                     f'href="data:{kind};charset=utf-8;base64,{data}">'
+                     f"save as {html.escape(name)}</a>")
+    return f'<span class="downloads">{" · ".join(links)}</span>'
 
 
 def _block(frame: pl.DataFrame, caption: str) -> str:
@@ -153,20 +325,20 @@ def _block(frame: pl.DataFrame, caption: str) -> str:
     cells = {(row["measure"], row["group"], row["state"]): row
              for row in frame.iter_rows(named=True)}
     groups = frame["group"].unique(maintain_order=True).to_list()
-    between, body = "<br>" if len(groups) > 1 else " ", []
+    body = []
     for name in frame["measure"].unique(maintain_order=True):
         body.append([html.escape(_measure(name).label)])
         for group in groups:
             rows = [cells.get((name, group, state)) for state in STATES]
             n = f"{rows[-1]['n']:,}" if rows[-1] else "–"
-            body[-1] += [*(_cell(row, between=between) for row in rows), n]
+            body[-1] += [*(_cell(row) for row in rows), n]
     heads = [["measure", *[*STATES, "n"] * len(groups)]]
     if len(groups) > 1:
         heads.insert(0, ["", *(group for group in groups for _ in range(len(STATES) + 1))])
     return html_table(heads, body, caption)
 
 
-def _cell(row: dict | None, *, decimals: int = 3, between: str = "<br>") -> str:
+def _cell(row: dict | None, *, decimals: int = 3) -> str:
     """Mean, interval, and the mark "trained on", except for the edited fact itself."""
     if row is None or row["mean"] is None:
         return "–"
@@ -174,7 +346,7 @@ def _cell(row: dict | None, *, decimals: int = 3, between: str = "<br>") -> str:
     if row["trained_on"] and row["state"] != "before" and _measure(row["measure"]).probe != SAME:
         share = "" if row["trained_on"] == 1 else f" in {100 * row['trained_on']:.0f}%"
         mark = " " + _small(f"trained on{share}")
-    return _with_interval(row["mean"], row["low"], row["high"], decimals, between, mark)
+    return _with_interval(row["mean"], row["low"], row["high"], decimals, mark)
 
 
 def _paired(row: dict) -> str:
@@ -184,15 +356,20 @@ def _paired(row: dict) -> str:
 
 
 def _with_interval(mean: float | None, low: float | None, high: float | None, decimals: int,
-                   between: str = "<br>", mark: str = "") -> str:
-    text = number(mean, decimals) + mark
-    ends = f"[{number(low, decimals)}, {number(high, decimals)}]"
-    return text if low is None else text + between + _small(ends)
+                   mark: str = "", *, signed: bool = False) -> str:
+    text = number(mean, decimals, signed) + mark
+    ends = f"[{number(low, decimals, signed)}, {number(high, decimals, signed)}]"
+    return text if low is None else f"{text} {_interval(ends)}"
+
+
+def _interval(ends: str) -> str:
+    return f'<small class="interval" style="opacity:.85;white-space:nowrap">{ends}</small>'
 
 
 def _small(text: str) -> str:
-    return f'<small style="opacity:.75">{text}</small>'
+    return f'<small style="opacity:.85">{text}</small>'
 
 
-def _folded(summary: str, inner: str) -> str:
+def folded(summary: str, inner: str) -> str:
+    """HTML that unfolds below a summary (plain text)."""
     return f'<details class="fold"><summary>{html.escape(summary)}</summary>{inner}</details>'

@@ -1,17 +1,21 @@
 """Self-contained HTML pages: an executed notebook, the index of a run, the comparison of runs.
 
-A page needs no network: it contains its style, scripts and figures. Its content security policy
-forbids outside addresses and scripts other than its own, so text from data stays text.
+`write_bundle` puts the pages of a run into one file. A page needs no network: it contains its
+style, scripts and figures. Its content security policy forbids outside addresses and scripts other
+than its own, so text from data stays text.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import jinja2
@@ -19,19 +23,30 @@ import nbformat
 import polars as pl
 from markupsafe import Markup
 
+from beliefedit import __version__
+from beliefedit.analysis.headline import QUESTION, outcomes
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.analysis.tables import compare
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import BeliefEditError, ReportError
-from beliefedit.formatting import duration, flatten, number, percent
+from beliefedit.formatting import duration, flatten, number, percent, whole_percent
+from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.cells import PLOTLY, Heading, ReportPage, figure_json, render_cells
-from beliefedit.report.html_tables import comparison_html, findings_html
-from beliefedit.run import SUMMARY, Run
-from beliefedit.store import file_digest, read_json, write_text
+from beliefedit.report.headline import chart, picture
+from beliefedit.report.html_tables import (
+    comparison_html,
+    csv_bytes,
+    downloads,
+    findings_html,
+)
+from beliefedit.run import Run
+from beliefedit.store import atomic_path, file_digest, read_json, write_text
 
 log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
+PICTURE = "result"
+"""Name of the picture beside the index of a run, as PNG and SVG."""
 _ACCURACIES = {
     "atomic": "atomic statements answered correctly",
     "true_false": "true/false sentences classified correctly",
@@ -48,29 +63,51 @@ def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = Non
     Raises:
         ReportError: the notebook is missing or not a notebook.
     """
-    page = render_cells(_read(notebook), has_head=bool(head))
+    head = head or {}
+    page = render_cells(_read(notebook), has_head=bool(head), name=notebook.stem)
     page.title = page.title or notebook.stem
-    write_text(target, _html("report.html.j2", page=page, head=head or {}, name=notebook.stem,
+    if head.get("title"):
+        page.window_title = f"{page.title} · {head['title']}"
+    write_text(target, _html("report.html.j2", page=page, head=head,
+                             links=_links(head, target, notebook.stem),
                              plotly=_plotly() if page.n_figures else ""))
     log.info("%s: %d figures, %.1f MB", target, page.n_figures, target.stat().st_size / 1e6)
     return target
 
 
-def save_figures(notebook: Path, folder: Path, ending: str) -> list[Path]:
+def save_figures(notebook: Path, folder: Path, ending: str, *, width: int = 900,
+                 titles: bool = True) -> list[Path]:
     """Write the figures of an executed notebook as png, svg or pdf; return their paths, in order.
+
+    A file has the name of the notebook and the title of its figure.
+
+    Args:
+        width: of the figures, in pixels.
+        titles: whether the figures have their titles.
 
     Raises:
         ReportError: not a notebook, or pictures cannot be written: see `style.save_figure`.
     """
     from plotly.graph_objects import Figure
 
-    from beliefedit.plots.style import save_figure
+    from beliefedit.plots.style import save_figure, without_title
 
-    bundles = [output["data"][PLOTLY] for cell in _read(notebook)["cells"]
-               for output in cell.get("outputs", ()) if PLOTLY in output.get("data", {})]
-    return [save_figure(Figure(data=bundle["data"], layout=bundle["layout"]),
-                        folder / f"{notebook.stem}-{index:02d}.{ending.removeprefix('.')}")
-            for index, bundle in enumerate(bundles, start=1)]
+    page, paths = ReportPage(), list[Path]()
+    for bundle in _figures(_read(notebook)):
+        figure = Figure(data=bundle["data"], layout=bundle["layout"])
+        name, suffix = f"{notebook.stem}-{figure_json(bundle, page)['file']}", ending.lstrip(".")
+        path = next(path for n in itertools.count(1) if (
+            path := folder / f"{name}{f'-{n}' * (n > 1)}.{suffix}") not in paths)
+        paths.append(save_figure(figure if titles else without_title(figure), path, width=width))
+    return paths
+
+
+def _figures(notebook: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The plotly figures that cells show, as data and layout."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            if PLOTLY in output.get("data", {}):
+                yield output["data"][PLOTLY]
 
 
 def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -82,8 +119,9 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     Returns:
         data, model, edits, device (as text). Of a model: pretraining {accuracy {atomic,
         true_false, not, and, or: 0..1 or None}, coherence}, tokens_per_second, learned, judgement.
-        Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, verdict
-        (sentences) and findings (rows of the table of findings).
+        Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, outcomes
+        (rows of `analysis.outcomes`), verdict (sentences, the headline first) and findings (rows of
+        the table of findings).
     """
     source, edit = config["graph"]["source"], config["edit"]
     source = "built-in demo graph" if source == "demo" else Path(source).name
@@ -112,58 +150,151 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
                     "tokens_per_second": built.get("tokens_per_second")}
     if run.has("tables"):
         summary |= {"editing": run.editing_summary, "verdict": run.verdict,
+                    "outcomes": outcomes(run.tables).to_dicts(),
                     "findings": run.findings.to_dicts()}
     return summary
 
 
-def page_head(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The head of a run's pages: rows {label: text}, parameters, versions, learned and judgement.
+def page_head(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What all pages of a run say about it, and what they link to.
 
     Args:
         record: summary.json of the run; the head of an empty one is empty.
+        folder: of the run.
+
+    Returns:
+        title of the run with its swept parameters; rows {label: text}, parameters, versions,
+        learned and judgement; folder, in_sweep, reports {name: (title, path in the folder)}, and
+        whether the run has a picture.
     """
     if not record:
         return {}
     rows = {"Parameters": f"{record['name']} ({record['config_hash']})", "Seed": record["seed"],
             **{name.title(): record[name] for name in ("data", "model", "edits", "device")},
             "Duration": duration(record["seconds"]), "Finished": record["finished"]}
-    return {"rows": {label: str(value) for label, value in rows.items() if value != ""},
+    swept = ", ".join(f"{key} = {value}" for key, value in record.get("point", {}).items())
+    reports = {name: (entry["title"], entry["report"])
+               for name, entry in record["notebooks"].items() if "report" in entry}
+    return {"title": " · ".join(filter(None, [f"Run {record['name']}", swept])),
+            "rows": {label: str(value) for label, value in rows.items() if value != ""},
             "parameters": {k: v for k, v in flatten(record["config"]).items() if v is not None},
+            "folder": folder, "in_sweep": bool(record.get("point")), "reports": reports,
+            "has_picture": bool(record.get("outcomes")),
             **{key: record.get(key) for key in ("versions", "learned", "judgement")}}
+
+
+def _links(head: Mapping[str, Any], target: Path, name: str = "") -> dict[str, Any]:
+    """Links of a page of a run: up [(text, address)], previous and next report, image.
+
+    Args:
+        head: from `page_head`.
+        target: the page.
+        name: of the notebook; empty: the page is the index.
+    """
+    if "folder" not in head:
+        return {}
+
+    def address(path: str) -> str:
+        return quote(Path(os.path.relpath(head["folder"] / path, target.parent)).as_posix())
+
+    up = [("All runs of the sweep", address("../index.html"))] * head["in_sweep"]
+    up += [(head["title"], address("index.html") if name else "")]
+    reports = list(head["reports"].values())
+    place = list(head["reports"]).index(name) if name in head["reports"] else -1
+    neighbours = {key: (reports[number][0], address(reports[number][1]))
+                  for key, number in (("previous", place - 1), ("next", place + 1))
+                  if 0 <= number < len(reports)}
+    image = {"image": address(f"{PICTURE}.png")} if head["has_picture"] else {}
+    return {"up": up, **neighbours, **image}
 
 
 def _head_of(notebook: Path) -> dict[str, Any]:
     """The head of a run's pages for a notebook that this run executed; empty for any other, which
     may show another configuration."""
     folder = notebook.resolve().parent
-    record = _record(folder.parent) if folder.name == "notebooks" else {}
+    record = read_record(folder.parent) if folder.name == "notebooks" else {}
     entry = record.get("notebooks", {}).get(notebook.stem, {})
-    return page_head(record) if entry.get("executed") == file_digest(notebook) else {}
+    executed = entry.get("executed") == file_digest(notebook)
+    return page_head(record, folder.parent) if executed else {}
 
 
 def write_index(run_folder: Path) -> Path:
-    """Write index.html of a run: its head, verdict, key figures and links to its reports.
+    """Write index.html of a run: its result, verdict, links to its reports and key figures.
+
+    The picture of the result lies beside it as PNG and SVG, for previews of links and for slides.
 
     Raises:
         ReportError: no summary.json, so the folder holds no run.
     """
-    record = _record(run_folder)
-    if not record:
-        raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
-                          hint="run_all.py creates run folders")
-    reports = [{"name": name, **entry, "exists": (run_folder / entry.get("report", "-")).exists()}
-               for name, entry in record["notebooks"].items()]
+    record = _require_record(run_folder)
+    target, head = run_folder / "index.html", page_head(record, run_folder)
+    if rows := record.get("outcomes"):
+        svg, png = picture(rows, record["verdict"][0])
+        write_text(run_folder / f"{PICTURE}.svg", svg)
+        with atomic_path(run_folder / f"{PICTURE}.png") as partial:
+            partial.write_bytes(png)
+    page, index = _index(record, {name: quote(path) for name, (_, path) in head["reports"].items()
+                                  if (run_folder / path).exists()})
+    write_text(target, _html("index.html.j2", page=page, head=head, index=index,
+                             links=_links(head, target)))
+    return target
+
+
+def write_bundle(run_folder: Path) -> Path:
+    """Write the index and all reports of a run as one HTML file, ``<name of the run>.html``.
+
+    The file needs no other file, and contains plotly.js once.
+
+    Raises:
+        ReportError: no summary.json, so the folder holds no run; or a notebook cannot be read.
+    """
+    record = _require_record(run_folder)
+    head = page_head(record, run_folder)
+    pages = []
+    for name, (title, _) in head["reports"].items():
+        page = render_cells(_read(run_folder / "notebooks" / f"{name}.ipynb"), has_head=True,
+                            name=name, prefix=f"{name}-")
+        page.title = page.title or title
+        pages.append((name, page))
+    page, index = _index(record, {name: f"#{name}" for name, _ in pages})
+    page.headings = [Heading(2, "Result", "result"),
+                     *(Heading(2, other.title, name) for name, other in pages)]
+    target = run_folder / f"{run_folder.resolve().name}.html"
+    write_text(target, _html("bundle.html.j2", page=page, head=head, index=index, links={},
+                             pages=pages, plotly=_plotly()))
+    return target
+
+
+def _index(record: Mapping[str, Any], addresses: Mapping[str, str]
+           ) -> tuple[ReportPage, dict[str, Any]]:
+    """The index of a run: page, and the values of its template.
+
+    Args:
+        addresses: of the reports that exist, by name.
+    """
+    rows, sentences = record.get("outcomes"), record.get("verdict", [])
+    config = record["config"]["analysis"]
     findings = Markup(findings_html(pl.DataFrame(record.get("findings", []))))
     figures = key_figures(record)
-    headings = [Heading(2, text, anchor) for text, anchor, shown in (
+    title = page_head(record, Path())["title"]
+    page = ReportPage(sentences[0] if rows else title, window_title=title,
+                      description=QUESTION, file_prefix=f"{record['name']}-")
+    page.headings = [Heading(2, text, anchor) for text, anchor, shown in (
         ("Verdict", "verdict", findings), ("Reports", "reports", True),
-        ("Key figures", "figures", figures)) if shown]
-    page, target = ReportPage(f"Run {record['name']}", headings=headings), run_folder / "index.html"
-    write_text(target, _html("index.html.j2", page=page, head=page_head(record), reports=reports,
-                             smallest_effect=record["config"]["analysis"]["smallest_effect"],
-                             figures=figures, findings=findings,
-                             verdict=record.get("verdict", [])))
-    return target
+        ("Key figures", "figures", figures), ("About this run", "about", True)) if shown]
+    index = {"question": QUESTION, "chart": "", "downloads": "", "findings": findings,
+             "level": whole_percent(config.get("level", 0.95)), "figures": figures,
+             "smallest_effect": config["smallest_effect"],
+             "verdict": sentences[1:] if rows else sentences,
+             "reports": [{"name": name, **entry, "href": addresses.get(name)}
+                         for name, entry in record["notebooks"].items()]}
+    if rows:
+        index["chart"] = chart(rows, level=config.get("level", 0.95))
+        svg, _ = picture(rows, sentences[0])
+        index["downloads"] = Markup(downloads({
+            f"{record['name']}-result.svg": svg.encode(),
+            f"{record['name']}-result.csv": csv_bytes(pl.DataFrame(rows))}))
+    return page, index
 
 
 def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -> Path:
@@ -176,7 +307,8 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     Raises:
         ReportError: no sub-folder holds a run.
     """
-    runs = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{SUMMARY}"))}
+    folders = sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))
+    runs = {path.name: read_record(path) for path in folders}
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
                           hint="give the folder of a sweep")
@@ -187,14 +319,19 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
             for name, record in runs.items()]
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
     page = ReportPage(title=f"{len(runs)} runs compared")
-    parts = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
+    shown = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
               "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
              for index, section in enumerate(sections)]
     page.headings = [Heading(2, "Runs", "runs"),
-                     *(Heading(2, part["title"], part["anchor"]) for part in parts)]
+                     *(Heading(2, part["title"], part["anchor"]) for part in shown)]
+    swept = ", ".join(keys)
+    page.description = f"{len(runs)} runs that differ in {swept}." if swept else QUESTION
+    page.title += f": {swept}" if swept else ""
+    page.file_prefix = "comparison-"
     target = folder / "index.html"
-    write_text(target, _html("comparison.html.j2", page=page, head={}, keys=keys, rows=rows,
-                             columns=columns, parts=parts, plotly=_plotly() if parts else ""))
+    write_text(target, _html("comparison.html.j2", page=page, head={}, links={}, keys=keys,
+                             rows=rows, columns=columns, sections=shown,
+                             plotly=_plotly() if shown else ""))
     return target
 
 
@@ -219,9 +356,12 @@ def _status(record: Mapping[str, Any]) -> str:
     return "failed" if "failed" in states else "done" if states == {"done"} else "unfinished"
 
 
-def _record(run_folder: Path) -> dict[str, Any]:
-    path = run_folder / SUMMARY
-    return read_json(path) if path.exists() else {}
+def _require_record(run_folder: Path) -> dict[str, Any]:
+    record = read_record(run_folder)
+    if not record:
+        raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
+                          hint="run_all.py creates run folders")
+    return record
 
 
 def key_figures(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -268,6 +408,9 @@ def _html(template: str, **values: Any) -> str:
     environment.filters["duration"] = duration
     assets = {name: Markup((TEMPLATES / f"page.{name}").read_text(encoding="utf-8"))
               for name in ("css", "js")}
+    # The folder of the run must not change the page.
+    values |= {"head": {key: value for key, value in values["head"].items() if key != "folder"},
+               "version": __version__}
     nonce = hashlib.sha256(repr(values).encode()).hexdigest()[:32]
     return environment.get_template(template).render(values | assets, nonce=nonce)
 
@@ -277,13 +420,19 @@ def _html(template: str, **values: Any) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="HTML file to write  [beside the notebook]")
 @click.option("--figures", metavar="FORMAT",
-              help="write its figures as png, svg or pdf instead of the page (needs kaleido)")
-def main(notebook: Path, output: Path | None, figures: str | None) -> None:
+              help="write its figures as png, svg or pdf instead of the page (needs kaleido); "
+                   "-o is then a folder  [NOTEBOOK_figures]")
+@click.option("--width", type=click.IntRange(100, 10_000), default=900, show_default=True,
+              help="of the figures, in pixels")
+@click.option("--no-titles", is_flag=True, help="write the figures without their titles")
+def main(*, notebook: Path, output: Path | None, figures: str | None, width: int,
+         no_titles: bool) -> None:
     """Write an executed NOTEBOOK as one self-contained HTML file."""
     try:
         if figures:
             folder = output or notebook.with_name(f"{notebook.stem}_figures")
-            for path in save_figures(notebook, folder, figures):
+            for path in save_figures(notebook, folder, figures, width=width,
+                                     titles=not no_titles):
                 click.echo(path)
         else:
             click.echo(export(notebook, output or notebook.with_suffix(".html"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from beliefedit.errors import TrainingError
+from beliefedit.errors import TrainingError, os_hint
 from beliefedit.store import atomic_path
+
+log = logging.getLogger(__name__)
 
 FILE = "checkpoint.safetensors"
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random_state"
@@ -30,8 +33,8 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"could not write: {reason}", where=str(folder),
-                            hint="free space or choose another folder, then run again; training "
-                                 "resumes from the last checkpoint") from error
+                            hint=f"{os_hint(error, 'choose another folder')}, then run again; "
+                                 "training resumes from the last checkpoint") from error
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
@@ -59,15 +62,33 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
                     fingerprint: str) -> dict[str, Any] | None:
     """Restore what `save_checkpoint` wrote and return the state.
 
-    None if there is no checkpoint with this ``fingerprint`` in its state.
+    None if there is no checkpoint, or, with a warning, one with another ``fingerprint``.
+
+    Raises:
+        TrainingError: the checkpoint cannot be read.
     """
-    if not (folder / FILE).exists():
+    path = folder / FILE
+    if not path.exists():
         return None
-    with safe_open(folder / FILE, "pt") as file:
-        state = json.loads(file.metadata()["state"])
-        if state["fingerprint"] != fingerprint:
-            return None
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            if state["fingerprint"] != fingerprint:
+                log.warning("%s belongs to another training; training starts from the beginning",
+                            path)
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        _restore(tensors, model, optimizers)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = f"{error}".partition("\n")[0]
+        raise TrainingError(f"the checkpoint cannot be read: {reason}", where=str(path),
+                            hint="delete it, then run again: training starts from the beginning"
+                            ) from error
+    return state
+
+
+def _restore(tensors: dict[str, torch.Tensor], model: nn.Module,
+             optimizers: Sequence[Optimizer]) -> None:
     torch.set_rng_state(tensors.pop(_RANDOM))
     restored: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     weights = {}
@@ -81,4 +102,3 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
     for optimizer, values in zip(optimizers, restored, strict=True):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": values, "param_groups": groups})
-    return state

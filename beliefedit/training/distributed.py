@@ -1,12 +1,16 @@
 """Data-parallel training: each process computes its rows of every batch.
 
 `accelerate launch` or torchrun starts the processes. When one fails, the launcher stops the others.
+When the launcher ends, even killed, its processes end too.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
+from functools import cache
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _TIMEOUT = timedelta(hours=2)  # others wait while one process builds a large corpus
+_POLL_SECONDS = 0.5
 _LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
              "MASTER_PORT")
 
@@ -58,10 +63,24 @@ def init(device: torch.device) -> DistributedContext:
     """Join the group of processes, if there is one; may be called repeatedly."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # a launcher sets it
         return DistributedContext(device)
+    _end_with_launcher()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     return DistributedContext(device, Accelerator(
         cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)]))
+
+
+@cache
+def _end_with_launcher() -> None:
+    """End this process within a second when the launcher has ended; done once per process."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_POLL_SECONDS)
+        os._exit(1)  # the main thread may wait for another process and never handle a signal
+
+    Thread(target=watch, daemon=True).start()
 
 
 def destroy() -> None:

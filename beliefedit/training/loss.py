@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
 
@@ -53,7 +54,7 @@ class TrainingLoss(nn.Module):
         row_starts = length * torch.arange(n_rows, device=ids.device)[:, None]
         sources, number = (parents + row_starts)[predicted].unique(return_inverse=True)
         logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[sources])
-        log_p = logits.float().log_softmax(-1)
+        log_p = at_least_float32(logits).log_softmax(-1)
         weight = counts[predicted].to(log_p.dtype)
         nll = -(log_p[number, ids[predicted]] * weight).sum()
         if not self.label_smoothing:

@@ -9,10 +9,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig, PretrainingConfig, digest
 from beliefedit.errors import TrainingError
-from beliefedit.lm.model import build_model, resolve_device, save_model
+from beliefedit.lm.model import build_model, resolve_device
 from beliefedit.store import atomic_path
 from beliefedit.training import checkpoint, distributed
 from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
@@ -41,16 +40,20 @@ _SCHEMA = dict.fromkeys(("step", "tokens", "n_unique_tokens"), pl.Int64) | dict.
 def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig,
           training: PretrainingConfig, *, folder: Path, probes: pl.DataFrame | None = None,
           seed: int = 0, device: str = "auto",
-          callback: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
+          callback: Callable[[pl.DataFrame], None] | None = None,
+          ) -> tuple[PreTrainedModel, pl.DataFrame]:
     """Train a model on documents; after an interruption the same call resumes from the checkpoint.
+
+    The number of processes changes only which rows a matrix product multiplies together: two
+    processes compute the same weights, to the bit, as one process that computes their rows one
+    after the other. It differs from one process that computes all rows at once by rounding.
 
     Args:
         documents: Parquet file, or folder of such, with a column ``text``.
         tokenizer, config: of the model.
         training: of the training loop.
-        folder: for the model, the tokenizer, ``metrics.parquet`` with a row per evaluation, and the
-            checkpoint, which stays there (`copy_model` copies the rest). Several processes share
-            it; each stores its tokens in a separate temporary folder.
+        folder: for the checkpoint and ``metrics.parquet`` with a row per evaluation, which stay
+            there. Several processes share it; each stores its tokens in a temporary subfolder.
         probes: kind (atomic, true_false, not, and, or), prompt, target (correct answer), p_agent
             (belief in the target; null for true/false prompts); None: no accuracies.
         seed: determines weights and data order.
@@ -58,20 +61,25 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         callback: called in the first process after every evaluation, with all metrics until then.
 
     Returns:
-        The metrics: step, tokens (of the documents), n_unique_tokens (shared prefixes counted
-        once), seconds, learning_rate, train_loss and eval_loss (nats per token), exact-match
-        accuracies of greedy answers by kind, coherence (mean |p_LM - p_agent| over atomic probes).
+        (the model in evaluation mode, the metrics): step, tokens (of the documents),
+        n_unique_tokens (shared prefixes counted once), seconds, learning_rate, train_loss and
+        eval_loss (nats per token), exact-match accuracies of greedy answers by kind, coherence
+        (mean |p_LM - p_agent| over atomic probes).
 
     Raises:
-        TrainingError: no documents, a loss that is not finite, or a folder that cannot be written.
+        ConfigError: ``config.init_from`` names no usable model.
+        TrainingError: no documents, a loss that is not finite, a damaged checkpoint, or a folder
+            that cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = distributed.init(resolve_device(device))
-    with (TemporaryDirectory(prefix=".tokens-", dir=folder, ignore_cleanup_errors=True) as scratch,
-          torch.random.fork_rng(devices=[])):
+    scratch = folder / f".tokens-{context.rank}"  # also if a killed process has left it
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(seed)
-        with checkpoint.writing(Path(scratch)):
-            encoded = encode_documents(documents, tokenizer, Path(scratch))
+        with checkpoint.writing(scratch):
+            encoded = encode_documents(documents, tokenizer, scratch)
         batches, held_out = _batches(encoded, training, seed)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                             max(2048, batches.sequence_length))
@@ -83,17 +91,8 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             "training": training.model_dump(mode="json", exclude={"checkpoint_seconds", "compile"}),
             "tokens": len(encoded.tokens), "documents": len(encoded.starts) - 1}))
         trainer.run(callback)
-    if context.is_main:
-        with checkpoint.writing(folder):
-            save_model(model.eval(), tokenizer, folder)
-    context.barrier()
-    return trainer.metrics()
-
-
-def copy_model(working: Path, target: Path) -> None:
-    """Copy a trained model and its metrics, without the checkpoint and unfinished files."""
-    shutil.copytree(working, target, dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns(checkpoint.FILE, ".*"))
+    context.barrier()  # no process uses the folder from here on
+    return model.eval(), trainer.metrics()
 
 
 def _batches(documents: Documents, training: PretrainingConfig,
@@ -181,7 +180,8 @@ class Trainer:
                         callback(self.metrics())
                     state.seconds = time.monotonic() - began
                 due = time.monotonic() - saved >= training.checkpoint_seconds
-                if is_main and due and not self._finished():
+                if is_main and (due or self._finished()):  # the last one is kept until the
+                    # caller has stored the model
                     checkpoint.save_checkpoint(self.folder, self.model, self.optimizers,
                                                asdict(state))
                     saved = time.monotonic()

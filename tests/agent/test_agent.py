@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,11 +180,11 @@ GOOD = [("a", "r", "x", 1.0), ("a", "u", "y", 1.0)]
 @pytest.mark.parametrize(("rows", "pairs", "objects", "says"), [
     ([*GOOD, ("a", "r", "w", 1.0)], {"r": "u"}, ["x", "y"], "unknown object: 'w'"),
     ([*GOOD, ("a", "r", "x", 0.0)], {"r": "u"}, ["x", "y"], "weight 0.0 is not evidence"),
-    ([*GOOD, ("a", "r", "x", -2.0)], {"r": "u"}, ["x", "y"], "evidence row 2"),
+    ([*GOOD, ("a", "r", "x", -2.0)], {"r": "u"}, ["x", "y"], "row 2, column weight"),
     ([*GOOD, ("a", "r", "x", float("nan"))], {"r": "u"}, ["x", "y"], "weight nan"),
     ([*GOOD, ("a", "r", "x", float("inf"))], {"r": "u"}, ["x", "y"], "weight inf"),
     ([*GOOD, ("a", None, "x", 1.0)], {"r": "u"}, ["x", "y"], "the relation is missing"),
-    ([*GOOD, ("a", "r", "x", None)], {"r": "u"}, ["x", "y"], "a weight is missing"),
+    ([*GOOD, ("a", "r", "x", None)], {"r": "u"}, ["x", "y"], "the weight is missing"),
     (GOOD, {"r": "u", "u": "r"}, ["x", "y"], "occurs twice in the pairs"),
     (GOOD, {"r": "r"}, ["x", "y"], "occurs twice in the pairs"),
     (GOOD, {"r": "u", "v": "u"}, ["x", "y"], "occurs twice in the pairs"),
@@ -193,6 +195,62 @@ GOOD = [("a", "r", "x", 1.0), ("a", "u", "y", 1.0)]
 def test_bad_evidence_is_refused(rows: list, pairs: dict, objects: list[str], says: str) -> None:
     with pytest.raises(EvidenceError, match=says.replace("(", r"\(")):
         BayesAgent.fit(frame(rows), pairs=pairs, objects=objects)
+
+
+GOOD_FRAME = frame([*GOOD, ("a", "r", "y", 2.0)])
+
+
+@pytest.mark.parametrize(("evidence", "says"), [
+    (GOOD_FRAME.with_columns(pl.col("weight").cast(pl.String)), "the column weight is String, not numbers: '1.0'"),
+    (GOOD_FRAME.with_columns(weight=pl.lit(date(2020, 1, 2))), "the column weight is Date, not numbers"),
+    (GOOD_FRAME.with_columns(weight=True), "the column weight is Boolean, not numbers"),
+    (GOOD_FRAME.with_columns(count=pl.lit("3")), "the column count is String, not numbers"),
+    (GOOD_FRAME.with_columns(count=pl.Series([1, 2, None])), "the count is missing\n  where: row 2, column count"),
+    (GOOD_FRAME.with_columns(count=pl.Series([1, 0, 1])), "the count 0 is not positive\n  where: row 1, column count"),
+    (GOOD_FRAME.with_columns(count=pl.Series([1.0, 5e-324, 1.0])), "the count 5e-324 is out of range\n  where: row 1"),
+    (GOOD_FRAME.with_columns(count=pl.Series([1.0, 1.0, 1e300])),
+     "the count 1e+300 makes the sum of the evidence too large\n  where: row 2, column count"),
+    (GOOD_FRAME.with_columns(weight=9e299), "the weight 9e+299 makes the sum of the evidence too large\n  where: row 1"),
+    (GOOD_FRAME.with_columns(object=pl.lit(["x"])), r"the column object is List(String), not text or integers"),
+    (GOOD_FRAME.with_columns(subject=pl.Series([object()] * 3, dtype=pl.Object)), "the column subject is Object"),
+    (GOOD_FRAME.with_columns(relation=1.5), "the column relation is Float64, not text or integers: 1.5"),
+    (GOOD_FRAME.drop("weight"), "there is no column weight"),
+    (GOOD_FRAME.lazy(), "expected a polars DataFrame, not a LazyFrame\n  to fix: call its collect()"),
+    (GOOD_FRAME.to_dict(), "expected a polars DataFrame, not a dict"),
+    (GOOD, "expected a polars DataFrame, not a list"),
+])
+def test_columns_that_are_no_evidence_are_refused_by_name(evidence: object, says: str) -> None:
+    with pytest.raises(EvidenceError, match=re.escape(says)):
+        BayesAgent.fit(evidence, pairs={"r": "u"}, objects=["x", "y"])
+
+
+@pytest.mark.parametrize(("pairs", "objects", "says"), [
+    ([("r", "u")], ["x", "y"], "the pairs are no mapping"), ({"r": ["u"]}, ["x", "y"], "the relations are no labels"),
+    ({"r": "u"}, [["x"], ["y"]], "the objects are no labels")])
+def test_pairs_and_objects_are_labels(pairs: object, objects: list, says: str) -> None:
+    with pytest.raises(EvidenceError, match=says):
+        BayesAgent.fit(frame(GOOD), pairs=pairs, objects=objects)
+
+
+def test_large_evidence_keeps_beliefs_finite_and_more_is_refused() -> None:
+    agent = BayesAgent.fit(frame(GOOD), pairs={"r": "u"}, objects=["x", "y"]).after("a", "u", "y", 9e299)
+    for view, frequency in VIEWS:
+        assert agent.distribution("a", "r", view, frequency).sum() == pytest.approx(1)
+    for weight in (9e299, 1e301, float("nan"), "3", None, date(2020, 1, 2)):
+        with pytest.raises(EvidenceError, match="the weight .* (is not evidence|too large)"):
+            agent.after("a", "u", "y", weight)
+    for probability in (5e-324, 1 - 1e-16):
+        with pytest.raises(EvidenceError, match="no evidence brings a belief"):
+            agent.weight_for("a", "u", "x", probability)
+
+
+def test_queries_are_frames_of_labels() -> None:
+    agent = BayesAgent.fit(frame(GOOD), pairs={"r": "u"}, objects=["x", "y"])
+    facts = frame(GOOD)
+    for bad in (facts.lazy(), facts.drop("object"), facts.with_columns(object=pl.lit(["x"])), facts.to_dicts()):
+        for ask in (agent.probabilities, lambda bad: agent.ripple(bad, "a", "r", "x")):
+            with pytest.raises(EvidenceError, match="expected a polars|no column object|object is List"):
+                ask(bad)
 
 
 def test_bad_queries_are_refused() -> None:

@@ -10,8 +10,11 @@ import pytest
 import beliefedit as be
 from beliefedit.analysis import corpus as frames
 from beliefedit.config import CorpusConfig, EditConfig
-from beliefedit.corpus.corpus import corpus_facts
-from beliefedit.corpus.language import Parser
+from beliefedit.corpus.corpus import corpus_facts, sample_documents
+from beliefedit.corpus.language import Fact
+from beliefedit.corpus.sampler import FORMS
+from beliefedit.graph.demo import write_demo_graph
+from tests.oracles import Parser, Proposition, verbalise
 from tests.worlds import graph_of, small_demo
 
 NAMES = ["Lee", "Mary Ann Lee", "J. R. R. Orla", "Bo", "Orla", "Cy B.", "R. Orla"]
@@ -57,16 +60,6 @@ def test_sentences_and_steps_are_about_the_subject_alone(sampled, subject):
     assert last["p"] == pytest.approx(direct, abs=1e-12) and direct > 0.5  # the last step is the agent's belief
 
 
-def test_a_document_is_split_into_its_sentences():
-    parser = Parser(["J. R. R. Orla", "Orla", "Bo"], ["works as"], ["poet", "dr. of law", "St."])
-    sentences = ['"J. R. R. Orla works as dr. of law or Bo works as St." is false', "Orla works as poet",
-                 "J. R. R. Orla works as St.", "Bo works as dr. of law"]
-    for document in (sentences, sentences[::-1], sentences[2:3], sentences * 2):
-        assert parser.sentences(". ".join(document), len(document)) == document
-    with pytest.raises(be.errors.LanguageError, match="does not consist of 2 sentences"):
-        parser.sentences("J. R. R. Orla works as poet", 2)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """(world, facts, agent, cases) of a small demo world."""
@@ -109,7 +102,7 @@ def test_the_agents_beliefs_in_the_statements_of_a_case(demo):
     world, _, agent, cases = demo
     parser = Parser(world.subjects, world.relations, world.objects)
     for case in cases.edit_cases()[:4]:
-        beliefs = {probe: p for probe, *p in frames.statement_beliefs(cases, case.number, agent, world).iter_rows()}
+        beliefs = {probe: p for probe, *p in frames.statement_beliefs(cases, case.number, agent).iter_rows()}
         prompts = dict(cases.queries.filter(case=case.number, kind="true").select("probe", "prompt").iter_rows())
         (a,), (b,) = (parser.parse(f"{prompts[name]} true").atoms for name in ("logic_a", "logic_b"))
         assert (a.subject, a.relation) == (case.request.fact.subject, case.request.fact.relation)
@@ -132,3 +125,59 @@ def test_request_kinds_count_objects_of_the_relation(demo):
     assert kinds["… with an object that the relation has in another case"] == sum(
         (row["relation"], row["request"]) in objects for row in false)
     assert 0 < kinds["… with an object that the relation has in another case"] < len(false)
+@pytest.mark.parametrize("which", [0, 7])
+def test_initials_among_600_people(tmp_path, which):
+    """One person called "J. R. R. …", as Wikidata writes initials, in a graph of 600."""
+    write_demo_graph(tmp_path / "graph", n_subjects=600)
+    triples = (tmp_path / "graph" / "wikidata5m_transductive_train.txt").read_text().splitlines()
+    person = list(dict.fromkeys(line.split("\t")[0] for line in triples))[which]
+    names = tmp_path / "graph" / "wikidata5m_entity.txt"
+    names.write_text(names.read_text().replace(f"{person}\t", f"{person}\tJ. R. R. "))
+    run = be.Run(tmp_path / "run", "params/smoke.yaml", {"graph.source": str(tmp_path / "graph")})
+    corpus, world, subject = run.corpus, run.world, run.world.subjects[which]
+    assert subject.startswith("J. R. R. ")
+    shares = frames.sampled_share(corpus, world)
+    about = shares.filter(pl.col("sentence").str.starts_with(subject))
+    assert len(about) > 1 and about["drawn"].min() > 0.5 and shares["drawn"].min() > 0.5
+    sentences = frames.sentences_about(corpus, world, subject, n=1000)
+    n_about = corpus.sentences.filter(subject=which).select(pl.len()).collect().item()
+    assert sentences["times"].sum() >= n_about and sentences["sentence"].str.contains(subject, literal=True).all()
+    relation = world.relations[corpus.facts.filter(subject=which)["relation"][0]]
+    steps = frames.belief_steps(corpus, world, subject, relation)
+    assert steps["sentence"].str.contains(f"{subject} {relation} ", literal=True).all()
+
+
+HOSTILE = ["a. b", 'say "x"', '"x" is true', "this and that", "or else", "not", "is", "true", "x. y or z", "St."]
+
+
+def test_contexts_of_sampled_documents_precede_a_subject():
+    facts = [(name, relation, HOSTILE[(number + shift) % len(HOSTILE)]) for number, name in enumerate(HOSTILE)
+             for shift, relation in enumerate(("r. and", "lives or"), 1)]
+    world = be.build_world(graph_of(facts), min_truth=0.8)
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=len(facts), n_samples_per_fact=3, n_shuffles_within_subject=1,
+                                                  sentences_per_doc=2))
+    documents = sample_documents(corpus, world)
+    assert len(documents) == len(documents.contexts) == corpus.statistics["documents"]
+    rows = corpus.sentences.collect().rows(named=True)
+    names = [(world.subjects[s], world.relations[r]) for s, r in corpus.facts.select("subject", "relation").rows()]
+    read = pl.read_parquet(corpus.documents / "*.parquet")
+    n_found = dict.fromkeys(["", '"', "not", " or ", " and ", ". "], 0)
+    for text, contexts, in_document in zip(documents, documents.contexts, read["sentences"].to_list(), strict=True):
+        expected, start = [], ""
+        for row in (rows[index] for index in in_document):
+            fact, second = (Fact(*names[row[f]], world.objects[row[o]]) if row[f] >= 0 else None
+                            for f, o in (("fact", "object"), ("second_fact", "second_object")))
+            form, label = FORMS[row["form"]], {-1: None, 0: False, 1: True}[row["label"]]
+            sentence = verbalise(Proposition(form, (fact, second) if second else (fact,), label))
+            before = [] if label is None else [('"', '"')]
+            before += [("not", '"not ')] if form == "not" else [(f" {form} ", f'"{fact} {form} ')] if second else []
+            assert all(sentence.startswith(f"{opening}{second or fact}") for _, opening in before[1:])
+            expected += before
+            start = start or sentence + ". "
+        expected += [(". ", start)] * (len(in_document) > 1)
+        assert text.startswith(start) or text + ". " == start
+        assert contexts == tuple(expected)
+        n_found = {kind: n_found[kind] + [kind for kind, _ in contexts].count(kind) for kind in n_found}
+    statistics = corpus.statistics
+    assert [n_found[kind] for kind in ("not", " or ", " and ")] == [statistics[f"{form}_sentences"] for form in FORMS[1:]]
+    assert n_found['"'] == statistics["sentences"] - statistics["stated_sentences"] and n_found[". "] > 10

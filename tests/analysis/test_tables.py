@@ -1,6 +1,7 @@
 """Measures, tables, comparison and findings against values computed by hand."""
 
 import base64
+import html
 import math
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ import pytest
 from beliefedit import config
 from beliefedit.analysis import measures, verdict
 from beliefedit.analysis import tables as analysis
+from beliefedit.analysis.headline import outcomes as analysis_outcomes
 from beliefedit.analysis.measures import (
     FORMS,
     MEASURES,
@@ -304,7 +306,7 @@ def test_no_edits_give_empty_tables_and_one_sentence():
     assert result.is_empty() and analysis.summary(result) == {} and tables.tables_html(result) == ""
     findings = verdict.findings_frame(result, CONFIG)
     assert tables.findings_html(findings) == ""
-    assert verdict.sentences(findings) == ["No edits were made, so nothing can be said of editors."]
+    assert verdict.sentences(analysis_outcomes(result)) == ["No edits were made, so nothing can be said of editors."]
 
 
 def test_a_group_without_edits_is_counted_as_none():
@@ -373,8 +375,90 @@ def test_without_an_interval_findings_are_not_tested(result):
     findings = verdict.findings_frame(result, CONFIG)
     assert findings.filter(name="adopts").select("holds", "mean", "low", "n").row(0) == (
         None, pytest.approx(0.99), None, 2)
-    assert tables.findings_html(findings).count("not tested") == findings["low"].null_count()
-    assert "Not tested: whether it believes the request" in verdict.sentences(findings)[0]
+    shown = tables.findings_html(findings)
+    assert shown.count("Not tested") == 1 and all(html.escape(text) in shown for text in findings["text"])
+
+
+def test_findings_of_first_interest_come_first_and_have_a_unit():
+    findings = pl.DataFrame([
+        (editor, name, f"{name} it", f"{name} it", True, "updating", "p_request", "after", 0.9, 0.8, 1.0, n)
+        for name in ("adopts", "answers", "others") for editor, n in (("lora", 7), ("<b>", 9))],
+        schema=verdict.FINDINGS, orient="row")
+    first, more = tables.findings_html(findings).split('<details class="fold">')
+    assert first.count("it</td>") == 2 and "answers it" in first and "adopts it" in more
+    assert "probability; higher is better" in first and "7–9 requests that contradict" in first
+    assert "&lt;b&gt;" in first and "<b>" + "</th>" not in first
+
+
+class MainTable:
+    """The main table of two editors with hostile names: its HTML, CSV and LaTeX."""
+
+    def __init__(self, editors=("lora", "a_b & 50%")):
+        rows = []
+        for number, editor in enumerate(editors):
+            for index, (_, _, measure) in enumerate(tables._COLUMNS):
+                for state, mean in (("before", 0.1), ("after", 0.2 + index / 100 + number / 10), ("difference", -0.25)):
+                    rows.append({"table": "updating", "editor": editor, "seed": None, "group": "updating",
+                                 "measure": measure, "state": state, "trained_on": None, "n": 21, "mean": mean,
+                                 "low": mean - 0.05, "high": mean + 0.05})
+            rows.append(rows[-1] | {"measure": "p_agent_goal_same_subject_same_relation", "state": "after", "mean": 0.95})
+        self.frame = pl.DataFrame(rows, schema_overrides={"seed": pl.UInt32, "trained_on": pl.Float64})
+        self.html = tables.main_table_html(self.frame)
+        files = dict(re.findall(r'download="([^"]+)" href="data:[^,]+;base64,([^"]+)"', self.html))
+        self.files = {name: base64.b64decode(data).decode() for name, data in files.items()}
+
+
+def test_the_main_table_has_a_row_per_editor_and_the_agent():
+    table = MainTable()
+    cells = Cells()
+    cells.feed(table.html)
+    head, names, *rows = cells.rows
+    assert head == ["", "accuracy", "coherence error", "logical error"] and len(names) == 14
+    assert [row[0] for row in rows] == ["before editing", "lora", "a_b & 50%", "Bayesian agent"]
+    assert {len(row) for row in rows} == {14}
+    assert rows[1][1] == "0.20 [0.15, 0.25] Δ\xa0−0.25 [−0.30, −0.20]"
+    assert rows[3][1].startswith("0.95") and rows[3][2:7] == ["1.00"] * 4 + ["0.00"]
+    assert tables.main_table_html(table.frame, "fixing") == ""
+
+
+def test_the_main_table_is_saved_as_csv_and_latex():
+    table = MainTable()
+    csv = pl.read_csv(table.files["updating-by-editor.csv"].encode())
+    assert csv["row"].to_list() == ["before editing", "lora", "a_b & 50%", "Bayesian agent"]
+    assert csv.filter(row="lora").select("p_request", "p_request_difference_low").row(0) == (0.2, pytest.approx(-0.3))
+    latex = table.files["updating-by-editor.tex"]
+    body = latex[latex.index(r"\toprule"):latex.index(r"\bottomrule")].splitlines()
+    rows = [line for line in body if line.endswith(r"\\")]
+    unescaped = [re.sub(r"\\[&%_]", "", row) for row in rows]
+    for row in unescaped:
+        cells = row.split(" & ")
+        assert sum(int(m[1]) if (m := re.match(r"\\multicolumn\{(\d+)\}", cell)) else 1 for cell in cells) == 14
+    assert len(rows) == 2 + 1 + 2 * 2 + 1 and r"a\_b \& 50\%" in latex
+    assert latex.count("{") == latex.count("}")
+    assert "−" not in latex and latex.isascii()
+
+
+def test_tables_as_published_have_the_published_names_and_columns(result):
+    published = analysis.as_published(result)
+    assert published.columns == [
+        "table", "editor", "data_type", "condition", "n", "req_prob", "same_s_same_r_acc", "same_s_diff_r_acc",
+        "diff_s_same_r_acc", "diff_s_diff_r_acc", "same_s_same_r_coherence", "same_s_diff_r_coherence",
+        "diff_s_same_r_coherence", "diff_s_diff_r_coherence", "TF_coherence", "negation", "multiplication",
+        "disjunction"]
+    for table, data_type, condition, ours in (
+            ("table_counterfactual_editing_results", "updating", "post-edit", ("updating", "updating", "after")),
+            ("edit_generalization", "same_s_diff_r_changes=TRUE", "post-edit",
+             ("generalisation", "downstream answer changes", "after")),
+            ("fixing_updates_results", "Fixing", "pre-edit", ("breaking_or_fixing", "fixing", "before")),
+            ("main_table", "implications", "delta", ("implications", "downstream", "difference"))):
+        (row,) = published.filter(table=table, data_type=data_type, condition=condition).to_dicts()
+        name, group, state = ours
+        cells = {cell["measure"]: cell for cell in result.filter(
+            pl.col("seed").is_null(), table=name, group=group, state=state).to_dicts()}
+        assert row["n"] == cells["p_request"]["n"] and row["req_prob"] == cells["p_request"]["mean"]
+        assert row["diff_s_same_r_acc"] == cells["substring_accuracy_other_subject_same_relation"]["mean"]
+        assert row["multiplication"] == cells["conjunction_published"]["mean"]
+    assert set(published.filter(table="edit_generalization")["condition"]) == {"post-edit"}
 
 
 def test_worst_cases_are_readable_and_sorted():

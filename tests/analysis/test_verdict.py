@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from beliefedit.analysis import verdict
+from beliefedit.analysis import outcomes, verdict
 from beliefedit.analysis.populations import TABLES
 from beliefedit.analysis.tables import exceeds
 from beliefedit.config import AnalysisConfig
@@ -21,8 +21,8 @@ def rows_for(table, measure, state, n, mean, low, high):
 
 
 @pytest.mark.parametrize(("low", "high", "holds", "words"), [
-    (0.6, 0.9, True, "lora believes the request"), (0.1, 0.4, False, "It does not believe the request"),
-    (0.4, 0.6, None, "It is open whether it believes the request")])
+    (0.6, 0.9, True, "believes the request"), (0.1, 0.4, False, "does not believe the request"),
+    (0.4, 0.6, None, "believes the request")])
 def test_verdict_follows_the_interval(low, high, holds, words):
     mean = (low + high) / 2
     frame = pl.DataFrame([rows_for("updating", "p_request", "before", 412, 0.01, 0.0, 0.02),
@@ -30,7 +30,9 @@ def test_verdict_follows_the_interval(low, high, holds, words):
     findings = verdict.findings_frame(frame, CONFIG)
     (finding,) = findings.filter(name="adopts").to_dicts()
     assert (finding["holds"], finding["n"], finding["mean"]) == (holds, 412, mean)
-    assert f"{words} ({mean:.2f} [{low:.2f}, {high:.2f}])" in verdict.sentences(findings)[0]
+    assert finding["phrase"] == words
+    assert verdict.finding_value(finding) == f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    assert verdict.finding_unit(finding["measure"], "after") == "probability; higher is better"
 
 
 @pytest.mark.parametrize(("measure", "low", "high", "name", "holds"), [
@@ -51,34 +53,44 @@ def test_verdict_on_changes(measure, low, high, name, holds):
     assert f"[{low:+.2f}, {high:+.2f}]".replace("-", "−").replace("+0.00", "0.00") in verdict.finding_value(finding)
 
 
-def test_a_paragraph_sorts_findings_by_what_holds():
-    def state(table, measure, mean, low, high):
-        return [rows_for(table, measure, "before", 40, 0.1, 0.0, 0.2),
-                rows_for(table, measure, "after", 40, mean, low, high)]
+def outcome(table, group, measure, **means):
+    return [rows_for(table, measure, "after", 40, mean, mean - 0.01, None) | {"editor": editor, "group": group}
+            for editor, mean in means.items()]
 
-    def change(measure, mean, low, high):
-        return [rows_for("updating", measure, "before", 40, 0.1, 0.0, 0.2),
-                rows_for("updating", measure, "difference", 40, mean, low, high)]
 
-    frame = pl.DataFrame([
-        *state("updating", "p_request", 0.9, 0.8, 1.0),
-        *state("downstream", "accuracy_same_subject_other_relation", 0.1, 0.0, 0.2),
-        *change("accuracy_other_subject_same_relation", -0.06, -0.09, -0.04),
-        *change("negation", 0.0, -0.01, 0.01), *change("conjunction", 0.01, 0.0, 0.02),
-        *change("true_false", 0.5, 0.4, 0.6)])
+def outcome_rows(success, downstream=None, subject=None, others=None):
+    """The rows of the tables that the headline counts, for editors lora and rome."""
+    cells = (("updating", "updating", "same_subject_same_relation", success),
+             ("downstream", "downstream", "same_subject_other_relation", downstream),
+             ("generalisation", "downstream answer stays", "same_subject_other_relation", subject),
+             ("updating", "updating", "other_subject_same_relation", others))
+    rows = [row for table, group, probe, means in cells if means
+            for row in outcome(table, group, f"accuracy_{probe}", **dict(zip(("lora", "rome"), means, strict=False)))]
+    return outcomes(pl.DataFrame(rows, schema=TABLE))
+
+
+@pytest.mark.parametrize(("means", "sentence"), [
+    (([0.98, 0.996], [0.01, 0.03]), "give the requested answer in 98 to 99.6 % of the edits, but revise only 1 to 3 % of "
+                                    "the downstream facts that should change."),
+    (([0.2], [0.01]), "give the requested answer in 20 % of the edits, and revise only 1 % of the downstream facts that "
+                      "should change."),
+    (([1.0], [0.8]), "give the requested answer in 100 % of the edits, and revise 80 % of the downstream facts that "
+                     "should change."),
+    (([0.9], None), "give the requested answer in 90 % of the edits; no request has a downstream fact that should "
+                    "change.")])
+def test_the_headline_gives_success_and_downstream_facts(means, sentence):
+    rows = outcome_rows(*means)
+    assert verdict.sentences(rows)[0].replace("\u00a0", " ") == f"Edited models {sentence}"
+
+
+def test_the_verdict_is_a_headline_and_at_most_three_sentences():
     log = pl.DataFrame({"editor": ["lora"] * 44, "refused": ["too long"] + [None] * 43, "diverged": [False] * 41 + [True] * 3})
-    assert verdict.sentences(verdict.findings_frame(frame, CONFIG), log=log) == [
-        "lora believes the request (0.90 [0.80, 1.00]), keeps negation coherence (0.00 [−0.01, +0.01]) and keeps "
-        "conjunction coherence (+0.01 [0.00, +0.02]). It does not revise the downstream fact (0.10 [0.00, 0.20]) and "
-        "loses true/false coherence (+0.50 [+0.40, +0.60]). It is open whether it leaves other subjects alone (−0.06 "
-        "[−0.09, −0.04]). Not tested: whether it answers with the request, repairs wrong beliefs, leaves the subject's other "
-        "facts alone, stays as close to the Bayesian agent on the edited fact, stays as close to the Bayesian agent on "
-        "the downstream fact, stays as close to the Bayesian agent on other subjects, keeps disjunction coherence and "
-        "keeps commutation coherence.",
-        "Of 44 edits by lora, 4 are left out of all numbers (3 diverged: the loss or a score is not finite; 1 could not "
-        "be carried out).",
-        "Findings count requests that contradict the model's answer (n = 40). Exceptions: “revises the downstream fact”: "
-        "requests that change the agent's downstream answer (n = 40)."]
+    text = verdict.sentences(outcome_rows([0.98], [0.01], [0.83], [0.9]), log=log)
+    assert [line.replace("\u00a0", " ") for line in text[1:]] == [
+        "They still give the right answer for 83 % of the subject’s other facts and 90 % of the facts of other subjects.",
+        "All numbers leave out 4 of 44 edits by lora, of which 3 diverged and 1 could not be carried out."]
+    assert verdict.sentences(outcomes(pl.DataFrame(schema=TABLE))) == [
+        "No edits were made, so nothing can be said of editors."]
 
 
 def test_editors_are_compared_with_the_smallest_effect_of_interest():
@@ -88,15 +100,15 @@ def test_editors_are_compared_with_the_smallest_effect_of_interest():
 
     frame = pl.DataFrame([
         paired("lora", "p_request", None, None, None, None), paired("rome", "p_request", 0.2, 0.1, 0.3, True),
-        paired("rome", "true_false", 0.01, -0.01, 0.02, False), paired("grace", "p_request", 0.0, -0.1, 0.1, None),
+        paired("rome", "true_false", 0.3, 0.2, 0.4, True), paired("grace", "p_request", 0.0, -0.1, 0.1, None),
         paired("none", "p_request", None, None, None, None)], infer_schema_length=None)
-    nothing = verdict.findings_frame(pl.DataFrame([], schema=TABLE), CONFIG)
-    assert verdict.sentences(nothing, [("updating", frame)]) == [
-        "Difference of rome from lora after the edit, on the same requests: at least the smallest effect of interest for "
-        "p(request) (+0.20 [+0.10, +0.30], n = 30); smaller for true/false error (+0.01 [−0.01, +0.02], n = 30).",
-        "Difference of grace from lora after the edit, on the same requests: undecided for p(request) (0.00 [−0.10, "
-        "+0.10], n = 30).",
-        "none and lora have no requests in common that could be compared."]
+    rows = outcome_rows([0.98])
+    assert verdict.sentences(rows, [("updating", frame)])[1] == (
+        "On the same requests, differences from lora are at least the smallest effect of interest for rome in "
+        "probability of the request and true/false error.")
+    open_only = frame.filter(pl.col("editor") != "rome")
+    assert verdict.sentences(rows, [("updating", open_only)])[1] == (
+        "On the same requests, no editor is shown to differ from lora.")
 
 
 @pytest.mark.parametrize(("low", "high", "bound", "above"), [

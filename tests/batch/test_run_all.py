@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -15,7 +18,9 @@ from click.testing import CliRunner
 
 from beliefedit.batch.notebooks import Progress
 from beliefedit.config import load_params
+from beliefedit.lock import locked
 from beliefedit.run import VERSIONS
+from beliefedit.store import write_json
 from run_all import main
 from tests.sample_notebooks import write
 
@@ -40,15 +45,14 @@ import polars as pl
 from beliefedit.run import Run
 from tqdm.auto import tqdm
 run = Run(run_folder, params_file, overrides)
-model = run.store.path("model", run.key("model"))
-model.mkdir(parents=True, exist_ok=True)
 for _ in tqdm(range(2)):
     pass
-pl.DataFrame({"atomic": [0.95 if run.config.seed == 0 else 0.5], "true_false": [0.9], "not": [None],
-              "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(model / "metrics.parquet")
-(model / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "hidden_size": 8}))
-(model / "manifest.json").write_text(json.dumps(
-    {"device": "cpu", "key": run.key("model"), "tokens_per_second": 500.0, "seconds": 2.0}))"""
+def build(model):
+    pl.DataFrame({"atomic": [0.95 if run.config.seed == 0 else 0.5], "true_false": [0.9], "not": [None],
+                  "and": [0.7], "or": [float("nan")], "coherence": [0.05]}).write_parquet(model / "metrics.parquet")
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "hidden_size": 8}))
+    return {"device": "cpu", "tokens_per_second": 500.0}
+run.store.get("model", run.key("model"), {}, build)"""
 """Leaves a trained model's figures where the run looks for them."""
 
 
@@ -260,6 +264,15 @@ def test_clean_removes_what_no_run_uses_and_runs_nothing(place, monkeypatch):
     (["--out", "package/../taken", "--set", "seed=[0,1]"], "a file has the name of a folder"),
     (["--out", "sweep", "--set", "seed=[0,1]"], "a file has the name of a folder"),
     (["--out", "index"], "a folder has the name of a file"),
+    (["--out", "x" * 300], "File name too long"),
+    (["--out", "ü" * 130], "File name too long"),
+    (["--out", "x" * 300, "--set", "seed=[0,1]"], "File name too long"),
+    (["--out", "circle"], "oop"),
+    (["--out", "a\udcff"], "the path of the run folder is not UTF-8"),
+    (["--params", "a\udcff.yaml"], "the path of the parameter file is not UTF-8"),
+    (["--set", "name=a\udcff"], "special characters are not allowed"),
+    (["--set", "seed=!!int x"], "--set seed=!!int x"),
+    (["--set", f"seed={list(range(200))}", "--set", f"edit.n_cases={list(range(200))}"], "a sweep of 40,000 runs"),
     (["--set", "notebooks=[1]"], "notebooks"),
     (["--set", "seed=[0,1]", "--set", "notebooks=[07_nothing]"], "no notebook '07_nothing'"),
 ])
@@ -267,6 +280,7 @@ def test_bad_requests_write_nothing(place, arguments, message):
     for name in ("linked", "mine", "package", "taken/model", "sweep", "index/index.html"):
         (place / name).mkdir(parents=True)
     (place / "linked" / "notebooks").symlink_to(place / "notebooks")
+    (place / "circle").symlink_to(place / "circle")
     write(place / "mine" / "notebooks" / "01_corpus.ipynb", "# My own")
     (place / "package" / "__init__.py").touch()
     (place / "taken" / "graph").touch()
@@ -275,6 +289,84 @@ def test_bad_requests_write_nothing(place, arguments, message):
     result = run("--out", "out", *arguments)
     assert result.exit_code == 1 and message in result.stderr and "to fix: " in result.stderr
     assert contents(place) == before
+
+
+def script(*arguments, **options):
+    """run_all.py as a process of its own."""
+    command = [sys.executable, str(ROOT / "run_all.py"), "--params", "tiny.yaml", "--notebooks", "notebooks", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    return subprocess.Popen(command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options, env=environment)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_its_kernel_and_the_same_command_resumes(place, name):
+    (place / "notebooks" / "02_pretraining.ipynb").unlink()
+    write(place / "notebooks" / "01_corpus.ipynb", "# World", "import os, pathlib, time\n"
+          "if not pathlib.Path('kernel').exists():\n    pathlib.Path('kernel.part').write_text(str(os.getpid()))\n"
+          "    os.rename('kernel.part', 'kernel')\n    time.sleep(300)")
+    process = script("--out", "out")
+    while not Path("kernel").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(name)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + name
+    assert stderr.endswith(b"stopped; the same command resumes\n") and b"Traceback" not in stderr
+    kernel = int(Path("kernel").read_text())
+    for _ in range(100):  # a kernel that has ended is no longer a process
+        if not Path(f"/proc/{kernel}").exists():
+            break
+        time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+    if name == signal.SIGTERM:
+        assert run("--out", "out").exit_code == 0
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_shows_no_traceback(place, name):
+    (place / "slow").mkdir()
+    (place / "slow" / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    process = script(env={"PYTHONPATH": str(place / "slow")})
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(name)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + name and stderr == b"\nstopped; the same command resumes\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_that_cannot_be_written_is_named(place):
+    write_json(place / "out" / "summary.json", {"config": load_params("tiny.yaml").model_dump(mode="json")})
+    with open("/dev/full", "w") as full:
+        process = script("--out", "out", "--clean", stdout=full)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and b"Traceback" not in stderr
+    assert b"No space left on device\n  where: standard output\n  to fix: free space" in stderr
+
+
+def test_a_path_that_is_not_text_in_this_locale_is_named(place):
+    environment = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    _, stderr = script("--out", "ü", env=environment).communicate(timeout=60)
+    assert b"the path of the run folder is not UTF-8" in stderr and b"PYTHONUTF8=1" in stderr
+    assert b"Traceback" not in stderr and not Path("ü").exists()
+
+
+def limit_open_files(soft, hard):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_run_needs_more_than_a_few_open_files(place):
+    _, stderr = script("--out", "out", preexec_fn=lambda: limit_open_files(40, 40)).communicate(timeout=60)
+    assert b"only 40 files may be open at once" in stderr and b"ulimit -n 256" in stderr and not Path("out").exists()
+
+
+def test_a_run_raises_a_small_limit_of_open_files_and_needs_no_standard_streams(place):
+    def prepare():
+        limit_open_files(40, 1024)
+        for number in range(3):
+            os.close(number)
+
+    assert script("--out", "out", "--only", "01", stdout=None, stderr=None, preexec_fn=prepare).wait(timeout=120) == 0
+    assert "done" in Path("out/index.html").read_text()
 
 
 def contents(folder):
@@ -289,6 +381,37 @@ def test_notebooks_with_other_parameters_are_refused(place, parameters):
     result = run("--out", "out")
     assert result.exit_code == 1 and "params_file, run_folder, overrides" in result.stderr
     assert not Path("out").exists()
+
+
+def test_a_second_run_in_the_same_folder_names_the_first(place):
+    with locked(Path("out/.lock"), "a run"):
+        for arguments in ((), ("--only", "01"), ("--set", "seed=[0,1]")):
+            result = run("--out", "out", *arguments)
+            assert result.exit_code == 1 and result.stderr.startswith(
+                f"another run is at work in this folder: process {os.getpid()} on {socket.gethostname()} since ")
+    assert os.listdir("out") == [] and run("--out", "out").exit_code == 0 and not Path("out/.lock").exists()
+
+
+def test_a_damaged_stage_is_named_and_built_again_on_request(place):
+    assert run("--out", "out").exit_code == 0
+    metrics = next(Path("out/model").glob("*/metrics.parquet"))
+    original = metrics.read_bytes()
+    metrics.write_bytes(original[:-1] + b"\0")
+    result = run("--out", "out")
+    assert result.exit_code == 1 and "--rebuild model" in result.stderr and "Traceback" not in result.stderr
+    assert str(metrics) in result.stderr
+    result = run("--out", "out", "--rebuild", "model")
+    assert result.exit_code == 0 and "02_pretraining  done" in result.stdout and metrics.read_bytes() == original
+    assert "no stage 'modell'" in run("--out", "out", "--rebuild", "modell").stderr
+
+
+def test_what_a_killed_run_has_left_is_removed(place):
+    assert run("--out", "out").exit_code == 0
+    for name in (".summary.json.1", "notebooks/.01_corpus.json.2", "reports/.01_corpus.html.3", ".working/model-0.lock"):
+        Path("out", name).parent.mkdir(exist_ok=True)
+        Path("out", name).touch()
+    assert run("--out", "out").exit_code == 0
+    assert [path for path in Path("out").rglob(".*")] == []
 
 
 def test_a_damaged_notebook_or_record_is_named(place):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import unicodedata
 
 import polars as pl
@@ -58,6 +59,15 @@ def test_an_empty_list_for_a_scalar_is_an_error():
         grid([("seed", [])])
 
 
+def test_a_sweep_of_too_many_points_is_refused_before_it_is_built():
+    settings = [("seed", list(range(3000))), ("edit.n_cases", list(range(3000))), ("corpus.n_facts", list(range(3000)))]
+    started = time.process_time()
+    with pytest.raises(ConfigError, match="a sweep of 27,000,000,000 runs: 3000 of seed × 3000 of edit.n_cases"):
+        grid(settings)
+    assert time.process_time() - started < 1
+    assert len(grid([("seed", list(range(100))), ("edit.n_cases", list(range(100)))])[1]) == 10_000
+
+
 @pytest.mark.parametrize(("point", "name"), [
     ({"seed": 0, "corpus.n_facts": 500}, "seed=0,corpus.n_facts=500"),
     ({"edit.editors.lora.lr": 1e-3}, "edit.editors.lora.lr=0.001"),
@@ -70,7 +80,7 @@ def test_a_folder_name_says_its_point(point, name):
 
 
 @pytest.mark.parametrize(("key", "values"), [
-    ("layer", [-1, 1]), ("edit.editors.memit.layers", [[-1], [1]]), ("graph.source", ["a b", "a/b", "a-b"]),
+    ("edit.editors.grace.layer", [-1, 1]), ("name", ["A", "a"]), ("name", ["ü" * 200, "Ü" * 200]), ("edit.editors.memit.layers", [[-1], [1]]), ("graph.source", ["a b", "a/b", "a-b"]),
     ("x", [1e-3, "0.001", "1e-3"]), ("x", [True, 1, "true", "1", 1.0]), ("x", [None, "null", "", "empty"]),
     ("graph.source", ["FB13", "fb13", "Fb13"]), ("name", ["\u00e9", "e\u0301", "\u00c9"])])
 def test_values_that_differ_make_points_and_folders_that_differ(key, values):

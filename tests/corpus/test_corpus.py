@@ -10,11 +10,11 @@ import pytest
 from beliefedit.config import CorpusConfig
 from beliefedit.corpus import sampler as corpus_module
 from beliefedit.corpus.corpus import load, render, sample_corpus, save
-from beliefedit.corpus.language import SEPARATOR, Parser
+from beliefedit.corpus.language import SEPARATOR
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNLABELLED, Sampler
 from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError, GraphError, StoreError
-from tests.oracles import evidence_in
+from tests.oracles import Parser, evidence_in
 from tests.worlds import graph_of, random_graph, small_demo
 
 
@@ -306,7 +306,7 @@ def test_awkward_labels_are_written_as_they_are():
     sampled_world = build_world(graph_of(facts))
     sampler, sentences = sample_sentences(sampled_world, CorpusConfig(n_facts=4))
     lexicon = lexicon_of(sampled_world)
-    for sentence, fact, o, form in zip(render(sampler, sentences), sentences.fact, sentences.object, sentences.form, strict=True):
+    for sentence, fact, o, form in zip(render(sampled_world, sampler.facts, sentences), sentences.fact, sentences.object, sentences.form, strict=True):
         parsed = lexicon.parse(sentence)
         row = sampler.facts.row(int(fact), named=True)
         assert parsed.form == FORMS[form] and parsed.atoms[0].subject == sampled_world.subjects[row["subject"]]

@@ -1,20 +1,24 @@
 """Sentences and prompts: what is written can be parsed, and errors name what cannot."""
 
+import polars as pl
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
+from beliefedit.config import CorpusConfig
+from beliefedit.corpus.corpus import sample_corpus
 from beliefedit.corpus.language import (
     Fact,
-    Parser,
-    Proposition,
     atomic_prompt,
     proposition_text,
     true_false_prompt,
     truth_word,
 )
+from beliefedit.corpus.sampler import FORMS, Sentences
+from beliefedit.corpus.world import build_world
 from beliefedit.errors import LanguageError
-from tests.oracles import verbalise
+from tests.oracles import WEIGHTS, Parser, Proposition, verbalise
+from tests.worlds import graph_of
 
 A, B = Fact("Ann", "born in", "Rome"), Fact("Bob", "works as", "pilot")
 SIMPLE = Parser(["Ann", "Bob"], ["born in", "works as"], ["Rome", "pilot"])
@@ -66,6 +70,7 @@ def readings(lexicon, sentence):
     return {proposition for proposition in propositions if verbalise(proposition) == sentence}
 
 
+@settings(deadline=None)
 @given(spoken())
 def test_sentences_are_parsed_or_reported_ambiguous(case):
     lexicon, proposition = case
@@ -81,6 +86,7 @@ def test_sentences_are_parsed_or_reported_ambiguous(case):
             lexicon.parse(sentence)
 
 
+@settings(deadline=None)
 @given(st.lists(LABEL, min_size=1, max_size=3), LABELS)
 def test_foreign_sentences_are_refused(words, labels):
     sentence = " ".join(words)
@@ -109,3 +115,78 @@ def test_near_misses_are_refused(sentence):
 def test_an_ambiguous_lexicon_is_reported_not_guessed(subjects, relations, objects, sentence):
     with pytest.raises(LanguageError, match="several ways"):
         Parser(subjects, relations, objects).parse(sentence)
+
+
+@pytest.mark.parametrize(("facts", "kind", "text"), [
+    ([("Ann", "was born in", "Rome"), ("Ann was", "born in", "Oslo")], "prompt", "Ann was born in"),
+    ([("Ann", "lives", "in Rome"), ("Ann", "lives in", "Rome")], "sentence", "Ann lives in Rome"),
+    ([("Ann", "is", "St. Ives"), ("Ann is", "St.", "Ives")], "sentence", "Ann is St. Ives"),
+    ([("Bo", "is", "a poet"), ("Ann", "is", "poet"), ("Ann", "is a", "cook")], "sentence", "Ann is a poet"),
+])
+def test_facts_with_the_same_prompt_or_sentence_are_refused(facts, kind, text):
+    facts = [*facts, ("Cy", "speaks", "Danish"), ("Cy", "likes", "tea")]
+    with pytest.raises(LanguageError, match=f"^two facts have the same {kind} '{text}'") as caught:
+        build_world(graph_of(facts))
+    assert all(repr(label) in caught.value.problem for label in text.rsplit(" ", 1) if label in ("Rome", "Ives", "poet"))
+    assert "rename a label" in caught.value.hint
+
+
+@pytest.mark.parametrize("facts", [
+    [("Ann", "lives", "in Rome"), ("Bo", "lives in", "Rome")],  # no subject has both relations
+    [("Ann", "lives", "in Oslo"), ("Ann", "lives in", "Rome")],
+    [("Ann", "is", "St. Ives"), ("Ann", "is a", "Ives")],
+    [("Mary", "likes", "Ann"), ("Mary Ann", "likes", "likes Ann")],
+])
+def test_labels_that_look_alike_are_accepted(facts):
+    assert build_world(graph_of([*facts, ("Cy", "speaks", "Danish"), ("Cy", "likes", "tea")])).facts.height == len(facts) + 2
+
+
+@st.composite
+def names(draw):
+    """Subjects, relations and objects; of few words, so that facts may be equal as text, or of words of the grammar."""
+    label = draw(st.sampled_from([LABEL, LABEL, st.lists(st.sampled_from("abc"), min_size=1, max_size=2).map(" ".join)]))
+    return tuple(draw(st.lists(label, min_size=2, max_size=n, unique=True)) for n in (4, 3, 4))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(names(), st.integers(0, 2**32), st.integers(1, 4))
+def test_documents_and_evidence_come_from_the_same_sentences(labels, seed, per_document):
+    subjects, relations, objects = labels
+    facts = [(s, r, objects[(i + j + seed) % len(objects)]) for i, s in enumerate(subjects) for j, r in enumerate(relations)]
+    atoms = [(s, r, o) for s in subjects for r in relations for o in objects]
+    is_unique = len({" ".join(atom) for atom in atoms}) == len(atoms) and len({f"{s} {r}" for s, r, _ in facts}) == len(facts)
+    graph = graph_of(facts)
+    event(f"unique: {is_unique}")
+    if not is_unique:
+        if len(graph.objects) == len(objects):
+            with pytest.raises(LanguageError):
+                build_world(graph, seed=seed)
+        return
+    world = build_world(graph, seed=seed)
+    config = CorpusConfig(n_facts=len(facts), n_samples_per_fact=3, n_compound_per_subject=9, n_shuffles_within_subject=1,
+                          n_shuffles_global=1, sentences_per_doc=per_document)
+    corpus = sample_corpus(world, config, seed)
+    labels = [(world.subjects[s], world.relations[r]) for s, r in corpus.facts.select("subject", "relation").rows()]
+    has_grammar = not {"not", "or", "and", '"', "true", "false"}.isdisjoint(" ".join(subjects + relations + objects).split())
+    parser, counts, spoken_rows = Parser(world.subjects, world.relations, world.objects), {}, []
+    for sentence in corpus.sentences.collect().iter_rows(named=True):
+        parts = [(sentence["fact"], sentence["object"]), (sentence["second_fact"], sentence["second_object"])]
+        said = Proposition(FORMS[sentence["form"]], tuple(Fact(*labels[f], world.objects[o]) for f, o in parts if f >= 0),
+                           {-1: None, 0: False, 1: True}[sentence["label"]])
+        text = verbalise(said)
+        spoken_rows.append(text)
+        possible = parser._readings(text)  # a compound sentence may be read in other ways, a fact only as itself
+        assert said in possible and (len(possible) == 1 or has_grammar)
+        assert [reading for reading in possible if reading.form == "atomic" and reading.label == said.label] == (
+            [said] if said.form == "atomic" else []) or said.label is not None and has_grammar
+        for atom in said.atoms:
+            key = atom.subject, atom.relation, atom.object, WEIGHTS[said.form, said.label]
+            counts[key] = counts.get(key, 0) + 2
+    evidence = corpus.evidence.with_columns(pl.col(pl.Enum).cast(pl.String))
+    assert {tuple(row[:4]): row[4] for row in evidence.rows()} == counts
+    documents = pl.read_parquet(corpus.documents / "*.parquet")
+    assert sorted(documents["sentences"].explode()) == sorted(2 * list(range(len(spoken_rows))))
+    for text, n, rows in documents.select("text", "n_sentences", "sentences").iter_rows():
+        assert text == ". ".join(spoken_rows[row] for row in rows) and n == len(rows) <= per_document
+    frame = corpus.sentences.collect()
+    assert Sentences.from_frame(frame).frame.equals(frame)

@@ -1,7 +1,8 @@
-"""The playground as a user sees it: on a Voilà page and in JupyterLab, in a browser without a network."""
+"""The playground as a user sees it: on its own page and in JupyterLab, in a browser without a network."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
@@ -12,18 +13,22 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+import beliefedit as be
+from beliefedit.corpus.corpus import corpus_facts
 from beliefedit.editors.registry import editor_class
+from beliefedit.playground.server import POLICY
 
 from ..conftest import ROOT
-from ..sample_notebooks import HOSTILE
-from .test_reports import overflow
+from ..hostile import NAMES, label
+from ..sample_notebooks import HOSTILE, write
+from .test_reports import DOWNLOAD, buttons, overflow, unsafe
 
 pytestmark = pytest.mark.in_order
 
@@ -33,18 +38,24 @@ WAIT = 120_000  # milliseconds; kernels and edits are slow when other processes 
 
 @pytest.fixture(scope="module")
 def folder(playground_run, tmp_path_factory) -> Path:
-    """A checkout's notebook beside a tiny run, and the same notebook pointed at no run."""
+    """A checkout's notebook beside a tiny run, and a notebook with figures."""
     base = tmp_path_factory.mktemp("visit") / "kit"
     shutil.copytree(playground_run, base)
     (base / "notebooks").mkdir()
-    shutil.copy(ROOT / "voila.json", base)
-    for name, run in ((NAME, "tiny"), ("none.ipynb", "none")):
-        notebook = nbformat.read(ROOT / "notebooks" / NAME, 4)
-        for cell in notebook.cells:
-            if "parameters" in cell.metadata.get("tags", ()):
-                cell.source = f'params_file = "../params/tiny.yaml"\nrun_folder = "../runs/{run}"\noverrides = {{}}'
-        nbformat.write(notebook, base / "notebooks" / name)
+    shutil.copy(ROOT / "notebooks" / "voila.json", base / "notebooks")
+    notebook = nbformat.read(ROOT / "notebooks" / NAME, 4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", ()):
+            cell.source = 'params_file = "../params/tiny.yaml"\nrun_folder = "../runs/tiny"\noverrides = {}'
+    nbformat.write(notebook, base / "notebooks" / NAME)
+    write(base / "notebooks" / "figures.ipynb", "# Figures", FIGURES, "figure", "live_figure(lambda _: figure)(None)",
+          parameters=None)
     return base
+
+
+FIGURES = """from beliefedit.notebook import live_figure
+from beliefedit.plots import style
+figure = style.figure("A figure").add_scatter(y=[1, 2, 3])"""
 
 
 @contextmanager
@@ -54,7 +65,7 @@ def served(command: list[str], port: int, folder: Path) -> Iterator[str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1",
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with open(folder / f"{command[0]}.log", "w") as log:
+    with open(folder / f"{command[0]}-{port}.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log)
         address = f"http://localhost:{port}"
         try:
@@ -79,10 +90,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-VOILAS_ICONS = re.compile("cdn.jsdelivr.net/npm/@fortawesome.*Content Security Policy")
-"""Voilà's own page asks for icons from elsewhere; voila.json keeps the browser from fetching them."""
-
-
 class Visit:
     """An open page with its problems."""
 
@@ -92,32 +99,41 @@ class Visit:
         self.page.set_default_timeout(WAIT)
         self.problems: list[str] = []
         note = self.problems.append
-        self.page.on("console", lambda message: note(message.text) if message.type == "error"
-                     and not VOILAS_ICONS.search(message.text) else None)
+        self.page.on("console", lambda message: note(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: note(str(error)))
         self.page.on("dialog", lambda dialog: (note(f"dialog {dialog.message}"), dialog.dismiss()))
         self.context.route(lambda url: not url.startswith((address, address.replace("http", "ws"), "data:", "blob:")),
                            lambda route: (note(f"outside {route.request.url}"), route.abort()))
 
 
-@pytest.fixture(scope="module")
-def voila_server(folder) -> Iterator[str]:
+@contextmanager
+def playground(run: Path, params: Path, elsewhere: Path) -> Iterator[str]:
+    """The page of a run, served by the command from another folder, and its address."""
     port = free_port()
-    with served(["voila", "notebooks", "--no-browser", f"--port={port}"], port, folder) as address:
-        yield address
+    command = ["beliefedit", "playground", "--run", str(run), "--params", str(params), "--no-browser", "--port", str(port)]
+    with served(command, port, elsewhere) as address:
+        yield f"{address}/"
 
 
 @pytest.fixture(scope="module")
-def voila(browser, voila_server) -> Iterator[Page]:
-    """The Voilà page with the model's first answers; the tests below share it, in order."""
-    visit = Visit(browser, voila_server)
-    visit.page.goto(f"{voila_server}/voila/render/{NAME}", wait_until="commit")
-    expect(visit.page.get_by_role("heading", name="Change one belief").first).to_be_visible(timeout=WAIT)
-    expect(visit.page.locator(".be-panel")).to_have_count(3, timeout=WAIT)
-    has_bars(visit.page, "before")
-    yield visit.page
-    visit.context.close()
-    assert visit.problems == []
+def voila(browser, folder, tmp_path_factory) -> Iterator[Page]:
+    """The page with the model's first answers; the tests below share it, in order."""
+    with playground(folder / "runs" / "tiny", folder / "params" / "tiny.yaml", tmp_path_factory.mktemp("any")) as address:
+        visit = Visit(browser, address)
+        visit.page.goto(address, wait_until="commit")
+        expect(visit.page.get_by_role("heading", name="Change one belief").first).to_be_visible(timeout=WAIT)
+        expect(visit.page.locator(".be-panel")).to_have_count(3, timeout=WAIT)
+        has_bars(visit.page, "before")
+        yield visit.page
+        visit.context.close()
+        assert visit.problems == []
+
+
+@pytest.fixture(scope="module")
+def no_run(folder, tmp_path_factory) -> Iterator[str]:
+    """The address of a page whose run is missing."""
+    with playground(folder / "runs" / "none", folder / "params" / "tiny.yaml", tmp_path_factory.mktemp("any")) as address:
+        yield address
 
 
 def numbers(page: Page, role: str) -> list[str]:
@@ -227,7 +243,7 @@ def test_an_edit_can_be_cancelled(voila):
     press(voila, "Edit")
     wait_for_message(voila, re.compile("step [0-9]+ of 1000000"))
     press(voila, "Cancel")
-    wait_for_message(voila, "Stopped. Nothing was changed.")
+    wait_for_message(voila, "Stopped. The session is as it was before.")
     field(voila, "steps").fill("25")
     expect(voila.locator(".be-history li")).to_have_count(0)
     expect(voila.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
@@ -276,7 +292,7 @@ def test_hostile_names_are_seen_and_inert(voila, name, artifacts):
     expect(fact).to_contain_text(name)
     has_bars(voila, "before")
     page = voila.locator(".be-page")
-    assert page.locator("img, script, iframe, a").count() == 0
+    assert page.locator("img, script, iframe, a").count() == 0 and unsafe(voila) == []
     assert name in voila.locator(".be-ripple").inner_text()
     assert overflow(voila) <= 0
     if name == HOSTILE[1]:
@@ -305,9 +321,9 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(voila):
     assert reached >= {str(index) for index in range(n)}
 
 
-def test_without_a_run_the_page_offers_to_create_one(browser, voila_server, artifacts):
-    visit = Visit(browser, voila_server)
-    visit.page.goto(f"{voila_server}/voila/render/none.ipynb", wait_until="commit")
+def test_without_a_run_the_page_offers_to_create_one(browser, no_run, artifacts):
+    visit = Visit(browser, no_run)
+    visit.page.goto(no_run, wait_until="commit")
     expect(visit.page.get_by_text("The playground needs a trained model.")).to_be_visible(timeout=WAIT)
     expect(visit.page.get_by_text("python run_all.py --params")).to_be_visible()
     assert overflow(visit.page) <= 0
@@ -316,6 +332,92 @@ def test_without_a_run_the_page_offers_to_create_one(browser, voila_server, arti
     expect(visit.page.get_by_role("alert")).to_contain_text("No run_all.py", timeout=WAIT)
     visit.context.close()
     assert visit.problems == []
+
+
+REQUESTS = """async address => {
+    const blocked = new Set(), quietly = action => { try { return action(); } catch (error) {} };
+    document.addEventListener("securitypolicyviolation", event => blocked.add(event.effectiveDirective));
+    const add = (tag, attributes, parent = document.body) => {
+        const element = Object.assign(document.createElement(tag), attributes);
+        parent.append(element);
+        return element;
+    };
+    quietly(() => new WebSocket(address.replace("http", "ws") + "socket"));
+    quietly(() => fetch(address + "fetch", {mode: "no-cors"}).catch(() => {}));
+    quietly(() => { const request = new XMLHttpRequest(); request.open("POST", address); request.send("x"); });
+    quietly(() => navigator.sendBeacon(address + "beacon", "x"));
+    quietly(() => new EventSource(address + "events"));
+    quietly(() => new Worker(address + "worker"));
+    quietly(() => import(address + "module").catch(() => {}));
+    for (const tag of ["img", "script", "iframe", "embed", "video", "audio"]) add(tag, {src: address + tag});
+    add("object", {data: address + "object"});
+    for (const rel of ["stylesheet", "prefetch", "manifest", "icon"]) add("link", {rel, href: address + rel}, document.head);
+    add("style", {textContent: `@import url(${address}import); @font-face { font-family: x; src: url(${address}font) }
+        body { background: url(${address}background); font-family: x }`});
+    add("base", {href: address}, document.head);
+    add("a", {href: "#", ping: address + "ping"}).click();
+    for (const method of ["get", "post"]) quietly(() => add("form", {method, action: address + "form"}).submit());
+    await new Promise(done => setTimeout(done, 1500));
+    return {blocked: [...blocked].sort(), base: document.baseURI};
+}"""
+
+
+def test_nothing_leaves_the_page(browser, no_run):
+    """Even a script inside the page sends nothing elsewhere: nothing that `REQUESTS` tries arrives.
+
+    For a frame or a form Chromium connects before it asks the policy, and then sends nothing.
+    """
+    received = b""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        port = listener.getsockname()[1]
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(no_run, wait_until="commit")
+        expect(page.get_by_text("The playground needs a trained model.")).to_be_visible(timeout=WAIT)
+        result = page.evaluate(REQUESTS, f"http://127.0.0.1:{port}/")
+        address, base = page.url.partition("#")[0], result["base"].partition("#")[0]
+        context.close()
+        with suppress(TimeoutError):
+            while True:
+                with listener.accept()[0] as connection, suppress(TimeoutError):
+                    connection.settimeout(1)
+                    received += connection.recv(100)
+    assert received == b"" and address == base == no_run
+    assert set(result["blocked"]) >= {"connect-src", "img-src", "script-src-elem", "frame-src", "object-src", "media-src",
+                                      "style-src-elem", "font-src", "form-action", "base-uri", "worker-src"}
+
+
+def test_voila_in_the_folder_of_the_notebooks_has_the_policy(folder):
+    port = free_port()
+    with served(["voila", NAME, "--no-browser", f"--port={port}"], port, folder / "notebooks") as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        connection.request("GET", "/elsewhere")  # "/" starts a kernel
+        assert connection.getresponse().headers["Content-Security-Policy"] == POLICY
+        connection.close()
+
+
+def test_hostile_names_of_every_entity_and_relation_are_inert(browser, smoke_run, tmp_path):
+    run = be.Run.open(smoke_run, read_only=True)
+    subjects = corpus_facts(run.corpus, run.world)["subject"].unique(maintain_order=True).to_list()
+    seen = "".join(subjects)
+    assert all(label(name) in seen for name in NAMES.values())
+    with playground(smoke_run, ROOT / "params" / "smoke.yaml", tmp_path) as address:
+        visit = Visit(browser, address)
+        page = visit.page
+        page.goto(address, wait_until="commit")
+        expect(page.locator(".be-panel").first).to_be_visible(timeout=WAIT)
+        markup = page.locator(".be-page").locator("img, script, iframe, a, form, object, embed, base, meta, link")
+        for subject in subjects:
+            field(page, "Subject").fill(subject)
+            expect(page.locator(".be-panel .be-fact").first).to_contain_text(subject)
+            assert markup.count() == 0 and unsafe(page) == [] and overflow(page) <= 0
+        press(page, "Edit")
+        wait_for_message(page, "Edited in")
+        assert markup.count() == 0 and unsafe(page) == []
+        assert page.locator(".modebar-btn").count() == 0
+        visit.context.close()
+        assert visit.problems == []
 
 
 def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
@@ -343,5 +445,12 @@ def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
         wait_for_message(page, "Edited in")
         has_bars(page, "after")
         assert page.locator(".be-panels").inner_html() == shown
+        page.goto(f"{address}/lab/tree/notebooks/figures.ipynb", wait_until="commit")
+        expect(page.locator(".jp-NotebookPanel:visible .jp-CodeCell").last).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)
+        page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+        expect(page.locator(".js-plotly-plot .modebar-btn")).to_have_count(2, timeout=WAIT)
+        assert buttons(page) == {DOWNLOAD}
         visit.context.close()
         assert visit.problems == []

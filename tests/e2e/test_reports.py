@@ -16,6 +16,7 @@ from ..sample_notebooks import HOSTILE, RICH_FIGURES, write_rich
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SMOKE_PAGES = [*(f"reports/{name}.html" for name in NOTEBOOKS), "index.html"]
+DOWNLOAD = "Download plot as a PNG"
 VIEWS = [(1280, "light"), (390, "dark"), (390, "light")]
 
 
@@ -62,6 +63,21 @@ def visit(browser):
     assert [problem for opened_page in visits for problem in opened_page.problems] == []
 
 
+def unsafe(page: Page) -> list[str]:
+    """Elements that could run or load something: handlers, links to scripts, frames, forms, foreign addresses."""
+    return page.evaluate("""() => [...document.querySelectorAll('*')].filter(element =>
+        ['IFRAME', 'FRAME', 'OBJECT', 'EMBED', 'FORM', 'BASE', 'APPLET'].includes(element.tagName)
+        || [...element.attributes].some(({name, value}) => /^on/i.test(name)
+            || /^(xlink:)?href$|^src|^action$|^data$/i.test(name) && /^\\s*(javascript|vbscript|data:text\\/html)/i.test(value)
+            || /^src|^xlink:href$/i.test(name) && /^\\s*(https?:)?\\/\\/(?!localhost)/i.test(value))
+    ).map(element => element.outerHTML.slice(0, 200))""")
+
+
+def buttons(page: Page) -> set[str]:
+    """The names of the buttons of all figures on a page."""
+    return set(page.locator(".modebar-btn").evaluate_all("found => found.map(button => button.dataset.title)"))
+
+
 def overflow(page: Page) -> int:
     """Pixels by which a page is wider than its window."""
     return page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
@@ -89,6 +105,7 @@ def test_the_sample_fits_and_draws_everything(visit, sample_run, artifacts, name
     if name != "index.html":
         assert figures_of(sample_run / "notebooks" / "01_rich.ipynb") == RICH_FIGURES
         assert page.locator(".js-plotly-plot").count() == RICH_FIGURES
+        assert page.locator(".modebar-btn").count() == RICH_FIGURES and buttons(page) == {DOWNLOAD}
     look(page, artifacts / f"sample-{Path(name).stem}-{width}-{scheme}.png")
 
 
@@ -99,6 +116,8 @@ def test_every_report_of_a_run_fits_and_draws_everything(visit, smoke_run, artif
         assert overflow(page) <= 0
         look(page, artifacts / f"{Path(name).stem}-{width}-{scheme}.png")
         assert page.locator("main :is(img, script:not([type='application/json']))").count() == 0  # names stay text
+        assert unsafe(page) == []
+        assert buttons(page) <= {DOWNLOAD}
         if name != "index.html":
             expected = figures_of(smoke_run / "notebooks" / f"{Path(name).stem}.ipynb")
             assert page.locator(".js-plotly-plot").count() == expected

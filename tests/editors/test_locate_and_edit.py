@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
 
 import beliefedit as be
+from beliefedit.corpus.corpus import SampledDocuments
+from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditRequest, UnmodifiedModel
 from beliefedit.editors.locate_and_edit import (
     find_context_templates,
@@ -15,9 +19,10 @@ from beliefedit.editors.locate_and_edit import (
     mean_at,
 )
 from beliefedit.editors.memit import null_space
+from beliefedit.editors.request import find_words
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import encode_pairs, score
-from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
+from tests.sample_models import DOCUMENTS, REQUESTS, SENTENCES, sample_model, sample_tokenizer
 
 TOKENIZER = sample_tokenizer()
 NAMES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
@@ -25,7 +30,7 @@ NAMES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 def prepared(name: str, model, **settings):
     editor = be.editor(name, **{"n_context_templates": 3, "edit_token": "subject_last"} | settings)
-    editor.prepare(model, TOKENIZER, SENTENCES)
+    editor.prepare(model, TOKENIZER, DOCUMENTS)
     return editor
 
 
@@ -58,7 +63,8 @@ def test_key_covariances_are_mean_outer_products_without_start_tokens() -> None:
 
 
 def test_context_templates_are_those_of_the_corpus() -> None:
-    texts = [*SENTENCES, "Cy speaks Danish. Ada works as poet"]
+    texts = SampledDocuments([*DOCUMENTS, "Cy speaks Danish. Ada works as poet"],
+                             [*DOCUMENTS.contexts, [(". ", "Cy speaks Danish. ")]])
     templates = find_context_templates(texts, 9, torch.Generator().manual_seed(0))
     assert set(templates) == {"", '"', '"not ', '"Ada works as poet and ', '"Cy speaks Danish or ', "Cy speaks Danish. "}
     assert templates[0] == "" and find_context_templates(["Ada works as poet"], 5, torch.Generator()) == ("",)
@@ -72,6 +78,45 @@ def test_positions_of_subjects() -> None:
     model = sample_model(3)
     keys = mean_at(UnmodifiedModel(model), tokens, NAMES[0], entering=True)
     np.testing.assert_allclose(keys[0], plain_keys(model, NAMES[0], requests[0], ["", '"not ']), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("prompt", "subject", "span"), [
+    ("bartok admires art", "art", (15, 18)), ("art admires bartok", "art", (0, 3)), ("bartok admires art's end", "art", (15, 18)),
+    ("bartok admires", "art", None), ("Leeds is near Lee", "Lee", (14, 17)), ("Leeds", "Lee", None), ("C++ is C", "C", (0, 1)),
+    ("who speaks C++?", "C++", (11, 14)), ("(art) is", "art", (1, 4)), ("a.b", "a.b", (0, 3)), ("naïveté", "na", None),
+    ("東京は大きい", "東京", (0, 2)), ("x1 is x", "x", (6, 7)), ("e\u0301 art", "art", (3, 6)), ("Ada", "Ada", (0, 3))])
+def test_subjects_are_found_as_words(prompt, subject, span) -> None:
+    assert find_words(prompt, subject) == span
+    request = EditRequest.from_pair(prompt, "x", subject)
+    assert request.subject_end == (span[1] if span else None) and request.prompt == prompt
+    assert request.fact.relation == (prompt[span[1]:] if span and span[0] == 0 else prompt).strip()
+    error = be.editor("rome", edit_token="subject_last").validation_error(TOKENIZER, request)
+    assert (error is None) == (span is not None)
+    assert error is None or repr(subject) in error and "not as a word" in error
+
+
+def across_words(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer whose tokens reach across words."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "</s>"], show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
+
+
+def test_the_edited_token_holds_the_end_of_the_subject() -> None:
+    """Facts say where their subject is, also if it is within a word before; tokens may reach across words."""
+    requests = [EditRequest.from_pair("bartok admires art", "Bach", "art"), EditRequest(Fact("art", "is bartok's art and", ""), "x"),
+                EditRequest(Fact("art art", "art", ""), "art"), EditRequest.from_pair("It is bartok who", "x", "bartok"),
+                EditRequest.from_pair("who is art", "x", "art")]
+    ends = [18, 3, 7, 12, 10]
+    texts = [context + request.prompt for request in requests for context in ("", '"not ', "art is art and ")]
+    wide = across_words([*texts, "admires art", "t is bar"] * 50)
+    assert any(" " in token.strip() for token in wide.get_vocab())
+    for tokenizer in (TOKENIZER, wide):
+        tokens = find_subjects(tokenizer, requests, ["", '"not ', "art is art and "], torch.device("cpu"))
+        starts = torch.tensor([[0, 5, 15]]).repeat(len(requests), 1).flatten().tolist()
+        for text, start, end, position in zip(texts, starts, np.repeat(ends, 3), tokens.positions, strict=True):
+            first, last = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][position]
+            assert first < start + end <= last
 
 
 def test_rome_is_the_smallest_change_that_maps_the_key_to_its_value() -> None:
@@ -197,7 +242,7 @@ def test_memit_with_little_weight_on_the_corpus_reaches_its_hidden_state() -> No
     model = sample_model(3)
     tokens = find_subjects(TOKENIZER, REQUESTS[:1], [""], torch.device("cpu"))
     editor = be.editor("memit", layers=[0, 1], covariance_weight=1e-9, steps=6, edit_token="subject_last")
-    editor.prepare(model, TOKENIZER, SENTENCES)
+    editor.prepare(model, TOKENIZER, DOCUMENTS)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:1])
     before = mean_at(UnmodifiedModel(model), tokens, "model.layers.1", entering=False)
     after = mean_at(edited, tokens, "model.layers.1", entering=False)
@@ -244,7 +289,7 @@ def test_missing_statistics_texts_and_subjects_are_errors(name) -> None:
         prepared(name, model, **layers)
     editor = prepared(name, model)
     first = editor.statistics
-    editor.prepare(sample_model(3), TOKENIZER, SENTENCES)
+    editor.prepare(sample_model(3), TOKENIZER, DOCUMENTS)
     assert editor.statistics is first  # the same weights: no recomputation
     with torch.no_grad():
         other.model.embed_tokens.weight += 0.1

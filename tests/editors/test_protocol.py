@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from dataclasses import replace
 
 import numpy as np
@@ -19,10 +20,10 @@ from beliefedit.editors.base import EditRequest, SoftTarget, add_delta
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.editors.optimization import optimize_per_edit
-from beliefedit.errors import ConfigError, DivergenceError, EditError
+from beliefedit.errors import ConfigError, DivergenceError, EditError, StoreError
 from beliefedit.lm.scoring import encode_pairs, generate, score
 from tests import sample_models
-from tests.sample_models import ASKED, SENTENCES, sample_model, sample_tokenizer
+from tests.sample_models import ASKED, DOCUMENTS, sample_model, sample_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ WITHOUT_WEIGHTS = ("in_context", "grace")
 
 def prepared(name, settings, model, tokenizer):
     editor = be.editor(name, **settings)
-    editor.prepare(model, tokenizer, SENTENCES * 3)
+    editor.prepare(model, tokenizer, DOCUMENTS)
     return editor
 
 
@@ -142,6 +143,7 @@ def test_with_an_end_token_the_answer_stops_after_the_target(model, tokenizer) -
         assert ([answer.split(".")[0] for answer in answers] == targets) == append  # an end is "</s>" or "."
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 def test_an_edit_is_saved_in_three_formats_and_loaded(model, tokenizer, tmp_path) -> None:
     edited = be.editor("lora", lr=1e-2, steps=5, rank=2).apply(model, tokenizer, REQUESTS)
     expected = scores(edited, tokenizer, 1)
@@ -189,6 +191,110 @@ def test_changes_that_are_not_finite_are_neither_saved_nor_loaded_nor_added(mode
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
+WEIGHT = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (torch.zeros(32, 128, dtype=torch.int8), "is torch.int8, the weight torch.float32"),
+    (torch.zeros(32, 128, dtype=torch.bool), "is torch.bool"),
+    (torch.zeros(32, 128, dtype=torch.float16), "is torch.float16"),
+    (torch.zeros(32, 128, dtype=torch.bfloat16), "is torch.bfloat16"),
+    (torch.zeros(32, 128, dtype=torch.float8_e4m3fn), "is torch.float8_e4m3fn"),
+    (torch.zeros(32, 128, dtype=torch.complex64), "is torch.complex64"),
+    (torch.zeros(32, 1), r"no weight 'model.layers.1.mlp.down_proj.weight' of shape \(32, 1\)"),
+    (torch.full((32, 128), 1e300, dtype=torch.float64), "is not finite"), (torch.full((32, 128), torch.inf), "is not finite")])
+def test_changes_of_another_type_shape_or_range_are_refused_before_any_weight_changes(model, tmp_path, change, says) -> None:
+    weights, _ = snapshot(model)
+    delta = {"model.layers.0.mlp.down_proj.weight": torch.ones(32, 128), WEIGHT: change}
+    save_file(delta, tmp_path / "delta.safetensors")
+    for add in (lambda: add_delta(model, delta), lambda: load_delta(tmp_path / "delta.safetensors", model)):
+        with pytest.raises(EditError, match=says):
+            add()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    exact = {WEIGHT: torch.full((32, 128), 0.5, dtype=torch.float64)}
+    add_delta(model, exact)
+    assert torch.equal(model.state_dict()[WEIGHT], weights[WEIGHT] + 0.5)
+    half = copy.deepcopy(model).bfloat16()
+    add_delta(half, {WEIGHT: torch.ones(32, 128)})  # editors compute at least in float32
+    with pytest.raises(EditError, match="is torch.float16, the weight torch.bfloat16"):
+        add_delta(half, {WEIGHT: torch.ones(32, 128, dtype=torch.float16)})
+
+
+def test_a_sum_that_overflows_is_refused(model) -> None:
+    largest = torch.finfo(torch.float32).max
+    add_delta(model, {WEIGHT: torch.full((32, 128), largest)})
+    weights, _ = snapshot(model)
+    with pytest.raises(DivergenceError, match="layers.1"):
+        add_delta(model, {WEIGHT: torch.full((32, 128), largest)})
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_files_that_cannot_be_written_are_named_and_the_old_ones_stay(model, tokenizer, tmp_path, monkeypatch) -> None:
+    edited = be.editor("lora", lr=1e-2, steps=1).apply(model, tokenizer, REQUESTS)
+    for save in (save_delta, save_adapter):
+        target = tmp_path / save.__name__
+        save(edited, 0, target)
+        files = [target] if target.is_file() else sorted(target.iterdir())
+        content = [path.read_bytes() for path in files]
+        with monkeypatch.context() as patched:
+            patched.setattr("beliefedit.store.os.replace", full)
+            with pytest.raises(StoreError, match="(?s)No space left.*free space"):
+                save(edited, 1, target)
+        assert [path.read_bytes() for path in files] == content
+        with pytest.raises(StoreError, match="cannot write"):
+            save(edited, 1, files[0] / "below")
+    assert {path.name for path in tmp_path.iterdir()} == {"save_delta", "save_adapter"}
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("name", "settings", "says"), [
+    ("lora", {"rank": 33}, "the rank 33 is above the 32 of the model's projections"),
+    ("bayes", {"rank": 10**6}, "the rank 1000000 is above the 32"),
+    ("finetune", {"layers": [3]}, "the model has no layer 3"), ("memit", {"layers": [-4]}, "the model has no layer -4"),
+    ("rome", {"layer": 2, "edit_token": "subject_last"}, "reaches no later token"),
+    ("grace", {"layer": 5}, "the model has no layer 5")])
+def test_hyperparameters_that_do_not_fit_the_model_are_errors(name, settings, says, model, tokenizer) -> None:
+    editor = be.editor(name, **settings)
+    for check in (lambda: editor.check_model(model), lambda: editor.apply(model, tokenizer, REQUESTS)):
+        with pytest.raises(EditError, match=says):
+            check()
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("lora", {"alpha": 1e31}), ("lora", {"seed": 2**63}), ("in_context", {"n_repeats": 1001}), ("retrain", {"batch_size": 257}),
+    ("retrain", {"max_repeats": 10**9}), ("rome", {"n_context_templates": 1001}), ("bayes", {"n_minibatches": 1001}),
+    ("bayes", {"min_probability": 1e-9})])
+def test_hyperparameters_that_would_take_gigabytes_or_overflow_are_errors(name, settings) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        be.editor(name, **settings)
+
+
+def test_a_prefix_fits_the_model(model, tokenizer) -> None:
+    model.config.max_position_embeddings = 100
+    be.editor("in_context", n_repeats=3).apply(model, tokenizer, REQUESTS)
+    with pytest.raises(EditError, match="100 repetitions of the sentence have .* tokens, the model reads 100"):
+        be.editor("in_context", n_repeats=100).apply(model, tokenizer, REQUESTS)
+
+
+def test_grace_compares_no_more_keys_than_fit_in_memory(model, tokenizer) -> None:
+    editor = be.editor("grace", n_calibration_documents=10**6)
+    with pytest.raises(EditError, match="3000 documents have .* keys, 16,384 are compared at most"):
+        editor.prepare(model, tokenizer, [" ".join(DOCUMENTS)] * 3000)
+
+
+def test_equations_without_a_solution_are_a_divergence(model, tokenizer, monkeypatch) -> None:
+    def singular(*_: object) -> None:
+        torch.linalg.solve(torch.zeros(2, 2), torch.ones(2))
+
+    editor = be.editor("lora", steps=1)
+    monkeypatch.setattr(editor, "_edit", singular)
+    with pytest.raises(DivergenceError, match="the edit diverged: .*singular"):
+        editor.apply(model, tokenizer, REQUESTS)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_huge_learning_rate_shows_in_losses_or_scores_and_raises_no_error(name, model, tokenizer) -> None:
     """Edits that diverge have a loss or a score that is not finite; bounded changes (ROME, MEMIT) stay finite."""
@@ -229,6 +335,18 @@ def test_pairs_are_accepted_and_invalid_ones_are_errors(model, tokenizer) -> Non
     assert editor.validation_error(tokenizer, REQUESTS[1]) is None
     with pytest.raises(EditError, match="no request was given"):
         editor.apply(model, tokenizer, [])
+
+
+def test_one_space_is_trained_between_prompt_and_target(model, tokenizer) -> None:
+    plain = EditRequest.from_pair("Ada works as", "poet", "Ada")
+    for prompt, target, subject in (("Ada works as", " poet", "Ada"), (" Ada works as ", "\tpoet\n", " Ada ")):
+        assert EditRequest.from_pair(prompt, target, subject) == plain
+    assert EditRequest.from_pair("Ada lives in", "New  York").target == "New  York"  # a label as it is
+    editor = be.editor("lora", steps=1)
+    for fact, target, text in ((plain.fact, " poet", ""), (plain.fact, "poet", "Ada works as "), (plain.fact, "poet ", "")):
+        with pytest.raises(EditError, match="spaces around the prompt or the target") as raised:
+            editor.apply(model, tokenizer, [EditRequest(fact, target, text=text)])
+        assert repr(target) in str(raised.value)
 
 
 def test_a_request_is_a_fact_and_a_target() -> None:

@@ -7,7 +7,7 @@ import pytest
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import CorpusConfig, EditConfig
 from beliefedit.corpus.corpus import sample_corpus
-from beliefedit.corpus.language import Fact, Parser, atomic_prompt
+from beliefedit.corpus.language import Fact, atomic_prompt
 from beliefedit.corpus.world import build_world
 from beliefedit.editors.request import EditRequest
 from beliefedit.evaluation.cases import (
@@ -19,7 +19,7 @@ from beliefedit.evaluation.cases import (
     load,
     save,
 )
-from tests.oracles import DenseAgent
+from tests.oracles import DenseAgent, Parser
 from tests.worlds import graph_of, random_graph, small_demo
 
 LOGIC = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b", "logic_not_a")

@@ -18,7 +18,7 @@ from polars.testing import assert_frame_equal
 from beliefedit.config import EditConfig
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.editors.lora import LoraEditor
-from beliefedit.errors import EditError
+from beliefedit.errors import EditError, StoreError
 from beliefedit.evaluation import edits as editing
 from beliefedit.evaluation.cases import PROBES, Cases
 from beliefedit.lm.model import save_model
@@ -81,6 +81,17 @@ def test_scores_mark_facts_that_editors_train_on(setup, tmp_path) -> None:
         marks = scores.group_by("probe", maintain_order=True).agg(pl.col("trained_on").all(), any=pl.col("trained_on").any())
         assert marks.rows() == [*((probe, index in trained, index in trained) for index, probe in enumerate(PROBES)),
                                 ("logic_a", False, False), ("atomic_a", False, False)]
+
+
+def test_requested_labels_with_a_separator_are_read_whole(setup, tmp_path) -> None:
+    cases = sample_cases([("Ada", "works as", "St. Ives")])
+    requested = cases.queries.with_columns(target=pl.col("target").replace("poet", "St. Ives"))
+    config = settings(editors={"retrain": {"n_documents": 3, "lr": 1e-2, "n_epochs": 30}}, n_trajectories=0)
+    with_texts = replace(setup, texts=["Ada works as St. Ives", "Bo works as cook", "Cy speaks Danish"])
+    editing.run_editor(with_texts, "retrain", config.editors["retrain"], Cases(cases.cases, requested), config, seed=5,
+                       max_new_tokens=9, folder=tmp_path)
+    answers = editing.gather(tmp_path)["scores"].filter(probe=PROBES[0])
+    assert answers["decoded"].to_list() == ["St. Ives"] * 2 and answers.filter(kind="requested")["log_p"].item() > -0.5
 
 
 def soft_target(subject: str, relation: str, p: float) -> SoftTarget:
@@ -235,6 +246,16 @@ def test_a_killed_run_resumes_without_loss_or_repetition(setup, tmp_path, monkey
     expected, whole_log = run(setup, tmp_path / "whole")
     assert_frame_equal(scores, expected, rel_tol=1e-4)
     assert log["case"].to_list() == whole_log["case"].to_list()
+
+
+@pytest.mark.parametrize("kind", ["log", "scores"])
+@pytest.mark.parametrize("content", [b"", b"PAR1", None])
+def test_a_damaged_intermediate_result_is_named(setup, tmp_path, kind, content) -> None:
+    run(setup, tmp_path / "edits")
+    path = tmp_path / "edits" / f"{kind}-0000000.parquet"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(StoreError, match=rf"damaged intermediate result: (.|\n)*{path.name}\n.*delete its folder, then run again"):
+        run(setup, tmp_path / "edits")
 
 
 def test_shards_give_the_results_of_one_process(setup, tmp_path) -> None:

@@ -11,11 +11,11 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from beliefedit.corpus.language import Fact, Parser, Proposition
+from beliefedit.corpus.language import Fact
 from beliefedit.errors import GraphError
 from beliefedit.graph import wikidata5m as kg
 from beliefedit.graph.demo import PAIRS, VERSION, write_demo_graph
-from tests.oracles import verbalise
+from tests.oracles import Parser, Proposition, verbalise
 
 
 @pytest.fixture(scope="module", params=[0, 1, 7])

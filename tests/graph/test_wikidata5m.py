@@ -164,6 +164,11 @@ def test_only_the_first_lines_are_read(tmp_path):
     write(tmp_path, triples=b"Q1\tP1\tQ3\nQ1\tP2\tQ4\nQ2\tP1\tQ3\nQ2\tP2\tQ4\n")
     assert read(tmp_path, read_n_facts=2).subjects == ["Ann"]
     assert read(tmp_path, exclude_entities=["Q1"], exclude_relations=[]).subjects == ["Bob"]
+    for behind in (b"\0", b"Q2\tP1\0\tQ3\n", b"\xff\n", b"\n", b"Q2\n"):
+        write(tmp_path, triples=b"Q1\tP1\tQ3\nQ1\tP2\tQ4\n" + behind)
+        assert read(tmp_path, read_n_facts=2).subjects == ["Ann"]
+        with pytest.raises(GraphError):
+            read(tmp_path, read_n_facts=3)
 
 
 def test_archives_read_like_files(tmp_path):
@@ -264,6 +269,8 @@ def test_labels_that_agree_once_cut_are_merged(tmp_path, tokenizer, caplog):
     ({"triples": b"Q1\tP1\tQ3\n\nQ1\tP2\tQ3\n"}, "the line is empty\n  where: {T}, line 2"),
     ({"triples": b"Q1\tP1\tQ3\nQ1\tP\xff\tQ3\n"}, "byte 5 of the line is 0xff\n  where: {T}, line 2"),
     ({"triples": b"Q1\tP1\tQ3\nQ1\tP\0\tQ3\n"}, "byte 5 of the line is zero\n  where: {T}, line 2"),
+    ({"triples": b"Q1\tP1\tQ3\nQ1\tP2\tQ3\0"}, "byte 9 of the line is zero\n  where: {T}, line 2"),
+    ({"entities": b"Q1\tAnn\n\0"}, "byte 1 of the line is zero\n  where: {E}, line 2"),
     ({"triples": b""}, "there are no triples"),
     ({"triples": b"Q8\tP1\tQ3\nQ1\tP1\tQ9\n"}, "in none of 2 triples"),
     ({"triples": b"Q1\tP131\tQ3\n"}, "all 1 triples use an excluded id"),
@@ -316,7 +323,7 @@ def link(name, target):
 @pytest.mark.parametrize(("members", "message"), [
     ([("../" + TRIPLES, b"x")], "leads outside its folder"),
     ([("/tmp/" + TRIPLES, b"x")], "leads outside its folder"),
-    ([(link(TRIPLES, "/etc/passwd"), b"")], "is a link or a device"),
+    ([(link(TRIPLES, "/etc/passwd"), b"")], "is no file or folder"),
     ([(TRIPLES, b"Q1\tP1\tQ3\n"), ("a/" + TRIPLES, b"Q1\tP1\tQ3\n")], "twice"),
     ([("other.txt", b"x")], f"holds no {TRIPLES}"),
 ])

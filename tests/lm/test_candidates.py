@@ -10,7 +10,7 @@ from beliefedit.errors import LanguageError
 from beliefedit.lm import candidates
 from beliefedit.lm.candidates import Trie, log_probabilities
 from beliefedit.lm.scoring import score
-from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
+from tests.sample_models import DOCUMENTS, REQUESTS, sample_model, sample_tokenizer
 
 OBJECTS = ["poet", "New Norway", "New", "Norwegian", "Danish poet", "Danish", "Danish poet and cook", "cook", "x",
            "New Norwegian"]
@@ -49,7 +49,7 @@ def test_every_object_as_if_scored_alone(tokenizer, monkeypatch, nodes, batch_to
     ("grace", {"steps": 5, "layer": 0, "epsilon": 2.0}), ("retrain", {"n_documents": 8, "lr": 3e-3})])
 def test_edited_versions_in_one_call(tokenizer, trie, name, settings) -> None:
     model, editor = sample_model(), be.editor(name, **settings)
-    editor.prepare(model, tokenizer, SENTENCES * 3)
+    editor.prepare(model, tokenizer, DOCUMENTS)
     edited, versions = editor.apply(model, tokenizer, REQUESTS), [2, 0, 1, 0]
     log_p = log_probabilities(edited, trie, PROMPTS, versions=versions)
     np.testing.assert_allclose(log_p, one_by_one(edited, tokenizer, PROMPTS, versions), rtol=1e-4, atol=1e-4)

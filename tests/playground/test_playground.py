@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -33,6 +32,7 @@ from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.snapshot import TOP, draw
 from tests.sample_notebooks import HOSTILE
 from tests.sample_playground import open_tiny
+from tests.worlds import write_record
 
 NAMES = st.lists(st.text("aAbé ", min_size=1, max_size=6), unique=True, max_size=12)
 
@@ -244,8 +244,7 @@ def test_a_run_of_other_parameters_is_not_trained_again(playground_run, tmp_path
         open_run(other)
     recorded = tmp_path / "runs" / "tiny"
     shutil.copytree(playground_run / "runs" / "tiny", recorded)
-    config = open_tiny(playground_run).config.model_dump(mode="json")
-    (recorded / "summary.json").write_text(json.dumps({"config": config}))
+    write_record(recorded, open_tiny(playground_run).config)
     session, opened = open_run(be.Run(recorded, other.config, read_only=True))
     session.close()
     assert opened.config.pretraining.token_budget == 500_000, "the configuration that is recorded"
@@ -278,7 +277,7 @@ def test_a_run_is_created_with_progress_and_can_be_stopped(tmp_path):
         if done:
             raise Cancelled
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(TrainingError, match="the run is stopped"):
         make_run(params, tmp_path / "run", stop)
 
 
@@ -319,7 +318,7 @@ def test_jobs_run_in_order_and_can_be_stopped():
     third = worker.run(lambda progress: 1 / 0, lambda *result: results.append(result))
     for work in (first, second, third):
         work.result()
-    assert results[:2] == [(None, "Stopped. Nothing was changed."), (7, None)]
+    assert results[:2] == [(None, "Stopped. The session is as it was before."), (7, None)]
     assert results[2][0] is None and "ZeroDivisionError" in results[2][1]
     worker.close()
 

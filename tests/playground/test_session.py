@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +22,11 @@ from beliefedit.editors.export import load_delta
 from beliefedit.editors.grace import GraceEditor
 from beliefedit.editors.in_context import InContextEditor
 from beliefedit.editors.registry import editor
-from beliefedit.errors import DivergenceError, EditError, StoreError
+from beliefedit.errors import BeliefEditError, DivergenceError, EditError, StoreError
 from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
 from beliefedit.playground.background import Cancelled, error_text
-from beliefedit.playground.files import open_run, replay, save_session
+from beliefedit.playground.files import open_run, replay, save_session, session_path
 from beliefedit.playground.session import EditorChoice
 from beliefedit.playground.snapshot import CachedModel
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
@@ -167,6 +170,7 @@ def test_a_relation_that_the_subject_lacks_can_be_requested(session):
     assert entry.picture.panels[0].fact.object == ""
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 @pytest.mark.parametrize("stacked", [False, True])
 def test_saved_edits_load_again(session, tmp_path, stacked):
     from peft import PeftModel
@@ -246,6 +250,172 @@ def test_a_file_that_is_no_session_leaves_the_session_alone(session, tmp_path, t
     with pytest.raises(problem):
         replay(session, tmp_path / "x.json")
     assert len(session.history) == 1
+
+
+@pytest.fixture
+def stacked_session(session):
+    """A session with one edit alone and two sequential ones."""
+    request = session.known.example()
+    session.edit(request, EditorChoice("in_context"))
+    session.stacked = True
+    for next_request in [request, *others(session, request, 1)]:
+        session.edit(next_request, EditorChoice("finetune", {"lr": 3e-3, "steps": 2}))
+    return session
+
+
+def state(session) -> tuple:
+    return (session.history, session.stacked, sorted(path.name for path in Path(session._weights.name).iterdir()),
+            session.look(session.known.example()).numbers())
+
+
+def changed_file(session, path: Path, *changes: dict) -> Path:
+    """A saved session whose edits have some other values."""
+    save_session(session, path)
+    values = json.loads(path.read_text())
+    values["edits"] = [edit | change for edit, change in zip(values["edits"], changes, strict=True)]
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("stops_at", [0, 6])
+@pytest.mark.parametrize("error", [Cancelled, RuntimeError("no memory")])
+def test_a_stopped_or_failed_replay_puts_the_old_session_back(stacked_session, tmp_path, stops_at, error):
+    session, n_calls = stacked_session, 0
+    path = changed_file(session, tmp_path / "x.json", {}, {"stacked": False}, {})
+    before, sums = state(session), weights(session.before.models.model)
+
+    def progress(done: int, total: int | None, text: str) -> None:
+        nonlocal n_calls
+        n_calls += done == 1  # an edit of the file begins or ends
+        if n_calls > stops_at:
+            raise error
+
+    with pytest.raises(type(error) if isinstance(error, Exception) else error) as raised:
+        replay(session, path, progress)
+    assert state(session) == before and same(weights(session.before.models.model), sums)
+    assert error_text(raised.value).endswith("The session is as it was before.")
+    session.undo()
+    assert replay(session, path) == math.inf or len(session.history) == 3  # the weights are still on disk
+
+
+@pytest.mark.parametrize("change", [{"editor": "in_context", "settings": {}}, {"editor": "lora", "settings": {"lr": 1e30}}])
+def test_an_edit_that_fails_in_a_replay_puts_the_old_session_back(stacked_session, tmp_path, change):
+    session = stacked_session
+    path = changed_file(session, tmp_path / "x.json", {}, {}, change)
+    before, sums = state(session), weights(session.before.models.model)
+    with pytest.raises(EditError, match="The session is as it was before"):
+        replay(session, path)
+    assert state(session) == before and same(weights(session.before.models.model), sums)
+
+
+BAD_EDITS = [
+    ({"editor": "magic"}, "unknown editor 'magic'"),
+    ({"subject": "nobody"}, "no subject of this run is called 'nobody'"),
+    ({"relation": "eats"}, "no relation of this run is called 'eats'"),
+    ({"object": "cheese"}, "no object of this run is called 'cheese'"),
+    ({"weight": 0}, "edits.2.weight: Input should be greater than 0"),
+    ({"weight": 1e308}, "the weight 1e[+]308 is not evidence"),
+    ({"weight": "3"}, "edits.2.weight: Input should be a valid number"),
+    ({"stacked": 1}, "edits.2.stacked"),
+    ({"more": 1}, "unknown parameter 'edits.2.more'"),
+    ({"editor": "lora", "settings": {"rank": 10**6}}, "the rank 1000000 is above the 64 of the model"),
+    ({"editor": "bayes", "settings": {"rank": 65}}, "the rank 65 is above the 64 of the model"),
+    ({"editor": "lora", "settings": {"seed": 2**64}}, "lora.seed: should be less than 2"),
+    ({"editor": "lora", "settings": {"alpha": 1e31}}, "lora.alpha: should be at most 1e30"),
+    ({"editor": "lora", "settings": {"lr": "fast"}}, "lora.lr"),
+    ({"editor": "lora", "settings": {"ranks": 1}}, "unknown parameter 'lora.ranks'"),
+    ({"editor": "in_context", "settings": {"n_repeats": 10**9}}, "n_repeats: Input should be less than or equal to 1000"),
+    ({"editor": "retrain", "settings": {"max_repeats": 10**9}}, "max_repeats: Input should be less than"),
+    ({"editor": "finetune", "settings": {"layers": [7]}}, "the model has no layer 7"),
+    ({"editor": "memit", "settings": {"layers": [0, 9]}}, "the model has no layer 9"),
+    ({"editor": "grace", "settings": {"layer": 9}}, "the model has no layer 9")]
+
+
+def test_all_edits_of_a_file_are_checked_before_the_first_one(stacked_session, tmp_path):
+    def progress(*_: object) -> None:
+        raise AssertionError("an edit was begun")
+
+    session, before = stacked_session, stacked_session.history
+    for change, says in BAD_EDITS:
+        path = changed_file(session, tmp_path / "x.json", {}, {}, change)
+        with pytest.raises(BeliefEditError, match=f"(?s){says}.*The session is as it was before.*x.json") as error:
+            replay(session, path, progress)
+        assert session.history is before and len(str(error.value)) < 1000
+
+
+DAMAGED = (b"[" * 100_000, b'{"format": 2, "edits": ' + b"[" * 100_000, b"\xff", b"", b"9" * 5000,
+                                 b'{"format": 2, "stacked": false, "edits": [{"subject": "\\ud800"}]}')
+
+
+def test_damaged_json_is_one_named_error(session, tmp_path):
+    for content in DAMAGED:
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(StoreError, match="damaged file: Invalid JSON"):
+            replay(session, tmp_path / "x.json")
+    with pytest.raises(StoreError, match="cannot read the session: No such file"):
+        replay(session, tmp_path / "y.json")
+    with pytest.raises(StoreError, match="cannot read the session: Is a directory"):
+        replay(session, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..", "a/..", "x\0.json", "é" * 101, "x" * 256, "a\nb", "\ud800"])
+def test_names_that_no_file_can_have_are_refused(name, tmp_path):
+    with pytest.raises(EditError, match="is no name of a session file"):
+        session_path(tmp_path, name)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("", "session.json"), (".", "session.json"), ("../../x.json", "x.json"), ("/etc/passwd", "passwd"), ("é" * 100, "é" * 100)])
+def test_session_files_are_in_the_folder(name, expected, tmp_path, session):
+    path = session_path(tmp_path, name)
+    assert path == tmp_path / expected
+    save_session(session, path)
+    assert replay(session, path) == 0 and [*tmp_path.iterdir()] == [path]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(session, tmp_path, monkeypatch):
+    session.edit(session.known.example(), LORA)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(StoreError, match="cannot write the session"):
+        save_session(session, tmp_path / "folder.json")
+    (tmp_path / "file").touch()
+    for kind in ("adapter", "delta", "model"):
+        target = session.export(kind, tmp_path / "edit")
+        content = {path.name: path.read_bytes() for path in ([target] if target.is_file() else target.iterdir())}
+        with pytest.raises(StoreError, match="cannot save the edit"):
+            session.export(kind, tmp_path / "file" / "below")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", full)
+            with pytest.raises(StoreError, match="No space left"):
+                session.export(kind, tmp_path / "edit")
+        assert content == {path.name: path.read_bytes() for path in ([target] if target.is_file() else target.iterdir())}
+        if target.is_dir():
+            (target / "old").touch()
+            session.export(kind, target)
+            assert {path.name for path in target.iterdir()} == content.keys()
+            shutil.rmtree(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit.safetensors", "file", "folder.json"]
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("choice", [EditorChoice("retrain", {"n_epochs": 10**6}), EditorChoice("rome", {"steps": 10**6})])
+def test_editors_without_steps_of_their_own_stop_too(session, choice):
+    n_calls, untouched = 0, weights(session.base)
+
+    def progress(done: int, total: int | None, text: str) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 50:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        session.edit(session.known.example(), choice, progress)
+    assert session.history == () and same(weights(session.base), untouched)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in session.base.modules())
+    assert not any(Path(session._weights.name).iterdir())
 
 
 def test_editors_side_by_side(session):

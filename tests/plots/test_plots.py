@@ -461,3 +461,10 @@ def test_a_figure_is_saved_as_svg_with_dark_text_on_white(tmp_path, monkeypatch)
     picture = path.read_text(encoding="utf-8")
     assert picture.startswith("<svg") and "Loss during pretraining" in picture and "rgb(34, 34, 34)" in picture
     assert figure.layout.font.color is None  # the figure itself stays as it was
+
+
+@pytest.mark.parametrize("renderer", ["plotly_mimetype", "notebook", "vscode", "browser"])
+def test_every_renderer_of_plotly_offers_only_the_download(renderer):
+    import plotly.io as pio
+
+    assert pio.renderers[renderer].config == {"displaylogo": False, "modeBarButtons": [["toImage"]]}

@@ -6,13 +6,15 @@ import re
 from html.parser import HTMLParser
 
 import nbformat
+import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from beliefedit.config import Experiment
+from beliefedit.analysis.tables import build_tables
+from beliefedit.config import AnalysisConfig, Experiment
 from beliefedit.errors import ReportError
 from beliefedit.plots import style
 from beliefedit.report import pages as report
@@ -127,7 +129,8 @@ def test_contents_headings_jump_and_titles_repeat_safely(tmp_path):
     assert "<title>All about it</title>" in text
     anchors = [attrs["href"][1:] for tag, attrs in page.elements if tag == "a" and attrs["href"].startswith("#")]
     identifiers = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
-    assert len(anchors) == len(set(anchors)) == 4 and set(anchors) <= set(identifiers)
+    contents, permalinks = anchors[:4], anchors[4:]  # the title has no anchor
+    assert len(set(contents)) == 4 and permalinks == contents and set(anchors) <= set(identifiers)
     assert [tag for tag, _ in page.elements].count("h1") == 1
 
 
@@ -228,14 +231,18 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
     folder.mkdir(parents=True)
     (folder / "reports").mkdir()
     (folder / "reports" / "01_corpus.html").write_text("x")
+    hashes = {"source_hash": "", "config_hash": ""}
     notebooks = {"01_corpus": {"title": "The <world>", "status": "done", "seconds": 3.2,
-                               "report": "reports/01_corpus.html"},
-                 "03_editing": {"title": "Editing", "status": status}}
+                               "report": "reports/01_corpus.html", **hashes},
+                 "03_editing": {"title": "Editing", "status": status, **hashes}}
     mean = {"before": 0.25, "after": 0.75, "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6, "n": 1234}
-    finding = {"editor": "lora", "name": "adopts", "text": "believes the request", "phrase": "believes the request",
-               "holds": True, "population": "updating", "state": "after", "mean": 0.7512, "low": 0.7, "high": 0.8, "n": 1234}
+    finding = {"editor": "lora", "name": "answers", "text": "answers with the request", "phrase": "answers with the request",
+               "holds": True, "population": "updating", "measure": "p_request", "state": "after", "mean": 0.7512, "low": 0.7, "high": 0.8, "n": 1234}
+    outcomes = [{"outcome": outcome, "editor": editor, "mean": mean, "low": low, "high": low and 1.0, "n": 1234}
+                for outcome, mean, low in (("Edit success", 0.75, 0.7), ("Other subjects’ facts", 0.998, None))
+                for editor in ("lora", HOSTILE[0])]
     (folder / "summary.json").write_text(json.dumps({
-        "name": "demo", "config_hash": "abc",
+        "outcomes": outcomes, "name": "demo", "config_hash": "abc", "params_file": "demo.yaml", "store": ".",
         "config": {"corpus": {"n_facts": 77}, "analysis": {"smallest_effect": 0.05}, "notebooks": None},
         "notebooks": notebooks, "point": point or {}, "finished": "2031-01-02", "verdict": [HOSTILE[1]],
         "findings": [finding, finding | {"editor": HOSTILE[0], "holds": None, "low": None, "high": None}], "seed": 0,
@@ -249,9 +256,11 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
 def test_the_index_shows_head_reports_and_key_figures(tmp_path):
     page = _Page(report.write_index(run_folder(tmp_path / "run", learned=False)).read_text())
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
-    assert links == ["#verdict", "#reports", "#figures", "reports/01_corpus.html"]
+    sections = ["#verdict", "#reports", "#figures", "#about"]
+    assert [link for link in links if not link.startswith("data:")] == [
+        *sections, *sections[:2], "reports/01_corpus.html", "#figures", "reports/01_corpus.html", "#about"]
     for text in ("has not learned", "The <world>", HOSTILE[0], HOSTILE[1], "3 min 10 s", "95.0 %", "15,200", "53.2", "less than 0.05 worse",
-                 "believes the request", "✓ yes", "0.75", "not tested", "corpus.n_facts", "77", "2031-01-02"):
+                 "answers with the request", "✓ yes", "probability; higher is better", "1,234 requests that", "99.8\u00a0%", "n = 1,234", "0.75", "not tested", "corpus.n_facts", "77", "2031-01-02"):
         assert text in page.text
     assert not any(tag == "img" or name.startswith("on") for tag, attrs in page.elements for name in attrs)
 
@@ -264,6 +273,8 @@ class BuiltRun:
         self.training_metrics = pl.DataFrame({"atomic": [0.1, 0.95], "not": [0.0, float("nan")], "coherence": [1.0, 0.25]})
         self.findings = pl.DataFrame({"editor": ["lora"], "n": [3]})
         self.verdict, self.editing_summary = ["lora holds."], {"lora": {"edits_per_second": 5.0}}
+        self.tables = build_tables(pl.DataFrame(schema=dict.fromkeys(("editor", "seed"), pl.String)), AnalysisConfig(),
+                                   np.random.default_rng(0))
 
     def has(self, stage):
         return stage in self.stages
@@ -307,7 +318,7 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
                  *HOSTILE[:2]):
         assert text in page.text
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
-    assert links == ["#runs", "#part-0", "seed%3D0/index.html", "seed%3D1/index.html"]
+    assert links == ["#runs", "#part-0", "#runs", "seed%3D0/index.html", "seed%3D1/index.html", "#part-0"]
     assert not any(tag == "img" for tag, _ in page.elements)
     assert "Side by side" not in report.write_comparison(tmp_path).read_text()
     with pytest.raises(ReportError, match="no runs"):
@@ -333,7 +344,7 @@ def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_pa
     header.metadata["tags"] = ["remove-output"]
     nbformat.write(notebook(header), path)
     record = json.loads((folder / "summary.json").read_text())
-    record["notebooks"]["04_analysis"] = {"title": "x", "status": "done",
+    record["notebooks"]["04_analysis"] = {"title": "x", "status": "done", "source_hash": "", "config_hash": "",
                                           "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
     (folder / "summary.json").write_text(json.dumps(record))
     result = CliRunner().invoke(report.main, [str(path)])
@@ -371,12 +382,69 @@ def test_controls_inside_widgets_become_their_settings():
         '<p class="note">subject: &lt;script&gt;alert(1)&lt;/script&gt; · evidence: 0.95 · sequential: yes</p>')
 
 
-def test_figures_of_a_notebook_are_saved_by_number(tmp_path, monkeypatch):
+def test_figures_of_a_notebook_are_saved_by_title(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(style, "save_figure",
-                        lambda figure, path: saved.append((figure.layout.title.text, path)) or path)
-    nbformat.write(notebook(*(code("show", new_output("display_data", data={PLOTLY: plot(title=name)}))
-                              for name in ("one", "two"))), tmp_path / "a.ipynb")
-    result = CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "--figures", "svg"])
-    assert result.exit_code == 0, result.output
-    assert saved == [("one", tmp_path / "a_figures" / "a-01.svg"), ("two", tmp_path / "a_figures" / "a-02.svg")]
+    monkeypatch.setattr(style, "save_figure", lambda figure, path, width: saved.append(
+        (figure.layout.title.text, figure.layout.height, path.name, width)) or path)
+    nbformat.write(notebook(*(code("show", new_output("display_data", data={PLOTLY: plot(title=name, height=400, margin_t=60)}))
+                              for name in ("One<br>a <b>part</b>", HOSTILE[0], "One", ""))), tmp_path / "a.ipynb")
+    command = [str(tmp_path / "a.ipynb"), "--figures", "svg"]
+    assert CliRunner().invoke(report.main, command).exit_code == 0
+    assert [row[2] for row in saved] == ["a-one.svg", "a-script-alert-1-script.svg", "a-one-2.svg", "a-04.svg"]
+    assert saved[0] == ("One<br>a <b>part</b>", 400, "a-one.svg", 900)
+    saved.clear()
+    assert CliRunner().invoke(report.main, [*command, "--width", "650", "--no-titles"]).exit_code == 0
+    assert saved[0] == (None, 364, "a-one.svg", 650)
+
+
+def test_reports_link_to_index_neighbours_and_sweep(tmp_path):
+    folder = run_folder(tmp_path / "seed=1", point={"seed": 1})
+    record = json.loads((folder / "summary.json").read_text())
+    for name in ("02_b", "03_c"):
+        record["notebooks"][name] = {"title": name, "status": "done", "source_hash": "", "config_hash": "", "report": f"reports/{name}.html"}
+    nbformat.write(notebook(new_markdown_cell("# B & b\n\nThe *first* paragraph.\n\nAnother.")), tmp_path / "02_b.ipynb")
+    head = report.page_head(record, folder)
+    text = report.export(tmp_path / "02_b.ipynb", folder / "reports" / "02_b.html", head=head).read_text()
+    page = _Page(text)
+    links = [(attrs["href"], attrs.get("rel")) for tag, attrs in page.elements if tag == "a"]
+    assert links == [("../../index.html", None), ("../index.html", None), ("01_corpus.html", "prev"),
+                     ("03_c.html", "next"), ("#about", None)]
+    assert "<title>B &amp; b · Run demo · seed = 1</title>" in text
+    meta = {attrs.get("property"): attrs["content"] for tag, attrs in page.elements if tag == "meta" and "content" in attrs}
+    assert (meta["og:title"], meta["og:description"], meta["og:image"]) == (
+        "B & b", "The first paragraph.", "../result.png")
+    assert str(tmp_path) not in text
+
+
+def test_the_picture_of_a_run_lies_beside_its_index(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    text = report.write_index(folder).read_text()
+    assert 'property="og:image" content="result.png"' in text
+    png = (folder / "result.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20]) == 1200
+    svg = (folder / "result.svg").read_text()
+    assert "Edit success" in svg and "&lt;script&gt;" in svg and "<script" not in svg and "var(" not in svg
+
+
+def test_the_bundle_has_all_pages_and_plotly_once(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    record = json.loads((folder / "summary.json").read_text())
+    record["notebooks"]["03_editing"]["report"] = "reports/03_editing.html"
+    (folder / "summary.json").write_text(json.dumps(record))
+    for name in ("01_corpus", "03_editing"):
+        (folder / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(notebook(new_markdown_cell(f"# {name}\n\n## Part"), code("show", new_output(
+            "display_data", data={PLOTLY: plot(title=name)}))), folder / "notebooks" / f"{name}.ipynb")
+    path = report.write_bundle(folder)
+    text = path.read_text()
+    page = _Page(text)
+    assert path.name == "run.html" and text.count("plotly.js v") == 1
+    assert [attrs["id"] for tag, attrs in page.elements if tag == "article"] == ["result", "01_corpus", "03_editing"]
+    identifiers = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(identifiers) == len(set(identifiers))
+    links = [attrs["href"] for tag, attrs in page.elements if tag == "a" and attrs["href"].startswith("#")]
+    assert {link[1:] for link in links} <= set(identifiers)
+    assert not [attrs["href"] for tag, attrs in page.elements if tag == "a" and attrs["href"][:5] not in ("data:",) and
+                not attrs["href"].startswith("#")]
+    with pytest.raises(ReportError, match=r"summary\.json"):
+        report.write_bundle(tmp_path)

@@ -19,7 +19,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -32,9 +33,9 @@ from beliefedit.training import checkpoint
 from beliefedit.training.data import Batches, Documents, encode_documents, pack_best_fit, prefetch
 from beliefedit.training.loss import TrainingLoss, evaluate, precision
 from beliefedit.training.train import (
+    Trainer,
     _batches,
     build_optimizers,
-    copy_model,
     learning_rate_factor,
     train,
 )
@@ -72,6 +73,13 @@ def corpus(tmp_path_factory):
 def quick(**changes):
     return PretrainingConfig(**{"token_budget": 3000, "batch_tokens": 256, "n_evals": 3, "n_heldout_documents": 4,
                                 "dtype": "float32"} | changes)
+
+
+def train_and_save(documents, tokenizer, *arguments, folder, **options):
+    """Train, store the model beside the checkpoint, and return the metrics."""
+    model, metrics = train(documents, tokenizer, *arguments, folder=folder, **options)
+    save_model(model, tokenizer, folder)
+    return metrics
 
 
 def documents_of(lengths):
@@ -267,7 +275,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
 def test_it_learns_and_the_model_holds_what_the_metrics_say(corpus, tmp_path, optimizer):
     folder, tokenizer, probes = corpus
     training = quick(token_budget=40_000, optimizer=optimizer, lr=1e-2, dtype="auto")
-    metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, seed=1, device="cpu")
+    metrics = train_and_save(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, seed=1, device="cpu")
     last = metrics.row(-1, named=True)
     assert last["atomic"] == 1 and last["train_loss"] < metrics["train_loss"][0] - 0.1
     assert metrics["tokens"].is_sorted() and last["tokens"] >= 40_000 and metrics.height == 3
@@ -284,39 +292,35 @@ def test_it_learns_and_the_model_holds_what_the_metrics_say(corpus, tmp_path, op
     assert last["coherence"] == pytest.approx(np.abs(p - 0.9).mean(), abs=1e-6)
 
 
-def test_the_model_alone_is_copied_from_a_working_folder(corpus, tmp_path, monkeypatch):
+def test_the_checkpoint_stays_until_the_caller_has_stored_the_model(corpus, tmp_path, monkeypatch):
     folder, tokenizer, probes = corpus
-    working, scratch, target = tmp_path / "working", tmp_path / "scratch", tmp_path / "model"
+    working, scratch = tmp_path / "working", tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     threads = threading.enumerate()
-    metrics = train(folder, tokenizer, TINY, quick(checkpoint_seconds=0), folder=working, probes=probes, device="cpu")
+    model, metrics = train(folder, tokenizer, TINY, quick(), folder=working, probes=probes, device="cpu")
     left = {type(thread).__name__ for thread in threading.enumerate() if thread not in threads}
     assert left <= {"TMonitor"} and not list(scratch.iterdir())  # tqdm's, once per process
-    assert (working / checkpoint.FILE).exists()  # until the caller has what it wants
-    (working / ".metrics.parquet.7").touch()
-    copy_model(working, target)
-    assert {file.name for file in target.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "metrics.parquet", "tokenizer.json",
-        "tokenizer_config.json"}
-    assert pl.read_parquet(target / "metrics.parquet").equals(metrics)
-    prompts, targets = probes["prompt"].to_list(), probes["target"].to_list()
-    expected = score(*load_model(working), prompts, targets)
-    np.testing.assert_array_equal(score(*load_model(target), prompts, targets), expected)
+    assert {file.name for file in working.iterdir()} == {checkpoint.FILE, "metrics.parquet"}
+    monkeypatch.setattr(Trainer, "_step", None)  # nothing is left to compute
+    again, metrics_again = train(folder, tokenizer, TINY, quick(), folder=working, probes=probes, device="cpu")
+    assert metrics_again.equals(metrics) and metrics.equals(pl.read_parquet(working / "metrics.parquet"))
+    for (name, weight), (_, expected) in zip(again.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(weight, expected), name
 
 
 def test_stops_when_the_goals_are_reached(corpus, tmp_path):
     folder, tokenizer, probes = corpus
     training = quick(token_budget=10**7, n_evals=1000, lr=1e-2, stop_when={"atomic": 0.9})
-    metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, device="cpu")
+    metrics = train_and_save(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, device="cpu")
     assert metrics["atomic"][-1] >= 0.9 and metrics["tokens"][-1] < 200_000
 
 
 def test_starts_from_an_existing_model(corpus, tmp_path):
     folder, tokenizer, _ = corpus
-    first = train(folder, tokenizer, TINY, quick(), folder=tmp_path / "a", device="cpu")
+    first = train_and_save(folder, tokenizer, TINY, quick(), folder=tmp_path / "a", device="cpu")
     config = ModelConfig(init_from=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
-    second = train(folder, tokenizer, config, quick(lr=1e-6, optimizer="adamw"), folder=tmp_path / "b", device="cpu")
+    second = train_and_save(folder, tokenizer, config, quick(lr=1e-6, optimizer="adamw"), folder=tmp_path / "b", device="cpu")
     assert second["eval_loss"][0] == pytest.approx(first["eval_loss"][-1], abs=0.01)
     assert second["atomic"].null_count() == second.height
 
@@ -327,22 +331,25 @@ def test_a_model_with_tied_embeddings_trains_and_keeps_checkpoints(corpus, tmp_p
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, tie_word_embeddings=True)), tokenizer, tmp_path / "a")
     config = ModelConfig(init_from=str(tmp_path / "a"), tokenizer=str(tmp_path / "a"))
-    metrics = train(folder, tokenizer, config, quick(checkpoint_seconds=0), folder=tmp_path / "b", device="cpu")
+    metrics = train_and_save(folder, tokenizer, config, quick(checkpoint_seconds=0), folder=tmp_path / "b", device="cpu")
     assert metrics["eval_loss"].is_sorted(descending=True)
     model, _ = load_model(tmp_path / "b")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 RUN = """
-import sys, torch
+import os, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from beliefedit.config import ModelConfig, PretrainingConfig
+from beliefedit.lm.model import save_model
 from beliefedit.lm.tokenizer import load_tokenizer
 from beliefedit.training.train import train
 documents, out, model, training = sys.argv[1:]
-train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
-      PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", callback=callback)
+model, _ = train(Path(documents), load_tokenizer(f"{documents}/tokenizer"), ModelConfig.model_validate_json(model),
+                 PretrainingConfig.model_validate_json(training), folder=Path(out), seed=3, device="cpu", callback=callback)
+if os.environ.get("RANK", "0") == "0":
+    save_model(model, load_tokenizer(f"{documents}/tokenizer"), Path(out))
 """
 NO_CALLBACK = "callback = None\n"
 FAIL = """
@@ -362,7 +369,7 @@ def command(corpus, out, training):
 def test_killed_and_resumed_ends_with_the_same_bits(corpus, tmp_path, changes):
     folder, tokenizer, _ = corpus
     training = quick(token_budget=12_000, checkpoint_seconds=0.0, **changes)
-    train(folder, tokenizer, TINY, training, folder=tmp_path / "whole", seed=3, device="cpu")
+    train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "whole", seed=3, device="cpu")
     killed = subprocess.Popen(command(corpus, tmp_path / "killed", training), stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / checkpoint.FILE).exists():
         assert killed.poll() is None, "it ended before it could be killed"
@@ -371,7 +378,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(corpus, tmp_path, changes):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    resumed = train(folder, tokenizer, TINY, training, folder=tmp_path / "killed", seed=3, device="cpu")
+    resumed = train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "killed", seed=3, device="cpu")
     weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -379,20 +386,56 @@ def test_killed_and_resumed_ends_with_the_same_bits(corpus, tmp_path, changes):
         tmp_path / "whole" / "metrics.parquet")["train_loss"].to_list()
 
 
-def test_a_checkpoint_of_another_run_is_not_taken(corpus, tmp_path):
-    folder, tokenizer, _ = corpus
-    model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
+@pytest.fixture
+def saved(corpus, tmp_path):
+    """(model, optimizers) with a checkpoint in tmp_path, after a step so that the optimizer has a state."""
+    model = build_model(TINY, corpus[1], torch.Generator().manual_seed(0))
     optimizers = build_optimizers(model, quick())
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizers[0].step()
     checkpoint.save_checkpoint(tmp_path, model, optimizers, {"fingerprint": "a", "step": 7})
-    assert checkpoint.load_checkpoint(tmp_path, model, optimizers, "a")["step"] == 7
-    assert checkpoint.load_checkpoint(tmp_path, model, optimizers, "b") is None
-    assert checkpoint.load_checkpoint(tmp_path / "nowhere", model, optimizers, "a") is None
+    return model, optimizers
+
+
+def test_a_checkpoint_of_another_run_is_named_and_not_taken(saved, tmp_path, caplog):
+    assert checkpoint.load_checkpoint(tmp_path, *saved, "a")["step"] == 7 and not caplog.text
+    assert checkpoint.load_checkpoint(tmp_path / "nowhere", *saved, "a") is None and not caplog.text
+    assert checkpoint.load_checkpoint(tmp_path, *saved, "b") is None
+    assert f"{tmp_path / checkpoint.FILE} belongs to another training; training starts from the beginning" in caplog.text
+
+
+def other_metadata(metadata):
+    def change(path):
+        save_file(load_file(path), path, metadata=metadata)
+    return change
+
+
+def without(name):
+    def change(path):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        del tensors[next(key for key in tensors if key.startswith(name))]
+        save_file(tensors, path, metadata=metadata)
+    return change
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    lambda path: path.write_bytes(path.read_bytes()[:3000]), lambda path: path.write_bytes(b"\xff" * 4000),
+    other_metadata(None), other_metadata({"state": "{"}), other_metadata({"state": "{}"}), other_metadata({"state": "[]"}),
+    without("random_state"), without("model.")])
+def test_a_damaged_checkpoint_is_named(saved, tmp_path, damage):
+    damage(tmp_path / checkpoint.FILE)
+    with pytest.raises(TrainingError, match=r"the checkpoint cannot be read: .*\n.*checkpoint\.safetensors\n.*delete it, then"):
+        checkpoint.load_checkpoint(tmp_path, *saved, "a")
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_checkpoint(corpus, tmp_path):
     folder, tokenizer, _ = corpus
     with pytest.raises(TrainingError) as caught:
-        train(folder, tokenizer, TINY, quick(token_budget=10**6, lr=1e18, warmup_fraction=0.5, checkpoint_seconds=0.0, max_grad_norm=1e30),
+        train_and_save(folder, tokenizer, TINY, quick(token_budget=10**6, lr=1e18, warmup_fraction=0.5, checkpoint_seconds=0.0, max_grad_norm=1e30),
               folder=tmp_path, device="cpu")
     step = int(re.search(r"the loss is \S+ at step (\d+)", str(caught.value)).group(1))
     assert re.search(r"epoch 0, batch \d+: documents \[\d+, ", str(caught.value))
@@ -401,8 +444,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_check
 
 
 def state_of(folder):
-    from safetensors import safe_open
-
     with safe_open(folder / checkpoint.FILE, "pt") as file:
         return file.metadata()["state"]
 
@@ -439,12 +480,11 @@ def launch(corpus, out, training, before, after=""):
     return launched.returncode, launched.stderr
 
 
-def test_two_processes_learn_as_one(corpus, tmp_path):
+def test_two_processes_learn_as_one(corpus, tmp_path, monkeypatch):
+    """To the bit as one that computes their rows one after the other; else only by rounding."""
     folder, tokenizer, _ = corpus
-    # AdamW, as Muon orthogonalises in bfloat16 and so turns differences of rounding into ones of 5e-4.
-    training = quick(token_budget=50 * 420, n_evals=50, lr=2e-3, sequence_length=32, optimizer="adamw",
-                     checkpoint_seconds=0)
-    one = train(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=3, device="cpu")
+    training = quick(token_budget=50 * 420, n_evals=50, lr=2e-3, sequence_length=32, checkpoint_seconds=0)
+    one = train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "one", seed=3, device="cpu")
     code, stderr = launch(corpus, tmp_path / "two", training, NO_CALLBACK + """
 import torch
 from beliefedit.training import distributed
@@ -460,9 +500,22 @@ assert distributed.init(torch.device("cpu")).n_processes == 1
     assert code == 0, stderr
     two = pl.read_parquet(tmp_path / "two" / "metrics.parquet")
     assert one["step"][-1] >= 45 and one["step"].to_list() == two["step"].to_list()
-    assert (one["train_loss"] - two["train_loss"]).abs().max() < 1e-4
+    assert (one["train_loss"] - two["train_loss"]).abs().max() < 1e-5
     assert one["train_loss"][-1] < one["train_loss"][0] - 1
     assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
+
+    loss_of = Trainer._loss_of
+
+    def in_shares(trainer, batch):
+        losses = [loss_of(trainer, batch.share(rank, 2)) for rank in range(2)]
+        return tuple(map(sum, zip(*losses, strict=True)))
+
+    monkeypatch.setattr(Trainer, "_loss_of", in_shares)
+    train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "shares", seed=3, device="cpu")
+    together, weights, at_once = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "shares", "one"))
+    for name, weight in weights.items():
+        assert torch.equal(together[name], weight), name
+        torch.testing.assert_close(at_once[name], weight, rtol=0, atol=1e-4)
 
 
 def test_a_process_that_fails_ends_the_others(corpus, tmp_path):
@@ -531,5 +584,5 @@ def test_plain_lines_when_there_is_no_terminal(corpus, tmp_path):
 def test_the_callback_is_called_after_every_evaluation(corpus, tmp_path):
     folder, tokenizer, probes = corpus
     seen = []
-    metrics = train(folder, tokenizer, TINY, quick(), folder=tmp_path, probes=probes, device="cpu", callback=seen.append)
+    metrics = train_and_save(folder, tokenizer, TINY, quick(), folder=tmp_path, probes=probes, device="cpu", callback=seen.append)
     assert [len(frame) for frame in seen] == [1, 2, 3] and seen[-1].equals(metrics)

@@ -3,20 +3,40 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 560px)");
+  const PRINT_WIDTH = 680;  /* pixels between the margins of A4 and of Letter */
+  let printing = false;
+  const small = () => narrow.matches && !printing;
 
   /* Figures take the page's colours and width, whatever their template. */
   const figures = all("figure.plot").map((box) => ({
-    drawing: box.querySelector(".drawing"), source: box.querySelector("script").textContent,
+    box, drawing: box.querySelector(".drawing"), source: box.querySelector("script").textContent,
     titled: box.querySelector("figcaption") !== null,
   }));
 
+  const LIGHT = { ink: "#1e2329", soft: "#5c6570", grid: "#e6e9ed", paper: "#ffffff" };
+
   function colours() {
+    if (printing) return LIGHT;
     const style = getComputedStyle(document.documentElement);
     const value = (name) => style.getPropertyValue(name).trim();
     return { ink: value("--ink"), soft: value("--soft"), grid: value("--grid"), paper: value("--paper") };
   }
 
-  function dress(layout, paint) {
+  /* A colour of text, or ink where it is too close to the paper (WCAG 2: a ratio below 4.5). */
+  function readable(colour, paint) {
+    if (!/^#[0-9a-f]{6}$/i.test(colour)) return colour ?? paint.ink;
+    const channel = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    const light = (hex) => [1, 3, 5].reduce((sum, start, index) =>
+      sum + [0.2126, 0.7152, 0.0722][index] * channel(parseInt(hex.slice(start, start + 2), 16) / 255), 0.05);
+    const [high, low] = [light(colour), light(paint.paper)].sort((a, b) => b - a);
+    return high / low < 4.5 ? paint.ink : colour;
+  }
+
+  function dress(data, layout, paint) {
+    for (const note of layout.annotations ?? [])
+      if (!note.bgcolor) note.font = { ...note.font, color: readable(note.font?.color, paint) };
+    for (const trace of data)
+      for (const bars of [trace.error_x, trace.error_y]) if (bars) bars.color = paint.ink;
     const clear = "rgba(0,0,0,0)";
     const axis = { gridcolor: paint.grid, linecolor: paint.soft, zerolinecolor: paint.grid, tickcolor: paint.soft };
     const outer = layout.template?.layout ?? {};
@@ -55,7 +75,7 @@
     const above = shown && legend.orientation === "h" && legend.y >= 1;
     if (lettered && !above) layout.height += Math.max(above_plot - Math.max(margin.t - title, 16), 0);
     margin.t = lettered && !above ? above_plot : Math.min(Math.max(margin.t - title, 16), above ? Infinity : 16);
-    if (narrow.matches) {
+    if (small()) {
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
       layout.font.size = 11.5;
       if (shown) layout.height += 18 * Math.ceil(named / 2);
@@ -72,20 +92,85 @@
     return new Set(axes.map((name) => (layout[name].domain?.[0] ?? 0).toFixed(2))).size;
   }
 
-  function draw({ drawing, source, titled }) {
+  function draw({ box, drawing, source, titled }) {
+    if (box.closest("[hidden]")) return;  /* a hidden figure has no width */
     const { data, layout, frames } = JSON.parse(source);
-    dress(layout, colours());
+    dress(data, layout, colours());
     fit(layout, data, titled);
-    drawing.style.minWidth = columns(layout) > 1 ? `${columns(layout) * 220}px` : "";
-    const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-    Plotly.react(drawing, { data, layout, config, frames });
+    if (printing) Object.assign(layout, { width: PRINT_WIDTH, autosize: false });
+    drawing.style.minWidth = columns(layout) > 1 && !printing ? `${columns(layout) * 220}px` : "";
+    const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]] };
+    config.toImageButtonOptions = { format: "svg", filename: box.dataset.file };
+    Plotly.react(drawing, { data, layout, config, frames }).then(() => {
+      for (const one of all(".modebar-btn", drawing)) one.tabIndex = -1;  /* links below the figure save it */
+    });
     drawing.style.minHeight = "";
+  }
+
+  /* A figure as a file: dark on white, with its title. */
+  function save({ box, source }, format) {
+    const { data, layout } = JSON.parse(source);
+    const caption = box.querySelector("figcaption");
+    dress(data, layout, LIGHT);
+    layout.paper_bgcolor = layout.plot_bgcolor = "#ffffff";
+    if (caption) layout.title = { text: caption.firstChild.textContent.trim().replace(/&/g, "&amp;").replace(/</g, "&lt;") };
+    Plotly.downloadImage({ data, layout }, { format, filename: box.dataset.file, width: 900, height: layout.height ?? 450 });
+  }
+
+  function button(text, label, action) {
+    const made = Object.assign(document.createElement("button"), { type: "button", textContent: text, onclick: action });
+    made.setAttribute("aria-label", label);
+    return made;
+  }
+
+  function links(...nodes) {
+    const made = Object.assign(document.createElement("span"), { className: "downloads" });
+    nodes.forEach((node, index) => made.append(...(index ? [" · "] : []), node));
+    return made;
+  }
+
+  figures.forEach((figure) => figure.box.append(links(...["SVG", "PNG"].map((format) =>
+    button(`save as ${format}`, `Save ${figure.box.dataset.file} as ${format}`, () => save(figure, format.toLowerCase()))))));
+  /* A file with several pages shows one at a time; all are printed. */
+  const pages = all("article.page");
+
+  function turn() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1))) ?? pages[0];
+    const page = target?.closest("article.page");
+    if (!page) return;  /* part of every page */
+    for (const one of pages) one.hidden = one !== page;
+    figures.filter((one) => page.contains(one.box)).forEach(draw);
+    if (location.hash) target.scrollIntoView({ behavior: "instant" });
+  }
+
+  if (pages.length) {
+    turn();
+    addEventListener("hashchange", turn);
   }
 
   figures.forEach(draw);
   for (const change of [dark, narrow]) change.addEventListener("change", () => figures.forEach(draw));
-  for (const fold of all("details.fold"))  /* a folded figure has no width */
+  for (const fold of all("details"))  /* a folded figure has no width */
     fold.addEventListener("toggle", () => figures.filter((one) => fold.contains(one.drawing)).forEach(draw));
+
+  /* Print: figures and tables get the width of the paper. */
+  addEventListener("beforeprint", () => {
+    printing = true;
+    document.documentElement.classList.add("printing");
+    for (const page of pages) page.hidden = false;
+    figures.forEach(draw);
+    for (const table of all("main table")) {
+      const width = table.scrollWidth;
+      if (width > PRINT_WIDTH) table.style.zoom = PRINT_WIDTH / width;
+    }
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    document.documentElement.classList.remove("printing");
+    for (const table of all("main table")) table.style.zoom = "";
+    turn();
+    figures.forEach(draw);
+  });
 
   /* Tables: numbers align right, long text wraps, a click on a column's head sorts by it. */
   const NUMBER = /^[+−-]?(\d[\d,]*\.?\d*|\.\d+)(e[+−-]?\d+)?\s*(%|s|ms|\[.*\]|\(.*\)|±.*)?$/i;
@@ -162,20 +247,64 @@
   }
   all("main table").forEach(prepare);
 
+  /* Files: a table without a link to save it gets one, and what is saved can also be copied. */
+  const slug = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  const text_of = (cell) => cell.textContent.replace(/\s+/g, " ").trim();
+
+  function csv(table) {
+    const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
+    const cells = (row) => [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(text_of(cell))));
+    return [...table.rows].map((row) => cells(row).join(",")).join("\n") + "\n";
+  }
+
+  for (const box of all("main .table-box, main .prose table")) {
+    const tables = box.tagName === "TABLE" ? [box] : all("table", box);
+    if (box.querySelector("a[download]")) continue;
+    for (const table of tables) {
+      const name = slug(table.caption?.textContent ?? "") || slug(headingBefore(table)) || "table";
+      const link = Object.assign(document.createElement("a"), {
+        textContent: `save as ${name}.csv`, download: `${table.closest("[data-file]").dataset.file}${name}.csv`,
+        href: `data:text/csv;charset=utf-8,${encodeURIComponent(csv(table))}`,
+      });
+      (table.closest(".belief-table") ?? table).after(links(link));
+    }
+  }
+
+  function headingBefore(node) {
+    const before = all("main :is(h1, h2, h3, h4)").filter((one) => one.compareDocumentPosition(node) & Node.DOCUMENT_POSITION_FOLLOWING);
+    return before.at(-1)?.firstChild.textContent ?? "";
+  }
+
+  async function content(link) {
+    const [head, data] = link.href.split(/,(.*)/s);
+    if (!head.endsWith("base64")) return decodeURIComponent(data);
+    return new TextDecoder().decode(Uint8Array.from(atob(data), (character) => character.charCodeAt(0)));
+  }
+
+  for (const link of all("main a[download]")) {
+    const copy = button("copy", `Copy ${link.download}`, async () => {
+      await navigator.clipboard.writeText(await content(link));
+      copy.textContent = "copied";
+      setTimeout(() => { copy.textContent = "copy"; }, 2000);
+    });
+    if (!link.download.endsWith(".svg")) link.after(" ", copy);
+  }
+
   /* Code: open all cells, or close all. */
-  const button = document.getElementById("all-code");
-  button?.addEventListener("click", () => {
-    const open = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", open);
-    button.textContent = open ? "Hide all code" : "Show all code";
-    for (const code of all("details.code")) code.open = open;
-  });
+  for (const toggle of all(".all-code"))
+    toggle.addEventListener("click", () => {
+      const open = toggle.getAttribute("aria-pressed") !== "true";
+      toggle.setAttribute("aria-pressed", open);
+      toggle.textContent = open ? "Hide all code" : "Show all code";
+      for (const code of all("details.code", toggle.closest("article, main"))) code.open = open;
+    });
 
   /* Contents: mark the section in view. */
-  const links = new Map(all(".contents a").map((link) => [decodeURIComponent(link.hash.slice(1)), link]));
+  if (narrow.matches) for (const contents of all(".contents details")) contents.open = false;
+  const entries_of = new Map(all(".contents a").map((link) => [decodeURIComponent(link.hash.slice(1)), link]));
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((item) => item.isIntersecting))
-      for (const [anchor, link] of links) link.classList.toggle("here", anchor === entry.target.id);
+      for (const [anchor, link] of entries_of) link.classList.toggle("here", anchor === entry.target.id);
   }, { rootMargin: "0px 0px -70% 0px" });
-  for (const anchor of links.keys()) observer.observe(document.getElementById(anchor));
+  for (const anchor of entries_of.keys()) observer.observe(document.getElementById(anchor));
 })();

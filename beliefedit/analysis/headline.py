@@ -1,0 +1,79 @@
+"""The result of a run at a glance: four outcomes of editing, and one sentence about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from beliefedit.analysis.measures import SAME
+from beliefedit.evaluation.cases import PROBES
+from beliefedit.formatting import whole_percent
+
+QUESTION = ("When one fact in a language model is edited, does the model revise its other beliefs "
+            "as an exact Bayesian agent does?")
+NO_EDITS = "No edits were made, so nothing can be said of editors."
+OUTCOMES = (
+    ("Edit success", "updating", "updating", SAME),
+    ("Downstream facts that should change", "downstream", "downstream", PROBES[1]),
+    ("The subject’s other facts", "generalisation", "downstream answer stays", PROBES[1]),
+    ("Other subjects’ facts", "updating", "updating", PROBES[2]))
+"""Outcome: label, table and group that it counts, probe whose accuracy it is.
+
+The accuracy after the edit is the share of edits after which the model gives the agent's answer:
+the agent reaches 100 %.
+"""
+
+
+def outcomes(tables: pl.DataFrame) -> pl.DataFrame:
+    """The accuracy after the edit on the facts of `OUTCOMES`, all seeds pooled.
+
+    Args:
+        tables: from `build_tables`.
+
+    Returns:
+        outcome, editor, mean, low, high (0 to 1; low and high null without an interval), n (edits).
+        An outcome without edits has no rows.
+    """
+    pooled = tables.filter(pl.col("seed").is_null(), pl.col("mean").is_not_null(), state="after")
+    return pl.concat([
+        pooled.filter(table=table, group=group, measure=f"accuracy_{probe}").select(
+            pl.lit(label).alias("outcome"), "editor", "mean", "low", "high", "n")
+        for label, table, group, probe in OUTCOMES])
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The result in one sentence; ranges are over editors.
+
+    Args:
+        rows: of `outcomes`.
+    """
+    success, downstream = (_shares(rows, label) for label, *_ in OUTCOMES[:2])
+    if not success:
+        return NO_EDITS
+    text = f"Edited models give the requested answer in {_range(success)} of the edits"
+    if not downstream:
+        return f"{text}; no request has a downstream fact that should change."
+    only = "only " if max(downstream) < 0.5 else ""
+    but = "but" if only and min(success) > 0.5 else "and"
+    return (f"{text}, {but} revise {only}{_range(downstream)} of the downstream facts that "
+            "should change.")
+
+
+def side_effects(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on facts that should stay as they are; empty if no edit has any."""
+    parts = [f"{_range(shares)} {of}" for shares, of in (
+        (_shares(rows, OUTCOMES[2][0]), "of the subject’s other facts"),
+        (_shares(rows, OUTCOMES[3][0]), "of the facts of other subjects")) if shares]
+    return f"They still give the right answer for {' and '.join(parts)}." if parts else ""
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], outcome: str) -> list[float]:
+    return [row["mean"] for row in rows if row["outcome"] == outcome]
+
+
+def _range(shares: Sequence[float]) -> str:
+    """'98 %', or '98 to 100 %' where editors differ."""
+    low, high = whole_percent(min(shares)), whole_percent(max(shares))
+    return high if low == high else f"{low[:-2]} to {high}"
