@@ -260,7 +260,7 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
             ) -> Iterator[Mapping[str, Any] | str]:
     """Outputs of a widget and of its children, in order; the setting of a control is text.
 
-    Hidden widgets, progress bars and lists without a name are left out.
+    Hidden widgets, disabled controls, progress bars and lists without a name are left out.
     """
     record = widgets.get(model, {})
     state = record.get("state", {})
@@ -275,7 +275,7 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
     elif name == "ImageModel":
         yield from (_display({f"image/{state.get('format', 'png')}": buffer["data"]})
                     for buffer in record.get("buffers") or () if buffer.get("path") == ["value"])
-    elif setting := _setting(state):
+    elif not state.get("disabled") and (setting := _setting(state)):
         yield setting
     for child in () if model in parents else state.get("children", ()):
         yield from _inside(child.removeprefix("IPY_MODEL_"), widgets, parents | {model})

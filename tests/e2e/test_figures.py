@@ -70,7 +70,7 @@ def test_the_playground_of_a_report_is_a_still_without_controls(visit, smoke_run
     for control in ("Session file", "Save the edit as", "Progress"):
         assert control not in still
     (request,) = [line for line in still.splitlines() if line.startswith("Subject: ")]
-    assert re.fullmatch(r"Subject: .+ · Relation: .+ · New object: .+ · Evidence: P = 0.95 · .+", request)
+    assert re.fullmatch(r"Subject: .+ · Relation: .+ · New object: .+ · Evidence: P = 0.95", request)
 
 
 def test_true_false_figures_say_what_they_measure(visit, smoke_run):  # noqa: F811
