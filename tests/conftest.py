@@ -84,8 +84,14 @@ def artifacts() -> Iterator[Path]:
     yield folder
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the order of tests marked in_order, which share a page."""
+    """Keep the order of tests marked in_order, which share a page; with several workers (-n),
+    let one of them run the tests of a file, and one all files that use the smoke run."""
+    smoke = {item.path for item in items if "smoke_run" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "smoke_run" if item.path in smoke else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("in_order")]
     marked.sort(key=lambda item: (str(item.path), item.function.__code__.co_firstlineno))
     in_order = iter(marked)
