@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import plotly.graph_objects as go
 import polars as pl
-from IPython.display import HTML, display
+from IPython.display import HTML, display, publish_display_data
 
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.config import differences
-from beliefedit.formatting import html_table, number
+from beliefedit.formatting import MESSAGE, html_table, number
 from beliefedit.plots.style import CONFIG
 
 if TYPE_CHECKING:
@@ -27,6 +28,25 @@ if TYPE_CHECKING:
 Option = TypeVar("Option")
 
 _WARNING = "border-left:4px solid #D55E00;padding:.5em 1em"
+
+
+class _Messages(logging.Handler):
+    """Shows log records below their cell, in grey; a stream to stderr would look like an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        text = self.format(record)
+        publish_display_data({
+            "text/plain": text, "text/html": '<div style="opacity:.7;font-size:.9em;'
+                                             f'white-space:pre-wrap">{html.escape(text)}</div>'},
+            metadata={MESSAGE: True})
+
+
+def show_messages() -> None:
+    """Show what stages of beliefedit log, such as durations, below the cells of this notebook."""
+    log = logging.getLogger("beliefedit")
+    log.setLevel(logging.INFO)
+    log.handlers, log.propagate = [_Messages()], False
 
 
 def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:

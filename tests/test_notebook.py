@@ -1,6 +1,7 @@
 """How notebooks show frames, sentences, a run's header and its costs."""
 
 import html
+import logging
 import re
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from beliefedit.notebook import (
     most_memory,
     pretraining_check,
     show,
+    show_messages,
     stage_costs,
 )
 from beliefedit.plots.style import CONFIG
+from beliefedit.report.cells import render_cells
 from beliefedit.run import Run
 from beliefedit.store import write_json
 from tests.sample_notebooks import HOSTILE
@@ -105,3 +108,27 @@ def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
         draw(pl.DataFrame({"y": [value]}))
     assert [data["application/vnd.plotly.v1+json"]["data"][0]["y"] for data in drawn] == [[1], [2]]
     assert all(data["application/vnd.plotly.v1+json"]["config"] == CONFIG for data in drawn)
+
+
+def test_messages_are_outputs_that_reports_fold_and_no_errors():
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    log = logging.getLogger("beliefedit")
+    before = log.level, log.handlers, log.propagate
+    InteractiveShell.instance()
+    try:
+        show_messages()
+        show_messages()  # a cell that runs again does not double them
+        with capture_output() as captured:
+            logging.getLogger("beliefedit.store").info("built %s", HOSTILE[0])
+    finally:
+        log.level, log.handlers, log.propagate = before
+        InteractiveShell.clear_instance()
+    assert captured.stderr == "" and len(captured.outputs) == 1
+    output = {"output_type": "display_data", "data": captured.outputs[0].data, "metadata": captured.outputs[0].metadata}
+    assert "<script" not in output["data"]["text/html"]
+    cell = {"cell_type": "code", "source": "x", "metadata": {}, "outputs": [output, output]}
+    (shown,) = render_cells({"cells": [cell], "metadata": {}}).cells[0]["outputs"]
+    text = html.escape(f"built {HOSTILE[0]}")
+    assert (shown["kind"], str(shown["html"])) == ("messages", f"{text}\n{text}")

@@ -20,6 +20,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import Python3Lexer
 
+from beliefedit.formatting import MESSAGE
+
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -188,6 +190,9 @@ def _outputs(outputs: Iterable[Mapping[str, Any]], page: ReportPage) -> list[dic
     """Outputs as {kind, html}: figure, html, prose, picture, text, messages, widget or error."""
     merged: list[Mapping[str, Any]] = []
     for output in outputs:
+        if output.get("metadata", {}).get(MESSAGE):
+            output = {"output_type": "stream", "name": "stderr",
+                      "text": f"{output['data']['text/plain']}\n"}
         last = merged[-1] if merged else {}
         if output["output_type"] == "stream" and last.get("name") == output["name"]:
             merged[-1] = {**last, "text": last["text"] + output["text"]}

@@ -143,7 +143,7 @@ def test_the_comparison_as_html_and_figure():
     runs = [a_run("<b>slow", TWO_EDITORS), a_run("fast", scores(P_OTHER, "first"), lr=0.01)]
     config = AnalysisConfig(n_resamples=100)
     frames = {table: analysis.compare(runs, config, table=table) for table in ("updating", "downstream")}
-    assert json.dumps(contrasts(frames).to_plotly_json(), default=str).count("p(request)") == 1
+    assert json.dumps(contrasts(frames).to_plotly_json(), default=str).count("probability of the request") == 1
     page = tables.comparison_html(analysis.compare(runs, config), "all")
     assert "<b>slow" not in page and "&lt;b&gt;slow" in page
     assert "edit.editors.first.lr=0.01" in page and "compared with" in page

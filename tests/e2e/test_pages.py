@@ -93,7 +93,7 @@ CONTRAST = """() => {
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
     const seen = opacity(element);
-    if (!node.textContent.trim() || /SCRIPT|STYLE|TITLE/i.test(element.tagName) || !seen) continue;
+    if (!/[\\p{L}\\p{N}]/u.test(node.textContent) || /SCRIPT|STYLE|TITLE/i.test(element.tagName) || !seen) continue;
     if (!element.checkVisibility() || element.closest(".permalink, .modebar, .hoverlayer")) continue;
     const style = getComputedStyle(element);
     const under = background(element);

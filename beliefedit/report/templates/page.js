@@ -252,8 +252,10 @@
   const text_of = (cell) => cell.textContent.replace(/\s+/g, " ").trim();
 
   function csv(table) {
+    /* a spreadsheet reads text that begins like this as a formula */
+    const harmless = (text) => (/^[=+\-@]/.test(text) && !NUMBER.test(text) ? `'${text}` : text);
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
-    const cells = (row) => [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(text_of(cell))));
+    const cells = (row) => [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(harmless(text_of(cell)))));
     return [...table.rows].map((row) => cells(row).join(",")).join("\n") + "\n";
   }
 
