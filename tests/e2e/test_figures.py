@@ -57,7 +57,7 @@ def test_the_example_names_editor_and_request_and_asks_a_sentence_in_every_panel
         row["probe"]: row["prompt"] for row in queries.filter(kind="true").to_dicts()}
     for probe, title in zip((*PROBES, "logic_a", "logic_not_a", "logic_a_or_b", "logic_a_and_b"), titles, strict=True):
         assert title.removeprefix("step").startswith(squeezed(prompts[probe])[:20])  # long sentences are cut
-    assert all(title.endswith('"istrue') for title in titles[4:])
+    assert all(title.endswith("true") for title in titles[4:])
     names = squeezed("".join(box.locator(".annotation-text").all_text_contents()))
     assert all(squeezed(name) in names for name in PROBE_NAMES.values())
     legend = [text for text in box.locator(".legendtext").all_text_contents()]
