@@ -220,8 +220,8 @@ def _node(change: FactChange, column: int, y: float) -> str:
     return (f'<g role="img" aria-label="{full}"><title>{full}</title>{halves}'
             f'<circle cx="{x}" cy="{y}" r="{_RADIUS}" fill="none" stroke="{ring}" '
             f'stroke-width="{stroke}"/>{above}<text x="{x + 15}" y="{y - 2}">{label}</text>'
-            f'<text class="small" x="{x + 15}" y="{y + 11}"><tspan fill="{AGENT}">agent '
-            f'{number(change.by_agent, 3, signed=True)}</tspan><tspan dx="8" fill="{AFTER}">LM '
+            f'<text class="small" x="{x + 15}" y="{y + 11}"><tspan class="of-agent">agent '
+            f'{number(change.by_agent, 3, signed=True)}</tspan><tspan dx="8" class="of-model">LM '
             f"{number(change.by_model, 3, signed=True)}</tspan></text></g>")
 
 

@@ -97,8 +97,8 @@
     const { data, layout, frames } = JSON.parse(source);
     dress(data, layout, colours());
     fit(layout, data, titled);
-    if (printing) Object.assign(layout, { width: PRINT_WIDTH, autosize: false });
     drawing.style.minWidth = columns(layout) > 1 && !printing ? `${columns(layout) * 220}px` : "";
+    if (printing) Object.assign(layout, { width: Math.min(PRINT_WIDTH, drawing.clientWidth), autosize: false });
     const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]] };
     config.toImageButtonOptions = { format: "svg", filename: box.dataset.file };
     Plotly.react(drawing, { data, layout, config, frames }).then(() => {
