@@ -1,4 +1,5 @@
-"""Locks on folders, so that at most one process writes a run or builds an artifact.
+"""Locks on folders, so that at most one process writes a run or builds an artifact, and temporary
+folders that are locked while they are in use.
 
 A lock is a file that its holder has locked with flock(2) and that names the holder. The operating
 system frees the lock when the process ends, however it ends, so no lock outlives its holder.
@@ -11,7 +12,9 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 """Name of the lock of a run folder."""
 
+_TEMPORARY = "beliefedit-"
 _SECONDS_BETWEEN_TRIES = 0.2
 _TRIES_BEFORE_MESSAGE = 10
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system without flock
@@ -63,6 +67,37 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+class TemporaryFolder(tempfile.TemporaryDirectory):
+    """A temporary folder of this process; making one removes those that killed processes have left.
+
+    Args:
+        what: what it is for, a part of its name.
+    """
+
+    def __init__(self, what: str) -> None:
+        remove_abandoned()
+        super().__init__(prefix=f"{_TEMPORARY}{what}-")
+        self._descriptor = _acquire(Path(self.name) / LOCK)
+
+    def cleanup(self) -> None:
+        """Remove the folder."""
+        super().cleanup()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def remove_abandoned() -> None:
+    """Remove this user's temporary folders that no process holds."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/{LOCK}"):
+        with suppress(OSError, StoreError):
+            if path.parent.lstat().st_uid == os.getuid() and not path.parent.is_symlink():
+                descriptor = _acquire(path)
+                if descriptor is not None:
+                    shutil.rmtree(path.parent, ignore_errors=True)
+                    os.close(descriptor)
 
 
 def holder(path: Path) -> str:

@@ -14,9 +14,11 @@ import plotly.graph_objects as go
 import polars as pl
 from IPython.display import HTML, display, publish_display_data
 
+from beliefedit.analysis.corpus import statement_beliefs
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.config import differences
 from beliefedit.formatting import MESSAGE, html_table, number
+from beliefedit.plots.example import trajectories
 from beliefedit.plots.style import CONFIG
 
 if TYPE_CHECKING:
@@ -132,6 +134,24 @@ def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], o
     choice.observe(show_chosen, "value")
     show_chosen()
     return ipw.VBox([choice, output])
+
+
+def example_edits(run: Run) -> Widget:
+    """A list of the edits that are scored step by step, and the figure of the chosen one.
+
+    The edits are `Cases.examples`, without those that no editor has carried out.
+    """
+    cases, scores = run.cases, run.edits
+
+    def draw(case: int) -> go.Figure:
+        statements = statement_beliefs(cases, case, run.agent)
+        return trajectories(scores, cases.queries, statements, case, before=run.beliefs)
+
+    carried_out = set(scores["case"])
+    rows = cases.cases.select("case", pl.format("{} {} {}", "subject", "relation", "request"))
+    labels, edit = dict(rows.iter_rows()), run.config.edit
+    examples = cases.examples(edit.n_trajectories, edit.n_edited)
+    return choose("Edit", {labels[case]: case for case in examples if case in carried_out}, draw)
 
 
 def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataFrame], None]:

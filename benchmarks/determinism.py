@@ -105,8 +105,9 @@ def main() -> None:
             compute(out / f"one-{name}", {"pretraining.dtype": name}, stages=trained),
             compute(out / f"two-{name}", {"pretraining.dtype": name}, stages=trained, n_processes=2), trained)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    result = {"provenance": {"command": "python benchmarks/determinism.py", "commit": commit.stdout.strip(),
-                             "date": time.strftime("%Y-%m-%d", time.gmtime())}, "rows": rows}
+    result = {"provenance": {
+        "command": "python benchmarks/determinism.py --out FOLDER", "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit.stdout.strip(), "machine": f"{os.cpu_count()} CPU cores"}, "rows": rows}
     (ROOT / "benchmarks" / "results" / "determinism.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, row in rows.items():
         numbers = ", ".join(f"{key} {row[key]:.1e}" for key in ("weights", "weights_mean", "log_p", "tables") if key in row)

@@ -27,7 +27,7 @@ MODES = ("run_all.py", "kernel", "all processes")
 HOLD_TIMES = ("manifest.json", "summary.json", "index.html", "metrics.parquet", "log.parquet")
 HOLD_TIMES_IN = ("notebooks", "reports")
 MARK = "BELIEFEDIT_KILLS"  # an environment variable that all processes of a run inherit
-SECONDS_TO_END = 30.0
+SECONDS_TO_END = 60.0  # a killed kernel's run still writes its report
 UNDISTURBED = "undisturbed"
 MOST_KILLS = 6  # of one folder
 
@@ -45,7 +45,8 @@ class Launch:
         self.output = folder.with_name(f"{folder.name}.log")
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
-                                            env=os.environ | {MARK: self.mark, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"})
+                                            env=os.environ | {MARK: self.mark, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1",
+                                                             "PYTHONFAULTHANDLER": "1"})
 
     def processes(self) -> dict[int, str]:
         """Ids and commands of the processes of this launch that run, also of those whose parent has ended."""
@@ -58,26 +59,32 @@ class Launch:
                 pass  # it has ended
         return running
 
-    def kill(self, mode: str) -> bool:
-        """Kill some of the processes; False if there is none of them."""
+    def kill(self, mode: str, number: int = signal.SIGKILL) -> bool:
+        """Send a signal to some of the processes; False if there is none of them."""
         chosen = [pid for pid, command in self.processes().items()
                   if mode == MODES[2] or (pid == self.process.pid if mode == MODES[0] else "ipykernel_launcher" in command)]
         for pid in chosen:
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
             except ProcessLookupError:
                 pass
         return bool(chosen)
 
     def seconds_to_end(self) -> float | None:
-        """Seconds until no process is left; None: some are left after `SECONDS_TO_END`, and are killed."""
+        """Seconds until no process is left; None: some are left after `SECONDS_TO_END`.
+
+        These are ended by a signal that makes them write their stack to the output.
+        """
         started = time.monotonic()
         while time.monotonic() - started < SECONDS_TO_END:
             self.process.poll()
             if not self.processes():
                 return time.monotonic() - started
             time.sleep(0.1)
-        self.kill(MODES[2])
+        print("left:", self.processes(), flush=True)
+        for number in (signal.SIGABRT, signal.SIGKILL):
+            self.kill(MODES[2], number)
+            time.sleep(2)
         return None
 
 
@@ -184,8 +191,10 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     result = {
         "provenance": {
-            "command": f"python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}",
-            "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit.stdout.strip(), "settings": SETTINGS},
+            "command": f"python benchmarks/kills.py --out FOLDER --kills {arguments.kills} --at-once {arguments.at_once} "
+                       f"--seed {arguments.seed}",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit.stdout.strip(),
+            "machine": f"{os.cpu_count()} CPU cores", "settings": SETTINGS},
         "kills": {mode: sum(kill["killed"] == mode for kill in kills) for mode in MODES},
         "folders": len(folders), "folders_finished_by_the_same_command": len(folders),
         "files": len(expected), "files_compared_byte_by_byte": sum(map(bool, expected.values())),

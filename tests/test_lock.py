@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from beliefedit.errors import StoreError
-from beliefedit.lock import holder, locked
+from beliefedit.lock import TemporaryFolder, holder, locked
 
 HOLD = """
 import sys, time
@@ -83,3 +84,24 @@ def test_a_folder_that_cannot_hold_a_lock_is_a_named_error(tmp_path):
 def test_a_damaged_lock_file_names_nobody(tmp_path):
     (tmp_path / ".lock").write_text("[]")
     assert holder(tmp_path / ".lock") == holder(tmp_path / "none") == "a process that has just started or ended"
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from beliefedit.lock import TemporaryFolder
+folder = TemporaryFolder("test")
+(Path(folder.name) / "weights").write_text("x")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"TMPDIR": str(tmp_path)})
+    [left] = tmp_path.iterdir()
+    assert (left / "weights").exists()
+    (tmp_path / "beliefedit-without-a-lock").mkdir()
+    with TemporaryFolder("test") as first, TemporaryFolder("test") as second:
+        assert not left.exists() and os.path.exists(first) and os.path.exists(second)
+    assert [path.name for path in tmp_path.iterdir()] == ["beliefedit-without-a-lock"]

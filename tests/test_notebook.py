@@ -11,6 +11,7 @@ import pytest
 from beliefedit.config import Experiment, with_overrides
 from beliefedit.notebook import (
     bullets,
+    choose,
     experiment_header,
     live_figure,
     most_memory,
@@ -18,6 +19,7 @@ from beliefedit.notebook import (
     show,
     show_messages,
     stage_costs,
+    true_false_note,
 )
 from beliefedit.plots.style import CONFIG
 from beliefedit.report.cells import render_cells
@@ -132,3 +134,20 @@ def test_messages_are_outputs_that_reports_fold_and_no_errors():
     (shown,) = render_cells({"cells": [cell], "metadata": {}}).cells[0]["outputs"]
     text = html.escape(f"built {HOSTILE[0]}")
     assert (shown["kind"], str(shown["html"])) == ("messages", f"{text}\n{text}")
+
+
+def test_a_choice_draws_its_option():
+    drawn = []
+    box = choose("Edit", {"a < b": 1, "c": 2}, lambda number: drawn.append(number) or number)
+    menu, _ = box.children
+    assert (menu.description, menu.options, drawn) == ("Edit", ("a < b", "c"), [1])
+    menu.value = "c"
+    assert drawn == [1, 2]
+    assert choose("<Edit>", {}, drawn.append).value == "<p>&lt;Edit&gt;: none.</p>" and drawn == [1, 2]
+
+
+@pytest.mark.parametrize(("share", "text"), [(0, "In the false sentences"), (0.25, "a share of 75% of the false"),
+                                             (1, "name objects of the same relation")])
+def test_the_note_on_true_false_sentences_follows_the_corpus(share, text):
+    note = true_false_note(Experiment.model_validate({"world": {"p_false_from_same_relation": share}})).data
+    assert text in note and ("type of the object" in note) == (share < 1)

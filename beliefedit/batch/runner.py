@@ -15,6 +15,7 @@ from beliefedit.batch.notebooks import Progress, check_parameters, execute
 from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
 from beliefedit.formatting import shorten
+from beliefedit.lock import remove_abandoned
 from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
@@ -212,6 +213,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
         StoreError: the folder cannot be written, or an artifact is damaged.
     """
     plan.run.store.tidy()
+    remove_abandoned()
     for folder in (plan.folder, plan.folder / "notebooks", plan.folder / "reports"):
         remove_torn(folder)
     code, finished, ran = _package_hash(), True, False
@@ -274,6 +276,7 @@ def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[
     parameters = {"params_file": str(plan.params_file.resolve()),
                   "run_folder": str(plan.folder.resolve()), "overrides": dict(plan.overrides)}
     problem = execute(notebook, plan.executed(name), parameters, progress)
+    remove_abandoned()  # of a kernel that did not end in time and was killed
     entry |= {"status": "done", "seconds": round(time.perf_counter() - started, 1),
               "report": plan.report(name).relative_to(plan.folder).as_posix(),
               "executed": file_digest(plan.executed(name)),

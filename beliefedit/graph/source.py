@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +17,7 @@ from beliefedit.errors import BeliefEditError, GraphError
 from beliefedit.graph import demo
 from beliefedit.graph.graph import KEYS, Graph, files_digest
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
+from beliefedit.lock import TemporaryFolder
 
 Reader = Callable[[GraphConfig], Graph]
 Digest = Callable[[GraphConfig], str]
@@ -106,6 +106,6 @@ def _read_wikidata5m(config: GraphConfig) -> Graph:
 
 @register_graph_format("demo", digest=lambda _: f"demo {demo.VERSION}")
 def _read_demo(config: GraphConfig) -> Graph:
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryFolder("demo") as folder:
         demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed)
         return _read_wikidata5m(config.model_copy(update={"source": folder}))

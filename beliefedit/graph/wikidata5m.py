@@ -11,7 +11,6 @@ import gzip
 import os
 import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from beliefedit.graph.graph import (
     truncate_labels,
     unreadable,
 )
+from beliefedit.lock import TemporaryFolder
 
 ENTITIES, RELATIONS = "wikidata5m_entity.txt", "wikidata5m_relation.txt"
 TRIPLES = "wikidata5m_transductive_train.txt"
@@ -117,7 +117,7 @@ def content_digest(folder: str | Path) -> str:
 def open_files(folder: str | Path) -> Iterator[dict[str, SourceFile]]:
     """The three files by name, those in archives unpacked to a temporary folder."""
     holders = find_files(folder)
-    with tempfile.TemporaryDirectory(prefix="beliefedit-") as temporary:
+    with TemporaryFolder("graph") as temporary:
         sources = {name: SourceFile(holder, str(holder)) for name, holder in holders.items()}
         for archive in dict.fromkeys(path for name, path in holders.items() if path.name != name):
             names = [name for name, holder in holders.items() if holder == archive]

@@ -33,6 +33,7 @@ from beliefedit.errors import DivergenceError, EditError, StoreError, os_hint
 from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
+from beliefedit.lock import TemporaryFolder
 from beliefedit.playground.agent_view import AgentPrediction, FactIndex
 from beliefedit.playground.background import StepCallback, part_of, silent
 from beliefedit.playground.snapshot import CachedModel, Snapshot, diverged, draw
@@ -73,7 +74,7 @@ class Session:
         self.texts, self.soft_targets = texts, soft_targets
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
-        self._weights = tempfile.TemporaryDirectory(prefix="beliefedit-playground-")
+        self._weights = TemporaryFolder("playground")
         self._unedited = self._cached(UnmodifiedModel(model))
         self._sequential = self._unedited  # the model with all stacked edits
 
