@@ -194,7 +194,8 @@ def main() -> None:
             "command": f"python benchmarks/kills.py --out FOLDER --kills {arguments.kills} --at-once {arguments.at_once} "
                        f"--seed {arguments.seed}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit.stdout.strip(),
-            "machine": f"{os.cpu_count()} CPU cores", "settings": SETTINGS},
+            "machine": f"{os.cpu_count()} CPU cores"},
+        "settings": SETTINGS,
         "kills": {mode: sum(kill["killed"] == mode for kill in kills) for mode in MODES},
         "folders": len(folders), "folders_finished_by_the_same_command": len(folders),
         "files": len(expected), "files_compared_byte_by_byte": sum(map(bool, expected.values())),
