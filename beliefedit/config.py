@@ -853,7 +853,7 @@ class EditConfig(Config):
     n_edited: NonNegative | None = Field(None, description="edit only this many cases; null: all")
     batch_size: Positive = Field(64, description="edits computed together")
     n_trajectories: NonNegative = Field(
-        8, description="edits that are also scored at intermediate steps")
+        8, description="example edits, which are also scored at intermediate steps")
     n_distributions: NonNegative | None = Field(
         50, description="edits whose distributions over all objects are compared; null: all")
     trajectory_every: Positive = Field(4, description="steps between the scores of a trajectory")

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
+MESSAGE = "message"
+"""Key in the metadata of a notebook's outputs that are messages; reports fold them."""
 
 
 def number(value: float | None, decimals: int = 2, signed: bool = False) -> str:

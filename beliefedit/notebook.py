@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import plotly.graph_objects as go
 import polars as pl
-from IPython.display import HTML, display
+from IPython.display import HTML, display, publish_display_data
 
+from beliefedit.analysis.corpus import statement_beliefs
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.config import differences
-from beliefedit.formatting import html_table, number
+from beliefedit.formatting import MESSAGE, html_table, number
+from beliefedit.plots.example import trajectories
 from beliefedit.plots.style import CONFIG
 
 if TYPE_CHECKING:
@@ -27,6 +30,25 @@ if TYPE_CHECKING:
 Option = TypeVar("Option")
 
 _WARNING = "border-left:4px solid #D55E00;padding:.5em 1em"
+
+
+class _Messages(logging.Handler):
+    """Shows log records below their cell, in grey; a stream to stderr would look like an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        text = self.format(record)
+        publish_display_data({
+            "text/plain": text, "text/html": '<div style="opacity:.7;font-size:.9em;'
+                                             f'white-space:pre-wrap">{html.escape(text)}</div>'},
+            metadata={MESSAGE: True})
+
+
+def show_messages() -> None:
+    """Show what stages of beliefedit log, such as durations, below the cells of this notebook."""
+    log = logging.getLogger("beliefedit")
+    log.setLevel(logging.INFO)
+    log.handlers, log.propagate = [_Messages()], False
 
 
 def show(frame: pl.DataFrame, caption: str = "", decimals: int = 3) -> HTML:
@@ -112,6 +134,24 @@ def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], o
     choice.observe(show_chosen, "value")
     show_chosen()
     return ipw.VBox([choice, output])
+
+
+def example_edits(run: Run) -> Widget:
+    """A list of the edits that are scored step by step, and the figure of the chosen one.
+
+    The edits are `Cases.examples`, without those that no editor has carried out.
+    """
+    cases, scores = run.cases, run.edits
+
+    def draw(case: int) -> go.Figure:
+        statements = statement_beliefs(cases, case, run.agent)
+        return trajectories(scores, cases.queries, statements, case, before=run.beliefs)
+
+    carried_out = set(scores["case"])
+    rows = cases.cases.select("case", pl.format("{} {} {}", "subject", "relation", "request"))
+    labels, edit = dict(rows.iter_rows()), run.config.edit
+    examples = cases.examples(edit.n_trajectories, edit.n_edited)
+    return choose("Edit", {labels[case]: case for case in examples if case in carried_out}, draw)
 
 
 def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataFrame], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from beliefedit.graph.demo import FIRST_PERSON, write_demo_graph
+from beliefedit.graph.demo import write_demo_graph
 from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS
 
 from .hostile import NAMES
@@ -41,17 +42,15 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_hostile_graph(folder: Path) -> Path:
-    """The smoke parameters' graph with hostile names around its own; the subjects of the smoke corpus have all of them."""
+    """The smoke parameters' graph; every entity and relation has a hostile name before or behind its own."""
     write_demo_graph(folder, n_subjects=600)
-    hostile = list(NAMES.values())
+    hostile = itertools.cycle(NAMES.values())
     for file in (ENTITIES, RELATIONS):
         lines = (folder / file).read_text(encoding="utf-8").splitlines()
         for index, line in enumerate(lines):
             id_, name = line.split("\t")
-            person = int(id_[1:]) - FIRST_PERSON
-            around = [person, person + 24, person + 48] if person >= 0 else [index]
-            before, *behind = (hostile[kind % len(hostile)] for kind in around)
-            lines[index] = f"{id_}\t{' '.join([before, name, *behind])}"
+            both = [name, next(hostile)][:: 1 if index % 2 else -1]
+            lines[index] = f"{id_}\t{' '.join(both)}"
         (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -85,8 +84,14 @@ def artifacts() -> Iterator[Path]:
     yield folder
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the order of tests marked in_order, which share a page."""
+    """Keep the order of tests marked in_order, which share a page; with several workers (-n),
+    let one of them run the tests of a file, and one all files that use the smoke run."""
+    smoke = {item.path for item in items if "smoke_run" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "smoke_run" if item.path in smoke else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("in_order")]
     marked.sort(key=lambda item: (str(item.path), item.function.__code__.co_firstlineno))
     in_order = iter(marked)

@@ -1,6 +1,7 @@
 """How notebooks show frames, sentences, a run's header and its costs."""
 
 import html
+import logging
 import re
 from pathlib import Path
 
@@ -10,14 +11,18 @@ import pytest
 from beliefedit.config import Experiment, with_overrides
 from beliefedit.notebook import (
     bullets,
+    choose,
     experiment_header,
     live_figure,
     most_memory,
     pretraining_check,
     show,
+    show_messages,
     stage_costs,
+    true_false_note,
 )
 from beliefedit.plots.style import CONFIG
+from beliefedit.report.cells import render_cells
 from beliefedit.run import Run
 from beliefedit.store import write_json
 from tests.sample_notebooks import HOSTILE
@@ -105,3 +110,44 @@ def test_a_live_figure_is_drawn_in_one_place(monkeypatch):
         draw(pl.DataFrame({"y": [value]}))
     assert [data["application/vnd.plotly.v1+json"]["data"][0]["y"] for data in drawn] == [[1], [2]]
     assert all(data["application/vnd.plotly.v1+json"]["config"] == CONFIG for data in drawn)
+
+
+def test_messages_are_outputs_that_reports_fold_and_no_errors():
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    log = logging.getLogger("beliefedit")
+    before = log.level, log.handlers, log.propagate
+    InteractiveShell.instance()
+    try:
+        show_messages()
+        show_messages()  # a cell that runs again does not double them
+        with capture_output() as captured:
+            logging.getLogger("beliefedit.store").info("built %s", HOSTILE[0])
+    finally:
+        log.level, log.handlers, log.propagate = before
+        InteractiveShell.clear_instance()
+    assert captured.stderr == "" and len(captured.outputs) == 1
+    output = {"output_type": "display_data", "data": captured.outputs[0].data, "metadata": captured.outputs[0].metadata}
+    assert "<script" not in output["data"]["text/html"]
+    cell = {"cell_type": "code", "source": "x", "metadata": {}, "outputs": [output, output]}
+    (shown,) = render_cells({"cells": [cell], "metadata": {}}).cells[0]["outputs"]
+    text = html.escape(f"built {HOSTILE[0]}")
+    assert (shown["kind"], str(shown["html"])) == ("messages", f"{text}\n{text}")
+
+
+def test_a_choice_draws_its_option():
+    drawn = []
+    box = choose("Edit", {"a < b": 1, "c": 2}, lambda number: drawn.append(number) or number)
+    menu, _ = box.children
+    assert (menu.description, menu.options, drawn) == ("Edit", ("a < b", "c"), [1])
+    menu.value = "c"
+    assert drawn == [1, 2]
+    assert choose("<Edit>", {}, drawn.append).value == "<p>&lt;Edit&gt;: none.</p>" and drawn == [1, 2]
+
+
+@pytest.mark.parametrize(("share", "text"), [(0, "In the false sentences"), (0.25, "a share of 75% of the false"),
+                                             (1, "name objects of the same relation")])
+def test_the_note_on_true_false_sentences_follows_the_corpus(share, text):
+    note = true_false_note(Experiment.model_validate({"world": {"p_false_from_same_relation": share}})).data
+    assert text in note and ("type of the object" in note) == (share < 1)

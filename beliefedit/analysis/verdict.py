@@ -176,7 +176,7 @@ _KINDS = {"request": "probability", "accuracy": "share of correct answers",
 
 
 def _differences(frames: Mapping[str, pl.DataFrame]) -> str:
-    """The editors that differ from the first one on the same requests."""
+    """Editors that differ from the first one on the same requests; empty if there are none."""
     editors = list(dict.fromkeys(name for frame in frames.values() for name in frame["editor"]))
     if len(editors) < 2:
         return ""
@@ -187,7 +187,7 @@ def _differences(frames: Mapping[str, pl.DataFrame]) -> str:
                                  measure=measure, state="after"))]
         parts += [f"{editor} in {_listed(labels)}"] * bool(labels)
     if not parts:
-        return f"On the same requests, no editor is shown to differ from {editors[0]}."
+        return ""
     return (f"On the same requests, differences from {editors[0]} are at least the smallest effect "
             f"of interest for {'; '.join(parts)}.")
 

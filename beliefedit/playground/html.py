@@ -71,7 +71,7 @@ def belief_bars(snapshot: Snapshot) -> str:
                    f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
     return block(
         f'<p class="soft key">{key}<span><i style="background:currentColor;width:2px;opacity:.75">'
-        '</i>Bayesian agent before</span><span style="color:var(--request);font-weight:650">'
+        '</i>Bayesian agent before</span><span class="request-key">'
         f'▸ requested object</span></p><div class="be-panels">{panels}</div>')
 
 
@@ -220,8 +220,8 @@ def _node(change: FactChange, column: int, y: float) -> str:
     return (f'<g role="img" aria-label="{full}"><title>{full}</title>{halves}'
             f'<circle cx="{x}" cy="{y}" r="{_RADIUS}" fill="none" stroke="{ring}" '
             f'stroke-width="{stroke}"/>{above}<text x="{x + 15}" y="{y - 2}">{label}</text>'
-            f'<text class="small" x="{x + 15}" y="{y + 11}"><tspan fill="{AGENT}">agent '
-            f'{number(change.by_agent, 3, signed=True)}</tspan><tspan dx="8" fill="{AFTER}">LM '
+            f'<text class="small" x="{x + 15}" y="{y + 11}"><tspan class="of-agent">agent '
+            f'{number(change.by_agent, 3, signed=True)}</tspan><tspan dx="8" class="of-model">LM '
             f"{number(change.by_model, 3, signed=True)}</tspan></text></g>")
 
 

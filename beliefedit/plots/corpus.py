@@ -30,8 +30,8 @@ def cooccurrence_heatmap(matrix: ArrayLike, relations: Sequence[str],
     """
     counts = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(counts, np.nan)
-    ticks = {"tickvals": list(range(len(relations))), "showgrid": False,
-             "ticktext": [short(name, 20) for name in relations]}
+    ticks = {"tickvals": list(range(len(relations))), "showgrid": False, "tickfont": {"size": 10},
+             "ticktext": [short(name, 16) for name in relations]}
     hover = [[f"{counts[i, j]:,.0f} subjects have both<br>{wrapped(a)}<br>and {wrapped(b)}"
               if i != j else "" for j, b in enumerate(relations)] for i, a in enumerate(relations)]
     of_all = f", of {n_subjects:,} subjects of the graph" if n_subjects else ""

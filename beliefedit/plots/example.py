@@ -115,11 +115,13 @@ def _title(editors: list[str], queries: pl.DataFrame) -> str:
     return f"{who} · {_claim(request['prompt'], request['target'], request['label'])}"
 
 
-def _claim(prompt: str, target: str, original: str, width: int = 200) -> str:
-    """A sentence with the object it had before, escaped, in lines."""
+def _claim(prompt: str, target: str, original: str, width: int = 10_000) -> str:
+    """A sentence with the object it had before, escaped, in lines; a long one is cut inside."""
     was = "" if target == original else f" (was: {original})"
     lines = wrapped(f"{prompt} {target}{was}", width).split("<br>")
-    return "<br>".join([*lines[:_MAX_LINES - 1], "…"] if len(lines) > _MAX_LINES else lines)
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[:_MAX_LINES - 2], "…", lines[-1]]
+    return "<br>".join(lines)
 
 
 def _panels(queries: pl.DataFrame, statements: pl.DataFrame) -> Iterator[_Panel]:

@@ -20,6 +20,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import Python3Lexer
 
+from beliefedit.formatting import MESSAGE
+
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -188,6 +190,9 @@ def _outputs(outputs: Iterable[Mapping[str, Any]], page: ReportPage) -> list[dic
     """Outputs as {kind, html}: figure, html, prose, picture, text, messages, widget or error."""
     merged: list[Mapping[str, Any]] = []
     for output in outputs:
+        if output.get("metadata", {}).get(MESSAGE):
+            output = {"output_type": "stream", "name": "stderr",
+                      "text": f"{output['data']['text/plain']}\n"}
         last = merged[-1] if merged else {}
         if output["output_type"] == "stream" and last.get("name") == output["name"]:
             merged[-1] = {**last, "text": last["text"] + output["text"]}
@@ -255,7 +260,7 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
             ) -> Iterator[Mapping[str, Any] | str]:
     """Outputs of a widget and of its children, in order; the setting of a control is text.
 
-    Hidden widgets, progress bars and lists without a name are left out.
+    Hidden widgets, disabled controls, progress bars and lists without a name are left out.
     """
     record = widgets.get(model, {})
     state = record.get("state", {})
@@ -270,7 +275,7 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
     elif name == "ImageModel":
         yield from (_display({f"image/{state.get('format', 'png')}": buffer["data"]})
                     for buffer in record.get("buffers") or () if buffer.get("path") == ["value"])
-    elif setting := _setting(state):
+    elif not state.get("disabled") and (setting := _setting(state)):
         yield setting
     for child in () if model in parents else state.get("children", ()):
         yield from _inside(child.removeprefix("IPY_MODEL_"), widgets, parents | {model})

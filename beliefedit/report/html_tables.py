@@ -113,7 +113,7 @@ def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
     n = _counts(_pooled(tables, table).filter(measure="p_request")["n"])
     shown = html_table(head, body, f"{table_title(table)} (n = {n})")
     return f'<div class="main-table">{shown}</div>' + downloads({
-        f"{table}-by-editor.csv": _main_csv(rows).write_csv().encode(),
+        f"{table}-by-editor.csv": csv_bytes(_main_csv(rows)),
         f"{table}-by-editor.tex": _main_latex(rows, table, n).encode()})
 
 

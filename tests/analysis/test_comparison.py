@@ -147,7 +147,7 @@ def test_the_comparison_as_html_and_figure():
     page = tables.comparison_html(analysis.compare(runs, config), "all")
     assert "<b>slow" not in page and "&lt;b&gt;slow" in page
     assert "edit.editors.first.lr=0.01" in page and "compared with" in page
-    difference = re.search(r"(<b>)?0\.0[23]<br>", page)  # 0.025 [-0.05, 0.10], which includes zero
+    difference = re.search(r"(<b>)?0\.0[23] <small", page)  # 0.025 [-0.05, 0.10], which includes zero
     assert difference and not difference.group(1)
 
 

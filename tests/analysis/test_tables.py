@@ -357,8 +357,8 @@ def test_html_holds_the_numbers_and_no_markup_from_data(frame, result):
     assert page.rows[0] == ["measure", "before", "after", "difference", "n"]
     assert page.rows[1] == ["p(request)", "0.100 [0.100, 0.100]", "0.990 [0.990, 0.990]", "0.890 [0.890, 0.890]", "3"]
     assert [row[0] for row in page.rows[2:4]] == [
-        "accuracy (after the edit: edit success): same subject, same relation",
-        "… substring accuracy, as published: same subject, same relation"]
+        "accuracy (after the edit: edit success): edited fact",
+        "… substring accuracy, as published: edited fact"]
     grouped = Cells()
     grouped.feed(tables.tables_html(result.filter(table="generalisation")))
     assert grouped.rows[0] == ["", "downstream answer stays", "downstream answer changes"]

@@ -107,8 +107,7 @@ def test_editors_are_compared_with_the_smallest_effect_of_interest():
         "On the same requests, differences from lora are at least the smallest effect of interest for rome in "
         "probability of the request and true/false error.")
     open_only = frame.filter(pl.col("editor") != "rome")
-    assert verdict.sentences(rows, [("updating", open_only)])[1] == (
-        "On the same requests, no editor is shown to differ from lora.")
+    assert len(verdict.sentences(rows, [("updating", open_only)])) == 1  # nothing to say
 
 
 @pytest.mark.parametrize(("low", "high", "bound", "above"), [

@@ -32,12 +32,13 @@ def test_short_cells_without_logic_or_outputs(path: Path) -> None:
     check_parameters(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.cells[0].source.startswith("# ")
-    assert len(code) <= 15
-    for cell in code:
+    assert len(code) <= 16
+    for number, cell in enumerate(code):
         assert not cell.outputs and cell.execution_count is None, "strip outputs before committing (nbstripout)"
         if "example" in cell.metadata.get("tags", ()):  # shows how to write a class
             continue
-        assert cell.source.count("\n") < 12, f"more than 12 lines:\n{cell.source}"
+        # the first cell imports
+        assert number == 0 or cell.source.count("\n") < 12, f"more than 12 lines:\n{cell.source}"
         tree = ast.parse(cell.source)
         assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)) for node in ast.walk(tree))
 

@@ -126,7 +126,7 @@ def test_every_report_of_a_run_fits_and_draws_everything(visit, smoke_run, artif
 @pytest.mark.parametrize("name", SMOKE_PAGES)
 def test_contents_hover_and_legend_of_every_report(visit, smoke_run, name):
     page = visit(smoke_run / name)
-    for link in page.get_by_role("navigation").get_by_role("link").all():
+    for link in page.get_by_role("navigation", name="Contents").get_by_role("link").all():
         link.click()
         expect(page.locator(f"[id='{unquote(link.get_attribute('href')[1:])}']")).to_be_in_viewport()
     for fold in page.locator("section.cell > details.fold > summary").all():
@@ -154,7 +154,7 @@ def test_a_model_that_has_not_learned_is_flagged_in_red(visit, smoke_run, name, 
 
 def test_tables_are_saved_from_the_page(visit, smoke_run):
     page = visit(smoke_run / "reports" / "04_analysis.html")
-    page.locator("summary", has_text="Updating").click()
+    page.locator("summary", has_text="Updating").last.click()
     with page.expect_download() as download:
         page.get_by_role("link", name="save as updating.csv").click()
     saved = Path(download.value.path()).read_text(encoding="utf-8")
@@ -190,7 +190,7 @@ def test_figures_answer_the_mouse(visit, sample_run):
 
 def test_contents_jump_and_code_unfolds(visit, sample_run):
     page = visit(sample_run / "reports" / "01_rich.html")
-    page.get_by_role("navigation").get_by_role("link", name="Verdict").click()
+    page.get_by_role("navigation", name="Contents").get_by_role("link", name="Verdict").click()
     heading = page.get_by_role("heading", name="Verdict")
     expect(heading).to_be_in_viewport()
     assert page.url.endswith("#verdict")

@@ -376,8 +376,13 @@ def test_examples_are_of_different_subjects_and_their_requests_fit_the_relation(
     assert [quality(row) for row in chosen] == sorted(map(quality, chosen), reverse=True)
     best = {subject: max(map(quality, rows.to_dicts())) for (subject,), rows in frame.group_by("subject")}
     assert all(quality(row) == best[row["subject"]] for row in chosen)
-    top = [row for row in chosen if quality(row) == quality(chosen[0])]
-    n_relations = len({row["relation"] for row in frame.to_dicts() if quality(row) == quality(chosen[0])})
-    assert len({row["relation"] for row in top}) == min(len(top), n_relations)  # relations alternate
+    first = {}  # the best case of each subject, the first one of several
+    for row in frame.to_dicts():
+        if row["subject"] not in first or quality(row) > quality(first[row["subject"]]):
+            first[row["subject"]] = row
+    top = [row for row in first.values() if quality(row) == quality(chosen[0])]
+    relations = {row["relation"] for row in top}
+    n = min(len(relations), 6)
+    assert len({row["relation"] for row in chosen[:n]}) == n > 1  # relations alternate
     assert cases.examples(3) == cases.examples(6)[:3] and cases.examples(0) == []
     assert set(cases.examples(100, 9)) == set(range(9)) and cases.examples(5, 0) == []

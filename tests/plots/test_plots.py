@@ -282,7 +282,10 @@ def test_an_example_names_editors_request_and_the_sentence_of_every_panel():
     many = pl.concat([EDITED.with_columns(editor=pl.lit(name)) for name in "abcdefg"])
     assert trajectories(many, queries, STATEMENTS, 3).layout.title.text.startswith("7 editors · ")
     long = queries.with_columns(prompt=pl.lit("word " * 40))
-    assert trajectories(EDITED, long, STATEMENTS, 3).layout.xaxis.title.text.count("<br>") == 3  # cut to four lines
+    cut = trajectories(EDITED, long, STATEMENTS, 3)
+    assert cut.layout.title.text.count("word") == 40 and "<br>" not in cut.layout.title.text
+    first, *_, last = cut.layout.xaxis.title.text.split("<br>")  # four lines, with the object in the last
+    assert first.startswith("word") and last.endswith("(was: oboe)") and len(_) == 2
 
 
 def test_trajectories_refuse_a_mixture_of_seeds():

@@ -357,7 +357,7 @@ def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_pa
 
 def test_controls_inside_widgets_become_their_settings():
     state = {"box": {"state": {"_model_name": "VBoxModel", "children": [
-                 f"IPY_MODEL_{name}" for name in ("menu", "list", "slider", "hidden", "progress", "tick", "button", "text",
+                 f"IPY_MODEL_{name}" for name in ("menu", "list", "slider", "hidden", "off", "progress", "tick", "button", "text",
                                              "picture", "file", "box")]}},
              "list": {"state": {"_model_name": "SelectModel", "index": 0, "_options_labels": ["Ann"]}},
              "none": {"state": {"_model_name": "LayoutModel", "display": "none"}},
@@ -368,6 +368,7 @@ def test_controls_inside_widgets_become_their_settings():
              "menu": {"state": {"_model_name": "DropdownModel", "description": "subject", "index": 1,
                                 "_options_labels": ["Ann", HOSTILE[0]]}},
              "slider": {"state": {"_model_name": "FloatSliderModel", "description": "evidence", "value": 0.95}},
+             "off": {"state": {"_model_name": "FloatTextModel", "description": "weight", "value": 1.0, "disabled": True}},
              "tick": {"state": {"_model_name": "CheckboxModel", "description": "sequential", "value": True}},
              "button": {"state": {"_model_name": "ButtonModel", "description": "Edit"}},
              "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}},

@@ -97,8 +97,8 @@
     const { data, layout, frames } = JSON.parse(source);
     dress(data, layout, colours());
     fit(layout, data, titled);
-    if (printing) Object.assign(layout, { width: PRINT_WIDTH, autosize: false });
     drawing.style.minWidth = columns(layout) > 1 && !printing ? `${columns(layout) * 220}px` : "";
+    if (printing) Object.assign(layout, { width: Math.min(PRINT_WIDTH, drawing.clientWidth), autosize: false });
     const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage"]] };
     config.toImageButtonOptions = { format: "svg", filename: box.dataset.file };
     Plotly.react(drawing, { data, layout, config, frames }).then(() => {
@@ -252,8 +252,10 @@
   const text_of = (cell) => cell.textContent.replace(/\s+/g, " ").trim();
 
   function csv(table) {
+    /* a spreadsheet reads text that begins like this as a formula */
+    const harmless = (text) => (/^[=+\-@]/.test(text) && !NUMBER.test(text) ? `'${text}` : text);
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
-    const cells = (row) => [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(text_of(cell))));
+    const cells = (row) => [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(harmless(text_of(cell)))));
     return [...table.rows].map((row) => cells(row).join(",")).join("\n") + "\n";
   }
 
