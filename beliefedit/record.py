@@ -37,11 +37,20 @@ class _Pretraining(_Part):
     coherence: float | None
 
 
+class _Analysis(_Part):
+    smallest_effect: float
+    level: float = 0.95
+
+
+class _Config(_Part):
+    analysis: _Analysis
+
+
 class _Record(_Part):
     name: str
     params_file: str
     config_hash: str
-    config: dict[str, dict[str, Any] | list[str] | str | int | None]
+    config: _Config
     seed: int
     versions: dict[str, str]
     point: dict[str, Any]

@@ -32,7 +32,7 @@ def test_a_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("key", "value", "named"), [
     ("notebooks", {"01_corpus": {"status": "done"}}, "notebooks.01_corpus.title"),
-    ("notebooks", {"01_corpus": "done"}, "notebooks.01_corpus"), ("config", {"seed": 1.5}, "config.seed"),
+    ("notebooks", {"01_corpus": "done"}, "notebooks.01_corpus"), ("config", {"seed": 1}, "config.analysis"),
     ("pretraining", {"accuracy": {"atomic": "high"}, "coherence": 0.1}, "pretraining.accuracy.atomic"),
     ("findings", ["yes"], "findings.0"), ("seconds", "3", "seconds"), ("store", None, "store")])
 def test_an_entry_of_another_form_is_named(tmp_path, key, value, named):

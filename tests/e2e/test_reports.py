@@ -16,7 +16,7 @@ from ..sample_notebooks import HOSTILE, RICH_FIGURES, write_rich
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SMOKE_PAGES = [*(f"reports/{name}.html" for name in NOTEBOOKS), "index.html"]
-DOWNLOAD = "Download plot as a PNG"
+DOWNLOAD = "Download plot"
 VIEWS = [(1280, "light"), (390, "dark"), (390, "light")]
 
 

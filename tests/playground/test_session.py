@@ -320,7 +320,7 @@ BAD_EDITS = [
     ({"more": 1}, "unknown parameter 'edits.2.more'"),
     ({"editor": "lora", "settings": {"rank": 10**6}}, "the rank 1000000 is above the 64 of the model"),
     ({"editor": "bayes", "settings": {"rank": 65}}, "the rank 65 is above the 64 of the model"),
-    ({"editor": "lora", "settings": {"seed": 2**64}}, "lora.seed: should be less than 2"),
+    ({"editor": "lora", "settings": {"seed": 2**64}}, "an integer of more than 64 bits"),
     ({"editor": "lora", "settings": {"alpha": 1e31}}, "lora.alpha: should be at most 1e30"),
     ({"editor": "lora", "settings": {"lr": "fast"}}, "lora.lr"),
     ({"editor": "lora", "settings": {"ranks": 1}}, "unknown parameter 'lora.ranks'"),
