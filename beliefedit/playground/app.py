@@ -11,8 +11,8 @@ import ipywidgets as ipw
 import polars as pl
 
 from beliefedit.config import EDITOR_PARAMETERS, Experiment, load_entry_points
-from beliefedit.editors.base import EditRequest
 from beliefedit.editors.registry import editor_class
+from beliefedit.editors.request import EditRequest
 from beliefedit.errors import BeliefEditError
 from beliefedit.playground import html as show
 from beliefedit.playground.background import StepCallback, Worker, error_text

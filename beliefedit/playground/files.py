@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import polars as pl
 from pydantic import Field, ValidationError
@@ -16,12 +16,12 @@ from pydantic import Field, ValidationError
 from beliefedit.config import Config, explain
 from beliefedit.corpus.corpus import sample_documents
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.request import EditRequest
 from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError, os_hint
 from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.formatting import short, shorten
-from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
+from beliefedit.playground.agent_view import FactIndex
 from beliefedit.playground.background import (
     UNCHANGED,
     Cancelled,
@@ -29,9 +29,12 @@ from beliefedit.playground.background import (
     part_of,
     silent,
 )
-from beliefedit.playground.session import EditorChoice, Session
+from beliefedit.playground.snapshot import EditorChoice
 from beliefedit.run import Run
 from beliefedit.store import write_json
+
+if TYPE_CHECKING:
+    from beliefedit.playground.session import Session
 
 FORMAT = 2
 MAX_NAME = 200  # bytes of the name of a session file; file systems allow 255
@@ -44,26 +47,47 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
-    """A session on a run's model, and its run; StoreError if the folder has no trained model.
+    """A session on a run's model, and its run; raises as `open_agent`."""
+    known, run = open_agent(run)
+    return open_session(run, known), run
+
+
+def open_agent(run: Run) -> tuple[FactIndex, Run]:
+    """The facts and the agent of a run with a trained model, and the run; does not import torch.
 
     Without a model of this configuration, the run is that of the recorded configuration.
+
+    Raises:
+        StoreError: the folder has no trained model.
     """
     try:
-        return _session(run), run
+        return _facts(run), run
     except StoreError as error:
         try:
             recorded = Run.open(run.folder, read_only=True)
-            return _session(recorded), recorded
+            return _facts(recorded), recorded
         except BeliefEditError:
             raise error from None
 
 
-def _session(run: Run) -> Session:
+def _facts(run: Run) -> FactIndex:
+    run.path("model")
+    return FactIndex(run.world, run.corpus, run.agent)
+
+
+def open_session(run: Run, known: FactIndex) -> Session:
+    """A session on the model of a run whose facts are known; imports torch.
+
+    Raises:
+        StoreError: the model is missing or damaged.
+    """
+    from beliefedit.playground.session import Session
+
     no_cases = Cases(pl.DataFrame(), pl.DataFrame(
         schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
-    return Session(run.model, run.tokenizer, FactIndex(run.world, run.corpus, run.agent),
-                   sample_documents(run.corpus, run.world), soft_targets)
+    return Session(run.model, run.tokenizer, known, sample_documents(run.corpus, run.world),
+                   soft_targets)
 
 
 def runs_beside(folder: Path) -> list[Path]:
@@ -146,7 +170,7 @@ class SavedEdit(Config):
     subject: str
     relation: str
     object: str
-    weight: Annotated[float, Field(gt=0)]
+    weight: Annotated[float, Field(ge=0)]  # 0: no evidence
     editor: str
     settings: dict[str, Any]
     stacked: bool
@@ -196,7 +220,8 @@ def read_session(session: Session, path: Path) -> tuple[
             for kind, suggestions in session.known.names.items():
                 if suggestions.resolve(name := getattr(fact, kind)) != name:
                     raise EditError(f"no {kind} of this run is called {short(name)}", hint=hint)
-            request = session.known.request(fact, EvidenceStrength(None, edit.weight))
+            request = EditRequest(session.known.fact(fact.subject, fact.relation), fact.object,
+                                  edit.weight)
             choice = EditorChoice(edit.editor, edit.settings)
             session.check(request, choice)
         except BeliefEditError as error:

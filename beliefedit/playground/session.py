@@ -7,9 +7,9 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,32 +33,13 @@ from beliefedit.errors import DivergenceError, EditError, StoreError, os_hint
 from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
-from beliefedit.playground.agent_view import AgentPrediction, FactIndex
+from beliefedit.playground.agent_view import AgentPrediction, FactIndex, updated
 from beliefedit.playground.background import StepCallback, part_of, silent
-from beliefedit.playground.snapshot import CachedModel, Snapshot, diverged, draw
+from beliefedit.playground.model_view import CachedModel, diverged
+from beliefedit.playground.snapshot import EditorChoice, Entry, Snapshot, draw
 from beliefedit.store import atomic_folder, atomic_path
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
-
-
-@dataclass(frozen=True)
-class EditorChoice:
-    """An editor and its hyper-parameters; others have their defaults."""
-
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One edit of the history."""
-
-    request: EditRequest
-    choice: EditorChoice
-    stacked: bool  # sequential: applied to the model with the earlier stacked edits
-    picture: Snapshot
-    seconds: float
-    folder: Path  # of its weights, if it has any
 
 
 class Session:
@@ -83,7 +64,7 @@ class Session:
         agent = self.known.agent
         for entry in self.history:
             if self.stacked and entry.stacked:
-                agent = agent.after(entry.request)
+                agent = updated(agent, entry.request)
         return agent
 
     @property
@@ -136,7 +117,7 @@ class Session:
         """
         editor = registry.editor(choice.name, **choice.settings)
         editor.check_model(self.base)
-        self.known.agent.after(request)
+        updated(self.known.agent, request)
         if not editor.uses_soft_targets:  # these are added when the request is carried out
             _check_request(editor, self.tokenizer, request)
 

@@ -28,7 +28,7 @@ from beliefedit.lm.scoring import score
 from beliefedit.playground.background import Cancelled, error_text
 from beliefedit.playground.files import open_run, replay, save_session, session_path
 from beliefedit.playground.session import EditorChoice
-from beliefedit.playground.snapshot import CachedModel
+from beliefedit.playground.model_view import CachedModel
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 from tests.sample_playground import open_tiny
 
