@@ -116,8 +116,9 @@ class FactChange:
 
     @property
     def follows(self) -> bool:
-        """Whether the model moves in the direction of the agent."""
-        return self.agent_moves and self.model_moves and self.by_agent * self.by_model > 0
+        """Whether the model moves at least half as far as the agent, in its direction."""
+        return (self.agent_moves and self.model_moves and self.by_agent * self.by_model > 0
+                and abs(self.by_model) >= abs(self.by_agent) / 2)
 
     @property
     def forgotten(self) -> bool:

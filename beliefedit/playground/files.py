@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -93,6 +94,13 @@ def open_session(run: Run, known: FactIndex) -> Session:
 def runs_beside(folder: Path) -> list[Path]:
     """Folders of finished runs beside this one, sorted by name."""
     return sorted(path.parent for path in folder.resolve().parent.glob("*/summary.json"))
+
+
+def run_command(params: Path, folder: Path) -> str:
+    """The shell command that creates a run with run_all.py, in any working directory."""
+    script = params.resolve().parent.parent / "run_all.py"
+    return shlex.join(["python", *map(str, (
+        script, "--params", params.resolve(), "--out", folder.resolve()))])
 
 
 def make_run(params: Path, folder: Path, progress: StepCallback) -> None:

@@ -152,8 +152,8 @@ def comparison(table: pl.DataFrame, request: EditRequest) -> str:
     errors = [MEASURES[name].label for name in ("true_false", "negation")]
     return block("<h3>One request, every editor</h3><p>"
                  f"{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
-                 f"(evidence: {evidence(request.weight)})</span></p><p class=soft>Probability of the "
-                 "request, of the agent’s new object of the downstream fact, and of the true "
+                 f"(evidence: {evidence(request.weight)})</span></p><p class=soft>Probability of "
+                 "the request, of the agent’s new object of the downstream fact, and of the true "
                  "object of another subject; logical errors; time.</p>" + html_table(
                      [["", "request", "downstream", "other subject", *errors, "seconds"]], rows),
                  "be-compare")
@@ -166,8 +166,8 @@ def _editor(name: str) -> str:
 
 
 N_MOVED = 8  # beliefs drawn at once; the others are folded
-_REACH = {"request": "the request", "old object": "the old object", "downstream": "downstream fact",
-          "shared conditional": "learned from the request", "unchanged": ""}
+_REACH = {"request": "the request", "old object": "the edited fact", "downstream": "downstream fact",
+          "shared conditional": "another subject, shared conditional", "unchanged": ""}
 
 
 def ripple(snapshot: Snapshot) -> str:
@@ -180,7 +180,7 @@ def ripple(snapshot: Snapshot) -> str:
     first, *others = (f"<p>{text(sentence)}</p>" for sentence in found.sentences())
     rows = [_moved(change, snapshot.request.subject) for change in found.moved]
     folded = "".join(rows[N_MOVED:])
-    more = (f"<details><summary>{len(rows) - N_MOVED} smaller changes</summary>{folded}</details>"
+    more = (f"<details><summary>Smaller changes: {len(rows) - N_MOVED}</summary>{folded}</details>"
             if folded else "")
     n_more = f" {found.n_more:,} more facts move, each by less." if found.n_more else ""
     return block(
@@ -194,8 +194,9 @@ def ripple(snapshot: Snapshot) -> str:
 
 def _moved(change: FactChange, subject: str) -> str:
     """One belief of the ripple."""
-    verdict = ("" if math.isnan(change.by_model) else "the edit follows" if change.follows else
+    verdict = ("" if math.isnan(change.by_model) else
                "forgotten" if change.forgotten and change.true else
+               "the edit follows" if change.follows else
                "the edit misses it" if change.agent_moves else "only the edit moves it")
     reach = _REACH[change.path] or ("same subject" if change.fact.subject == subject else
                                     "another subject")
