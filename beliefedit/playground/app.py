@@ -24,6 +24,7 @@ from beliefedit.playground.files import (
     replay,
     run_command,
     runs_beside,
+    save_card,
     save_session,
     session_path,
 )
@@ -32,6 +33,7 @@ from beliefedit.run import Run
 
 if TYPE_CHECKING:
     from beliefedit.agent.agent import BayesAgent
+    from beliefedit.playground.card import Card
     from beliefedit.playground.session import Session
 
 N_SETTINGS = 4  # hyper-parameters with an input field; others keep their values
@@ -128,13 +130,13 @@ class Page(Settling, Working):
         self._session: Session | None = None  # None: the model is not loaded yet
         self.compared: tuple | None = None  # what the comparison on the page is about
         self.snapshot: Snapshot | None = None
-        self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
-            ipw.HTML() for _ in range(5))
+        (self.beliefs, self.logic, self.ripple, self.history, self.comparison,
+         self.card) = (ipw.HTML() for _ in range(6))
         self.form = RequestForm(known, self._refresh)
         self.children = [
             ipw.HTML(show.STYLE), Keys(), self.form, *self._edit_controls(), self.message,
             self.ripple, self.beliefs, columns(self.logic, ipw.VBox([
-                self.history, self.comparison])), self._file_controls()]
+                self.history, self.comparison])), self._file_controls(), self.card]
         self.add_class("be-page")
         self._choose_editor()
         self._fill(known.example())
@@ -197,11 +199,13 @@ class Page(Settling, Working):
             style={"description_width": "110px"}, layout={"width": "230px"})
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
-        edit, session, again = (self.button(*names) for names in (
+        card, edit, session, again = (self.button(*names) for names in (
+            ("Make card", "Write a picture and a page of the last edit, to share",
+             self._press_card),
             ("Save edit", "Write the last edit to the run folder", self._press_save),
             ("Save session", "Write requests and numbers to the file", self._press_save_session),
             ("Replay session", "Apply the requests of the file again", self._press_replay)))
-        return row(self.kind, edit, self.file, session, again)
+        return row(card, self.kind, edit, self.file, session, again)
 
     def set_busy(self, busy: bool) -> None:
         """As `Working.set_busy`, and show the current history."""
@@ -326,6 +330,14 @@ class Page(Settling, Working):
         target = self.folder / f"edit-{len(self.session.history):03d}-{kind}"
         self.start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
                    "Saving …")
+
+    def _press_card(self) -> None:
+        def finished(result: tuple[str, Card]) -> str:
+            name, card = result
+            self.card.value = show.card(name, card)
+            return f"Saved: {self.folder / name}.png, .html and .json"
+
+        self.start(lambda progress: save_card(self.session, self.folder), finished, "Drawing …")
 
     def _file(self) -> Path:
         """The session's file; EditError if no name of a file is typed."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,11 +31,12 @@ from beliefedit.playground.background import (
     part_of,
     silent,
 )
-from beliefedit.playground.snapshot import EditorChoice
+from beliefedit.playground.snapshot import EditorChoice, Entry
 from beliefedit.run import Run
-from beliefedit.store import write_json
+from beliefedit.store import atomic_path, write_json
 
 if TYPE_CHECKING:
+    from beliefedit.playground.card import Card
     from beliefedit.playground.session import Session
 
 FORMAT = 2
@@ -162,14 +164,53 @@ def save_session(session: Session, path: Path) -> None:
         StoreError: the file cannot be written; an earlier one is as it was.
     """
     try:
-        write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
-            {**vars(entry.request.requested), "weight": entry.request.weight,
-             "editor": entry.choice.name, "settings": dict(entry.choice.settings),
-             "stacked": entry.stacked, "numbers": entry.picture.numbers()}
-            for entry in session.history]})
+        write_json(path, session_record(session.history, session.stacked))
     except OSError as error:
         raise StoreError(f"cannot write the session: {error.strerror or error}", where=str(path),
                          hint=os_hint(error, "choose another name")) from error
+
+
+def session_record(entries: Sequence[Entry], stacked: bool) -> dict[str, Any]:
+    """The content of a session file: requests, editors and all numbers shown."""
+    return {"format": FORMAT, "stacked": stacked, "edits": [
+        {**vars(entry.request.requested), "weight": entry.request.weight,
+         "editor": entry.choice.name, "settings": dict(entry.choice.settings),
+         "stacked": entry.stacked, "numbers": entry.picture.numbers()} for entry in entries]}
+
+
+def save_card(session: Session, folder: Path) -> tuple[str, Card]:
+    """Write the card of the last edit: PNG, HTML page and the session that replays it.
+
+    A sequential edit is replayed with the sequential edits before it.
+
+    Returns:
+        The name of the files without an ending, such as card-001, and the card.
+
+    Raises:
+        EditError: there is no edit.
+        StoreError: the files cannot be written; then none is left.
+    """
+    from beliefedit.editors.registry import editor_class
+    from beliefedit.playground.card import make_card
+
+    entry = session.last("share")
+    entries = [each for each in session.history if each.stacked] if entry.stacked else [entry]
+    taken = {path.stem for path in folder.glob("card-*")}
+    name = next(name for number in itertools.count(1) if (name := f"card-{number:03d}")
+                not in taken)
+    card = make_card(entry, editor_class(entry.choice.name).label,
+                     session_record(entries, entry.stacked), name)
+    paths = {folder / file: content for file, content in card.files(name).items()}
+    try:
+        for path, content in paths.items():
+            with atomic_path(path) as partial:
+                partial.write_bytes(content)
+    except OSError as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise StoreError(f"cannot write the card: {error.strerror or error}", where=str(folder),
+                         hint=os_hint(error, "free some space")) from error
+    return name, card
 
 
 class SavedEdit(Config):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -17,6 +19,9 @@ from beliefedit.palette import AFTER, AGENT, BEFORE, REQUEST
 from beliefedit.playground.agent_view import FactChange
 from beliefedit.playground.ripple import ripple_of
 from beliefedit.playground.snapshot import ERRORS, Bar, Entry, Logic, Panel, Snapshot
+
+if TYPE_CHECKING:
+    from beliefedit.playground.card import Card
 
 _LM = '<abbr title="language model">LM</abbr>'
 
@@ -86,9 +91,13 @@ def _row(bar: Bar, panel: Panel) -> str:
     for name, role, p in (("LM before", "before", bar.p_before), ("LM after", "after", bar.p_after),
                           ("agent", "agent", bar.p_agent)):
         labels += [] if math.isnan(p) else [f"{name} {number(p, 3)}"]
-        before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
+        before, room = "", 0.0
+        if role == "agent":  # the number is right of the mark of the belief before
+            before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>'
+            room = 80 * max(0.0, bar.p_agent_before - p)
         bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{80 * _or_zero(p):.2f}%;'
-                 f'background:var(--{role})"></b><em>{number(p, 3)}</em>{before}</div>')
+                 f'background:var(--{role})"></b><em style="margin-left:calc({room:.2f}% + 6px)">'
+                 f"{number(p, 3)}</em>{before}</div>")
     plain = html.escape(bar.object or "all others")
     name = text(bar.object) if bar.object else f'<span class="soft">{plain}</span>'
     is_request = bar.object is not None and bar.object == panel.request
@@ -220,6 +229,22 @@ def _moved(change: FactChange, subject: str) -> str:
     return (f'<div class="be-move" role="img" aria-label="{label}"><div>{text(change.fact)}<br>'
             f'<span class="soft">{reach}</span> <span class="{kind}">{verdict}</span></div>'
             f"<div>{lanes}</div></div>")
+
+
+def card(name: str, content: Card) -> str:
+    """A card with links that download its files."""
+    links = " · ".join(
+        f'<a download="{file}" href="{_data(file, data)}">{file}</a>'
+        for file, data in content.files(name).items())
+    title = html.escape(f"{content.title} {content.lost}")
+    return block(f'<h3>Card</h3><img src="{_data(f"{name}.png", content.png)}" alt="{title}">'
+                 f"<p>Download: {links}</p>", "be-card")
+
+
+def _data(name: str, content: bytes) -> str:
+    kind = {"png": "image/png", "html": "text/html", "json": "application/json"}
+    data = base64.b64encode(content).decode()
+    return f"data:{kind[name.rpartition('.')[2]]};base64,{data}"
 
 
 def _or_zero(change: float) -> float:

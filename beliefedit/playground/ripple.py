@@ -53,7 +53,7 @@ class Ripple:
             return [f"{agent}.", "Press Edit to see which ones the language model moves."]
         alone = sum(change.model_moves and not change.agent_moves for change in self.moved)
         n_followed = sum(change.follows for change in by_agent)
-        of_these = f" of the {len(by_agent)} shown" if self.n_more else ""
+        of_these = f" of the {len(by_agent)} shown" if self.n_more else " of them"
         text = [f"{agent}. The edit moves {n_followed}{of_these} at least half as far, and "
                 f"{_beliefs(alone)} that the agent leaves alone."]
         if (lost := self.forgotten) is not None:

@@ -176,7 +176,7 @@ class Session:
 
     def undo(self) -> Entry:
         """Undo the last edit exactly; EditError if there is none."""
-        last = self._last("undo")
+        last = self.last("undo")
         if last.stacked:  # the same sums in the same order, so the same bits
             folders = [entry.folder for entry in self.history[:-1] if entry.stacked]
             self._sequential = self._stacked_on(self._unedited, folders)
@@ -218,7 +218,7 @@ class Session:
             EditError: there is no edit, or it has no such form.
             StoreError: it cannot be written; what was there before is as it was.
         """
-        entry = self._last("save")
+        entry = self.last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
         if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
@@ -248,7 +248,8 @@ class Session:
         """Delete the stored weights."""
         self._weights.cleanup()
 
-    def _last(self, purpose: str) -> Entry:
+    def last(self, purpose: str) -> Entry:
+        """The last edit; EditError if there is none for this purpose."""
         if not self.history:
             raise EditError(f"there is no edit to {purpose}", hint="press Edit first")
         return self.history[-1]
