@@ -41,8 +41,8 @@ svg {{ width: 100%; height: auto; border-radius: 8px }} a {{ color: LinkText }}
 <h2>Replay</h2>
 <p><a download="{name}.json" href="data:application/json;base64,{session}">{name}.json</a> holds
 the request, the editor with its settings, and all numbers. Put it into the folder
-<code>playground</code> of the run, open the playground of the run, type the name as session file and press <em>Replay
-session</em>. The page prints the largest difference to these numbers.</p>
+<code>playground</code> of the run, open the playground of the run, type the name as session file
+and press <em>Replay session</em>. The page prints the largest difference to these numbers.</p>
 <p>beliefedit {version}</p></body></html>
 """)
 
@@ -102,7 +102,7 @@ def _drawing(found: Ripple, title: str, lost: str, subtitle: str) -> Markup:
             parts.append(_text(_LEFT, y, size, colour, line, weight=650 if size > 30 else 400))
         y += 8
     y += 34
-    parts += [_text(_LANE[0], y, 18, _SOFT, "0"), _text(_LANE[1], y, 18, _SOFT, "1", "end"),
+    parts += [_text(_LANE[0], y, 18, _SOFT, "0"), _text(_LANE[1], y, 18, _SOFT, "1", anchor="end"),
               _text(_VALUES, y, 18, AGENT, "agent"), _text(_VALUES + 135, y, 18, AFTER, "model")]
     lost_fact = found.forgotten
     shown = list(dict.fromkeys([*([lost_fact] if lost_fact else []), *found.moved]))[:_ROWS]
@@ -137,7 +137,7 @@ def _row(change: FactChange, y: int) -> Markup:
     return Markup("").join(parts)
 
 
-def _text(x: int, y: int, size: int, colour: str, text: str, anchor: str = "start",
+def _text(x: int, y: int, size: int, colour: str, text: str, *, anchor: str = "start",
           weight: int = 400) -> Markup:
     return Markup('<text x="{}" y="{}" font-size="{}" fill="{}" text-anchor="{}" '
                   'font-weight="{}">{}</text>').format(x, y, size, colour, anchor, weight, text)

@@ -175,8 +175,9 @@ def _editor(name: str) -> str:
 
 
 N_MOVED = 8  # beliefs drawn at once; the others are folded
-_REACH = {"request": "the request", "old object": "the edited fact", "downstream": "downstream fact",
-          "shared conditional": "another subject, shared conditional", "unchanged": ""}
+_REACH = {"request": "the request", "old object": "the edited fact",
+          "downstream": "downstream fact", "unchanged": "",
+          "shared conditional": "another subject, shared conditional"}
 
 
 def ripple(snapshot: Snapshot) -> str:
