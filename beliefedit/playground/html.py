@@ -81,7 +81,7 @@ def belief_bars(snapshot: Snapshot) -> str:
                    f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
     return block(
         f'<p class="soft key">{key}<span><i style="background:currentColor;width:2px;opacity:.75">'
-        '</i>Bayesian agent before</span><span style="color:var(--request);font-weight:650">'
+        '</i>Bayesian agent before</span><span class="asked">'
         f'▸ requested object</span></p><div class="be-panels">{panels}</div>')
 
 
