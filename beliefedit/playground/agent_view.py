@@ -171,10 +171,11 @@ class FactIndex:
         return self.names[kind].find(text, n, first.get(kind, ()))
 
     def fitting(self, subject: str, relation: str, object: str) -> str:
-        """The object itself if the relation has it, else the relation's most frequent other one."""
+        """The object itself if the relation has it and it is not true already, else the relation's
+        most frequent other one."""
         frequent = self.frequent_objects.get(relation, [])
         new = [name for name in frequent if name != self.object_of.get((subject, relation))]
-        return object if object in frequent or not new else new[0]
+        return object if object in new or not new else new[0]
 
     def named(self, subject: str, relation: str, object: str) -> Fact:
         """The fact of three names, in any letter case; EditError for an unknown name."""

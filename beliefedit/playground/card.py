@@ -34,8 +34,8 @@ _PAGE = Markup("""<!DOCTYPE html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 24px auto;
   padding: 0 16px; overflow-wrap: anywhere }}
 svg {{ width: 100%; height: auto; border-radius: 8px }} a {{ color: LinkText }}
-.belief-table {{ overflow-x: auto }}</style></head>
-<body><h1>{title}</h1><p><strong>{lost}</strong></p>{sentences}
+:is(th, td) {{ white-space: nowrap; overflow-wrap: normal }}</style></head>
+<body><h1>{title}</h1>{sentences}
 {svg}
 {table}
 <h2>Replay</h2>
@@ -84,12 +84,20 @@ def make_card(entry: Entry, editor: str, session: dict[str, Any], name: str) -> 
         for change in found.moved]
     page = _PAGE.format(
         title=title, lost=text, svg=svg, name=name, version=__version__,
-        sentences=Markup("").join(Markup("<p>{}</p>").format(s) for s in found.sentences()),
+        sentences=Markup("").join(map(Markup("<p>{}</p>").format, _bold(found.sentences(), text))),
         session=base64.b64encode(content).decode(),
         table=Markup(html_table([["belief", "agent before", "agent after", "LM before",
                                   "LM after"]], rows, "Beliefs that move")))
     png = bytes(resvg_py.svg_to_bytes(svg_string=str(svg), width=WIDTH))
     return Card(title, text, png, page.encode(), content)
+
+
+def _bold(sentences: list[str], lost: str) -> list[str]:
+    """The sentences, that about what was forgotten in bold and first."""
+    start = lost.removesuffix(".")
+    about = next((sentence for sentence in sentences if sentence.startswith(start)), lost)
+    return [Markup("<strong>{}</strong>").format(about),
+            *(sentence for sentence in sentences if sentence != about)]
 
 
 def _drawing(found: Ripple, title: str, lost: str, subtitle: str) -> Markup:

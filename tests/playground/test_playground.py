@@ -182,6 +182,15 @@ def test_relations_of_the_subject_and_frequent_objects_come_first(session):
     assert len(facts.suggest("subject", "", n=5)) == 5
 
 
+def test_the_object_that_fits_a_subject_asks_for_a_change(session):
+    facts, fact = session.known, session.known.example().fact
+    frequent = facts.frequent_objects[fact.relation]
+    other = next(name for name in frequent if name != fact.object)
+    assert facts.fitting(fact.subject, fact.relation, other) == other
+    for name in (fact.object, "an object of no relation"):
+        assert facts.fitting(fact.subject, fact.relation, name) == other
+
+
 class SlowAnswers:
     """Random beliefs, computed for every object."""
 
