@@ -291,6 +291,8 @@ def test_the_ripple_leads_with_the_largest_change(voila):
 
 
 def test_a_card_is_made_downloaded_and_read(voila, browser, folder, artifacts, tmp_path):
+    press(voila, "Edit")
+    wait_for_message(voila, "Edited in")
     press(voila, "Make card")
     wait_for_message(voila, "Saved: ")
     links = voila.locator(".be-card a")
