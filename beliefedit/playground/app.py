@@ -129,6 +129,7 @@ class Page(Settling, Working):
         self.editors = choices_of(run.config)
         self._session: Session | None = None  # None: the model is not loaded yet
         self.compared: tuple | None = None  # what the comparison on the page is about
+        self.drawn: EditRequest | None = None  # the request of the card on the page
         self.snapshot: Snapshot | None = None
         (self.beliefs, self.logic, self.ripple, self.history, self.comparison,
          self.card) = (ipw.HTML() for _ in range(6))
@@ -244,6 +245,8 @@ class Page(Settling, Working):
         self.form.say(request, prediction.ripple[0].p_agent_before)
         if self.compared != self._subject_of_comparison(request):
             self.comparison.value, self.compared = "", None
+        if self.drawn != request:
+            self.card.value, self.drawn = "", None
         session = self._session
         last = session.history[-1] if session and session.history else None
         if session and last and last.request == request and last.stacked == session.stacked:
@@ -334,7 +337,7 @@ class Page(Settling, Working):
     def _press_card(self) -> None:
         def finished(result: tuple[str, Card]) -> str:
             name, card = result
-            self.card.value = show.card(name, card)
+            self.card.value, self.drawn = show.card(name, card), self.session.last("show").request
             return f"Saved: {self.folder / name}.png, .html and .json"
 
         self.start(lambda progress: save_card(self.session, self.folder), finished, "Drawing …")
