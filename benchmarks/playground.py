@@ -1,4 +1,4 @@
-"""Speed and memory of the playground: suggestions and the agent on FB13, edits with their figures.
+"""Speed and memory of the playground: first drawing, suggestions and agent on FB13, edits.
 
     python benchmarks/playground.py --run runs/demo --params params/demo.yaml [--graph FOLDER]
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,23 @@ def on_a_large_graph(folder: Path) -> None:
     row("… with figures", milliseconds(draw_figures), "150")
 
 
+FIRST_DRAWING = """
+import sys
+import beliefedit as be
+from beliefedit.playground.app import Playground
+playground = Playground(be.Run(sys.argv[1], sys.argv[2], read_only=True), sys.argv[2])
+assert "The Bayesian agent moves" in playground.page.ripple.value
+import os
+os._exit(0)"""
+
+
+def first_drawing(run: Path, params: Path) -> None:
+    """Time from a new process to the agent's beliefs as HTML, with all imports."""
+    command = [sys.executable, "-c", FIRST_DRAWING, str(run), str(params)]
+    row("a new process until the agent's beliefs are drawn", milliseconds(
+        lambda: subprocess.run(command, check=True, capture_output=True), 3), "5000")
+
+
 def on_a_run(session: Session, choices: dict[str, EditorChoice]) -> None:
     """Time of one edit with each editor, and memory after 50 edits."""
     request = session.known.example()
@@ -109,6 +128,7 @@ def main() -> None:
     print(f"{'milliseconds':<62} {'median':>9} {'longest':>9}  goal")
     if options.graph:
         on_a_large_graph(options.graph)
+    first_drawing(options.run, options.params)
     session, run = open_run(be.Run(options.run, options.params, read_only=True))
     choices = choices_of(run.config)
     on_a_run(session, {name: choices[name] for name in dict.fromkeys(["lora", *options.editors])})

@@ -50,7 +50,8 @@ class SoftTargetBuilder:
         """
         rng = np.random.default_rng([self.seed, _STREAM, case.number])
         subject, relation = case.request.fact.subject, case.request.fact.relation
-        after = (agent or self.agent).after(case.request)
+        before = agent or self.agent
+        after = before.after(case.request) if case.request.weight else before  # 0: no evidence
         chosen = [self._belief(after, subject, relation, config, "direct")]
         kind = {case.downstream_relation: "downstream", self.upstream.get(relation): "upstream"}
         chosen += [self._belief(after, subject, r, config) for r in self.relations[subject]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.corpus.corpus import Corpus, corpus_facts
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import evidence_weight
+from beliefedit.formatting import number
 from beliefedit.playground.search import Suggestions
 
 Role = Literal["edited", "downstream", "upstream", "same subject", "other subject"]
@@ -34,8 +36,13 @@ class EvidenceStrength:
     weight: float = 1.0  # a number of observations
 
     def observations(self, agent: BayesAgent, requested: Fact) -> float:
-        """Its weight in observations for an agent without this evidence; EditError for a
-        probability outside 0 to 1, or a weight that is not positive and finite."""
+        """Its weight in observations for an agent without this evidence.
+
+        It is 0 for a probability that the agent's direct belief has already.
+
+        Raises:
+            EditError: a probability outside 0 to 1, or a weight that is not positive and finite.
+        """
         if self.probability is None:
             if not (math.isfinite(self.weight) and self.weight > 0):
                 raise EditError(f"{self.weight:g} observations are no evidence", where="evidence",
@@ -44,7 +51,24 @@ class EvidenceStrength:
         if not 0 < self.probability < 1:
             raise EditError(f"no evidence brings a belief to {self.probability:g}",
                             where="evidence", hint="choose a probability between 0 and 1")
-        return evidence_weight(agent, requested, requested.object, self.probability)
+        subject, relation, target = requested.subject, requested.relation, requested.object
+        if agent.probability(subject, relation, target, view="direct") >= self.probability:
+            return 0.0
+        return evidence_weight(agent, requested, target, self.probability)
+
+
+def updated(agent: BayesAgent, request: EditRequest) -> BayesAgent:
+    """The agent after a request; the agent itself for a request without evidence (weight 0).
+
+    Raises:
+        EvidenceError: invalid evidence.
+    """
+    return agent if request.weight == 0 else agent.after(request)
+
+
+def moves(before: float, after: float) -> bool:
+    """Whether a belief changes as it is printed, with two decimals; NaN: not queried, no change."""
+    return not math.isnan(after - before) and number(before) != number(after)
 
 
 @dataclass(frozen=True)
@@ -68,6 +92,7 @@ class FactChange:
     p_agent: float
     p_before: float = math.nan  # of the model, as below; NaN before it is queried
     p_after: float = math.nan
+    true: bool = True  # whether the corpus states it
 
     @property
     def by_agent(self) -> float:
@@ -79,6 +104,28 @@ class FactChange:
         """The model's change of probability; NaN before there is an edit."""
         return self.p_after - self.p_before
 
+    @property
+    def agent_moves(self) -> bool:
+        """Whether the agent's printed probability changes."""
+        return moves(self.p_agent_before, self.p_agent)
+
+    @property
+    def model_moves(self) -> bool:
+        """Whether the model's printed probability changes."""
+        return moves(self.p_before, self.p_after)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the model moves at least half as far as the agent, in its direction."""
+        return (self.agent_moves and self.model_moves and self.by_agent * self.by_model > 0
+                and abs(self.by_model) >= abs(self.by_agent) / 2)
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the model's probability falls to less than half, and the agent's does not."""
+        return (self.model_moves and self.p_after < self.p_before / 2
+                and self.p_agent >= self.p_agent_before / 2)
+
 
 @dataclass(frozen=True)
 class AgentPrediction:
@@ -87,7 +134,7 @@ class AgentPrediction:
     request: EditRequest
     questions: tuple[Question, ...]  # the edited fact first
     ripple: tuple[FactChange, ...]  # the edited fact, the largest changes, some unchanged facts
-    n_more: int  # further facts that change, by less than all of these
+    n_more: int  # further facts whose printed probability changes, by less than all of these
 
     @property
     def other(self) -> Question | None:
@@ -124,10 +171,11 @@ class FactIndex:
         return self.names[kind].find(text, n, first.get(kind, ()))
 
     def fitting(self, subject: str, relation: str, object: str) -> str:
-        """The object itself if the relation has it, else the relation's most frequent other one."""
+        """The object itself if the relation has it and it is not true already, else the relation's
+        most frequent other one."""
         frequent = self.frequent_objects.get(relation, [])
         new = [name for name in frequent if name != self.object_of.get((subject, relation))]
-        return object if object in frequent or not new else new[0]
+        return object if object in new or not new else new[0]
 
     def named(self, subject: str, relation: str, object: str) -> Fact:
         """The fact of three names, in any letter case; EditError for an unknown name."""
@@ -173,30 +221,37 @@ class FactIndex:
         other = next(o for o in self.agent.objects if o != current)
         return self.request(Fact(subject, relation, other))
 
-    def others(self, subject: str, relation: str, n: int) -> list[str]:
-        """The n next subjects with a relation after this one, wrapping around to the first."""
+    def others(self, subject: str, relation: str, n: int, object: str = "") -> list[str]:
+        """The n next subjects with a relation after this one, wrapping around to the first.
+
+        Subjects that have the object already are left out: an edit that wrongly reaches them cannot
+        be seen.
+        """
         members = self.subjects_of.get(relation, ())
         start = members.index(subject) + 1 if (subject, relation) in self.object_of else 0
-        wrapped = dict.fromkeys((*members[start:start + n], *members[:n + 1]))
-        return [s for s in wrapped if s != subject][:n]
+        wrapped = (members[(start + index) % len(members)] for index in range(len(members)))
+        suitable = (s for s in wrapped if s != subject and self.object_of[s, relation] != object)
+        return list(islice(suitable, n))
 
     def outlook(self, request: EditRequest, agent: BayesAgent) -> AgentPrediction:
         """An agent's beliefs before and after a request; EvidenceError for invalid evidence."""
-        updated = agent.after(request)
+        revised = updated(agent, request)
         questions = []
-        for role, fact in self._question_facts(request.subject, request.fact.relation):
+        for role, fact in self._question_facts(request):
             view: View = "direct" if role == "edited" else "predictive"
             questions.append(Question(role, fact, request.target if role == "edited" else None, *(
                 state.distribution(fact.subject, fact.relation, view)
-                for state in (agent, updated))))
+                for state in (agent, revised))))
         o = agent.objects.index(request.target)
         old, new = (float(belief[o]) for belief in (questions[0].before, questions[0].after))
-        ripple, n_more = self._ripple(request, agent, updated)
-        edited = FactChange(request.requested, "request", old, new)
+        ripple, n_more = self._ripple(request, agent, revised)
+        edited = FactChange(request.requested, "request", old, new,
+                            true=request.target == request.fact.object)
         return AgentPrediction(request, tuple(questions), (edited, *ripple), n_more)
 
-    def _question_facts(self, subject: str, relation: str) -> list[tuple[Role, Fact]]:
+    def _question_facts(self, request: EditRequest) -> list[tuple[Role, Fact]]:
         """The edited fact; a downstream, upstream or other fact; another subject's fact."""
+        subject, relation = request.subject, request.fact.relation
         others = [r for r in self.relations_of.get(subject, ()) if r != relation]
         candidates: list[tuple[Role, str | None]] = [
             ("downstream", self.downstream.get(relation)),
@@ -204,25 +259,33 @@ class FactIndex:
         return [("edited", self.fact(subject, relation)),
                 *[(role, self.fact(subject, r)) for role, r in candidates if r in others][:1],
                 *(("other subject", self.fact(other, relation))
-                  for other in self.others(subject, relation, 1))]
+                  for other in self.others(subject, relation, 1, request.target))]
 
     def _ripple(self, request: EditRequest, agent: BayesAgent,
-                updated: BayesAgent) -> tuple[list[FactChange], int]:
-        """(The facts that change most and some unchanged ones, number of further changes)."""
+                revised: BayesAgent) -> tuple[list[FactChange], int]:
+        """(The facts that change most and some unchanged ones, number of further changes).
+
+        A fact changes if its printed probability does.
+        """
         subject, relation = request.subject, request.fact.relation
-        changed = agent.ripple(self.facts, subject, relation, request.target, request.weight)
-        changed = changed.filter(pl.col("path") != "request")
-        columns = changed.select("subject", "relation", "object", "path", "p_before", "p_after")
-        shown = [FactChange(Fact(s, r, o), path, *p)
-                 for s, r, o, path, *p in columns.head(CAP - 1 - _N_UNCHANGED).iter_rows()]
+        changed = pl.DataFrame()
+        if request.weight:
+            changed = agent.ripple(self.facts, subject, relation, request.target, request.weight)
+            changed = changed.filter(pl.col("path") != "request")
+            beliefs = changed.select("p_before", "p_after").iter_rows()
+            changed = changed.filter(pl.Series([moves(*p) for p in beliefs], dtype=pl.Boolean))
+        shown = [FactChange(Fact(row["subject"], row["relation"], row["object"]), row["path"],
+                            row["p_before"], row["p_after"])
+                 for row in changed.head(CAP - 1 - _N_UNCHANGED).iter_rows(named=True)]
         names = {(change.fact.subject, change.fact.relation)
                  for change in shown} | {(subject, relation)}
         of_subject = [(subject, r) for r in self.relations_of.get(subject, ())]
-        of_others = [(s, relation) for s in self.others(subject, relation, 2 * _N_UNCHANGED)]
+        of_others = [(s, relation) for s in self.others(
+            subject, relation, 2 * _N_UNCHANGED, request.target)]
         facts = [self.fact(*pair) for pair in (*of_subject, *of_others) if pair not in names]
         facts = facts[:CAP - 1 - len(shown)]
         frame = pl.DataFrame([vars(fact) for fact in facts], schema=self.facts.schema)
-        p = [state.probabilities(frame).tolist() for state in (agent, updated)]
+        p = [state.probabilities(frame).tolist() for state in (agent, revised)]
         unchanged = [FactChange(fact, "unchanged", *p_states)
                      for fact, *p_states in zip(facts, *p, strict=True)]
         return [*shown, *unchanged], len(changed) - len(shown)

@@ -5,29 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 import polars as pl
 
 from beliefedit.config import EDITOR_PARAMETERS, Experiment, load_entry_points
-from beliefedit.editors.base import EditRequest
-from beliefedit.editors.registry import editor_class
-from beliefedit.errors import BeliefEditError
+from beliefedit.editors.request import EditRequest
+from beliefedit.errors import BeliefEditError, EditError
 from beliefedit.playground import html as show
+from beliefedit.playground.agent_view import FactIndex
 from beliefedit.playground.background import StepCallback, Worker, error_text
-from beliefedit.playground.controls import LABEL, RequestForm, Settling, columns, row
+from beliefedit.playground.controls import LABEL, Keys, RequestForm, Settling, columns, row
 from beliefedit.playground.files import (
     make_run,
-    open_run,
+    open_agent,
+    open_session,
     replay,
+    run_command,
     runs_beside,
+    save_card,
     save_session,
     session_path,
 )
-from beliefedit.playground.session import EditorChoice, Entry, Session
-from beliefedit.playground.snapshot import Snapshot, draw
+from beliefedit.playground.snapshot import EditorChoice, Entry, Snapshot, draw
 from beliefedit.run import Run
+
+if TYPE_CHECKING:
+    from beliefedit.agent.agent import BayesAgent
+    from beliefedit.playground.card import Card
+    from beliefedit.playground.session import Session
 
 N_SETTINGS = 4  # hyper-parameters with an input field; others keep their values
 _FIRST = ("lr", "steps", "rank", "layer")  # hyper-parameters whose fields come first
@@ -49,22 +56,30 @@ class Working(ipw.VBox):
         super().__init__()
         self.worker, self.message = Worker(), ipw.HTML()
         self.progress = ipw.IntProgress(description="Progress", style=LABEL)
-        self.idle_only: list[ipw.Widget] = []  # controls that are disabled while a job runs
-        self.cancel = self.button("Cancel", "Stop the running job", self.worker.cancel)
+        self.message.add_class("be-status")
+        self.busy = False
+        self.buttons: list[ipw.Button] = []
+        self.cancel = ipw.Button(description="Cancel", tooltip="Stop the running job",
+                                 layout={"width": "auto"})
+        self.cancel.on_click(lambda _: self.worker.cancel())
 
     def button(self, name: str, tooltip: str, pressed: Callable[[], Any],
                kind: str = "") -> ipw.Button:
-        """A button that is enabled while no job runs, and shows the error of its action."""
+        """A button that shows the error of its action.
+
+        It does nothing while a job runs, without being disabled, so that it keeps the focus.
+        """
         def press(_: ipw.Button) -> None:
             try:
-                pressed()
+                if not self.busy:
+                    pressed()
             except BeliefEditError as error:
                 self.say(error_text(error), "problem")
 
         button = ipw.Button(description=name, tooltip=tooltip, button_style=kind,
                             layout={"width": "auto"})
         button.on_click(press)
-        self.idle_only.append(button)
+        self.buttons.append(button)
         return button
 
     def start(self, work: Callable[[StepCallback], Any], finished: Callable[[Any], str],
@@ -84,54 +99,98 @@ class Working(ipw.VBox):
         self.message.value = show.message(text, kind)
 
     def set_busy(self, busy: bool) -> None:
-        """Enable the controls for a running job, or for none."""
-        for control in self.idle_only:
-            control.disabled = busy
-        self.cancel.disabled = not busy
-        self.progress.layout.display = None if busy else "none"
+        """Show which buttons have an effect: while a job runs, only Cancel."""
+        self.busy = busy
+        for button in self.buttons:
+            _dim(button, busy)
+        _dim(self.cancel, not busy)
+        self.progress.layout.visibility = "visible" if busy else "hidden"  # keeps its place
 
     def _show_progress(self, done: int, total: int | None, text: str) -> None:
         self.progress.max, self.progress.value = total or 1, done
         self.say(text)
 
 
-class Page(Working):
-    """The playground of one session; saved files go to the folder."""
+def _dim(button: ipw.Button, yes: bool) -> None:
+    """Draw a button as one without an effect, or not."""
+    (button.add_class if yes else button.remove_class)("be-off")
 
-    def __init__(self, session: Session, experiment: Experiment, folder: Path) -> None:
+
+class Page(Settling, Working):
+    """The playground of one run; saved files go to its folder.
+
+    The agent's beliefs appear at once. The language model loads in the background, and editing
+    begins when it is there.
+    """
+
+    def __init__(self, run: Run, known: FactIndex) -> None:
         super().__init__()
-        self.session, self.folder, self.editors = session, folder, choices_of(experiment)
+        self.known, self.folder = known, run.folder / "playground"
+        self.editors = choices_of(run.config)
+        self._session: Session | None = None  # None: the model is not loaded yet
+        self.compared: tuple | None = None  # what the comparison on the page is about
+        self.drawn: EditRequest | None = None  # the request of the card on the page
         self.snapshot: Snapshot | None = None
-        self.beliefs, self.logic, self.ripple, self.history, self.comparison = (
-            ipw.HTML() for _ in range(5))
-        self.form = RequestForm(session.known, self._refresh)
+        (self.beliefs, self.logic, self.ripple, self.history, self.comparison,
+         self.card) = (ipw.HTML() for _ in range(6))
+        self.form = RequestForm(known, self._refresh)
         self.children = [
-            ipw.HTML(show.STYLE), self.form, *self._edit_controls(), self.message, self.beliefs,
-            columns(self.logic, ipw.VBox([self.history, self.comparison])), self.ripple,
-            self._file_controls()]
+            ipw.HTML(show.STYLE), Keys(), self.form, *self._edit_controls(), self.message,
+            self.ripple, self.beliefs, columns(self.logic, ipw.VBox([
+                self.history, self.comparison])), self._file_controls(), self.card]
         self.add_class("be-page")
         self._choose_editor()
-        self._fill(session.known.example())
+        self._fill(known.example())
+        for button in self.buttons:
+            button.disabled = True
+        self.start(lambda progress: open_session(run, known), self._loaded,
+                   "The language model loads. The agent can be asked already.")
+
+    @property
+    def session(self) -> Session:
+        """The session; EditError while the language model loads."""
+        if self._session is None:
+            raise EditError("the language model is not loaded yet", hint="wait a moment")
+        return self._session
+
+    @property
+    def agent(self) -> BayesAgent:
+        """The agent that the next edit builds on."""
+        return self._session.agent if self._session else self.known.agent
+
+    def _loaded(self, session: Session) -> str:
+        """Begin editing."""
+        from beliefedit.editors.registry import editor_class
+
+        self._session = session
+        with self.quietly():
+            name = self.editor.value
+            self.editor.options = [(editor_class(name).label, name) for name in self.editors]
+            self.editor.value = name
+        for button in self.buttons:
+            button.disabled = False
+        self.mode.disabled = False
         self.set_busy(False)
+        self._refresh()
+        return "The language model is loaded."
 
     def _edit_controls(self) -> tuple[ipw.Widget, ipw.Widget]:
-        labels = [(editor_class(name).label, name) for name in self.editors]
         self.editor = ipw.Dropdown(
-            options=labels, description="Editor", tooltip="The method that edits the model",
+            options=list(self.editors), description="Editor",
+            tooltip="The method that edits the model",
             style={"description_width": "auto"}, layout={"width": "390px"})
         self.settings = ipw.HBox(layout={"flex_flow": "row wrap"})
         self.edit = self.button("Edit", "Edit the language model", self._press_edit, "primary")
         self.undo = self.button("Undo", "Undo the last edit", self._press_undo)
-        compare = self.button("Compare editors", "Apply the same request with several editors",
+        compare = self.button("Compare editors", "Apply the same request with every editor",
                               self._press_compare)
         self.mode = ipw.ToggleButtons(
             options=[("each edit alone", False), ("sequential edits", True)],
-            style={"button_width": "125px"}, layout={"width": "auto"},
+            style={"button_width": "125px"}, layout={"width": "auto"}, disabled=True,
             tooltips=["Each edit starts from the unedited model",
                       "Each edit starts from the model after the earlier edits"])
         self.editor.observe(self._choose_editor, "value")
         self.mode.observe(self._switch, "value")
-        self.idle_only.append(self.mode)
         return (row(self.editor, self.settings),
                 row(self.edit, self.cancel, self.undo, compare, self.mode, self.progress))
 
@@ -141,20 +200,26 @@ class Page(Working):
             style={"description_width": "110px"}, layout={"width": "230px"})
         self.file = ipw.Text("session.json", description="Session file", style=LABEL,
                              layout={"width": "330px"}, tooltip="In the run folder's playground")
-        edit, session, again = (self.button(*names) for names in (
+        card, edit, session, again = (self.button(*names) for names in (
+            ("Make card", "Write a picture and a page of the last edit, to share",
+             self._press_card),
             ("Save edit", "Write the last edit to the run folder", self._press_save),
             ("Save session", "Write requests and numbers to the file", self._press_save_session),
             ("Replay session", "Apply the requests of the file again", self._press_replay)))
-        return row(self.kind, edit, self.file, session, again)
+        return row(card, self.kind, edit, self.file, session, again)
 
     def set_busy(self, busy: bool) -> None:
         """As `Working.set_busy`, and show the current history."""
         super().set_busy(busy)
-        self.history.value = show.history(self.session.history)
-        self.undo.disabled = busy or not self.session.history
+        self.mode.disabled = busy or self._session is None
+        entries = self._session.history if self._session else ()
+        self.history.value = show.history(entries)
+        _dim(self.undo, busy or not entries)
 
     def _choose_editor(self, _: object = None) -> None:
         """Show fields for the first numeric and boolean hyper-parameters of the editor."""
+        if not self.settled:
+            return
         values = self.editors[self.editor.value].settings
         names = [name for name in dict.fromkeys((*_FIRST, *values))
                  if type(values.get(name)) in _FIELDS]
@@ -165,29 +230,43 @@ class Page(Working):
 
     def _fill(self, request: EditRequest) -> None:
         self.snapshot = None
-        self.form.fill(request, self.session.agent)
+        self.form.fill(request, self.agent)
 
     def _refresh(self) -> None:
         """Show the agent's beliefs at once, and the model's when they are computed."""
         try:
-            request = self.form.request(self.session.agent)
-            prediction = self.session.outlook(request)
+            request = self.form.request(self.agent)
+            prediction = self.known.outlook(request, self.agent)
         except BeliefEditError as error:
             self.form.hint.value = show.message(error_text(error))
+            self.add_class("be-stale")  # the beliefs shown are those of another request
             return
-        self.form.say(request)
-        last = self.session.history[-1] if self.session.history else None
-        if last and last.request == request and last.stacked == self.session.stacked:
+        self.remove_class("be-stale")
+        self.form.say(request, prediction.ripple[0].p_agent_before)
+        if self.compared != self._subject_of_comparison(request):
+            self.comparison.value, self.compared = "", None
+        if self.drawn != request:
+            self.card.value, self.drawn = "", None
+        session = self._session
+        last = session.history[-1] if session and session.history else None
+        if session and last and last.request == request and last.stacked == session.stacked:
             self._draw(last.picture)
             return
-        preview = draw(prediction, self.session.known.agent.objects)
+        preview = draw(prediction, self.known.agent.objects)
         self._draw(preview)
+        if session is None:
+            return
 
         def finished(snapshot: Snapshot | None, problem: str | None) -> None:
             if snapshot is not None and self.snapshot is preview:  # the page still shows it
                 self._draw(snapshot)
 
-        self.worker.run(lambda progress: self.session.look(request), finished)
+        self.worker.run(lambda progress: session.look(request), finished)
+
+    def _subject_of_comparison(self, request: EditRequest) -> tuple:
+        """What a comparison depends on: the request, and the edits before it."""
+        earlier = self.session.history if self._session and self.session.stacked else ()
+        return (request, *(entry.folder for entry in earlier if entry.stacked))
 
     def _draw(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -199,7 +278,7 @@ class Page(Working):
         """The request and the editor in the controls."""
         fields = {field.description: field.value for field in self.settings.children}
         choice = self.editors[self.editor.value]
-        return (self.form.request(self.session.agent),
+        return (self.form.request(self.agent),
                 EditorChoice(choice.name, {**choice.settings, **fields}))
 
     def _press_edit(self) -> None:
@@ -213,11 +292,16 @@ class Page(Working):
 
     def run_example(self) -> None:
         """Apply the edit in the controls, and wait for it."""
+        self.wait()
         self.edit.click()
-        self.worker.run(lambda progress: None, lambda *_: None).result()
-        if self.session.history:  # drawn again in this thread, whose output a report keeps
+        self.wait()
+        if self._session and self.session.history:  # drawn again in the thread of the report
             self._draw(self.session.history[-1].picture)
             self.set_busy(False)
+
+    def wait(self) -> None:
+        """Wait until the jobs that are queued have ended."""
+        self.worker.run(lambda progress: None, lambda *_: None).result()
 
     def _press_undo(self) -> None:
         def finished(entry: Entry) -> str:
@@ -228,25 +312,35 @@ class Page(Working):
 
     def _press_compare(self) -> None:
         request, chosen = self._selection()
-        names = dict.fromkeys([*list(self.editors)[:2], "bayes", "in_context"])
-        choices = [chosen, *(self.editors[name] for name in names if name != chosen.name)]
+        choices = [chosen, *(choice for name, choice in self.editors.items()
+                             if name != chosen.name)]
 
         def finished(table: pl.DataFrame) -> str:
-            self.comparison.value = show.comparison(table)
+            self.comparison.value = show.comparison(table, request)
+            self.compared = self._subject_of_comparison(request)
             return "Compared; the history stays as it is."
 
         self.start(lambda progress: self.session.compare(request, choices, progress), finished,
                    "Comparing …")
 
     def _switch(self, _: object) -> None:
-        self.session.stacked = self.mode.value
-        self._refresh()
+        if self._session:
+            self.session.stacked = self.mode.value
+            self._refresh()
 
     def _press_save(self) -> None:
         kind = self.kind.value
         target = self.folder / f"edit-{len(self.session.history):03d}-{kind}"
         self.start(lambda progress: self.session.export(kind, target), "Saved: {}".format,
                    "Saving …")
+
+    def _press_card(self) -> None:
+        def finished(result: tuple[str, Card]) -> str:
+            name, card = result
+            self.card.value, self.drawn = show.card(name, card), self.session.last("show").request
+            return f"Saved: {self.folder / name}.png, .html and .json"
+
+        self.start(lambda progress: save_card(self.session, self.folder), finished, "Drawing …")
 
     def _file(self) -> Path:
         """The session's file; EditError if no name of a file is typed."""
@@ -273,7 +367,8 @@ class Page(Working):
     def leave(self) -> None:
         """Stop running jobs and delete the session."""
         self.worker.close()
-        self.session.close()
+        if self._session:
+            self.session.close()
         self.close()
 
 
@@ -298,11 +393,11 @@ class Playground(Settling, ipw.VBox):
         if self.page is not None:
             self.page.leave()
         try:
-            session, run = open_run(run)
+            known, run = open_agent(run)
         except BeliefEditError as error:
             self.page, shown = None, NoRunPanel(self, error_text(error))
         else:
-            self.page = shown = Page(session, run.config, run.folder / "playground")
+            self.page = shown = Page(run, known)
         self.children = [self.runs, shown]
         folder = run.folder.resolve()
         folders = sorted({folder, *runs_beside(folder)})
@@ -338,10 +433,10 @@ class NoRunPanel(Working):
         full = self.button(f"Create the run of {params.name}",
                            "Corpus and model of the demo take about two minutes on two cores",
                            lambda: self._make(params, folder))
-        command = f"python run_all.py --params {show.text(params)} --out {show.text(folder)}"
         how = show.block("<p>The playground needs a trained model. Create one on the command line "
-                         f"with</p><pre>{command}</pre><p>or here:</p>")
-        self.children += (ipw.HTML(how), ipw.HBox([smoke, full, self.cancel, self.progress]))
+                         f"with</p><pre>{show.text(run_command(params, folder))}</pre>"
+                         "<p>or here:</p>")
+        self.children += (ipw.HTML(how), row(smoke, full, self.cancel, self.progress))
         self.set_busy(False)
 
     def _make(self, params: Path, folder: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import anywidget
 import ipywidgets as ipw
 
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.request import EditRequest
 from beliefedit.playground import html as show
 from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
 
@@ -34,6 +36,12 @@ class Settling:
             self.settled = True
 
 
+class Keys(anywidget.AnyWidget):
+    """Lets arrow-down and Enter in the field of a `Finder` choose a name; shows nothing."""
+
+    _esm = Path(__file__).with_name("keys.js")
+
+
 class Finder(Settling, ipw.VBox):
     """A text field above a list of matching names, for the mouse or the arrow keys.
 
@@ -52,6 +60,7 @@ class Finder(Settling, ipw.VBox):
         self.list.observe(self._chosen, "value")
         layout = {"flex": "1 1 240px", "min_width": "0", "margin": "0 8px 0 0"}
         super().__init__([self.text, self.list], layout=layout)
+        self.add_class("be-finder")
 
     def put(self, value: str) -> None:
         """Show a name and other suggestions, without a call to ``changed``."""
@@ -91,6 +100,7 @@ class RequestForm(Settling, ipw.VBox):
             description="Observations", value=1.0, disabled=True, style=LABEL,
             tooltip="Weight of the evidence in observations", layout={"width": "190px"})
         self.hint = ipw.HTML(layout={"flex": "1 1 300px"})
+        self.hint.add_class("be-hint")
         self.strength.observe(self._changed, "value")
         self.weight.observe(self._changed, "value")
         super().__init__([
@@ -104,8 +114,9 @@ class RequestForm(Settling, ipw.VBox):
             self.subject.put(fact.subject)
             self.relation.put(fact.relation)
             self.object.put(fact.object)
+            present = {name: STRENGTHS[name] for name in [self.strength.value] if name != CUSTOM}
             self.strength.value = next(
-                (name for name, strength in STRENGTHS.items()
+                (name for name, strength in (present | STRENGTHS).items()
                  if strength.observations(agent, fact) == request.weight), CUSTOM)
             if self.strength.value == CUSTOM:
                 self.weight.value = request.weight
@@ -117,9 +128,9 @@ class RequestForm(Settling, ipw.VBox):
                                 self.object.text.value)
         return self.facts.request(fact, self._strength(), agent)
 
-    def say(self, request: EditRequest) -> None:
-        """Show the evidence of a request beside its control."""
-        text = show.evidence(request.weight, self._strength().probability)
+    def say(self, request: EditRequest, p_before: float) -> None:
+        """Show the evidence of a request, whose belief is p_before, beside its control."""
+        text = show.evidence(request.weight, self._strength().probability, p_before)
         self.hint.value = show.message(f"Evidence: {text}.")
 
     def _strength(self) -> EvidenceStrength:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import polars as pl
 from pydantic import Field, ValidationError
@@ -16,12 +18,12 @@ from pydantic import Field, ValidationError
 from beliefedit.config import Config, explain
 from beliefedit.corpus.corpus import sample_documents
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.request import EditRequest
 from beliefedit.errors import BeliefEditError, EditError, StoreError, TrainingError, os_hint
 from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.formatting import short, shorten
-from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
+from beliefedit.playground.agent_view import FactIndex
 from beliefedit.playground.background import (
     UNCHANGED,
     Cancelled,
@@ -29,9 +31,13 @@ from beliefedit.playground.background import (
     part_of,
     silent,
 )
-from beliefedit.playground.session import EditorChoice, Session
+from beliefedit.playground.snapshot import EditorChoice, Entry
 from beliefedit.run import Run
-from beliefedit.store import write_json
+from beliefedit.store import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from beliefedit.playground.card import Card
+    from beliefedit.playground.session import Session
 
 FORMAT = 2
 MAX_NAME = 200  # bytes of the name of a session file; file systems allow 255
@@ -44,31 +50,59 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
-    """A session on a run's model, and its run; StoreError if the folder has no trained model.
+    """A session on a run's model, and its run; raises as `open_agent`."""
+    known, run = open_agent(run)
+    return open_session(run, known), run
+
+
+def open_agent(run: Run) -> tuple[FactIndex, Run]:
+    """The facts and the agent of a run with a trained model, and the run; does not import torch.
 
     Without a model of this configuration, the run is that of the recorded configuration.
+
+    Raises:
+        StoreError: the folder has no trained model.
     """
     try:
-        return _session(run), run
+        return _facts(run), run
     except StoreError as error:
         try:
             recorded = Run.open(run.folder, read_only=True)
-            return _session(recorded), recorded
+            return _facts(recorded), recorded
         except BeliefEditError:
             raise error from None
 
 
-def _session(run: Run) -> Session:
+def _facts(run: Run) -> FactIndex:
+    run.path("model")
+    return FactIndex(run.world, run.corpus, run.agent)
+
+
+def open_session(run: Run, known: FactIndex) -> Session:
+    """A session on the model of a run whose facts are known; imports torch.
+
+    Raises:
+        StoreError: the model is missing or damaged.
+    """
+    from beliefedit.playground.session import Session
+
     no_cases = Cases(pl.DataFrame(), pl.DataFrame(
         schema={"case": pl.UInt32, "probe": pl.String, "prompt": pl.String}))
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
-    return Session(run.model, run.tokenizer, FactIndex(run.world, run.corpus, run.agent),
-                   sample_documents(run.corpus, run.world), soft_targets)
+    return Session(run.model, run.tokenizer, known, sample_documents(run.corpus, run.world),
+                   soft_targets)
 
 
 def runs_beside(folder: Path) -> list[Path]:
     """Folders of finished runs beside this one, sorted by name."""
     return sorted(path.parent for path in folder.resolve().parent.glob("*/summary.json"))
+
+
+def run_command(params: Path, folder: Path) -> str:
+    """The shell command that creates a run with run_all.py, in any working directory."""
+    script = params.resolve().parent.parent / "run_all.py"
+    return shlex.join(["python", *map(str, (
+        script, "--params", params.resolve(), "--out", folder.resolve()))])
 
 
 def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
@@ -130,14 +164,53 @@ def save_session(session: Session, path: Path) -> None:
         StoreError: the file cannot be written; an earlier one is as it was.
     """
     try:
-        write_json(path, {"format": FORMAT, "stacked": session.stacked, "edits": [
-            {**vars(entry.request.requested), "weight": entry.request.weight,
-             "editor": entry.choice.name, "settings": dict(entry.choice.settings),
-             "stacked": entry.stacked, "numbers": entry.picture.numbers()}
-            for entry in session.history]})
+        write_json(path, session_record(session.history, session.stacked))
     except OSError as error:
         raise StoreError(f"cannot write the session: {error.strerror or error}", where=str(path),
                          hint=os_hint(error, "choose another name")) from error
+
+
+def session_record(entries: Sequence[Entry], stacked: bool) -> dict[str, Any]:
+    """The content of a session file: requests, editors and all numbers shown."""
+    return {"format": FORMAT, "stacked": stacked, "edits": [
+        {**vars(entry.request.requested), "weight": entry.request.weight,
+         "editor": entry.choice.name, "settings": dict(entry.choice.settings),
+         "stacked": entry.stacked, "numbers": entry.picture.numbers()} for entry in entries]}
+
+
+def save_card(session: Session, folder: Path) -> tuple[str, Card]:
+    """Write the card of the last edit: PNG, HTML page and the session that replays it.
+
+    A sequential edit is replayed with the sequential edits before it.
+
+    Returns:
+        The name of the files without an ending, such as card-001, and the card.
+
+    Raises:
+        EditError: there is no edit.
+        StoreError: the files cannot be written; then none is left.
+    """
+    from beliefedit.editors.registry import editor_class
+    from beliefedit.playground.card import make_card
+
+    entry = session.last("share")
+    entries = [each for each in session.history if each.stacked] if entry.stacked else [entry]
+    taken = {path.stem for path in folder.glob("card-*")}
+    name = next(name for number in itertools.count(1) if (name := f"card-{number:03d}")
+                not in taken)
+    card = make_card(entry, editor_class(entry.choice.name).label,
+                     session_record(entries, entry.stacked), name)
+    paths = {folder / file: content for file, content in card.files(name).items()}
+    try:
+        for path, content in paths.items():
+            with atomic_path(path) as partial:
+                partial.write_bytes(content)
+    except OSError as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise StoreError(f"cannot write the card: {error.strerror or error}", where=str(folder),
+                         hint=os_hint(error, "free some space")) from error
+    return name, card
 
 
 class SavedEdit(Config):
@@ -146,7 +219,7 @@ class SavedEdit(Config):
     subject: str
     relation: str
     object: str
-    weight: Annotated[float, Field(gt=0)]
+    weight: Annotated[float, Field(ge=0)]  # 0: no evidence
     editor: str
     settings: dict[str, Any]
     stacked: bool
@@ -196,7 +269,8 @@ def read_session(session: Session, path: Path) -> tuple[
             for kind, suggestions in session.known.names.items():
                 if suggestions.resolve(name := getattr(fact, kind)) != name:
                     raise EditError(f"no {kind} of this run is called {short(name)}", hint=hint)
-            request = session.known.request(fact, EvidenceStrength(None, edit.weight))
+            request = EditRequest(session.known.fact(fact.subject, fact.relation), fact.object,
+                                  edit.weight)
             choice = EditorChoice(edit.editor, edit.settings)
             session.check(request, choice)
         except BeliefEditError as error:

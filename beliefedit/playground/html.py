@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from beliefedit.analysis.measures import MEASURES
 from beliefedit.config import EDITOR_PARAMETERS
-from beliefedit.editors.registry import editor_class
+from beliefedit.editors.request import EditRequest
 from beliefedit.formatting import html_table, number
+from beliefedit.palette import AFTER, AGENT, BEFORE, REQUEST
 from beliefedit.playground.agent_view import FactChange
-from beliefedit.playground.session import Entry
-from beliefedit.playground.snapshot import ERRORS, Bar, Logic, Panel, Snapshot
-from beliefedit.plots.style import AFTER, AGENT, BEFORE, NEUTRAL, REQUEST
+from beliefedit.playground.ripple import ripple_of
+from beliefedit.playground.snapshot import ERRORS, Bar, Entry, Logic, Panel, Snapshot
+
+if TYPE_CHECKING:
+    from beliefedit.playground.card import Card
 
 _LM = '<abbr title="language model">LM</abbr>'
 
@@ -48,8 +53,13 @@ def message(content: str, kind: str = "") -> str:
     return block(f'<div class="be-message {kind}" role="{role}">{html.escape(content)}</div>')
 
 
-def evidence(weight: float, probability: float | None = None) -> str:
-    """Evidence as text: its observations, and the agent's belief they lead to."""
+def evidence(weight: float, probability: float | None = None, p_before: float = math.nan) -> str:
+    """Evidence as text: its observations, and the agent's belief before and after them."""
+    if weight == 0:
+        known = "" if math.isnan(p_before) or probability is None else (
+            f": the Bayesian agent believes it with P = {number(p_before)} already, so evidence "
+            f"for P = {probability:g} adds nothing")
+        return f"none{known}"
     n = (f"{weight:g} of an observation" if weight < 1 else "1 observation"
          if round(weight, 2) == 1 else f"{weight:,.0f} observations")
     return n if probability is None else (
@@ -71,7 +81,7 @@ def belief_bars(snapshot: Snapshot) -> str:
                    f'<br><span class="soft">{stated}. {hint}.</span></p>{rows}</section>')
     return block(
         f'<p class="soft key">{key}<span><i style="background:currentColor;width:2px;opacity:.75">'
-        '</i>Bayesian agent before</span><span class="request-key">'
+        '</i>Bayesian agent before</span><span class="asked">'
         f'▸ requested object</span></p><div class="be-panels">{panels}</div>')
 
 
@@ -81,9 +91,13 @@ def _row(bar: Bar, panel: Panel) -> str:
     for name, role, p in (("LM before", "before", bar.p_before), ("LM after", "after", bar.p_after),
                           ("agent", "agent", bar.p_agent)):
         labels += [] if math.isnan(p) else [f"{name} {number(p, 3)}"]
-        before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>' if role == "agent" else ""
+        before, room = "", 0.0
+        if role == "agent":  # the number is right of the mark of the belief before
+            before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>'
+            room = 80 * max(0.0, bar.p_agent_before - p)
         bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{80 * _or_zero(p):.2f}%;'
-                 f'background:var(--{role})"></b><em>{number(p, 3)}</em>{before}</div>')
+                 f'background:var(--{role})"></b><em style="margin-left:calc({room:.2f}% + 6px)">'
+                 f"{number(p, 3)}</em>{before}</div>")
     plain = html.escape(bar.object or "all others")
     name = text(bar.object) if bar.object else f'<span class="soft">{plain}</span>'
     is_request = bar.object is not None and bar.object == panel.request
@@ -127,7 +141,7 @@ def history(entries: Sequence[Entry]) -> str:
             beliefs += (f"; downstream: {text(panel.fact.relation)} "
                         f"{text(panel.expected.object)}: {_arrow(panel.expected)}")
         items += (f"<li>{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
-                  f"({evidence(request.weight)}) · {_editor(entry.choice.name)}{after}, "
+                  f"(evidence: {evidence(request.weight)}) · {_editor(entry.choice.name)}{after}, "
                   f"{number(entry.seconds, 1)} s<br>{beliefs}</span></li>")
     edits = f"<ol>{items}</ol>" if items else "<p class=soft>No edit yet.</p>"
     return block(f"<h3>History</h3>{edits}", "be-history")
@@ -137,103 +151,102 @@ def _arrow(bar: Bar) -> str:
     return f"{number(bar.p_before, 3)} → {number(bar.p_after, 3)}, agent {number(bar.p_agent, 3)}"
 
 
-def comparison(table: pl.DataFrame) -> str:
-    """Editors side by side, from `Session.compare`."""
+def comparison(table: pl.DataFrame, request: EditRequest) -> str:
+    """Editors side by side for one request, from `Session.compare`."""
     rows = []
     for editor, *figures, seconds, refused in table.iter_rows():
         reason = f" <span class=soft>{html.escape(refused)}</span>" if refused else ""
         rows.append([_editor(editor) + reason, *(number(p, 3) for p in figures),
                      number(seconds, 1)])
     errors = [MEASURES[name].label for name in ("true_false", "negation")]
-    return block("<h3>The same request, several editors</h3><p class=soft>Probability of the "
-                 "request, of the agent’s new object of the downstream fact, and of the true "
+    return block("<h3>One request, every editor</h3><p>"
+                 f"{text(request.prompt)} <b>{text(request.target)}</b> <span class=soft>"
+                 f"(evidence: {evidence(request.weight)})</span></p><p class=soft>Probability of "
+                 "the request, of the agent’s new object of the downstream fact, and of the true "
                  "object of another subject; logical errors; time.</p>" + html_table(
                      [["", "request", "downstream", "other subject", *errors, "seconds"]], rows),
                  "be-compare")
 
 
 def _editor(name: str) -> str:
+    from beliefedit.editors.registry import editor_class  # imports torch
+
     return html.escape(editor_class(name).label if name in EDITOR_PARAMETERS else name)
 
 
-_ROW, _WIDTH, _RADIUS = 36, 1060, 9
-_COLUMNS = ((6, 30, "the request"), (250, 34, "the same subject"), (510, 36, "other subjects"),
-            (790, 36, ""))  # left edge, characters that fit a label, and heading
+N_MOVED = 8  # beliefs drawn at once; the others are folded
+_REACH = {"request": "the request", "old object": "the edited fact",
+          "downstream": "downstream fact", "unchanged": "",
+          "shared conditional": "another subject, shared conditional"}
 
 
 def ripple(snapshot: Snapshot) -> str:
-    """The facts that the edit reaches, as a graph: the request on the left, other facts of its
-    subject beside it, other subjects' on the right; in a column the largest change is on top."""
-    edited, *rest = snapshot.ripple
-    rest.sort(key=lambda change: max(abs(change.by_agent), abs(_or_zero(change.by_model))),
-              reverse=True)
-    same_subject = [change for change in rest if change.fact.subject == edited.fact.subject]
-    others = [change for change in rest if change.fact.subject != edited.fact.subject]
-    half = -(-len(others) // 2)
-    height = max(len(same_subject), half, 1) * _ROW + 30
-    middle, fact = height / 2, edited.fact
-    label = max(len(fact.subject), len(f"{fact.relation} {fact.object}"))
-    start = _COLUMNS[0][0] + 31 + 6.4 * min(label, _COLUMNS[0][1])  # where the request's label ends
-    drawn = _node(edited, 0, middle)
-    for column, facts in enumerate((same_subject, others[:half], others[half:]), start=1):
-        x = _COLUMNS[column][0]
-        for row, change in enumerate(facts):
-            y = 27 + (row + 0.5) * _ROW
-            drawn += _node(change, column, y)
-            if column == 1:  # a line from the request; dashed: the agent does not change it
-                dash = ' stroke-dasharray="2 4"' if change.path == "unchanged" else ""
-                drawn += (f'<path d="M{start:.0f} {middle:.0f} C{start + 30:.0f} {middle:.0f} '
-                          f'{x - 41} {y:.0f} {x - 3} {y:.0f}" fill="none" stroke="{NEUTRAL}" '
-                          f'stroke-width="1.2" stroke-opacity=".6"{dash}/>')
-    heads = "".join(f'<text class="small" x="{x}" y="14" fill-opacity=".7">{name}</text>'
-                    for x, _, name in _COLUMNS)
-    n = sum(change.path != "unchanged" for change in snapshot.ripple)
-    more = f" {snapshot.n_more:,} more facts change, each by less." if snapshot.n_more else ""
-    press = " Press Edit to see the model’s changes." if math.isnan(edited.by_model) else ""
+    """What the agent moves and what the edit moved, as sentences and as a picture of lines.
+
+    Each belief has a line from its probability before to that after, for agent and model; the
+    largest change is on top.
+    """
+    found = ripple_of(snapshot)
+    first, *others = (f"<p>{text(sentence)}</p>" for sentence in found.sentences())
+    rows = [_moved(change, snapshot.request.subject) for change in found.moved]
+    folded = "".join(rows[N_MOVED:])
+    more = (f"<details><summary>Smaller changes: {len(rows) - N_MOVED}</summary>{folded}</details>"
+            if folded else "")
+    n_more = f" {found.n_more:,} more facts move, each by less." if found.n_more else ""
     return block(
-        '<h3>Facts that the edit reaches</h3><p class="soft">Left half of a node '
-        f'(<span style="color:{AGENT}">◖</span>): the Bayesian agent’s change of probability; '
-        f'right half (<span style="color:{AFTER}">◗</span>): the model’s. A deeper colour is a '
-        f"larger change. The agent changes {n} of these facts.{more}{press}</p>"
-        f'<div class="be-scroll"><svg viewBox="0 0 {_WIDTH} {height}" style="min-width:700px" '
-        f'role="group" aria-label="facts the edit reaches">{heads}{drawn}</svg></div>',
-        "be-ripple")
+        f'<h3>What the edit reaches</h3><div class="be-lead">{first}{"".join(others)}</div>'
+        '<p class="soft key"><span><i style="background:var(--agent)"></i>Bayesian agent</span>'
+        f'<span><i style="background:var(--after)"></i>{_LM}</span><span>○ before, ● after, on a '
+        'line from 0 to 1</span></p><div class="be-moves">'
+        f'{"".join(rows[:N_MOVED])}</div>{more}<p class="soft">{found.n_same} more beliefs were '
+        f"queried and stay.{n_more}</p>", "be-ripple")
 
 
-def _node(change: FactChange, column: int, y: float) -> str:
-    fact, is_request = change.fact, change.path == "request"
-    left, characters, _ = _COLUMNS[column]
-    x = left + _RADIUS
-    full = html.escape(
-        f"{fact}\nagent {number(change.p_agent_before, 3)} → {number(change.p_agent, 3)}\n"
-        f"LM {number(change.p_before, 3)} → {number(change.p_after, 3)}")
-    arc = f"A{_RADIUS} {_RADIUS} 0 0"
-    halves = "".join(
-        f'<path d="M{x} {y - _RADIUS} {arc} {side} {x} {y + _RADIUS} Z" fill="{colour}" '
-        f'fill-opacity="{_depth(difference)}"/>'
-        for side, colour, difference in (
-            (0, AGENT, change.by_agent), (1, AFTER, change.by_model)))
-    ring, stroke = (REQUEST, 2.5) if is_request else (NEUTRAL, 1)
-    label = _label(f"{fact.relation} {fact.object}" if column < 2 else str(fact), characters)
-    above = (f'<text x="{x + 15}" y="{y - 20}">{_label(fact.subject, characters)}</text>'
-             if is_request else "")
-    return (f'<g role="img" aria-label="{full}"><title>{full}</title>{halves}'
-            f'<circle cx="{x}" cy="{y}" r="{_RADIUS}" fill="none" stroke="{ring}" '
-            f'stroke-width="{stroke}"/>{above}<text x="{x + 15}" y="{y - 2}">{label}</text>'
-            f'<text class="small" x="{x + 15}" y="{y + 11}"><tspan class="of-agent">agent '
-            f'{number(change.by_agent, 3, signed=True)}</tspan><tspan dx="8" class="of-model">LM '
-            f"{number(change.by_model, 3, signed=True)}</tspan></text></g>")
+def _moved(change: FactChange, subject: str) -> str:
+    """One belief of the ripple."""
+    verdict = ("" if math.isnan(change.by_model) else
+               "forgotten" if change.forgotten and change.true else
+               "the edit follows" if change.follows else
+               "the edit misses it" if change.agent_moves else "only the edit moves it")
+    reach = _REACH[change.path] or ("same subject" if change.fact.subject == subject else
+                                    "another subject")
+    kind = "missed" if verdict in ("forgotten", "the edit misses it",
+                                   "only the edit moves it") else "followed"
+    lanes, spoken = "", []
+    for name, role, before, after in (
+            ("agent", "agent", change.p_agent_before, change.p_agent),
+            ("LM", "after", change.p_before, change.p_after)):
+        values = f"{number(before)} → {number(after)}"
+        spoken.append(f"{name} {values}")
+        lanes += f'<div class="be-lane" data-lane="{role}"><span>'
+        if not math.isnan(before):
+            end = before if math.isnan(after) else after
+            lanes += (f'<b style="left:{100 * min(before, end):.2f}%;'
+                      f'width:{100 * abs(end - before):.2f}%"></b>'
+                      f'<i class="from" style="left:{100 * before:.2f}%"></i>')
+            lanes += "" if math.isnan(after) else f'<i style="left:{100 * end:.2f}%"></i>'
+        lanes += f"</span><em>{name} {values}</em></div>"
+    label = html.escape(f"{change.fact}: {', '.join(spoken)}")
+    return (f'<div class="be-move" role="img" aria-label="{label}"><div>{text(change.fact)}<br>'
+            f'<span class="soft">{reach}</span> <span class="{kind}">{verdict}</span></div>'
+            f"<div>{lanes}</div></div>")
 
 
-def _depth(change: float) -> str:
-    """Opacity of a change; small changes stay visible."""
-    size = abs(_or_zero(change))
-    return "0" if size < 5e-4 else f"{min(1.0, 0.12 + 0.88 * size):.2f}"
+def card(name: str, content: Card) -> str:
+    """A card with links that download its files."""
+    links = " · ".join(
+        f'<a download="{file}" href="{_data(file, data)}">{file}</a>'
+        for file, data in content.files(name).items())
+    title = html.escape(f"{content.title} {content.lost}")
+    return block(f'<h3>Card</h3><img src="{_data(f"{name}.png", content.png)}" alt="{title}">'
+                 f"<p>Download: {links}</p>", "be-card")
+
+
+def _data(name: str, content: bytes) -> str:
+    kind = {"png": "image/png", "html": "text/html", "json": "application/json"}
+    data = base64.b64encode(content).decode()
+    return f"data:{kind[name.rpartition('.')[2]]};base64,{data}"
 
 
 def _or_zero(change: float) -> float:
     return 0.0 if math.isnan(change) else change
-
-
-def _label(name: str, width: int) -> str:
-    return html.escape(name if len(name) <= width else name[:width - 1] + "…")

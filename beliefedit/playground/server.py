@@ -15,11 +15,11 @@ from beliefedit.run import Run
 
 INTRODUCTION = """# Change one belief
 
-Choose a fact and a new object for it. The page at once shows the beliefs of the Bayesian agent \
+Choose a fact and a new object for it. The page at once shows what the Bayesian agent believes \
 after evidence for the new object. **Edit** changes the language model (LM) with the chosen editor.
 
-Each bar is a probability of one object: the LM before the edit, the LM after it, and the agent. \
-An edit agrees with the agent where the last two bars have the same length."""
+Each line is a probability before and after: of the agent, and of the LM. An edit agrees with the \
+agent where both lines go the same way."""
 
 POLICY = ("default-src 'self' data: blob: 'unsafe-inline'; connect-src 'self'; frame-src 'none'; "
           "object-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'")

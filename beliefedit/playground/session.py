@@ -7,9 +7,9 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,32 +34,13 @@ from beliefedit.evaluation.cases import EditCase
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.lock import TemporaryFolder
-from beliefedit.playground.agent_view import AgentPrediction, FactIndex
+from beliefedit.playground.agent_view import AgentPrediction, FactIndex, updated
 from beliefedit.playground.background import StepCallback, part_of, silent
-from beliefedit.playground.snapshot import CachedModel, Snapshot, diverged, draw
+from beliefedit.playground.model_view import CachedModel, diverged
+from beliefedit.playground.snapshot import EditorChoice, Entry, Snapshot, draw
 from beliefedit.store import atomic_folder, atomic_path
 
 _ADAPTER, _DELTA = "adapter", "delta.safetensors"
-
-
-@dataclass(frozen=True)
-class EditorChoice:
-    """An editor and its hyper-parameters; others have their defaults."""
-
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One edit of the history."""
-
-    request: EditRequest
-    choice: EditorChoice
-    stacked: bool  # sequential: applied to the model with the earlier stacked edits
-    picture: Snapshot
-    seconds: float
-    folder: Path  # of its weights, if it has any
 
 
 class Session:
@@ -84,7 +65,7 @@ class Session:
         agent = self.known.agent
         for entry in self.history:
             if self.stacked and entry.stacked:
-                agent = agent.after(entry.request)
+                agent = updated(agent, entry.request)
         return agent
 
     @property
@@ -137,7 +118,7 @@ class Session:
         """
         editor = registry.editor(choice.name, **choice.settings)
         editor.check_model(self.base)
-        self.known.agent.after(request)
+        updated(self.known.agent, request)
         if not editor.uses_soft_targets:  # these are added when the request is carried out
             _check_request(editor, self.tokenizer, request)
 
@@ -196,7 +177,7 @@ class Session:
 
     def undo(self) -> Entry:
         """Undo the last edit exactly; EditError if there is none."""
-        last = self._last("undo")
+        last = self.last("undo")
         if last.stacked:  # the same sums in the same order, so the same bits
             folders = [entry.folder for entry in self.history[:-1] if entry.stacked]
             self._sequential = self._stacked_on(self._unedited, folders)
@@ -238,7 +219,7 @@ class Session:
             EditError: there is no edit, or it has no such form.
             StoreError: it cannot be written; what was there before is as it was.
         """
-        entry = self._last("save")
+        entry = self.last("save")
         delta, adapter = entry.folder / _DELTA, entry.folder / _ADAPTER
         if not delta.exists():
             raise EditError(f"{entry.choice.name} changes no weights, so there is nothing to save",
@@ -268,7 +249,8 @@ class Session:
         """Delete the stored weights."""
         self._weights.cleanup()
 
-    def _last(self, purpose: str) -> Entry:
+    def last(self, purpose: str) -> Entry:
+        """The last edit; EditError if there is none for this purpose."""
         if not self.history:
             raise EditError(f"there is no edit to {purpose}", hint="press Edit first")
         return self.history[-1]

@@ -16,11 +16,10 @@ from plotly.subplots import make_subplots
 
 from beliefedit.errors import ReportError
 from beliefedit.formatting import interval
-
-BEFORE, AFTER, AGENT, REQUEST = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""One colour per role: language model before the edit, after it, Bayesian agent, requested object.
-
-Okabe and Ito's colour-blind safe palette; contrast at least 3:1 on white and on near-black."""
+from beliefedit.palette import AFTER as AFTER
+from beliefedit.palette import AGENT as AGENT
+from beliefedit.palette import BEFORE as BEFORE
+from beliefedit.palette import REQUEST as REQUEST
 
 SERIES = ("#8C6BB1", "#A67C00", "#0050F2", "#BF132F", "#A213BF")
 """Five further colours for series without a role, such as editors in the order of the parameters.

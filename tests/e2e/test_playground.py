@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -106,6 +107,10 @@ class Visit:
                            lambda route: (note(f"outside {route.request.url}"), route.abort()))
 
 
+FIRST: dict[str, Any] = {}
+"""The page at its first drawing: seconds since the request, its text, whether Edit is enabled."""
+
+
 @contextmanager
 def playground(run: Path, params: Path | None, elsewhere: Path) -> Iterator[str]:
     """The page of a run, served by the command from another folder, and its address."""
@@ -121,7 +126,12 @@ def voila(browser, folder, tmp_path_factory) -> Iterator[Page]:
     """The page with the model's first answers; the tests below share it, in order."""
     with playground(folder / "runs" / "tiny", folder / "params" / "tiny.yaml", tmp_path_factory.mktemp("any")) as address:
         visit = Visit(browser, address)
+        started = time.perf_counter()
         visit.page.goto(address, wait_until="commit")
+        visit.page.locator(".be-move").first.wait_for(timeout=WAIT)
+        FIRST["seconds"] = time.perf_counter() - started
+        FIRST["edit"] = visit.page.get_by_role("button", name="Edit", exact=True).is_enabled()
+        FIRST["text"] = visit.page.locator(".be-page").inner_text()
         expect(visit.page.get_by_role("heading", name="Change one belief").first).to_be_visible(timeout=WAIT)
         expect(visit.page.locator(".be-panel")).to_have_count(3, timeout=WAIT)
         has_bars(visit.page, "before")
@@ -161,9 +171,10 @@ def field(page: Page, name: str):
     return page.get_by_label(name, exact=True)
 
 
-def look(page: Page, artifacts: Path, name: str) -> None:
+def look(page: Page, artifacts: Path, name: str, width: int = 1280) -> None:
     """A screenshot of all of a page that scrolls inside."""
-    page.set_viewport_size({"width": 1280, "height": 2300})
+    page.set_viewport_size({"width": width, "height": 2300 if width > 600 else 4200})
+    assert overflow(page) <= 0
     page.screenshot(path=artifacts / f"playground-{name}.png")
     page.set_viewport_size({"width": 1280, "height": 900})
 
@@ -174,25 +185,143 @@ def test_the_page_opens_with_an_example(voila, artifacts):
     assert field(voila, "Subject").input_value() and field(voila, "New object").input_value()
     has_bars(voila, "agent")
     has_bars(voila, "after", False)
-    expect(voila.get_by_role("button", name="Undo")).to_be_disabled()
+    expect(voila.get_by_role("button", name="Undo")).to_have_class(OFF)
     look(voila, artifacts, "voila-1-open")
 
 
+def test_the_agent_is_drawn_before_the_model_is_loaded(voila):
+    print(f"\nfirst drawing after {FIRST['seconds']:.1f} s")
+    assert "The Bayesian agent moves" in FIRST["text"] and "The language model loads" in FIRST["text"]
+    assert not FIRST["edit"], "there is no model to edit"
+    wait_for_message(voila, "The language model is loaded.")
+    expect(voila.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
+    expect(field(voila, "Editor").locator("option").first).to_have_text(editor_class("lora").label)
+
+
+OFF = re.compile("be-off")
+
+
+def tops(page: Page) -> list[float]:
+    """Where the controls and the parts of the page begin, in pixels."""
+    parts = [page.get_by_role("button", name="Edit", exact=True), *map(page.locator, (
+        ".be-status", ".be-ripple", ".be-panels", ".be-history"))]
+    return [part.bounding_box()["y"] for part in parts]
+
+
+def focused(page: Page) -> str:
+    return page.evaluate("document.activeElement.textContent || document.activeElement.tagName")
+
+
 def test_an_edit_moves_the_bars_and_undo_restores_them(voila, artifacts):
-    before = voila.locator(".be-panels").inner_html()
+    before, place = voila.locator(".be-panels").inner_html(), tops(voila)
     press(voila, "Edit")
     wait_for_message(voila, "Edited in")
+    assert focused(voila) == "Edit", "the keyboard stays where it was"
+    assert tops(voila)[:3] == place[:3], "nothing above the result moves"
     has_bars(voila, "after")
     assert numbers(voila, "after") != numbers(voila, "before")
     expect(voila.locator(".be-history li")).to_have_count(1)
     assert overflow(voila) <= 0
     look(voila, artifacts, "voila-2-edited")
+    look(voila, artifacts, "voila-2-edited-phone", width=390)
+    for scheme in ("light", "dark"):
+        voila.emulate_media(color_scheme=scheme)
+        pale = voila.evaluate(PALE)
+        assert pale == [], scheme
+        background = voila.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall("[0-9]+", background)[:3])) > 380) == (scheme == "light"), background
+    look(voila, artifacts, "voila-2-edited-dark")
+    look(voila, artifacts, "voila-2-edited-dark-phone", width=390)
+    voila.emulate_media(color_scheme="light")
     press(voila, "Undo")
     wait_for_message(voila, "The last edit is undone")
+    assert focused(voila) == "Undo"
     has_bars(voila, "after", False)
     has_bars(voila, "before")
     assert voila.locator(".be-panels").inner_html() == before
     expect(voila.locator(".be-history li")).to_have_count(0)
+
+
+PALE = """() => {  // texts whose contrast with their background is below 4.5
+    const context = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d");
+    const read = colour => {
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] / 255 + below[i] * (1 - top[3] / 255));
+    const ground = element => {
+        const below = element.parentElement ? ground(element.parentElement) : [255, 255, 255];
+        return over(read(getComputedStyle(element).backgroundColor), below);
+    };
+    const light = rgb => rgb.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+    const pale = [];
+    for (const element of document.querySelectorAll(".be-page *")) {
+        const text = [...element.childNodes].some(node => node.nodeType == 3 && node.data.trim());
+        const control = element.matches("input, select") && !element.disabled;
+        if (!text && !control || element.matches("style, option") || element.closest(".be-off")
+            || !element.checkVisibility({visibilityProperty: true, contentVisibilityAuto: true})) continue;
+        const back = ground(element), ink = over(read(getComputedStyle(element).color), back);
+        const [low, high] = [light(ink), light(back)].sort((a, b) => a - b);
+        const contrast = (high + .05) / (low + .05);
+        if (contrast < 4.5) pale.push(`${element.tagName}.${element.className} ${contrast.toFixed(2)}`);
+    }
+    return [...new Set(pale)];
+}"""
+
+
+def test_the_ripple_leads_with_the_largest_change(voila):
+    press(voila, "Edit")
+    wait_for_message(voila, "Edited in")
+    first, *_ = voila.locator(".be-ripple .be-lead p").all_inner_texts()
+    assert re.fullmatch(r"The Bayesian agent moves \d+ beliefs?. The edit moves \d+ of them at least half as far, "
+                        r"and \d+ beliefs? that the agent leaves alone.", first)
+    assert voila.locator(".be-ripple").bounding_box()["y"] < voila.locator(".be-panels").bounding_box()["y"]
+    labels = voila.locator(".be-move").evaluate_all("rows => rows.map(row => row.getAttribute('aria-label'))")
+    sizes, n_agent = [], 0
+    for text in labels:
+        changes = re.findall(r"(agent|LM) ([0-9.]+) → ([0-9.]+)", text)
+        agent, model = (abs(float(after) - float(before)) for _, before, after in changes[-2:])
+        sizes.append(max(agent, model))
+        n_agent += agent > 0
+    assert len(sizes) > 3 and all(a >= b - 0.011 for a, b in zip(sizes, sizes[1:], strict=False))
+    assert f"moves {n_agent} belief" in first, "counted by what is printed"
+
+
+def test_a_card_is_made_downloaded_and_read(voila, browser, folder, artifacts, tmp_path):
+    press(voila, "Edit")
+    wait_for_message(voila, "Edited in")
+    press(voila, "Make card")
+    wait_for_message(voila, "Saved: ")
+    links = voila.locator(".be-card a")
+    names = ["card-001.png", "card-001.html", "card-001.json"]
+    assert links.all_inner_texts() == names
+    for name in names:
+        with voila.expect_download() as download:
+            links.get_by_text(name, exact=True).click()
+        download.value.save_as(tmp_path / name)
+        saved = folder / "runs" / "tiny" / "playground" / name
+        assert (tmp_path / name).read_bytes() == saved.read_bytes()
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = context.new_page()
+        page.goto((tmp_path / "card-001.html").as_uri())
+        assert page.title().startswith("Edit: ") and page.locator("strong").inner_text().startswith("The model forgot")
+        assert overflow(page) <= 0
+        page.screenshot(path=artifacts / f"playground-card-{scheme}-{width}.png", full_page=True)
+        context.close()
+    field(voila, "Session file").fill("card-001.json")
+    press(voila, "Replay session")
+    wait_for_message(voila, "Replayed 1 edits; all numbers are the same.")
+    request = field(voila, "Evidence").input_value()
+    field(voila, "Evidence").select_option("P = 0.8")
+    expect(links).to_have_count(0)
+    field(voila, "Evidence").select_option(request)
+    field(voila, "Session file").fill("session.json")
+    press(voila, "Undo")
+    wait_for_message(voila, "The last edit is undone")
 
 
 def test_a_name_is_found_while_typing_and_chosen_by_keyboard(voila):
@@ -202,10 +331,27 @@ def test_a_name_is_found_while_typing_and_chosen_by_keyboard(voila):
     suggestions = voila.get_by_title("Subject: suggestions")
     expect(suggestions.locator("option").first).to_have_text(re.compile("Agnes"))
     assert suggestions.locator("option").count() <= 12
-    subject.press("Tab")
-    suggestions.press("ArrowDown")
+    subject.press("ArrowDown")
     expect(subject).to_have_value(re.compile("^Agnes "))
+    expect(suggestions).to_be_focused()
     expect(voila.locator(".be-panel").first).to_contain_text("Agnes")
+    suggestions.press("Enter")
+    expect(subject).to_be_focused()
+    subject.fill("")
+    subject.press_sequentially("SVEN")
+    subject.press("Enter")  # at once: the list still has the names of a shorter text
+    expect(subject).to_have_value(re.compile("^Sven "))
+    expect(subject).to_be_focused()
+    expect(voila.locator(".be-panel").first).to_contain_text("Sven")
+    has_bars(voila, "before")
+    place = tops(voila)
+    subject.press_sequentially(" of a name that nobody has, so that the message needs more than one line of the page")
+    expect(voila.locator(".be-page")).to_have_class(re.compile("be-stale"))
+    assert tops(voila) == place
+    subject.press("Control+a")
+    subject.press_sequentially("agnes", delay=20)
+    subject.press("ArrowDown")
+    expect(voila.locator(".be-page")).not_to_have_class(re.compile("be-stale"))
     has_bars(voila, "before")
 
 
@@ -217,6 +363,12 @@ def test_the_evidence_is_chosen_by_keyboard(voila):
     strength.press("ArrowDown")
     expect(voila.get_by_text("believes it with P = 0.5:")).to_be_visible()
     assert numbers(voila, "agent") != first
+    wanted = field(voila, "New object").input_value()
+    true = re.search("True in the corpus: (.*?)[.] ", voila.locator(".be-panel .be-fact").first.inner_text())[1]
+    field(voila, "New object").fill(true)
+    expect(voila.get_by_text("already, so evidence for P = 0.5 adds nothing")).to_be_visible()
+    expect(voila.locator(".be-lead")).to_contain_text("The Bayesian agent moves 0 beliefs.")
+    field(voila, "New object").fill(wanted)
     strength.press("End")
     field(voila, "Observations").fill("-3")
     field(voila, "Observations").press("Enter")
@@ -280,10 +432,14 @@ def test_editors_are_compared(voila, artifacts):
     press(voila, "Compare editors")
     wait_for_message(voila, "Compared; the history stays as it is.")
     rows = voila.locator(".be-compare tbody td:first-child").all_inner_texts()
-    editors = ("lora", "finetune", "bayes", "in_context")
-    assert rows == ["Bayesian agent", "LM before", *(editor_class(name).label for name in editors)]
+    editors = [name.replace("\xa0", " ") for name in field(voila, "Editor").locator("option").all_inner_texts()]
+    assert len(editors) >= 10 and rows == ["Bayesian agent", "LM before", *editors]
+    request = voila.locator(".be-move").filter(has_text="the request").locator("bdi").inner_text()
+    expect(voila.locator(".be-compare p").first).to_contain_text(request)
     assert overflow(voila) <= 0
     look(voila, artifacts, "voila-3-compared")
+    field(voila, "Evidence").select_option("P = 0.8")
+    expect(voila.locator(".be-compare")).to_have_count(0)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -322,11 +478,12 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(voila):
     assert reached >= {str(index) for index in range(n)}
 
 
-def test_without_a_run_the_page_offers_to_create_one(browser, no_run, artifacts):
+def test_without_a_run_the_page_offers_to_create_one(browser, no_run, folder, artifacts):
     visit = Visit(browser, no_run)
     visit.page.goto(no_run, wait_until="commit")
     expect(visit.page.get_by_text("The playground needs a trained model.")).to_be_visible(timeout=WAIT)
-    expect(visit.page.get_by_text("python run_all.py --params")).to_be_visible()
+    command = visit.page.locator("pre").filter(has_text="run_all.py").inner_text()
+    assert f"--out {folder / 'runs' / 'none'}" in command and f"--params {folder / 'params' / 'tiny.yaml'}" in command
     assert overflow(visit.page) <= 0
     look(visit.page, artifacts, "voila-5-no-run")
     press(visit.page, "Create the smoke run (about a minute)")

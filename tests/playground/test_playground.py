@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,11 +26,13 @@ from beliefedit.corpus.language import Fact
 from beliefedit.editors.base import EditRequest
 from beliefedit.errors import EditError, EvidenceError, StoreError, TrainingError
 from beliefedit.playground import html as show
-from beliefedit.playground.agent_view import CAP, EvidenceStrength, largest
+from beliefedit.playground.agent_view import CAP, EvidenceStrength, FactChange, largest
 from beliefedit.playground.background import Cancelled, Worker, error_text, silent
-from beliefedit.playground.files import make_run, open_run, runs_beside
+from beliefedit.playground.files import make_run, open_run, run_command, runs_beside
+from beliefedit.playground.ripple import ripple_of
 from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.snapshot import TOP, draw
+from tests.conftest import ROOT
 from tests.sample_notebooks import HOSTILE
 from tests.sample_playground import open_tiny
 from tests.worlds import write_record
@@ -77,6 +80,35 @@ def test_evidence_brings_the_belief_just_to_the_probability(p):
     assert AGENT.after("ann", "r", "b", weight - 1).probability("ann", "r", "b", "direct") < p
 
 
+def test_evidence_for_less_than_the_agent_believes_adds_nothing(session):
+    facts = session.known
+    request = facts.example()
+    p = facts.agent.probability(request.subject, request.fact.relation, request.fact.object, "direct")
+    assert p > 0.5
+    known = facts.request(request.fact, EvidenceStrength(0.5))
+    assert known.weight == 0
+    prediction = session.outlook(known)
+    assert not any(change.agent_moves for change in prediction.ripple) and prediction.n_more == 0
+    assert all((question.before == question.after).all() for question in prediction.questions)
+    assert show.evidence(0, 0.5, p) == (
+        f"none: the Bayesian agent believes it with P = {p:.2f} already, so evidence for P = 0.5 adds nothing")
+
+
+def test_the_other_subject_does_not_have_the_requested_object(session):
+    facts = session.known
+    seen = 0
+    for relation, members in facts.subjects_of.items():
+        for subject in members[:6]:
+            following = members[(members.index(subject) + 1) % len(members)]
+            target = facts.object_of[following, relation]
+            request = facts.request(Fact(subject, relation, target))
+            if (other := facts.outlook(request, facts.agent).other) is not None and other.fact.subject != subject:
+                seen += following != subject
+                assert other.fact.object != target
+            assert target not in {facts.object_of[s, relation] for s in facts.others(subject, relation, 99, target)}
+    assert seen > 5, "the next subject would have been shown"
+
+
 def test_other_strengths():
     fact = Fact("ann", "r", "b")
     assert EvidenceStrength(None, 0.5).observations(AGENT, fact) == 0.5
@@ -120,14 +152,16 @@ def test_the_ripple_is_capped_and_says_how_many_more(session):
     prediction = facts.outlook(request, facts.agent)
     everything = facts.agent.ripple(facts.facts, request.subject, request.fact.relation, request.target,
                                     request.weight)
-    changed = everything.filter(pl.col("path") != "request")
+    printed = [f"{p:.2f}" != f"{q:.2f}" for p, q in everything.select("p_before", "p_after").iter_rows()]
+    assert 0 < sum(printed) < len(everything)
+    changed = everything.filter(pl.Series(printed) & (pl.col("path") != "request"))
     shown = [change for change in prediction.ripple if change.path not in ("request", "unchanged")]
     assert len(prediction.ripple) <= CAP and len(shown) + prediction.n_more == len(changed)
     expected = changed.select("subject", "relation", "object", "path", "p_before", "p_after").head(len(shown)).rows()
     assert [(*vars(change.fact).values(), change.path, change.p_agent_before, change.p_agent)
             for change in shown] == expected
     unchanged = [change for change in prediction.ripple if change.path == "unchanged"]
-    assert unchanged and all(change.by_agent == 0 for change in unchanged)
+    assert unchanged and not any(change.agent_moves for change in unchanged)
     assert prediction.ripple[0].fact == request.requested and prediction.ripple[0].path == "request"
 
 
@@ -146,6 +180,15 @@ def test_relations_of_the_subject_and_frequent_objects_come_first(session):
     frequent = facts.suggest("object", "", relation=fact.relation, n=3)
     assert all(facts.facts.filter(relation=fact.relation, object=name).height for name in frequent)
     assert len(facts.suggest("subject", "", n=5)) == 5
+
+
+def test_the_object_that_fits_a_subject_asks_for_a_change(session):
+    facts, fact = session.known, session.known.example().fact
+    frequent = facts.frequent_objects[fact.relation]
+    other = next(name for name in frequent if name != fact.object)
+    assert facts.fitting(fact.subject, fact.relation, other) == other
+    for name in (fact.object, "an object of no relation"):
+        assert facts.fitting(fact.subject, fact.relation, name) == other
 
 
 class SlowAnswers:
@@ -211,7 +254,7 @@ class Tags(HTMLParser):
 
 
 ALLOWED = {"div", "p", "span", "i", "section", "h3", "bdi", "b", "em", "u", "br", "table", "thead", "tbody", "tr", "th",
-           "td", "caption", "ol", "li", "svg", "g", "path", "circle", "text", "tspan", "title", "abbr"}
+           "td", "caption", "ol", "li", "abbr", "details", "summary"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -227,6 +270,46 @@ def test_hostile_names_are_text(session, name):
     assert not any(attribute.startswith("on") or attribute in ("href", "src") for _, names in seen.tags
                    for attribute in names)
     assert name in seen.text
+
+
+CHANGES = {  # agent before, after, model before, after -> moved by the agent, by the model, follows, forgotten
+    (0.0, 0.95, 0.0, 0.96): (True, True, True, False),
+    (0.90, 0.902, 0.9, 0.1): (False, True, False, True),  # printed 0.90 -> 0.90
+    (0.504, 0.506, 0.5, 0.5): (True, False, False, False),  # printed 0.50 -> 0.51
+    (0.8, 0.1, 0.8, 0.0): (True, True, True, False),
+    (0.0, 0.8, 0.0, 0.3): (True, True, False, False),
+    (0.2, 0.8, 0.8, 0.2): (True, True, False, True)}
+
+
+@pytest.mark.parametrize(("p", "expected"), CHANGES.items())
+def test_changes_are_those_that_are_printed(p, expected):
+    change = FactChange(Fact("ann", "r", "b"), "unchanged", *p)
+    assert (change.agent_moves, change.model_moves, change.follows, change.forgotten) == expected
+
+
+def test_the_ripple_has_the_largest_change_first_and_says_what_was_forgotten(session):
+    facts, request = session.known, session.known.example()
+    prediction = facts.outlook(request, facts.agent)
+    objects = facts.agent.objects
+    alone = ripple_of(draw(prediction, objects))
+    n = sum(change.agent_moves for change in alone.moved) + alone.n_more
+    assert alone.sentences() == [f"The Bayesian agent moves {n} beliefs.",
+                                 "Press Edit to see which ones the language model moves."]
+    snapshot = draw(prediction, objects, SlowAnswers(objects, 1), SlowAnswers(objects, 2))
+    found = ripple_of(snapshot)
+    sizes = [max(abs(change.by_agent), abs(change.by_model)) for change in found.moved]
+    assert sizes == sorted(sizes, reverse=True) and len({change.fact for change in found.moved}) == len(sizes)
+    assert found.request.fact == request.requested
+    lost = [change for change in found.moved if change.true and change.forgotten]
+    assert lost and all(facts.object_of[change.fact.subject, change.fact.relation] == change.fact.object
+                        for change in lost)
+    worst = min(lost, key=lambda change: change.by_model - change.by_agent)
+    assert found.forgotten == worst
+    assert f"The model forgot: {worst.fact} ({worst.p_before:.2f} → {worst.p_after:.2f}; agent " in found.sentences()[1]
+    seen = Tags(show.ripple(snapshot))
+    printed = [seen.text.index(f"agent {change.p_agent_before:.2f} → {change.p_agent:.2f}LM {change.p_before:.2f} → "
+                               f"{change.p_after:.2f}") for change in found.moved]
+    assert printed[0] == min(printed)
 
 
 def test_a_folder_without_a_model_is_refused_and_left_alone(tmp_path, playground_run):
@@ -257,6 +340,40 @@ print("arguments", *sys.argv[1:], file=sys.stderr)
 print("  3 s  cell 2/9: Training: 135k/0.3M [00:30<01:30, 2.51ktok/s]", file=sys.stderr, flush=True)
 {}
 """
+
+
+def test_the_agent_needs_no_torch(playground_run):
+    """The page's first drawing imports neither torch nor transformers nor plotly."""
+    code = f"""
+import sys
+import beliefedit as be
+from beliefedit.playground import app, html
+from beliefedit.playground.files import open_agent
+from beliefedit.playground.snapshot import draw
+run = be.Run({str(playground_run / "runs" / "tiny")!r}, {str(playground_run / "params" / "tiny.yaml")!r}, read_only=True)
+known, _ = open_agent(run)
+snapshot = draw(known.outlook(known.example(), known.agent), known.agent.objects)
+print(html.ripple(snapshot), html.belief_bars(snapshot))
+assert not {{"torch", "transformers", "plotly"}} & sys.modules.keys()"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "The Bayesian agent moves" in shown.stdout
+
+
+def test_the_command_to_create_a_run_works_in_any_folder(tmp_path, monkeypatch):
+    """It names the script and both paths in full, whatever the working directory of the page is."""
+    kit, elsewhere = tmp_path / "the kit's", tmp_path / "elsewhere"
+    for folder in (kit / "params", kit / "notebooks", elsewhere):
+        folder.mkdir(parents=True)
+    (kit / "params" / "small.yaml").write_text("name: small\n")
+    (kit / "run_all.py").write_text("import sys, pathlib\nprint(pathlib.Path(sys.argv[2]).read_text(), sys.argv[4])")
+    monkeypatch.chdir(kit / "notebooks")
+    command = run_command(Path("../params/small.yaml"), Path("../runs/small"))
+    monkeypatch.undo()
+    assert command.startswith("python ") and (ROOT / "run_all.py").exists()
+    result = subprocess.run(f"{shlex.quote(sys.executable)}{command.removeprefix('python')}", shell=True,
+                            cwd=elsewhere, capture_output=True, text=True)
+    assert result.stdout == f"name: small\n {kit / 'runs' / 'small'}\n", result.stderr
 
 
 def test_a_run_is_created_with_progress_and_can_be_stopped(tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import gc
 import json
 import math
 import os
+import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +29,12 @@ from beliefedit.editors.registry import editor
 from beliefedit.errors import BeliefEditError, DivergenceError, EditError, StoreError
 from beliefedit.lm.model import load_model
 from beliefedit.lm.scoring import score
+from beliefedit.playground.agent_view import EvidenceStrength
 from beliefedit.playground.background import Cancelled, error_text
-from beliefedit.playground.files import open_run, replay, save_session, session_path
+from beliefedit.playground.files import open_run, replay, save_card, save_session, session_path
+from beliefedit.playground.model_view import CachedModel
+from beliefedit.playground.ripple import ripple_of
 from beliefedit.playground.session import EditorChoice
-from beliefedit.playground.snapshot import CachedModel
 from tests.sample_models import REQUESTS, SENTENCES, sample_model, sample_tokenizer
 from tests.sample_playground import open_tiny
 
@@ -210,6 +216,64 @@ def test_a_saved_session_replays_to_the_same_numbers(session, tmp_path):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
+def test_a_card_shows_what_was_forgotten_and_its_session_replays(session, tmp_path, stacked):
+    with pytest.raises(EditError, match="no edit to share"):
+        save_card(session, tmp_path)
+    session.stacked = stacked
+    request = session.known.example()
+    session.edit(request, LORA)
+    entry = session.edit(others(session, request, 1)[0], LORA)
+    (tmp_path / "card-001.png").write_bytes(b"another")
+    name, card = save_card(session, tmp_path)
+    assert name == "card-002" and (tmp_path / "card-001.png").read_bytes() == b"another"
+    assert card.title == f"Edit: {entry.request.requested}."
+    lost = ripple_of(entry.picture).forgotten
+    assert lost is not None and card.lost == f"The model forgot: {lost.fact}."
+    png, page, record = (tmp_path / f"card-002.{kind}" for kind in ("png", "html", "json"))
+    content = png.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n") and struct.unpack(">II", content[16:24]) == (1200, 630)
+    start = content.index(b"IDAT")
+    pixels = zlib.decompressobj().decompress(content[start + 4:start + 4 + int.from_bytes(content[start - 4:start])])
+    assert len(set(pixels)) > 100, "text and lines in colours, with smooth edges"
+    text = page.read_text(encoding="utf-8")
+    assert f"{lost.p_before:.2f}" in text and f"{lost.p_after:.2f}" in text
+    assert not re.findall(r"""(?:src|href)=["']?(?!data:)[^"']""", text) and "<script" not in text
+    inside = base64.b64decode(re.search(r'href="data:application/json;base64,([^"]+)"', text)[1])
+    assert inside == record.read_bytes()
+    numbers = [each.picture.numbers() for each in session.history][0 if stacked else 1:]
+    assert replay(session, record) == 0
+    assert [each.picture.numbers() for each in session.history] == numbers
+
+
+def test_a_card_that_cannot_be_written_leaves_no_file(session, tmp_path, monkeypatch):
+    session.edit(session.known.example(), EditorChoice("in_context"))
+    write = Path.write_bytes
+
+    def full(self, content):
+        if ".json" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match="cannot write the card: No space left"):
+        save_card(session, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edit_without_evidence_is_made_and_replayed(session, tmp_path):
+    request = session.known.request(session.known.example().fact, EvidenceStrength(0.5))
+    assert request.weight == 0
+    session.stacked = True
+    for choice in (LORA, EditorChoice("bayes", {"steps": 2})):
+        entry = session.edit(request, choice)
+        assert not any(change.agent_moves for change in entry.picture.ripple)
+    assert session.agent.probability(request.subject, request.fact.relation, request.target) == \
+        session.known.agent.probability(request.subject, request.fact.relation, request.target)
+    save_session(session, tmp_path / "x.json")
+    assert replay(session, tmp_path / "x.json") == 0
+
+
+@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("choice", [EditorChoice("lora", {"lr": 1e30, "steps": 3}), EditorChoice("grace", {"lr": 1e-2, "steps": 2})])
 def test_an_edit_that_diverges_changes_nothing_and_is_not_listed(session, tmp_path, monkeypatch, stacked, choice):
     request, edit = session.known.example(), GraceEditor._edit
@@ -313,7 +377,7 @@ BAD_EDITS = [
     ({"subject": "nobody"}, "no subject of this run is called 'nobody'"),
     ({"relation": "eats"}, "no relation of this run is called 'eats'"),
     ({"object": "cheese"}, "no object of this run is called 'cheese'"),
-    ({"weight": 0}, "edits.2.weight: Input should be greater than 0"),
+    ({"weight": -1}, "edits.2.weight: Input should be greater than or equal to 0"),
     ({"weight": 1e308}, "the weight 1e[+]308 is not evidence"),
     ({"weight": "3"}, "edits.2.weight: Input should be a valid number"),
     ({"stacked": 1}, "edits.2.stacked"),
