@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from beliefedit.__main__ import main
+from beliefedit.config import with_overrides
 from beliefedit.playground import server
 from tests.conftest import ROOT
+from tests.worlds import write_record
 
 
 def command(*arguments: object) -> str:
@@ -24,9 +26,7 @@ def command(*arguments: object) -> str:
 def test_what_cannot_be_served_is_refused_by_name(tmp_path, monkeypatch):
     assert "holds no finished run" in command("--run", tmp_path / "none")
     assert "no such parameter file" in command("--run", tmp_path / "none", "--params", tmp_path / "none.yaml")
-    (tmp_path / "cut").mkdir()
-    record = {"config": {"name": "cut", "seed": 3}}
-    (tmp_path / "cut" / "summary.json").write_text(json.dumps(record))
+    write_record(tmp_path / "cut", with_overrides({"name": "cut", "seed": 3}, None))
     assert "no trained model" in command("--run", tmp_path / "cut")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "voila" else find(name))
