@@ -8,7 +8,7 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import plotly.graph_objects as go
 import polars as pl
@@ -111,8 +111,9 @@ def true_false_note(config: Experiment) -> HTML:
     return HTML(f"<p><b>What true/false sentences measure here.</b> {text}</p>")
 
 
-def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], object]) -> Widget:
-    """A drop-down list, and below it what ``draw`` returns for the chosen option.
+def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], go.Figure]
+           ) -> Widget:
+    """A drop-down list, and below it the figure that ``draw`` returns for the chosen option.
 
     A report shows the first option.
 
@@ -127,9 +128,10 @@ def choose(label: str, options: Mapping[str, Option], draw: Callable[[Option], o
     choice = ipw.Dropdown(options=list(options), description=label, layout={"width": "max-content"})
 
     def show_chosen(_: object = None) -> None:
-        output.clear_output(wait=True)
-        with output:
-            display(draw(options[choice.value]))
+        # Set, not captured: papermill can wait forever for a widget that captures output
+        # (nbclient issue 312).
+        figure = _figure_data(draw(options[choice.value]))
+        output.outputs = ({"output_type": "display_data", "data": figure, "metadata": {}},)
 
     choice.observe(show_chosen, "value")
     show_chosen()
@@ -159,11 +161,14 @@ def live_figure(plot: Callable[[pl.DataFrame], go.Figure]) -> Callable[[pl.DataF
     output = display({"text/plain": ""}, raw=True, display_id=True)
 
     def draw(frame: pl.DataFrame) -> None:
-        # Sent as data: displaying a figure would add an output.
-        figure = json.loads(plot(frame).to_json()) | {"config": CONFIG}
-        output.update({"application/vnd.plotly.v1+json": figure}, raw=True)
+        output.update(_figure_data(plot(frame)), raw=True)  # displaying would add an output
 
     return draw
+
+
+def _figure_data(figure: go.Figure) -> dict[str, Any]:
+    """A figure as data of an output."""
+    return {"application/vnd.plotly.v1+json": json.loads(figure.to_json()) | {"config": CONFIG}}
 
 
 def stage_costs(run: Run) -> pl.DataFrame:

@@ -14,6 +14,7 @@ import pytest
 
 from beliefedit.graph.demo import write_demo_graph
 from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS
+from beliefedit.lock import locked
 
 from .hostile import NAMES
 
@@ -35,10 +36,19 @@ def run_all(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of all notebooks with the smoke parameters, on a graph of hostile names."""
-    folder = tmp_path_factory.mktemp("smoke")
-    return run_all(folder / "run", "--params", str(ROOT / "params" / "smoke.yaml"), "--set",
-                   f"graph.source={write_hostile_graph(folder / 'graph')}", "--set", "graph.max_object_tokens=0")
+    """The run folder of all notebooks with the smoke parameters, on a graph of hostile names.
+
+    It is made once for all processes of pytest-xdist.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    with locked(folder.with_name(".smoke.lock"), "the smoke run", wait=True):
+        if not (folder / "run").exists():
+            graph = write_hostile_graph(folder / "graph")
+            shutil.rmtree(folder / "new", ignore_errors=True)
+            run_all(folder / "new", "--params", str(ROOT / "params" / "smoke.yaml"), "--set",
+                    f"graph.source={graph}", "--set", "graph.max_object_tokens=0").rename(folder / "run")
+    return folder / "run"
 
 
 def write_hostile_graph(folder: Path) -> Path:
@@ -84,14 +94,8 @@ def artifacts() -> Iterator[Path]:
     yield folder
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the order of tests marked in_order, which share a page; with several workers (-n),
-    let one of them run the tests of a file, and one all files that use the smoke run."""
-    smoke = {item.path for item in items if "smoke_run" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "smoke_run" if item.path in smoke else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Keep the order of tests marked in_order, which share a page."""
     marked = [item for item in items if item.get_closest_marker("in_order")]
     marked.sort(key=lambda item: (str(item.path), item.function.__code__.co_firstlineno))
     in_order = iter(marked)

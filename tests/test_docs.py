@@ -35,7 +35,7 @@ NOT_RUN = {
     r"git clone ": "needs a network",
     r"cd ": "enters the clone",
     r"pip install ": "needs a network; .ci/run installs",
-    r"pytest( -n 2 --dist loadgroup)?$": "runs this test",
+    r"pytest( -n 2 --dist loadfile)?$": "runs this test",
     r"pytest tests/fuzz --hypothesis-profile=long$": "takes an hour",
     r"conda ": "needs conda and a network",
     r"beliefedit playground": "starts a server; tests/e2e/test_playground.py opens the page",

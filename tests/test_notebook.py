@@ -5,6 +5,7 @@ import logging
 import re
 from pathlib import Path
 
+import plotly.graph_objects as go
 import polars as pl
 import pytest
 
@@ -137,13 +138,15 @@ def test_messages_are_outputs_that_reports_fold_and_no_errors():
 
 
 def test_a_choice_draws_its_option():
-    drawn = []
-    box = choose("Edit", {"a < b": 1, "c": 2}, lambda number: drawn.append(number) or number)
-    menu, _ = box.children
-    assert (menu.description, menu.options, drawn) == ("Edit", ("a < b", "c"), [1])
+    def shown() -> list[str]:
+        return [part["data"]["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] for part in output.outputs]
+
+    box = choose("Edit", {"a < b": 1, "c": 2}, lambda number: go.Figure(layout_title_text=f"option {number}"))
+    menu, output = box.children
+    assert (menu.description, menu.options, shown()) == ("Edit", ("a < b", "c"), ["option 1"])
     menu.value = "c"
-    assert drawn == [1, 2]
-    assert choose("<Edit>", {}, drawn.append).value == "<p>&lt;Edit&gt;: none.</p>" and drawn == [1, 2]
+    assert shown() == ["option 2"]
+    assert choose("<Edit>", {}, shown).value == "<p>&lt;Edit&gt;: none.</p>"
 
 
 @pytest.mark.parametrize(("share", "text"), [(0, "In the false sentences"), (0.25, "a share of 75% of the false"),

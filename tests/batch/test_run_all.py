@@ -20,9 +20,9 @@ from beliefedit.batch.notebooks import Progress
 from beliefedit.config import load_params
 from beliefedit.lock import locked
 from beliefedit.run import VERSIONS
-from beliefedit.store import write_json
 from run_all import main
 from tests.sample_notebooks import write
+from tests.worlds import write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILING = ("# Editing", "from beliefedit.errors import EditError\n"
@@ -335,7 +335,7 @@ def test_a_signal_during_the_imports_shows_no_traceback(place, name):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_an_output_that_cannot_be_written_is_named(place):
-    write_json(place / "out" / "summary.json", {"config": load_params("tiny.yaml").model_dump(mode="json")})
+    write_record(place / "out", load_params("tiny.yaml"))
     with open("/dev/full", "w") as full:
         process = script("--out", "out", "--clean", stdout=full)
     _, stderr = process.communicate(timeout=60)

@@ -67,7 +67,7 @@ def test_the_example_names_editor_and_request_and_asks_a_sentence_in_every_panel
 def test_the_playground_of_a_report_is_a_still_without_controls(visit, smoke_run):  # noqa: F811
     page = visit(smoke_run / "reports" / "05_playground.html")
     still = page.locator("main").inner_text()
-    for part in ("The edited fact", "History", "Facts that the edit reaches", "Edited in"):
+    for part in ("The edited fact", "History", "What the edit reaches", "Edited in"):
         assert part in still
     for control in ("Session file", "Save the edit as", "Progress"):
         assert control not in still

@@ -464,7 +464,7 @@ except TrainingError as error:
     print(error)
 """
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert re.search(r"could not write: .*\n.*where: .*\n.*free space", run.stdout)
+    assert re.search(r"could not write: .*\n.*where: .*\n.*limit of file sizes", run.stdout)
     assert os.listdir(tmp_path) == [checkpoint.FILE]
     assert json.loads(state_of(tmp_path))["fingerprint"] == "a"
 
