@@ -13,7 +13,11 @@ from tests.worlds import write_record
 def test_a_record_is_read_as_it_was_written(tmp_path):
     assert read_record(tmp_path) == {}
     write_record(tmp_path, Experiment(), more={"a": 1})
-    assert read_record(tmp_path) == json.loads((tmp_path / "summary.json").read_text())
+    text = (tmp_path / "summary.json").read_text()
+    assert read_record(tmp_path) | {"digest": json.loads(text)["digest"]} == json.loads(text)
+    (tmp_path / "summary.json").write_text(text.replace('"tiny"', '"tidy"'))
+    with pytest.raises(StoreError, match="the record of this run is damaged or was changed"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "3", "", "{", "[" * 100_000, "\xff"])

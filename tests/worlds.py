@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from beliefedit import record
 from beliefedit.config import Experiment
 from beliefedit.graph import demo as demo_graph
 from beliefedit.graph import wikidata5m as kg
 from beliefedit.graph.graph import Graph
-from beliefedit.store import write_json
 
 FB13 = Path(__file__).parents[2] / "shared" / "data" / "fb13"
 needs_fb13 = pytest.mark.skipif(not FB13.exists(), reason=(
@@ -45,6 +45,6 @@ def small_demo(folder: Path, n_subjects: int = 60) -> Graph:
 def write_record(folder: Path, config: Experiment, /, **entries: object) -> None:
     """summary.json of a run without notebooks, with further entries."""
     text = dict.fromkeys(("params_file", "config_hash", "finished", "data", "model", "edits", "device"), "")
-    write_json(folder / "summary.json", {
+    record.write_record(folder, {
         "name": "tiny", "config": config.model_dump(mode="json"), "seed": config.seed, "versions": {}, "point": {},
         "store": ".", "notebooks": {}, "seconds": 0.0, **text, **entries})

@@ -16,11 +16,11 @@ from beliefedit.config import Experiment, differences, digest, load_params
 from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
 from beliefedit.formatting import shorten
 from beliefedit.lock import remove_abandoned
-from beliefedit.record import SUMMARY, read_record
+from beliefedit.record import SUMMARY, read_record, write_record
 from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
 from beliefedit.run import VERSIONS, Run
-from beliefedit.store import file_digest, package_versions, remove_torn, write_json
+from beliefedit.store import file_digest, package_versions, remove_torn
 
 _STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
 
@@ -271,7 +271,7 @@ def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[
     before = record["notebooks"].get(name, {})
     record["notebooks"][name] = entry | {k: v for k, v in before.items() if k == "seconds"}
     _summarise(plan, record)
-    write_json(plan.folder / SUMMARY, record)
+    write_record(plan.folder, record)
     started = time.perf_counter()
     parameters = {"params_file": str(plan.params_file.resolve()),
                   "run_folder": str(plan.folder.resolve()), "overrides": dict(plan.overrides)}
@@ -300,7 +300,7 @@ def _write_pages(plan: RunPlan, record: dict[str, Any], names: Sequence[str]) ->
             if not shared_stages([name]):
                 head["learned"] = None  # the corpus does not depend on the model
             entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))
-    write_json(plan.folder / SUMMARY, record)
+    write_record(plan.folder, record)
     write_index(plan.folder)
 
 

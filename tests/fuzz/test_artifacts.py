@@ -85,6 +85,8 @@ def test_a_damaged_artifact_is_found_or_means_the_same(run, data, damage):
         assert text(read) == text(getattr(run, PROPERTIES[stage]))
 
 
+FINDING = {"name": "answers", "text": "answers with the request", "phrase": "answers", "holds": True,
+           "population": "updating", "measure": "p_request", "state": "after"}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
@@ -95,8 +97,11 @@ json_values = st.recursive(
 def test_a_damaged_record_is_named_or_can_be_shown(tmp_path_factory, run, data, damage, value):
     folder = tmp_path_factory.getbasetemp() / "record"
     hashes = {"title": "A title", "status": "done", "source_hash": "", "config_hash": ""}
+    mean = {"editor": "lora", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     write_record(folder, experiment(), store=str(run.folder), notebooks={"01_corpus": hashes},
-                 verdict=["A sentence."], findings=[], pretraining={"accuracy": {"atomic": 0.5}, "coherence": 0.1})
+                 verdict=["A sentence."], pretraining={"accuracy": {"atomic": 0.5}, "coherence": 0.1},
+                 editing={"lora": {"edits_per_second": 1.5}}, outcomes=[mean | {"outcome": "Edit success"}],
+                 findings=[mean | FINDING])
     path = folder / "summary.json"
     if damage:
         content = damaged(path.read_bytes(), *damage)
@@ -106,6 +111,9 @@ def test_a_damaged_record_is_named_or_can_be_shown(tmp_path_factory, run, data, 
         key = data.draw(st.sampled_from(sorted(record)))
         if isinstance(record[key], dict) and record[key] and data.draw(st.booleans()):
             record[key][data.draw(st.sampled_from(sorted(record[key])))] = value
+        elif isinstance(record[key], list) and data.draw(st.booleans()):
+            part = record[key][0] if isinstance(record[key][0], dict) else record
+            part[data.draw(st.sampled_from(sorted(part)))] = value
         else:
             record[key] = value
         path.write_text(json.dumps(record))

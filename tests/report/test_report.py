@@ -17,6 +17,7 @@ from beliefedit.analysis.tables import build_tables
 from beliefedit.config import AnalysisConfig, Experiment
 from beliefedit.errors import ReportError
 from beliefedit.plots import style
+from beliefedit.record import write_record
 from beliefedit.report import pages as report
 from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, render_cells
 from tests.sample_notebooks import HOSTILE
@@ -241,7 +242,7 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
     outcomes = [{"outcome": outcome, "editor": editor, "mean": mean, "low": low, "high": low and 1.0, "n": 1234}
                 for outcome, mean, low in (("Edit success", 0.75, 0.7), ("Other subjects’ facts", 0.998, None))
                 for editor in ("lora", HOSTILE[0])]
-    (folder / "summary.json").write_text(json.dumps({
+    write_record(folder, {
         "outcomes": outcomes, "name": "demo", "config_hash": "abc", "params_file": "demo.yaml", "store": ".",
         "config": {"corpus": {"n_facts": 77}, "analysis": {"smallest_effect": 0.05}, "notebooks": None},
         "notebooks": notebooks, "point": point or {}, "finished": "2031-01-02", "verdict": [HOSTILE[1]],
@@ -249,7 +250,7 @@ def run_folder(folder, *, point=None, learned=True, status="done", atomic=0.95):
         "data": HOSTILE[0], "model": "small", "edits": "none", "device": "cpu", "versions": {"python": "3"},
         "seconds": 190.0, "learned": learned, "judgement": "grounds",
         "pretraining": {"accuracy": {"atomic": atomic, "or": None}, "coherence": 0.04}, "tokens_per_second": 15200.0,
-        "editing": {"lora": {"updating": {"p_request": mean}, "edits_per_second": 53.2}}}))
+        "editing": {"lora": {"updating": {"p_request": mean}, "edits_per_second": 53.2}}})
     return folder
 
 
@@ -346,7 +347,7 @@ def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_pa
     record = json.loads((folder / "summary.json").read_text())
     record["notebooks"]["04_analysis"] = {"title": "x", "status": "done", "source_hash": "", "config_hash": "",
                                           "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
-    (folder / "summary.json").write_text(json.dumps(record))
+    write_record(folder, record)
     result = CliRunner().invoke(report.main, [str(path)])
     assert result.exit_code == 0, result.output
     assert "has not learned" in page.read_text() and "another configuration" not in page.read_text()
@@ -430,7 +431,7 @@ def test_the_bundle_has_all_pages_and_plotly_once(tmp_path):
     folder = run_folder(tmp_path / "run")
     record = json.loads((folder / "summary.json").read_text())
     record["notebooks"]["03_editing"]["report"] = "reports/03_editing.html"
-    (folder / "summary.json").write_text(json.dumps(record))
+    write_record(folder, record)
     for name in ("01_corpus", "03_editing"):
         (folder / "notebooks").mkdir(exist_ok=True)
         nbformat.write(notebook(new_markdown_cell(f"# {name}\n\n## Part"), code("show", new_output(
