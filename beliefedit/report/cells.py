@@ -260,7 +260,8 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
             ) -> Iterator[Mapping[str, Any] | str]:
     """Outputs of a widget and of its children, in order; the setting of a control is text.
 
-    Hidden widgets, disabled controls, progress bars and lists without a name are left out.
+    Hidden and empty widgets, disabled controls, progress bars and lists without a name are left
+    out.
     """
     record = widgets.get(model, {})
     state = record.get("state", {})
@@ -271,7 +272,8 @@ def _inside(model: str, widgets: Mapping[str, Any], parents: frozenset[str] = fr
     if name == "OutputModel":
         yield from state.get("outputs", ())
     elif name in ("HTMLModel", "HTMLMathModel"):
-        yield _display({"text/html": state.get("value", "")})
+        if state.get("value"):
+            yield _display({"text/html": state["value"]})
     elif name == "ImageModel":
         yield from (_display({f"image/{state.get('format', 'png')}": buffer["data"]})
                     for buffer in record.get("buffers") or () if buffer.get("path") == ["value"])

@@ -69,7 +69,7 @@ def test_the_playground_of_a_report_is_a_still_without_controls(visit, smoke_run
     still = page.locator("main").inner_text()
     for part in ("The edited fact", "History", "What the edit reaches", "Edited in"):
         assert part in still
-    for control in ("Save session", "Save the edit as", "Progress"):
+    for control in ("Session file", "Save the edit as", "Progress"):
         assert control not in still
     (request,) = [line for line in still.splitlines() if line.startswith("Subject: ")]
     assert re.fullmatch(r"Subject: .+ · Relation: .+ · New object: .+ · Evidence: P = 0.95", request)
