@@ -353,7 +353,9 @@ def test_a_name_is_found_while_typing_and_chosen_by_keyboard(voila):
     assert tops(voila) == place
     subject.press("Control+a")
     subject.press_sequentially("agnes", delay=20)
+    expect(suggestions.locator("option")).to_have_count(1)
     subject.press("ArrowDown")
+    expect(subject).to_have_value(re.compile("^Agnes "))
     expect(voila.locator(".be-page")).not_to_have_class(re.compile("be-stale"))
     has_bars(voila, "before")
 
