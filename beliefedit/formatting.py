@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
+import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -42,6 +43,14 @@ def whole_percent(value: float) -> str:
     """
     decimals = 0 if 0.005 <= value < 0.995 or value in (0, 1) else 1
     return percent(value, decimals).replace(" ", "\u00a0")
+
+
+def svg_image(svg: str, width: int) -> tuple[str, bytes]:
+    """An SVG without characters that XML cannot hold, and the same as a PNG of this many pixels."""
+    import resvg_py
+
+    valid = re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", svg)
+    return valid, bytes(resvg_py.svg_to_bytes(svg_string=valid, width=width))
 
 
 def duration(seconds: float) -> str:

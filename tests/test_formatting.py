@@ -4,7 +4,15 @@ import re
 
 import pytest
 
-from beliefedit.formatting import duration, flatten, html_table, interval, number, percent
+from beliefedit.formatting import (
+    duration,
+    flatten,
+    html_table,
+    interval,
+    number,
+    percent,
+    svg_image,
+)
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
@@ -47,3 +55,10 @@ def test_tables_join_equal_names_above_the_last_row_and_align_numbers_right():
     assert "a&lt;b" in table and "&lt;c&gt;" in table and "<b>1</b>" in table
     named = html_table([["a", "b", "c"]], [["1", "text", "2"]], left=[1])
     assert re.findall(r"<td[^>]*text-align:(\w+)", named) == ["right", "left", "right"]
+
+
+def test_a_picture_has_no_characters_that_xml_cannot_hold():
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="10" height="5"><text>a\x1bb\x00é😀</text></svg>'
+    valid, png = svg_image(svg, 20)
+    assert "<text>a\ufffdb\ufffdé😀</text>" in valid and png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20]) == 20

@@ -8,11 +8,10 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-import resvg_py
 from markupsafe import Markup
 
 from beliefedit import __version__
-from beliefedit.formatting import html_table, number, shorten
+from beliefedit.formatting import html_table, number, shorten, svg_image
 from beliefedit.palette import AFTER, AGENT
 from beliefedit.playground.agent_view import FactChange
 from beliefedit.playground.ripple import Ripple, ripple_of
@@ -77,18 +76,17 @@ def make_card(entry: Entry, editor: str, session: dict[str, Any], name: str) -> 
     text = (f"The model forgot: {lost.fact}." if lost is not None else
             f"The model forgot none of the {len(found.moved) + found.n_same} beliefs queried.")
     was = f"was: {entry.request.fact.object} · " if entry.request.fact.object else ""
-    svg = _drawing(found, title, text, f"{was}{editor}")
+    svg, png = svg_image(_drawing(found, title, text, f"{was}{editor}"), WIDTH)
     content = json.dumps(session, indent=2, ensure_ascii=False).encode()
     rows = [[str(Markup.escape(change.fact)), *(number(p) for p in (
         change.p_agent_before, change.p_agent, change.p_before, change.p_after))]
         for change in found.moved]
     page = _PAGE.format(
-        title=title, lost=text, svg=svg, name=name, version=__version__,
+        title=title, lost=text, svg=Markup(svg), name=name, version=__version__,
         sentences=Markup("").join(map(Markup("<p>{}</p>").format, _bold(found.sentences(), text))),
         session=base64.b64encode(content).decode(),
         table=Markup(html_table([["belief", "agent before", "agent after", "LM before",
                                   "LM after"]], rows, "Beliefs that move")))
-    png = bytes(resvg_py.svg_to_bytes(svg_string=str(svg), width=WIDTH))
     return Card(title, text, png, page.encode(), content)
 
 

@@ -6,22 +6,19 @@ one size, and takes the colours of its page.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import resvg_py
 from markupsafe import Markup
 
-from beliefedit.formatting import whole_percent
+from beliefedit.formatting import svg_image, whole_percent
 from beliefedit.plots.style import AGENT, SERIES
 
 _ROW, _LINE, _TOP, _AXIS = 30, 15, 30, 24  # pixels: a row's label, an editor, the legend, the axis
 _ON_PAGE = {"ink": "var(--ink, currentColor)", "soft": "var(--soft, #777777)",
             "grid": "var(--grid, rgba(128, 128, 128, 0.25))"}
 _ON_WHITE = {"ink": "#1e2329", "soft": "#5c6570", "grid": "#e6e9ed"}
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TICKS = {0: "start", 25: "middle", 50: "middle", 75: "middle", 100: "end"}
 _MARKS = (
     '<circle r="4.5"/>', '<path d="M0-6 6 0 0 6-6 0z"/>', '<path d="M-4.5-4.5h9v9h-9z"/>',
@@ -45,7 +42,7 @@ def chart(rows: Sequence[Mapping[str, Any]], *, level: float = 0.95) -> Markup:
 
 
 def picture(rows: Sequence[Mapping[str, Any]], title: str, *, width: int = 1200,
-            height: int = 630) -> tuple[Markup, bytes]:
+            height: int = 630) -> tuple[str, bytes]:
     """The chart under its headline as a file of its own, dark on white: (SVG, PNG).
 
     Args:
@@ -66,8 +63,7 @@ def picture(rows: Sequence[Mapping[str, Any]], title: str, *, width: int = 1200,
         '<rect width="100%" height="100%" fill="#ffffff"/>{}'
         '<svg x="24" y="{}" width="{}" height="{}" overflow="visible">{}</svg></svg>').format(
             inner, tall, title_text, top, inner - 48, of_chart, drawing, **_ON_WHITE)
-    svg = Markup(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", svg))
-    return svg, bytes(resvg_py.svg_to_bytes(svg_string=str(svg), width=width))
+    return svg_image(svg, width)
 
 
 def _drawing(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]

@@ -584,6 +584,15 @@ def test_hostile_names_of_every_entity_and_relation_are_inert(browser, smoke_run
         assert visit.problems == []
 
 
+def run_in_lab(page: Page, address: str) -> None:
+    """Open a notebook in JupyterLab and run all its cells."""
+    page.goto(address, wait_until="commit")
+    expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)
+    page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+
+
 def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
     port = free_port()
     command = ["jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=",
@@ -591,11 +600,7 @@ def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
     with served(command, port, folder) as address:
         visit = Visit(browser, address)
         page = visit.page
-        page.goto(f"{address}/lab/tree/notebooks/{NAME}", wait_until="commit")
-        expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_visible(timeout=WAIT)
-        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)
-        page.locator(".lm-MenuBar-item", has_text="Run").first.click()
-        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+        run_in_lab(page, f"{address}/lab/tree/notebooks/{NAME}")
         expect(page.locator(".be-history li")).to_have_count(1, timeout=WAIT)
         has_bars(page, "after")
         shown = page.locator(".be-panels").inner_html()
@@ -613,11 +618,7 @@ def test_the_notebook_in_jupyterlab(browser, folder, artifacts):
         assert visit.problems == []
         visit = Visit(browser, address)
         page = visit.page
-        page.goto(f"{address}/lab/tree/notebooks/figures.ipynb?reset", wait_until="commit")
-        expect(page.locator(".jp-NotebookPanel .jp-CodeCell").last).to_be_visible(timeout=WAIT)
-        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)
-        page.locator(".lm-MenuBar-item", has_text="Run").first.click()
-        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+        run_in_lab(page, f"{address}/lab/tree/notebooks/figures.ipynb?reset")
         expect(page.locator(".js-plotly-plot .modebar-btn")).to_have_count(2, timeout=WAIT)
         assert buttons(page) == {"Download plot as a PNG"}
         visit.context.close()
