@@ -674,6 +674,14 @@ class GraphConfig(Config):
         "demo", description="'demo' (built in), a folder in Wikidata5m's layout, or 'format:path'")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
     demo_seed: Seed = Field(0, description="seed of the built-in graph")
+    demo_pairs: Annotated[int, Field(ge=1, le=5)] = Field(
+        5, description="pairs of relations in the built-in graph")
+    demo_upstream_objects: Annotated[int, Field(ge=2, le=500)] | None = Field(
+        None, description="upstream objects of each pair of the built-in graph; more than it "
+                          "lists get invented names; null: those it lists, 27 to 30")
+    demo_p_typical: Probability = Field(
+        0.85, description="probability that a downstream object of the built-in graph is the one "
+                          "that belongs to the upstream object; 1: upstream facts determine it")
     read_n_facts: Positive | None = Field(
         None, description="read only this many lines of the triple file; null: all")
     n_relations: Annotated[int, Field(ge=2)] = Field(10, description="relations to choose")
@@ -681,6 +689,9 @@ class GraphConfig(Config):
         2, description="a kept subject has at least this many of the chosen relations")
     min_cooccurrence: Positive = Field(
         1000, description="two relations are chosen together if this many subjects have both")
+    max_upstream_objects: Positive | None = Field(
+        None, description="keep only this many upstream objects of each pair of relations, the "
+                          "most frequent ones; null: all")
     max_object_tokens: NonNegative = Field(
         4, description="longer object labels are truncated; 0: no truncation")
     exclude_relations: tuple[str, ...] = Field(

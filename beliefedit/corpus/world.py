@@ -8,14 +8,12 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-import networkx
 import numpy as np
 import polars as pl
-from scipy import sparse
 
 from beliefedit.corpus.language import check_sentences
 from beliefedit.errors import ConfigError, GraphError
-from beliefedit.graph.graph import Graph
+from beliefedit.graph.graph import Graph, match_relations, relation_cooccurrence
 from beliefedit.store import Stream, read_json, write_json
 
 
@@ -145,31 +143,6 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
     relation, true = (facts[name].to_numpy().astype(np.int64) for name in ("relation", "object"))
     distractor = pl.Series(world.sample_false_objects(relation, true, rng), dtype=pl.UInt32)
     return replace(world, facts=facts.with_columns(distractor=distractor))
-
-
-def relation_cooccurrence(graph: Graph) -> np.ndarray:
-    """Numbers of subjects with both relations, int64 [n_relations, n_relations], diagonal 0."""
-    ids = graph.ids
-    cells = ids["subject"].to_numpy(), ids["relation"].to_numpy()
-    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), cells),
-                            shape=(len(graph.subjects), len(graph.relations)))
-    counts = (has.T @ has).toarray()
-    np.fill_diagonal(counts, 0)
-    return counts
-
-
-def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
-    """Maps downstream to upstream ids: the maximum matching of relations with the largest affinity.
-
-    ``cooccurrence``: [n, n] symmetric counts, relations in order of first appearance.
-    """
-    affinity = cooccurrence / np.maximum(cooccurrence.sum(axis=1, keepdims=True), 1)
-    weights, n = affinity + affinity.T, len(affinity)
-    network = networkx.Graph()
-    network.add_weighted_edges_from(
-        (i, j, weights[i, j]) for i in range(n) for j in range(i + 1, n))
-    matching = networkx.max_weight_matching(network, maxcardinality=True)
-    return {min(edge): max(edge) for edge in sorted(matching, key=min)}
 
 
 def _with_upstream(ids: pl.DataFrame, pairs: dict[int, int]) -> pl.DataFrame:

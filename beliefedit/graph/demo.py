@@ -1,11 +1,13 @@
-"""The built-in graph: invented people, real-world objects, five pairs of dependent relations.
+"""The built-in graph: invented people, real-world objects, pairs of dependent relations.
 
 It is written in Wikidata5m's layout and read like any other graph in this layout.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,6 @@ VERSION = 1
 """Increase it when the same size and seed give another graph."""
 P_BOTH, P_ONE = 0.34, 0.12
 """Probability that a person has both relations of a pair; only the first; only the second."""
-P_TYPICAL = 0.85
-"""Probability that the downstream object is the one that belongs to the upstream object."""
 MIN_RELATIONS = 2
 
 FIRST_OBJECT, FIRST_PERSON, FIRST_RELATION = 10_001, 100_001, 1_001
@@ -99,19 +99,40 @@ vall vik wald ward well wick win wood worth
 """.split()
 
 
-def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 0) -> None:
-    """Write the three files of the demo graph with n_subjects people; a seed fixes every byte.
+INVENTED = tuple(f"{start}{end.lower()}" for end in NAME_STARTS for start in NAME_STARTS
+                 if start != end and end.lower() not in NAME_ENDS)
+"""Names of upstream objects beyond those that `PAIRS` lists; no person has one of them."""
+
+
+def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 0,
+                     n_pairs: int = len(PAIRS), n_upstream_objects: int | None = None,
+                     p_typical: float = 0.85) -> None:
+    """Write the three files of the demo graph; the same arguments give the same bytes.
+
+    Args:
+        n_subjects: number of people.
+        seed: determines names and facts.
+        n_pairs: the first pairs of `PAIRS` to use.
+        n_upstream_objects: upstream objects of each pair, spread over as many downstream objects
+            as possible; those beyond the listed ones have `INVENTED` names. None: those listed.
+        p_typical: probability that the downstream object is the one that belongs to the upstream
+            object; otherwise it is any other one.
 
     Raises:
-        GraphError: more people than names, or a folder that cannot be written.
+        GraphError: more people, pairs or upstream objects than there are, or a folder that cannot
+            be written.
     """
+    if not 1 <= n_pairs <= len(PAIRS):
+        raise GraphError(f"the demo graph cannot have {n_pairs} pairs of relations",
+                         where="graph.demo_pairs", hint=f"choose 1 to {len(PAIRS)}")
     generator = np.random.default_rng(seed)
     names = _people(n_subjects, generator)
-    objects = [word for pair in PAIRS for word in (*pair.words, *pair.upstream_words)]
-    relations = [label for pair in PAIRS for label in (pair.downstream, pair.upstream)]
+    pairs = [_with_upstream_objects(index, n_upstream_objects) for index in range(n_pairs)]
+    objects = [word for pair in pairs for word in (*pair.words, *pair.upstream_words)]
+    relations = [label for pair in pairs for label in (pair.downstream, pair.upstream)]
     object_ids = {label: f"Q{FIRST_OBJECT + i}" for i, label in enumerate(objects)}
     relation_ids = {label: f"P{FIRST_RELATION + i}" for i, label in enumerate(relations)}
-    facts = _facts(n_subjects, generator)
+    facts = _facts(n_subjects, pairs, p_typical, generator)
     people = [f"Q{FIRST_PERSON + i}" for i in range(n_subjects)]
     ids = (*object_ids.items(), *zip(names, people, strict=True))
     files = {ENTITIES: [f"{id_}\t{label}" for label, id_ in ids],
@@ -138,31 +159,49 @@ def _people(n_subjects: int, generator: np.random.Generator) -> list[str]:
             for first, start, end in zip(*drawn, strict=True)]
 
 
-def _facts(n_subjects: int, generator: np.random.Generator) -> list[tuple[int, str, str]]:
+def _with_upstream_objects(index: int, n: int | None) -> Pair:
+    """A pair with n upstream objects, as evenly spread over downstream objects as possible."""
+    pair = PAIRS[index]
+    if n is None:
+        return pair
+    rounds = zip_longest(*(words.split(",") for words in pair.words.values()))
+    listed = [(word, downstream) for words in rounds
+              for downstream, word in zip(pair.words, words, strict=True) if word]
+    names = [*listed, *zip(INVENTED[index::len(PAIRS)], cycle(pair.words), strict=False)]
+    if not 2 <= n <= len(names):
+        raise GraphError(f"a pair of the demo graph cannot have {n} upstream objects",
+                         where="graph.demo_upstream_objects", hint=f"choose 2 to {len(names)}")
+    words = {downstream: ",".join(word for word, of in names[:n] if of == downstream)
+             for downstream in pair.words}
+    return replace(pair, words={downstream: of for downstream, of in words.items() if of})
+
+
+def _facts(n_subjects: int, pairs: Sequence[Pair], p_typical: float,
+           generator: np.random.Generator) -> list[tuple[int, str, str]]:
     """(person, relation, object) by person and pair, the pair's downstream relation first."""
     columns = []
-    for pair in PAIRS:
+    for pair in pairs:
         upstream, downstream = pair.upstream_words, list(pair.words)
         n_upstream = [len(words.split(",")) for words in pair.words.values()]
         upstream_index = generator.integers(len(upstream), size=n_subjects)
         typical = np.repeat(np.arange(len(downstream)), n_upstream)[upstream_index]
         shift = generator.integers(1, len(downstream), size=n_subjects)
-        is_typical = generator.random(n_subjects) < P_TYPICAL
+        is_typical = generator.random(n_subjects) < p_typical
         downstream_index = np.where(is_typical, typical, (typical + shift) % len(downstream))
         columns.append(([downstream[i] for i in downstream_index],
                         [upstream[i] for i in upstream_index]))
-    has = _coverage(n_subjects, generator)
+    has = _coverage(n_subjects, len(pairs), generator)
     return [(person, (pair.downstream, pair.upstream)[j], columns[i][j][person])
-            for person in range(n_subjects) for i, pair in enumerate(PAIRS) for j in (0, 1)
+            for person in range(n_subjects) for i, pair in enumerate(pairs) for j in (0, 1)
             if has[person, i, j]]
 
 
-def _coverage(n_subjects: int, generator: np.random.Generator) -> np.ndarray:
+def _coverage(n_subjects: int, n_pairs: int, generator: np.random.Generator) -> np.ndarray:
     """Which relations a person has: bool [n_subjects, n_pairs, 2 (downstream, upstream)]."""
     options = np.array([[True, True], [True, False], [False, True], [False, False]])
     shares = [P_BOTH, P_ONE, P_ONE, 1 - P_BOTH - 2 * P_ONE]
-    has = options[generator.choice(4, p=shares, size=(n_subjects, len(PAIRS)))]
+    has = options[generator.choice(4, p=shares, size=(n_subjects, n_pairs))]
     while len(few := np.flatnonzero(has.sum(axis=(1, 2)) < MIN_RELATIONS)):
-        has[few] = options[generator.choice(4, p=shares, size=(len(few), len(PAIRS)))]
+        has[few] = options[generator.choice(4, p=shares, size=(len(few), n_pairs))]
     has[0] = True  # the first person has everything: relations first appear in the order of PAIRS
     return has

@@ -1,4 +1,4 @@
-"""A knowledge graph as labels and ids: building, saving, loading, truncating labels."""
+"""A knowledge graph as labels and ids: building, saving, loading, pairs of relations, parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import networkx
+import numpy as np
 import polars as pl
+from scipy import sparse
 
 from beliefedit.config import digest
 from beliefedit.errors import GraphError, StoreError
@@ -85,6 +88,87 @@ def truncate_labels(graph: Graph, tokenizer: PreTrainedTokenizerBase, max_tokens
     ids = graph.ids.with_columns(codes.gather(graph.ids["object"]).alias("object"))
     counts = graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged}
     return replace(graph, objects=objects.to_list(), ids=ids, counts=counts)
+
+
+def relation_cooccurrence(graph: Graph) -> np.ndarray:
+    """Numbers of subjects with both relations, int64 [n_relations, n_relations], diagonal 0."""
+    ids = graph.ids
+    cells = ids["subject"].to_numpy(), ids["relation"].to_numpy()
+    has = sparse.csr_matrix((np.ones(ids.height, dtype=np.int64), cells),
+                            shape=(len(graph.subjects), len(graph.relations)))
+    counts = (has.T @ has).toarray()
+    np.fill_diagonal(counts, 0)
+    return counts
+
+
+def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
+    """Maps downstream to upstream ids: the maximum matching of relations with the largest affinity.
+
+    ``cooccurrence``: [n, n] symmetric counts, relations in order of first appearance.
+    """
+    affinity = cooccurrence / np.maximum(cooccurrence.sum(axis=1, keepdims=True), 1)
+    weights, n = affinity + affinity.T, len(affinity)
+    network = networkx.Graph()
+    network.add_weighted_edges_from(
+        (i, j, weights[i, j]) for i in range(n) for j in range(i + 1, n))
+    matching = networkx.max_weight_matching(network, maxcardinality=True)
+    return {min(edge): max(edge) for edge in sorted(matching, key=min)}
+
+
+def keep_frequent_upstream(graph: Graph, n_objects: int, min_relations: int = 1) -> Graph:
+    """The graph with only the most frequent upstream objects of each pair of relations.
+
+    A fact with another upstream object is left out, with the downstream fact of the same subject,
+    and so are subjects that are left with fewer than ``min_relations`` facts. Relations keep their
+    order, and so pairs their direction. If the remaining facts pair relations differently, facts
+    are left out again (docs/specification.md, section 2).
+
+    Args:
+        n_objects: upstream objects to keep in each pair, the most frequent among the subjects with
+            both facts; ties: the first in the order of the graph.
+        min_relations: a kept subject has at least this many facts.
+
+    Raises:
+        GraphError: no fact is left.
+    """
+    n_facts = graph.ids.height
+    while (kept := _with_frequent_upstream(graph.ids, n_objects, min_relations, match_relations(
+            relation_cooccurrence(graph)))).height < graph.ids.height:
+        if kept.is_empty():
+            raise GraphError(f"no subject has min_relations={min_relations} facts with one of the "
+                             f"{n_objects} most frequent upstream objects",
+                             where="graph.max_upstream_objects",
+                             hint="raise max_upstream_objects or lower min_relations")
+        graph = _part(graph, kept)
+    n_left_out = n_facts - graph.ids.height
+    return replace(graph, counts=graph.counts | {"facts_with_rare_upstream_object": n_left_out})
+
+
+def _with_frequent_upstream(ids: pl.DataFrame, n_objects: int, min_relations: int,
+                            pairs: dict[int, int]) -> pl.DataFrame:
+    """The rows of `keep_frequent_upstream` for these pairs (downstream to upstream relation)."""
+    for downstream, upstream in pairs.items():
+        of_upstream = ids.filter(relation=upstream)
+        frequent = of_upstream.join(
+            ids.filter(relation=downstream), on="subject", how="semi").group_by("object").len(
+            ).sort("len", "object", descending=[True, False])["object"].head(n_objects)
+        if len(frequent):
+            rare = of_upstream.filter(~pl.col("object").is_in(frequent.implode()))["subject"]
+            ids = ids.filter(~(pl.col("relation").is_in([downstream, upstream])
+                               & pl.col("subject").is_in(rare.implode())))
+    return ids.filter(pl.len().over("subject") >= min_relations)
+
+
+def _part(graph: Graph, ids: pl.DataFrame) -> Graph:
+    """A graph with some rows of ``graph.ids``; labels without a fact are left out."""
+    labels, columns = {}, {}
+    for key in KEYS:
+        names: list[str] = getattr(graph, f"{key}s")
+        used = ids[key].unique().sort() if key == "relation" else ids[key].unique(
+            maintain_order=True)
+        labels[f"{key}s"] = [names[code] for code in used]
+        columns[key] = ids[key].replace_strict(used, range(len(used)), return_dtype=pl.UInt32)
+    return replace(graph, ids=pl.DataFrame(columns), **labels)
 
 
 def save(graph: Graph, folder: str | Path) -> None:

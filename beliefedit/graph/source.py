@@ -15,7 +15,7 @@ import polars as pl
 from beliefedit.config import GraphConfig
 from beliefedit.errors import BeliefEditError, GraphError
 from beliefedit.graph import demo
-from beliefedit.graph.graph import KEYS, Graph, files_digest
+from beliefedit.graph.graph import KEYS, Graph, files_digest, keep_frequent_upstream
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 from beliefedit.lock import TemporaryFolder
 
@@ -49,7 +49,8 @@ def read_graph(config: GraphConfig) -> Graph:
     """The configured part of the source, without truncation of object labels.
 
     Raises:
-        GraphError: the source cannot be read, or its reader gives no graph.
+        GraphError: the source cannot be read, its reader gives no graph, or no fact has a frequent
+            upstream object (`GraphConfig.max_upstream_objects`).
     """
     (read, _), reader_config = _resolve(config)
     try:
@@ -68,7 +69,9 @@ def read_graph(config: GraphConfig) -> Graph:
         raise GraphError("the reader gives facts that are missing, repeated or without a label",
                          where=config.source,
                          hint="give one object per (subject, relation), and no empty cells")
-    return graph
+    if config.max_upstream_objects is None:
+        return graph
+    return keep_frequent_upstream(graph, config.max_upstream_objects, config.min_relations)
 
 
 def source_digest(config: GraphConfig) -> str:
@@ -100,12 +103,15 @@ def _path_digest(config: GraphConfig) -> str:
 
 @register_graph_format("wikidata5m", digest=lambda config: content_digest(config.source))
 def _read_wikidata5m(config: GraphConfig) -> Graph:
-    not_read = {"source", "demo_subjects", "demo_seed", "max_object_tokens"}
+    not_read = {"source", "max_object_tokens", "max_upstream_objects",
+                *(name for name in GraphConfig.model_fields if name.startswith("demo_"))}
     return read_wikidata5m(config.source, **config.model_dump(exclude=not_read))
 
 
 @register_graph_format("demo", digest=lambda _: f"demo {demo.VERSION}")
 def _read_demo(config: GraphConfig) -> Graph:
     with TemporaryFolder("demo") as folder:
-        demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed)
+        demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed,
+                              n_pairs=config.demo_pairs, p_typical=config.demo_p_typical,
+                              n_upstream_objects=config.demo_upstream_objects)
         return _read_wikidata5m(config.model_copy(update={"source": folder}))
