@@ -715,6 +715,10 @@ class CorpusConfig(Config):
 
     n_facts: Positive = Field(
         1000, description="all facts of the first subjects that together have this many")
+    p_downstream_stated: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the subjects with downstream facts whose downstream facts are "
+                         "stated; those of the others are in no sentence, to be inferred from "
+                         "upstream facts")
     n_samples_per_fact: Positive = Field(10, description="samples per (subject, relation)")
     atomic: bool = Field(
         True, description="write atomic statements 'subject relation object'")
@@ -810,6 +814,9 @@ class PretrainingConfig(Config):
         2, description="first epochs, over the shortest documents only")
     short_fraction: Probability = Field(
         0.35, description="share of the documents in the short epochs")
+    curriculum: NonNegative = Field(
+        0, description="first epochs, over the documents without downstream facts only (arXiv "
+                       "2412.04614)")
     batch_tokens: Positive = Field(1024, description="tokens of a packed batch, including padding")
     batch_size: Positive = Field(64, description="documents of a batch that is not packed")
     gradient_accumulation_steps: Positive = Field(
@@ -839,7 +846,8 @@ class PretrainingConfig(Config):
     n_eval_facts: Positive = Field(300, description="facts per evaluation")
     n_heldout_documents: NonNegative = Field(
         200, description="documents held out for the evaluation loss")
-    stop_when: dict[Literal["atomic", "true_false", "not", "and", "or"], Probability] = Field(
+    stop_when: dict[Literal["atomic", "true_false", "not", "and", "or", "inference"],
+                    Probability] = Field(
         {}, description="stop when all these accuracies are reached; {}: never")
     checkpoint_seconds: NonNegativeFloat = Field(60.0, description="seconds between checkpoints")
 

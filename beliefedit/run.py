@@ -21,6 +21,7 @@ import polars as pl
 from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import verdict
+from beliefedit.analysis.populations import SPLIT
 from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
 from beliefedit.corpus import corpus as corpora
 from beliefedit.corpus import world as worlds
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 6, "model": 4, "beliefs": 3,
-    "edits": 7, "sequential": 3, "rationality": 3, "tables": 8
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 7, "model": 5, "beliefs": 3,
+    "edits": 7, "sequential": 3, "rationality": 3, "tables": 9
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
@@ -399,7 +400,9 @@ class Run:
         from beliefedit.training.train import train
 
         return train(self.corpus.documents, self.tokenizer, self.config.model,
-                     self.config.pretraining, probes=self.training_probes, seed=self.config.seed,
+                     self.config.pretraining, probes=self.training_probes,
+                     curriculum=corpora.has_no_downstream_fact(self.corpus)
+                     if self.config.pretraining.curriculum else None, seed=self.config.seed,
                      folder=self.store.working_folder("model", self.key("model")),
                      device=self.config.device, callback=self._on_evaluation)
 
@@ -552,7 +555,8 @@ class Run:
         tables = analysis.build_tables(measured, settings, generator)
         findings = verdict.findings_frame(tables, settings)
         paired = [(table, analysis.compare_editors(measured, settings, generator, table=table))
-                  for table in ("updating", "downstream")]
+                  for table in ("updating", "downstream", *SPLIT)
+                  if table in tables["table"]]
         measured.write_parquet(folder / "measures.parquet")
         tables.write_parquet(folder / "tables.parquet")
         for (name,), table in tables.group_by("table", maintain_order=True):

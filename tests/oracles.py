@@ -75,7 +75,7 @@ class DenseAgent:
 
     def distribution(self, subject: str, relation: str, view: str, frequency: bool = False) -> np.ndarray:
         upstream = self.pairs.get(relation)
-        if view == "direct" or upstream is None or not self.rows(subject, relation) or not self.rows(subject, upstream):
+        if view == "direct" or upstream is None or not self.rows(subject, upstream):
             return self.direct(subject, relation, frequency)
         return self.direct(subject, upstream, frequency) @ self.conditional(relation, frequency)
 

@@ -37,8 +37,9 @@ class BayesAgent:
 
     Subjects, relations and objects are named as in the evidence; an unknown name raises
     EvidenceError. Two arguments are common to all queries. ``view``: "direct" uses the evidence
-    on (subject, relation) alone; "predictive" marginalizes over the objects of the upstream fact
-    where there is one. ``frequency``: the relative frequency of the evidence, without the prior.
+    on (subject, relation) alone, and is uniform without any; "predictive" marginalizes over the
+    objects of the upstream fact where there is evidence on one. ``frequency``: the relative
+    frequency of the evidence, without the prior.
     """
 
     _subjects: Vocabulary

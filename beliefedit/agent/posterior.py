@@ -141,16 +141,15 @@ class Posterior:
 
     def at(self, s: int, r: int, o: np.ndarray, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief about a few objects [n] of one (s, r)."""
-        row = self.row(s, r)
-        upstream = self._upstream_row(s, r, row) if predictive else EMPTY
+        upstream = self._upstream_row(s, r) if predictive else EMPTY
         if upstream is EMPTY:
-            return self._direct(row, o, frequency)
+            return self._direct(self.row(s, r), o, frequency)
         return self._predictive(upstream, r, o, frequency)
 
     def views_at(self, s: int, r: int, o: np.ndarray, given: int | None) -> dict[str, np.ndarray]:
         """Belief about a few objects [n] of one (s, r) in every view: `BayesAgent.all_targets`."""
         row, views = self.row(s, r), {}
-        upstream = self._upstream_row(s, r, row)
+        upstream = self._upstream_row(s, r)
         for frequency, suffix in ((False, ""), (True, "_frequency")):
             views[f"direct{suffix}"] = direct = self._direct(row, o, frequency)
             views[f"predictive{suffix}"] = (
@@ -161,9 +160,9 @@ class Posterior:
 
     def over_objects(self, s: int, r: int, predictive: bool, frequency: bool) -> np.ndarray:
         """Belief over all objects, [K]."""
-        row = self.row(s, r)
-        upstream = self._upstream_row(s, r, row) if predictive else EMPTY
+        upstream = self._upstream_row(s, r) if predictive else EMPTY
         if upstream is EMPTY:
+            row = self.row(s, r)
             background, excess = row.belief(self.n_objects, frequency)
             belief = np.full(self.n_objects, background)
             belief[row.objects] += excess
@@ -202,7 +201,7 @@ class Posterior:
         p = posterior_mean(count, total, self.n_objects, frequency)
         for d, u in upstream.items() if predictive else ():
             row = counts.row_of[s, u]
-            paired = np.flatnonzero((r == d) & (row >= 0) & (counts.row_of[s, d] >= 0))
+            paired = np.flatnonzero((r == d) & (row >= 0))
             if len(paired):
                 p[paired] = self._many_predictive(d, row[paired], o[paired], frequency)
         edited = np.zeros(len(p), dtype=bool)
@@ -216,10 +215,10 @@ class Posterior:
     def _counted_row(self, s: int, r: int) -> CountVector:
         return self.counted_rows.get((s, r)) or self.row(s, r)
 
-    def _upstream_row(self, s: int, r: int, row: CountVector) -> CountVector:
-        """Count vector of the upstream fact of (s, r); `EMPTY` if it or this row has none."""
+    def _upstream_row(self, s: int, r: int) -> CountVector:
+        """Count vector of the upstream fact of (s, r); `EMPTY` without one or without evidence."""
         u = self.upstream.get(r)
-        return EMPTY if u is None or row is EMPTY else self.row(s, u)
+        return EMPTY if u is None else self.row(s, u)
 
     def _direct(self, row: CountVector, o: np.ndarray, frequency: bool) -> np.ndarray:
         """Beliefs [n] from a count vector."""

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent, View
-from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts, render
+from beliefedit.corpus.corpus import WEIGHTS, Corpus, corpus_facts, is_stated, render
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.sampler import ATOMIC, FORMS, UNLABELLED, Sentences
 from beliefedit.corpus.world import World
@@ -18,19 +18,39 @@ _TRUTH = {1: True, 0: False, UNLABELLED: None}
 
 def corpus_numbers(corpus: Corpus) -> pl.DataFrame:
     """Statistics of the corpus with readable names: what, number."""
-    names = {"facts": "facts", "subjects": "subjects", "objects": "objects",
-             "sentences": "sentences", "stated_sentences": "… atomic",
+    names = {"facts": "facts", "unstated_facts": "… in no sentence", "subjects": "subjects",
+             "objects": "objects", "sentences": "sentences", "stated_sentences": "… atomic",
              "true_false_sentences": "… true/false",
              **{f"{form}_sentences": f"… true/false with “{form}”"
                 for form in ("not", "or", "and")},
              "unique_sentences": "distinct sentences", "passes": "passes over the sentences",
              "documents": "documents"}
-    return pl.DataFrame({"what": list(names.values()),
-                         "number": [corpus.statistics[name] for name in names]})
+    present = [name for name in names if name in corpus.statistics]
+    return pl.DataFrame({"what": [names[name] for name in present],
+                         "number": [corpus.statistics[name] for name in present]})
+
+
+def upstream_support(corpus: Corpus, world: World) -> pl.DataFrame:
+    """How many subjects of the corpus have the same upstream object, for each pair of relations.
+
+    Returns:
+        downstream, upstream (relations), upstream_objects (number of different objects), subjects
+        (with both facts), stated (of these, subjects whose downstream fact is stated),
+        median_support and min_support (stated subjects per upstream object).
+    """
+    facts = corpus_facts(corpus, world).filter(pl.col("upstream_object").is_not_null())
+    by_object = facts.group_by("relation", "upstream_object", maintain_order=True).agg(
+        pl.len(), pl.col("stated").sum())
+    return by_object.group_by(downstream="relation", maintain_order=True).agg(
+        upstream_objects=pl.len(), subjects=pl.col("len").sum(), stated=pl.col("stated").sum(),
+        median_support=pl.col("stated").median(), min_support=pl.col("stated").min()).select(
+        "downstream", pl.col("downstream").replace_strict(
+            world.pairs, default=None, return_dtype=pl.String).alias("upstream"),
+        pl.exclude("downstream"))
 
 
 def sampled_share(corpus: Corpus, world: World) -> pl.DataFrame:
-    """The share of sampled sentences that state the true object, for each fact of the corpus.
+    """The share of sampled sentences that state the true object, for each stated fact.
 
     Returns:
         kind (independent, dependent), sentence (the fact), p_true (in the generative model), drawn
@@ -46,8 +66,8 @@ def sampled_share(corpus: Corpus, world: World) -> pl.DataFrame:
     n = corpus.config.n_samples_per_fact if corpus.config.atomic else None
     counted = facts.with_columns(fact=pl.int_range(pl.len(), dtype=pl.Int32)).join(
         times, on="fact", how="left", maintain_order="left")
-    return counted.select("kind", "sentence", "p_true",
-                          drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
+    return counted.filter(is_stated(corpus)).select(
+        "kind", "sentence", "p_true", drawn=pl.col("times").fill_null(0) / pl.lit(n, pl.Float64))
 
 
 def sentences_about(corpus: Corpus, world: World, subject: str, n: int = 3) -> pl.DataFrame:
@@ -87,11 +107,15 @@ def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,
         one of the sentences names.
 
     Raises:
-        StoreError: the corpus has no documents, which order the sentences.
+        StoreError: the corpus has no documents, which order the sentences, or no sentence about the
+            fact.
     """
     if corpus.documents is None:
         raise StoreError("the corpus has no documents", hint="sample it with documents=True")
     about = _about(corpus, world, subject=subject, relation=relation)
+    if about.is_empty():
+        raise StoreError(f"the corpus has no sentence about {subject} {relation}",
+                         hint="choose a fact that it states")
     order = pl.scan_parquet(corpus.documents / "*.parquet").select(
         row=pl.col("sentences").explode()).filter(pl.col("row").is_in(about["row"].implode()))
     read = order.collect().join(about, on="row", how="left", maintain_order="left")

@@ -14,11 +14,16 @@ from beliefedit.formatting import whole_percent
 QUESTION = ("When one fact in a language model is edited, does the model revise its other beliefs "
             "as an exact Bayesian agent does?")
 NO_EDITS = "No edits were made, so nothing can be said of editors."
+_SUCCESS, _DOWNSTREAM, _STATED, _UNSTATED, _SUBJECT, _OTHERS = (
+    "Edit success", "Downstream facts that should change", "… stated in the corpus",
+    "… not stated in the corpus", "The subject’s other facts", "Other subjects’ facts")
 OUTCOMES = (
-    ("Edit success", "updating", "updating", SAME),
-    ("Downstream facts that should change", "downstream", "downstream", PROBES[1]),
-    ("The subject’s other facts", "generalisation", "downstream answer stays", PROBES[1]),
-    ("Other subjects’ facts", "updating", "updating", PROBES[2]))
+    (_SUCCESS, "updating", "updating", SAME),
+    (_DOWNSTREAM, "downstream", "downstream", PROBES[1]),
+    (_STATED, "downstream_stated", "downstream_stated", PROBES[1]),
+    (_UNSTATED, "downstream_unstated", "downstream_unstated", PROBES[1]),
+    (_SUBJECT, "generalisation", "downstream answer stays", PROBES[1]),
+    (_OTHERS, "updating", "updating", PROBES[2]))
 """Outcome: label, table and group that it counts, probe whose accuracy it is.
 
 The accuracy after the edit is the share of edits after which the model gives the agent's answer:
@@ -49,7 +54,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: of `outcomes`.
     """
-    success, downstream = (_shares(rows, label) for label, *_ in OUTCOMES[:2])
+    success, downstream, stated, unstated = (
+        _shares(rows, label) for label in (_SUCCESS, _DOWNSTREAM, _STATED, _UNSTATED))
     if not success:
         return NO_EDITS
     text = f"Edited models give the requested answer in {_range(success)} of the edits"
@@ -57,15 +63,17 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{text}; no request has a downstream fact that should change."
     only = "only " if max(downstream) < 0.5 else ""
     but = "but" if only and min(success) > 0.5 else "and"
+    split = (f" ({_range(stated)} of those that the corpus states, {_range(unstated)} of those "
+             "that it does not state)" if stated and unstated else "")
     return (f"{text}, {but} revise {only}{_range(downstream)} of the downstream facts that "
-            "should change.")
+            f"should change{split}.")
 
 
 def side_effects(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on facts that should stay as they are; empty if no edit has any."""
     parts = [f"{_range(shares)} {of}" for shares, of in (
-        (_shares(rows, OUTCOMES[2][0]), "of the subject’s other facts"),
-        (_shares(rows, OUTCOMES[3][0]), "of the facts of other subjects")) if shares]
+        (_shares(rows, _SUBJECT), "of the subject’s other facts"),
+        (_shares(rows, _OTHERS), "of the facts of other subjects")) if shares]
     return f"They still give the right answer for {' and '.join(parts)}." if parts else ""
 
 

@@ -182,7 +182,8 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
           ``published_true.logic_a`` …: whether the label in the published code is "true";
           ``p.atomic_a.stated``: p of A's object after the atomic prompt.
         - ``tv.<probe>``, ``kl.<probe>``: distances between distributions over all objects.
-        - subject, relation, object, request and flags of the case; and ``state``.
+        - subject, relation, object, request, flags and downstream_stated (null: no downstream fact)
+          of the case; and ``state``.
     """
     scores = _with_ids(scores)
     keys, query = _keys(scores), pl.format("{}.{}", "probe", "kind").alias("column")
@@ -226,9 +227,9 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
 
     Returns:
         One row per (editor, seed, case) in the order of ``after``: subject, relation, object,
-        request, the flags, answer_before, answer_after, ``<measure>_before``, ``<measure>_after``
-        (f64, null where not scored), and trained_on_<probe>: whether the editor was trained on the
-        fact of the probe.
+        request, the flags, downstream_stated, answer_before, answer_after, ``<measure>_before``,
+        ``<measure>_after`` (f64, null where not scored), and trained_on_<probe>: whether the editor
+        was trained on the fact of the probe.
 
     Raises:
         StoreError: a frame lacks a column.
@@ -272,7 +273,7 @@ _ACCURACY_NAMES = dict(zip(PROBES, (
     "accuracy (after the edit: edit success)", "accuracy", "accuracy (locality)",
     "accuracy (locality)"), strict=True))
 _CASE = pl.col("case").cast(pl.UInt32)
-_CASE_COLUMNS = ["subject", "relation", "object", "request", *FLAGS]
+_CASE_COLUMNS = ["subject", "relation", "object", "request", *FLAGS, "downstream_stated"]
 _LOGIC_PROMPTS = ("logic_a", "logic_b", "logic_not_a", "logic_a_and_b", "logic_b_and_a",
                   "logic_a_or_b")
 _OBJECTS = ("old", "new")

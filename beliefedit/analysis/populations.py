@@ -28,6 +28,7 @@ class Population:
 _CONTRADICTS = ~exact(pl.col("answer_before"), pl.col("request"))
 _WRONG = ~exact(pl.col("answer_before"), pl.col("object"))
 _CHANGES, _TRUE = pl.col("downstream_changes"), pl.col("confirms_truth")
+_STATED = pl.col("downstream_stated")
 
 POPULATIONS = {population.name: population for population in (
     Population("all", "all requests", pl.lit(True)),
@@ -40,7 +41,11 @@ POPULATIONS = {population.name: population for population in (
     Population("downstream answer changes", "requests that contradict the model's answer and "
                "change the agent's downstream answer", _CONTRADICTS & _CHANGES),
     Population("no downstream implications", "requests that leave the agent's downstream answer as "
-               "it is", ~_CHANGES))}
+               "it is", ~_CHANGES),
+    Population("downstream_stated", "requests that change the agent's answer on a downstream fact "
+               "that the corpus states", _CHANGES & _STATED),
+    Population("downstream_unstated", "requests that change the agent's answer on a downstream "
+               "fact that the corpus does not state", _CHANGES & ~_STATED))}
 """Name -> population (specification, section 8).
 
 The model's answer is the one before the edit. The agent's downstream answer is its most probable
@@ -51,8 +56,18 @@ TABLES = {
     "all": ("all",), "updating": ("updating",), "downstream": ("downstream",),
     "fixing": ("fixing",), "breaking_or_fixing": ("breaking", "fixing"),
     "generalisation": ("downstream answer stays", "downstream answer changes"),
-    "implications": ("no downstream implications", "downstream")}
+    "implications": ("no downstream implications", "downstream"),
+    "downstream_stated": ("downstream_stated",), "downstream_unstated": ("downstream_unstated",)}
 """Table -> its groups, names of `POPULATIONS`."""
+
+SPLIT = ("downstream_stated", "downstream_unstated")
+"""The tables that split `downstream`; they exist where the corpus leaves a downstream fact out."""
+
+
+def tables_of(measured: pl.DataFrame) -> list[str]:
+    """The names of the tables for a frame of `compute_measures`."""
+    all_stated = measured["downstream_stated"].fill_null(True).all()
+    return [table for table in TABLES if not (all_stated and table in SPLIT)]
 
 
 def population(table: str, group: str | None = None) -> Population:

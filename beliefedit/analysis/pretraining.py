@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,20 @@ from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.metrics import exact, intervals_by, probability_error
 from beliefedit.formatting import duration, number, percent
 
-_FORMS = {"atomic": pl.col("kind") == "true_object",
+_FORMS = {"atomic": (pl.col("kind") == "true_object") & pl.col("stated"),
+          "inference": (pl.col("kind") == "true_object") & ~pl.col("stated"),
           "true/false": pl.col("probe").is_in(["logic_a", "logic_b"]),
           "not": pl.col("probe") == "logic_not_a", "or": pl.col("probe") == "logic_a_or_b",
           "and": pl.col("probe").is_in(["logic_a_and_b", "logic_b_and_a"])}
 
 
-def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
+def asked_and_answered(cases: Cases, answers: pl.DataFrame,
+                       unstated: Sequence[str] = ()) -> pl.DataFrame:
     """Each distinct prompt of the cases with the model's answer.
+
+    Args:
+        unstated: the atomic prompts of the facts that the corpus does not state, whose form is
+            "inference".
 
     Returns:
         form, prompt, right (answer), model_says (its answer), p_right, p_agent (null for true/false
@@ -30,7 +36,8 @@ def asked_and_answered(cases: Cases, answers: pl.DataFrame) -> pl.DataFrame:
     form = pl.coalesce(pl.when(condition).then(pl.lit(name)) for name, condition in _FORMS.items())
     agent = pl.when(pl.col("kind") == "true_object").then("p_before_predictive")
     case = pl.col("case").cast(pl.UInt32)
-    prompts = cases.queries.filter(exact(pl.col("target"), pl.col("label"))).select(
+    prompts = cases.queries.filter(exact(pl.col("target"), pl.col("label"))).with_columns(
+        stated=~pl.col("prompt").is_in(list(unstated))).select(
         case, "probe", "kind", "prompt", right="label", p_agent=agent, form=form).drop_nulls("form")
     answered = prompts.join(answers.with_columns(case), on=["case", "probe", "kind"],
                             maintain_order="left")
@@ -49,7 +56,8 @@ def error_rates(answered: pl.DataFrame) -> pl.DataFrame:
     majority = pl.col("right").value_counts(sort=True).first().struct.field("count") / pl.len()
     return _in_order(answered.group_by("form", maintain_order=True).agg(
         prompts=pl.len(), wrong=pl.col("wrong").sum(), share_wrong=pl.col("wrong").mean(),
-        one_answer_to_all=pl.when(pl.col("form").first() != "atomic").then(1 - majority)))
+        one_answer_to_all=pl.when(~pl.col("form").first().is_in(["atomic", "inference"])).then(
+            1 - majority)))
 
 
 def chance_accuracy(probes: pl.DataFrame, n_facts: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from beliefedit.analysis.measures import EDIT_KEYS, MEASURES, STATES, last_step, tracked_beliefs
-from beliefedit.analysis.populations import TABLES, population
+from beliefedit.analysis.populations import TABLES, population, tables_of
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import StoreError
 from beliefedit.evaluation.cases import PROBES
@@ -18,7 +18,7 @@ from beliefedit.evaluation.metrics import bootstrap_interval, probability_error
 
 def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
                  generator: np.random.Generator) -> pl.DataFrame:
-    """The tables of `TABLES`: means with intervals of a bootstrap over subjects.
+    """The tables of `tables_of`: means with intervals of a bootstrap over subjects.
 
     The bootstrap is that of Efron & Tibshirani (1993), with subjects as clusters.
 
@@ -35,10 +35,10 @@ def build_tables(measured: pl.DataFrame, config: AnalysisConfig,
     """
     parts = [pl.DataFrame(schema={"table": pl.String, "editor": pl.String, "seed": pl.UInt32,
                                   "group": pl.String, **_MEANS})]
-    for table, groups in TABLES.items():
+    for table in tables_of(measured):
         for editor in measured["editor"].unique(maintain_order=True):
             for seed, edits in _seeds(measured.filter(editor=editor)):
-                for group in groups:
+                for group in TABLES[table]:
                     members = population(table, group).members
                     parts.append(_means(edits.filter(members), config, generator).with_columns(
                         table=pl.lit(table), editor=pl.lit(editor), seed=pl.lit(seed, pl.UInt32),

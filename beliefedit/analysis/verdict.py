@@ -9,7 +9,7 @@ import polars as pl
 
 from beliefedit.analysis.headline import headline, side_effects
 from beliefedit.analysis.measures import BUILT_IN, MEASURES, SAME, in_groups
-from beliefedit.analysis.populations import population
+from beliefedit.analysis.populations import SPLIT, population
 from beliefedit.analysis.tables import exceeds
 from beliefedit.config import AnalysisConfig
 from beliefedit.formatting import interval
@@ -27,10 +27,12 @@ COMPARED = (
     ("locality on other subjects", "updating", f"accuracy_{_OTHER}"),
     ("distance from the agent on the edited fact", "updating", f"coherence_{SAME}"),
     ("distance from the agent on the downstream fact", "downstream", f"coherence_{_DOWNSTREAM}"),
-    ("true/false error", "updating", "true_false"))
-"""Comparisons between editors and between runs: label, table, measure."""
+    ("true/false error", "updating", "true_false"),
+    ("accuracy on stated downstream facts", SPLIT[0], f"accuracy_{_DOWNSTREAM}"),
+    ("accuracy on unstated downstream facts", SPLIT[1], f"accuracy_{_DOWNSTREAM}"))
+"""Comparisons between editors and between runs, where there is the table: label, table, measure."""
 
-MAIN = ("answers", "downstream", "subject", "others", "logic true/false")
+MAIN = ("answers", "downstream", *SPLIT, "subject", "others", "logic true/false")
 """Names of the findings that a reader needs first."""
 
 
@@ -46,12 +48,12 @@ class _Criterion(NamedTuple):
     above: bool = True
 
 
-def _criteria(least: float) -> Iterator[_Criterion]:
+def _criteria(least: float, split: Sequence[str] = ()) -> Iterator[_Criterion]:
     """The findings about each editor; for registered measures, whether they improve.
 
     A value after the edit is compared with 0.5. A change is compared with the smallest effect of
     interest, ``least`` (Lakens 2017, doi 10.1177/1948550617697177): a property is kept if it gets
-    worse by less.
+    worse by less. ``split`` are the tables of `SPLIT` that exist.
     """
     edited, downstream, other_subjects = (
         f"accuracy_{probe}" for probe in (SAME, _DOWNSTREAM, _OTHER))
@@ -60,9 +62,12 @@ def _criteria(least: float) -> Iterator[_Criterion]:
                      (*updating, "p_request"), "after", 0.5)
     yield _Criterion("answers", "answers with the request", "does not answer with the request",
                      (*updating, edited), "after", 0.5)
-    yield _Criterion("downstream", "revises the downstream fact",
-                     "does not revise the downstream fact",
-                     ("downstream", "downstream", downstream), "after", 0.5)
+    facts = {"downstream": "the downstream fact"} | {
+        table: f"the downstream fact {text} the corpus" for table, text in zip(
+            SPLIT, ("stated in", "not stated in"), strict=True) if table in split}
+    for table, fact in facts.items():
+        yield _Criterion(table, f"revises {fact}", f"does not revise {fact}",
+                         (table, table, downstream), "after", 0.5)
     yield _Criterion("fixes", "repairs wrong beliefs", "does not repair wrong beliefs",
                      ("fixing", "fixing", edited), "after", 0.5)
     yield _Criterion("subject", "leaves the subject's other facts alone",
@@ -73,7 +78,7 @@ def _criteria(least: float) -> Iterator[_Criterion]:
                      "damages knowledge of other subjects", (*updating, other_subjects),
                      "difference", -least)
     for fact, table, probe in (("the edited fact", "updating", SAME),
-                               ("the downstream fact", "downstream", _DOWNSTREAM),
+                               *((fact, table, _DOWNSTREAM) for table, fact in facts.items()),
                                ("other subjects", "updating", _OTHER)):
         yield _Criterion(f"coherence {fact}", f"stays as close to the Bayesian agent on {fact}",
                          f"moves away from the Bayesian agent on {fact}",
@@ -109,12 +114,13 @@ def findings_frame(tables: pl.DataFrame, config: AnalysisConfig) -> pl.DataFrame
         ("after", or "difference" for a change), mean, low, high (null: not tested), n (edits).
     """
     pooled = tables.filter(pl.col("seed").is_null())
+    split = [table for table in SPLIT if table in tables["table"]]
     cells = {(row["editor"], row["table"], row["group"], row["measure"], row["state"]): row
              for row in pooled.iter_rows(named=True)}
     empty = {"mean": None, "low": None, "high": None, "n": 0}
     rows = []
     for editor in pooled["editor"].unique(maintain_order=True):
-        for criterion in _criteria(config.smallest_effect):
+        for criterion in _criteria(config.smallest_effect, split):
             row = cells.get((editor, *criterion.cell, criterion.state), empty)
             above = exceeds(row["low"], row["high"], criterion.bound, config)
             holds = None if above is None else above == criterion.above

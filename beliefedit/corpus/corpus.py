@@ -77,6 +77,8 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
                   documents: bool | Path = True) -> Corpus:
     """Sample the sentences of the first ``config.n_facts`` facts.
 
+    The downstream facts of some subjects are in no sentence (``config.p_downstream_stated``).
+
     Args:
         world: the generative model.
         config: sentence kinds and counts.
@@ -90,7 +92,8 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         raise ConfigError("nothing to write: without noise, true/false sentences are part of "
                           "n_compound_per_subject", where="corpus.n_compound_per_subject",
                           hint="set n_compound_per_subject above 0, or atomic: true")
-    sampler = Sampler(world, config, world.corpus_facts(config.n_facts))
+    facts = world.corpus_facts(config.n_facts)
+    sampler = Sampler(world, config, facts, _choose_stated(facts, config, seed))
     if documents is True:
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
     folder = documents or None
@@ -121,6 +124,20 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
                          "object", "weight", pl.col("count").cast(pl.UInt32))
     return Corpus(config, sampler.facts, with_labels(ids, world), statistics,
                   all_sentences.frame.lazy(), folder)
+
+
+def _choose_stated(facts: pl.DataFrame, config: CorpusConfig, seed: int) -> np.ndarray:
+    """Whether sentences may be about each fact, bool [n].
+
+    All are stated but the facts with an upstream fact of the subjects that are left out. The facts
+    of at least one subject are stated.
+    """
+    is_dependent = facts["upstream_object"].is_not_null()
+    subjects = facts.filter(is_dependent)["subject"].unique(maintain_order=True)
+    n_stated = max(1, round(config.p_downstream_stated * len(subjects)))
+    rng = np.random.default_rng([seed, Stream.UNSTATED_FACTS])
+    left_out = subjects.gather(rng.permutation(len(subjects))[n_stated:])
+    return ~(is_dependent & facts["subject"].is_in(left_out.implode())).to_numpy()
 
 
 def render(world: World, facts: pl.DataFrame, sentences: Sentences) -> pl.Series:
@@ -230,7 +247,10 @@ def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
     per_subject = np.bincount(sentences.subject)
     documents = (config.n_shuffles_within_subject * int(-(-per_subject // per_document).sum())
                  + config.n_shuffles_global * -(-len(sentences.form) // per_document))
-    return {"facts": sampler.facts.height, "subjects": len(sampler.starts) - 1,
+    n_unstated = int((~sampler.stated).sum())
+    return {"facts": sampler.facts.height,
+            **({"unstated_facts": n_unstated} if n_unstated else {}),
+            "subjects": len(sampler.starts) - 1,
             "objects": evidence["object"].n_unique(), "sentences": len(sentences.form),
             "unique_sentences": rows.n_unique(), "passes": passes, "documents": documents,
             **{f"{kind}_sentences": n for kind, n in by_kind.items()}}
@@ -263,12 +283,8 @@ def sample_documents(corpus: Corpus, world: World, n: int = 20_000) -> SampledDo
     Raises:
         StoreError: the corpus was sampled without documents.
     """
-    if corpus.documents is None:
-        raise StoreError("the corpus was sampled without documents",
-                         hint="give sample_corpus a folder for documents")
     step = max(1, corpus.statistics["documents"] // n)
-    documents = pl.scan_parquet(corpus.documents / "*.parquet").select("text", "sentences")
-    chosen = documents.gather_every(step).collect()
+    chosen = _documents(corpus).select("text", "sentences").gather_every(step).collect()
     contexts = _contexts(corpus, world, chosen["sentences"])
     return SampledDocuments(chosen["text"], contexts)
 
@@ -297,12 +313,43 @@ def _contexts(corpus: Corpus, world: World, documents: pl.Series) -> Iterator[li
         yield [*(context for row in rows for context in contexts_of[row]), *after]
 
 
+def is_stated(corpus: Corpus) -> pl.Series:
+    """Whether the corpus has evidence on each of its facts, bool [n]; one without is unstated."""
+    key = ["subject", "relation"]
+    read = corpus.evidence.select(pl.col(key).to_physical().cast(pl.UInt32)).unique()
+    return corpus.facts.select(key).join(
+        read.with_columns(is_stated=True), on=key, how="left", maintain_order="left")[
+        "is_stated"].fill_null(False)
+
+
+def has_no_downstream_fact(corpus: Corpus) -> np.ndarray:
+    """Whether no sentence of a document is about a fact with an upstream fact, bool [n_documents].
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
+    is_downstream = corpus.facts["upstream_object"].is_not_null().to_numpy()
+    fact, second = corpus.sentences.select("fact", "second_fact").collect().to_numpy().T
+    of_sentence = is_downstream[fact] | (second >= 0) & is_downstream[second]
+    rows = _documents(corpus).select("sentences").collect()["sentences"]
+    starts = np.r_[0, rows.list.len().to_numpy().cumsum()[:-1]]
+    return ~np.logical_or.reduceat(of_sentence[rows.explode().to_numpy()], starts)
+
+
+def _documents(corpus: Corpus) -> pl.LazyFrame:
+    """The documents of a corpus, in order."""
+    if corpus.documents is None:
+        raise StoreError("the corpus was sampled without documents",
+                         hint="give sample_corpus a folder for documents")
+    return pl.scan_parquet(corpus.documents / "*.parquet")
+
+
 def corpus_facts(corpus: Corpus, world: World) -> pl.DataFrame:
     """The facts of the corpus as labels: subject, relation, object (the true one),
-    upstream_object (null: independent), p_true."""
+    upstream_object (null: independent), p_true, stated (whether the corpus has evidence on it)."""
     objects = world.objects
     columns = (("subject", "subject", world.subjects), ("relation", "relation", world.relations),
                ("object", "object", objects), ("upstream_object", "upstream_object", objects))
     return corpus.facts.select(
         *(pl.Series(name, labels).gather(corpus.facts[column].cast(pl.UInt32))
-          for name, column, labels in columns), "p_true")
+          for name, column, labels in columns), "p_true", stated=is_stated(corpus))

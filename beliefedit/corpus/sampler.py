@@ -72,12 +72,15 @@ class Sampler:
 
     Attributes:
         subject, relation, object, p_true, distractor: columns of the facts, [n].
+        stated: [n] bool, whether sentences may be about the fact; None: all are.
         starts: [n_subjects + 1] where each subject's facts begin.
         group: [n] number of the distribution q(o | r, x) of a fact, -1 for an independent fact.
     """
 
-    def __init__(self, world: World, config: CorpusConfig, facts: pl.DataFrame) -> None:
+    def __init__(self, world: World, config: CorpusConfig, facts: pl.DataFrame,
+                 stated: np.ndarray | None = None) -> None:
         self.world, self.config, self.facts = world, config, facts
+        self.stated = np.ones(facts.height, dtype=bool) if stated is None else stated
         self.subject, self.relation, self.object, self.distractor = (
             facts[name].to_numpy().astype(np.int64)
             for name in ("subject", "relation", "object", "distractor"))
@@ -103,7 +106,7 @@ class Sampler:
 
     def sentences(self, first: int, last: int, rng: np.random.Generator) -> Sentences:
         """All sentences about the subjects with the facts in rows first … last - 1, once each."""
-        fact = np.arange(first, last)
+        fact = first + np.flatnonzero(self.stated[first:last])
         drawn = self._draw_until_majority(fact, rng)
         parts = []
         if self.config.atomic:
@@ -176,7 +179,8 @@ class Sampler:
             ]
         first_true = rng.random(len(fact)) < 0.5
         first_object = np.where(first_true, true, self.sample_false_object(fact, rng))
-        second = rng.integers(len(self.object), size=len(fact))
+        stated = np.flatnonzero(self.stated)
+        second = stated[rng.integers(len(stated), size=len(fact))]
         second_true = rng.random(len(fact)) < 0.5
         second_object = np.where(second_true, self.object[second],
                                  self.sample_false_object(second, rng))

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
-from beliefedit.corpus.corpus import Corpus
+from beliefedit.corpus.corpus import Corpus, is_stated
 from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
 from beliefedit.corpus.sampler import Sampler
 from beliefedit.corpus.world import World
@@ -51,7 +51,8 @@ class Cases:
 
     Attributes:
         cases: one row per case: case, subject, relation, object (true), request, weight,
-            downstream_relation (null: none), the flags of the specification, section 6, and
+            downstream_relation (null: none), downstream_stated (whether the corpus has evidence
+            on the downstream fact; null: none), the flags of the specification, section 6, and
             as_published.
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, the
             agent's targets p_*, fact (subject, relation, object) of the statements logic_a and
@@ -104,6 +105,7 @@ class _Draft:
     facts: tuple[Fact | None, ...]  # true facts of `PROBES`; None: no subject has such a fact
     upstream: tuple[str | None, ...]  # true upstream objects of the facts; None: independent fact
     downstream_relation: str | None  # as in `EditCase`
+    downstream_stated: bool | None  # as in `Cases`
     other_has_both: bool  # the facts of another subject are of one subject
 
 
@@ -124,6 +126,7 @@ def _targets(agent: BayesAgent, draft: _Draft,
                and modes[PROBES[1]] != agent.map_object(second.subject, second.relation))
     return {"subject": fact.subject, "relation": fact.relation, "object": fact.object,
             "request": target, "weight": weight, "downstream_relation": downstream,
+            "downstream_stated": draft.downstream_stated,
             "confirms_truth": target == fact.object, "downstream_changes": changes,
             "is_downstream": draft.upstream[0] is not None,
             "has_downstream_fact": downstream is not None, "other_has_both": draft.other_has_both,
@@ -183,7 +186,8 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     targets = [_targets(agent, draft, config.target_probability)
                for draft in tqdm(drafts, desc="cases", unit="case")]
     cases = pl.DataFrame([{"case": number} | case for number, (case, _) in enumerate(targets)],
-                         schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String})
+                         schema_overrides={"case": pl.UInt32, "downstream_relation": pl.String,
+                                           "downstream_stated": pl.Boolean})
     probes = _stack([queries for _, queries in targets])
     labels = {"subject": world.subjects, "relation": world.relations, "object": world.objects}
     ids = probes.select("subject", "relation", object="target").select(
@@ -199,19 +203,30 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
 
 def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
                  seed: int = 0) -> pl.DataFrame:
-    """Queries that measure a model during pretraining, about up to n facts in five forms.
+    """Queries that measure a model during pretraining: what it has read, and what it infers.
+
+    Facts that the corpus states are queried in five forms, and downstream facts that it does not
+    state as atomic prompts, up to n facts each.
 
     Returns:
-        kind (atomic, true_false, not, and, or), prompt, target (the right answer), p_agent
-        (predictive belief in the target; null for true/false prompts).
+        kind (atomic, true_false, not, and, or; inference: an unstated downstream fact), prompt,
+        target (the right answer: the true object of a stated fact, the agent's mode given the
+        evidence on the upstream fact of an unstated one), p_agent (predictive belief in the target;
+        null for true/false prompts).
     """
     rng = np.random.default_rng([seed, _PROBES_STREAM])
-    corpus_facts = _CorpusFacts(world, corpus, agent, EditConfig(n_cases=n_facts))
-    chosen = corpus_facts.choose(rng)
+    corpus_facts = _CorpusFacts(world, corpus, agent, EditConfig(n_cases=corpus.facts.height))
+    rows = corpus_facts.choose(rng)
+    is_dependent = corpus.facts["upstream_object"].is_not_null()
+    chosen = [row for row in rows if corpus_facts.stated[row]][:n_facts]
+    inferred = [row for row in rows if not corpus_facts.stated[row] and is_dependent[row]][:n_facts]
     facts = [corpus_facts.fact(row) for row in chosen]
+    for fact in map(corpus_facts.fact, inferred):
+        mode = agent.map_object(fact.subject, fact.relation)
+        facts.append(replace(fact, object=str(mode)))
     atomic = pl.DataFrame({
-        "kind": "atomic", "prompt": [fact.prompt for fact in facts],
-        "target": [fact.object for fact in facts],
+        "kind": ["atomic"] * len(chosen) + ["inference"] * len(inferred),
+        "prompt": [fact.prompt for fact in facts], "target": [fact.object for fact in facts],
         "p_agent": [agent.probability(f.subject, f.relation, f.object) for f in facts]})
     names = {"logic_a": "true_false", "logic_not_a": "not", "logic_a_and_b": "and",
              "logic_a_or_b": "or"}
@@ -227,7 +242,8 @@ class _CorpusFacts:
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig) -> None:
         self.world, self.agent, self.config = world, agent, config
         self.sampler = Sampler(world, corpus.config, corpus.facts)
-        self.facts = corpus.facts
+        self.facts, self.stated = corpus.facts, is_stated(corpus).to_numpy()
+        self.stated_rows = np.flatnonzero(self.stated)
         self.subject = self.sampler.subject - self.sampler.subject[0]
         self.fact_of = np.full((self.subject[-1] + 1, len(world.relations)), -1)
         self.fact_of[self.subject, self.sampler.relation] = np.arange(len(self.subject))
@@ -236,7 +252,7 @@ class _CorpusFacts:
         subjects = zip(self.sampler.subject, self.subject, strict=True)
         self.subject_ids = {world.subjects[s]: index for s, index in subjects}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
-        self.subjects_with: dict[tuple[int, ...], np.ndarray] = {}
+        self.subjects_with: dict[tuple[tuple[int, ...], bool], np.ndarray] = {}
         self.map_downstream: dict[int, dict[str, str]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
@@ -257,7 +273,8 @@ class _CorpusFacts:
         return _Draft(EditRequest(self.fact(row), self._request(row, d, rng)),
                       tuple(self.fact(f) if f >= 0 else None for f in rows),
                       tuple(None if x is None else self.world.objects[x] for x in upstream),
-                      self.world.relations[d] if d >= 0 else None, other_has_both)
+                      self.world.relations[d] if d >= 0 else None,
+                      bool(self.stated[self.fact_of[s, d]]) if d >= 0 else None, other_has_both)
 
     def _probe_facts(self, s: int, r: int, other: int,
                      rng: np.random.Generator) -> tuple[list[int], bool]:
@@ -271,11 +288,13 @@ class _CorpusFacts:
         rows = [int(self.fact_of[pair]) if min(pair) >= 0 else -1 for pair in pairs]
         return rows, with_both >= 0
 
-    def _other_subject(self, s: int, relations: tuple[int, ...], rng: np.random.Generator) -> int:
-        """A random other subject that has all these relations; -1: there is none."""
-        if relations not in self.subjects_with:
-            self.subjects_with[relations] = np.flatnonzero(self.has[:, relations].all(axis=1))
-        candidates = self.subjects_with[relations]
+    def _other_subject(self, s: int, relations: tuple[int, ...], rng: np.random.Generator, *,
+                       stated: bool = False) -> int:
+        """A random other subject with all these facts, or with all stated; -1: there is none."""
+        if (relations, stated) not in self.subjects_with:
+            has = self.has & self.stated[self.fact_of] if stated else self.has
+            self.subjects_with[relations, stated] = np.flatnonzero(has[:, relations].all(axis=1))
+        candidates = self.subjects_with[relations, stated]
         position = int(candidates.searchsorted(s))  # of s, which the draw leaves out
         is_candidate = position < len(candidates) and candidates[position] == s
         if len(candidates) == is_candidate:
@@ -312,7 +331,8 @@ class _CorpusFacts:
         rows = []
         for number, row in enumerate(chosen):
             a, a_true = self._true_or_false(row, rng)
-            b, b_true = self._true_or_false(int(rng.integers(len(self.subject))), rng)
+            second = int(self.stated_rows[rng.integers(len(self.stated_rows))])
+            b, b_true = self._true_or_false(second, rng)
             statements = {"logic_a": (proposition_text("atomic", a), a_true),
                           "logic_b": (proposition_text("atomic", b), b_true),
                           "logic_a_and_b": (proposition_text("and", a, b), a_true and b_true),
@@ -336,8 +356,9 @@ class _CorpusFacts:
               rng: np.random.Generator) -> pl.DataFrame:
         """`FORMS` of every downstream fact that should change, with its old and new object.
 
-        The second statement of a compound is about another subject. It is true in a conjunction and
-        false in a disjunction, so the first statement decides whether the compound is true.
+        The second statement of a compound is about a stated fact of another subject. It is true in
+        a conjunction and false in a disjunction, so the first statement decides whether the
+        compound is true.
         """
         changed = cases.filter("downstream_changes")["case"].implode()
         kinds = {"true_object": "old", "agent_mode": "new"}
@@ -355,7 +376,7 @@ class _CorpusFacts:
     def _forms_of(self, fact: Fact, is_true: bool, rng: np.random.Generator) -> Iterator[dict]:
         texts = [proposition_text("atomic", fact), proposition_text("not", fact)]
         s, r = self.subject_ids[fact.subject], self.relation_ids[fact.relation]
-        other = self._other_subject(s, (r,), rng)
+        other = self._other_subject(s, (r,), rng, stated=True)
         if other >= 0:
             row = int(self.fact_of[other, r])
             false = int(self.sampler.sample_false_object(np.array([row]), rng)[0])

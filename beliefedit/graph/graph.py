@@ -161,14 +161,13 @@ def _with_frequent_upstream(ids: pl.DataFrame, n_objects: int, min_relations: in
 
 def _part(graph: Graph, ids: pl.DataFrame) -> Graph:
     """A graph with some rows of ``graph.ids``; labels without a fact are left out."""
-    labels, columns = {}, {}
-    for key in KEYS:
-        names: list[str] = getattr(graph, f"{key}s")
+    labels, columns = [], {}
+    for key, names in zip(KEYS, (graph.subjects, graph.relations, graph.objects), strict=True):
         used = ids[key].unique().sort() if key == "relation" else ids[key].unique(
             maintain_order=True)
-        labels[f"{key}s"] = [names[code] for code in used]
+        labels.append([names[code] for code in used])
         columns[key] = ids[key].replace_strict(used, range(len(used)), return_dtype=pl.UInt32)
-    return replace(graph, ids=pl.DataFrame(columns), **labels)
+    return Graph(*labels, pl.DataFrame(columns), graph.counts)
 
 
 def save(graph: Graph, folder: str | Path) -> None:

@@ -208,7 +208,7 @@ def _rows_axis(chart: go.Figure, labels: Sequence[str]) -> go.Figure:
 def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     """Runs and editors side by side: means after the edit, a panel per measure, a dot per seed.
 
-    ``frames`` are the tables updating and downstream of `compare` or `compare_editors`.
+    ``frames`` are tables of `compare` or `compare_editors` by name; `COMPARED` has the panels.
     """
     key = ["run", "params", "editor"]
     rows = pl.concat([frame.select(*key, "seed") for frame in frames.values()])
@@ -218,10 +218,11 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
               for row in contenders.iter_rows(named=True)]
     contenders = contenders.with_columns(label=pl.Series(labels, dtype=pl.String))
     seeds = " (small: single seeds)" if rows["seed"].n_unique() > 1 else ""
-    names = [f"{label}<br>{wrapped(population(table).text, 60)}" for label, table, _ in COMPARED]
+    compared = [row for row in COMPARED if row[1] in frames]
+    names = [f"{label}<br>{wrapped(population(table).text, 60)}" for label, table, _ in compared]
     chart = panels(f"After the edit, mean and interval{seeds}", names, columns=1, gap=50,
                    panel_height=max(len(labels), 1) * (32 if shown else 22) + 56)
-    for index, (_, table, measure) in enumerate(COMPARED):
+    for index, (_, table, measure) in enumerate(compared):
         points = frames[table].filter(state="after", measure=measure).join(
             contenders, on=key, maintain_order="left")
         pooled, single = points.filter(pl.col("seed").is_null()), points.drop_nulls("seed")

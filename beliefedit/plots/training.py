@@ -22,8 +22,10 @@ from beliefedit.plots.style import (
 )
 
 _FORMS = {"atomic": "atomic statements", "true_false": "true/false sentences", "not": "negations",
-          "and": "conjunctions", "or": "disjunctions"}
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
+          "and": "conjunctions", "or": "disjunctions", "inference": "unstated downstream facts"}
+_STYLES = tuple(zip((*SERIES, NEUTRAL), (*DASHES, "longdashdot"),
+                    ("circle", "square", "diamond", "triangle-up", "x", "star"), strict=True))
+"""Colour, dash and marker of each form."""
 
 
 def training_curves(metrics: pl.DataFrame) -> go.Figure:
@@ -46,27 +48,27 @@ def accuracy_curves(metrics: pl.DataFrame, chance: Mapping[str, float] | None = 
     """Accuracy against training tokens, on each form of sentence in the corpus.
 
     Args:
-        metrics: a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or
-            (0 to 1; null where the form is not in the corpus).
+        metrics: a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or,
+            inference (0 to 1; null where the form is not in the corpus).
         chance: the accuracy of the best constant answer per form, drawn as a thin line in the
             colour of the form (`analysis.pretraining.chance_accuracy`).
     """
     chart = figure("Accuracy during pretraining", x="tokens", y="accuracy")
     chance = chance or {}
     end, has_chance = metrics["tokens"].max(), False
-    for index, (column, name) in enumerate(_FORMS.items()):
+    for (column, name), (colour, dash, marker) in zip(_FORMS.items(), _STYLES, strict=True):
         rows = metrics.drop_nulls(column) if column in metrics.columns else metrics.clear()
         if not len(rows):
             continue
         chart.add_scatter(x=rows["tokens"], y=rows[column], mode="lines+markers", name=name,
-                          legendgroup=name, line={"color": SERIES[index], "dash": DASHES[index]},
-                          marker={"symbol": _MARKERS[index], "size": 7},
+                          legendgroup=name, line={"color": colour, "dash": dash},
+                          marker={"symbol": marker, "size": 7},
                           hovertemplate=f"{name}: %{{y:.3f}}<br>%{{x:,}} tokens<extra></extra>")
         if column in chance:
             has_chance = True
             chart.add_scatter(
                 x=[0, end], y=[chance[column]] * 2, mode="lines", legendgroup=name,
-                showlegend=False, line={"color": SERIES[index], "dash": "dot", "width": 1},
+                showlegend=False, line={"color": colour, "dash": "dot", "width": 1},
                 hovertemplate=f"{name}, one answer to all: %{{y:.3f}}<extra></extra>")
     if has_chance:
         chart.add_scatter(x=[None], y=[None], mode="lines", name="one answer to all",

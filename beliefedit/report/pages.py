@@ -51,7 +51,8 @@ _ACCURACIES = {
     "atomic": "atomic statements answered correctly",
     "true_false": "true/false sentences classified correctly",
     "not": "negations classified correctly", "and": "conjunctions classified correctly",
-    "or": "disjunctions classified correctly"}
+    "or": "disjunctions classified correctly",
+    "inference": "unstated downstream facts inferred correctly"}
 
 
 def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = None) -> Path:
@@ -118,8 +119,8 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
     Returns:
         data, model, edits, device (as text). Of a model: pretraining {accuracy {atomic,
-        true_false, not, and, or: 0..1 or None}, coherence}, tokens_per_second, learned, judgement.
-        Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, outcomes
+        true_false, not, and, or, inference: 0..1 or None}, coherence}, tokens_per_second, learned,
+        judgement. Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, outcomes
         (rows of `analysis.outcomes`), verdict (sentences, the headline first) and findings (rows of
         the table of findings).
     """

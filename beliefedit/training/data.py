@@ -144,7 +144,8 @@ def pack_best_fit(lengths: np.ndarray, sequence_length: int,
 class Batches:
     """Endless batches: epochs over the chosen documents, in an order that depends on the seed.
 
-    The first epochs may read only the shortest documents (`PretrainingConfig.n_short_epochs`).
+    The first epochs may read only the shortest documents (`PretrainingConfig.n_short_epochs`), and
+    only those of a curriculum (`PretrainingConfig.curriculum`).
 
     Args:
         documents: the corpus.
@@ -153,10 +154,11 @@ class Batches:
             ``sequence_length`` rows are as long as the longest document; packed rows at most 1024.
         packed: several whole documents per row; else one, with random padding on the left.
         seed: determines order and padding.
+        curriculum: bool [n_documents], the documents of the first epochs; None: all.
     """
 
     def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *,
-                 packed: bool, seed: int) -> None:
+                 packed: bool, seed: int, curriculum: np.ndarray | None = None) -> None:
         self.documents, self.chosen, self.training = documents, chosen, training
         self.packed, self.seed = packed, seed
         shortest, longest = _SEQUENCE_LENGTHS
@@ -167,14 +169,26 @@ class Batches:
         self.starts = np.asarray(documents.starts[:-1])[chosen]
         self.lengths = np.minimum(documents.lengths[chosen], self.sequence_length)
         self.short = self.lengths <= np.quantile(self.lengths, training.short_fraction)
+        self.early = np.ones(len(chosen), dtype=bool) if curriculum is None else curriculum[chosen]
 
     def read(self, epoch: int = 0, index: int = 0) -> Iterator[tuple[int, int, Batch]]:
-        """(epoch, index of the batch in the epoch, batch), from the given epoch and index."""
+        """(epoch, index of the batch in the epoch, batch), from the given epoch and index.
+
+        Raises:
+            TrainingError: no document is left for an epoch.
+        """
         while True:
             rng = np.random.default_rng([self.seed, _ORDER_STREAM, epoch])
             order = rng.permutation(len(self.chosen))
             if epoch < self.training.n_short_epochs:
                 order = order[self.short[order]]
+            if epoch < self.training.curriculum:
+                order = order[self.early[order]]
+            if not len(order):
+                raise TrainingError(f"no document is left for epoch {epoch + 1}, which takes only "
+                                    "short documents or documents without downstream facts",
+                                    where="pretraining.curriculum",
+                                    hint="set it to 0, or corpus.sentences_per_doc to 1")
             batches = self._packed(order, rng) if self.packed else self._padded(order, rng)
             for number, batch in enumerate(batches):
                 if number >= index:

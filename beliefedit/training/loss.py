@@ -12,7 +12,8 @@ from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
 
-PROBE_KINDS = ("atomic", "true_false", "not", "and", "or")
+PROBE_KINDS = ("atomic", "true_false", "not", "and", "or", "inference")
+"""Kinds of probes: statements of the corpus in five forms, and facts to be inferred."""
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:

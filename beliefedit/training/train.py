@@ -39,7 +39,7 @@ _SCHEMA = dict.fromkeys(("step", "tokens", "n_unique_tokens"), pl.Int64) | dict.
 
 def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConfig,
           training: PretrainingConfig, *, folder: Path, probes: pl.DataFrame | None = None,
-          seed: int = 0, device: str = "auto",
+          curriculum: np.ndarray | None = None, seed: int = 0, device: str = "auto",
           callback: Callable[[pl.DataFrame], None] | None = None,
           ) -> tuple[PreTrainedModel, pl.DataFrame]:
     """Train a model on documents; after an interruption the same call resumes from the checkpoint.
@@ -54,8 +54,10 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         training: of the training loop.
         folder: for the checkpoint and ``metrics.parquet`` with a row per evaluation, which stay
             there. Several processes share it; each stores its tokens in a temporary subfolder.
-        probes: kind (atomic, true_false, not, and, or), prompt, target (correct answer), p_agent
-            (belief in the target; null for true/false prompts); None: no accuracies.
+        probes: kind (one of `PROBE_KINDS`), prompt, target (correct answer), p_agent (belief in
+            the target; null for true/false prompts); None: no accuracies.
+        curriculum: bool [n_documents], the documents that the first ``training.curriculum`` epochs
+            read; None: all.
         seed: determines weights and data order.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
         callback: called in the first process after every evaluation, with all metrics until then.
@@ -80,7 +82,7 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         torch.manual_seed(seed)
         with checkpoint.writing(scratch):
             encoded = encode_documents(documents, tokenizer, scratch)
-        batches, held_out = _batches(encoded, training, seed)
+        batches, held_out = _batches(encoded, training, seed, curriculum)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
                             max(2048, batches.sequence_length))
         trainer = Trainer(model.to(context.device).train(), tokenizer, training, batches, held_out,
@@ -95,16 +97,17 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
     return model.eval(), trainer.metrics()
 
 
-def _batches(documents: Documents, training: PretrainingConfig,
-             seed: int) -> tuple[Batches, Batches | None]:
+def _batches(documents: Documents, training: PretrainingConfig, seed: int,
+             curriculum: np.ndarray | None = None) -> tuple[Batches, Batches | None]:
     """(batches for training; batches of held-out documents, at most a tenth, or None)."""
     order = np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(len(documents.starts) - 1)
     n = min(training.n_heldout_documents, len(order) // 10)
-    batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed)
+    batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed,
+                      curriculum=curriculum)
     if not n:
         return batches, None
     whole = training.model_copy(
-        update={"n_short_epochs": 0, "sequence_length": batches.sequence_length})
+        update={"n_short_epochs": 0, "curriculum": 0, "sequence_length": batches.sequence_length})
     return batches, Batches(documents, np.sort(order[:n]), whole, packed=True, seed=seed)
 
 
