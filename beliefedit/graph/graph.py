@@ -167,7 +167,8 @@ def _part(graph: Graph, ids: pl.DataFrame) -> Graph:
             maintain_order=True)
         labels.append([names[code] for code in used])
         columns[key] = ids[key].replace_strict(used, range(len(used)), return_dtype=pl.UInt32)
-    return Graph(*labels, pl.DataFrame(columns), graph.counts)
+    subjects, relations, objects = labels
+    return Graph(subjects, relations, objects, pl.DataFrame(columns), graph.counts)
 
 
 def save(graph: Graph, folder: str | Path) -> None:

@@ -120,9 +120,9 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     Returns:
         data, model, edits, device (as text). Of a model: pretraining {accuracy {atomic,
         true_false, not, and, or, inference: 0..1 or None}, coherence}, tokens_per_second, learned,
-        judgement. Of tables: editing {editor: {updating, downstream, fixing, …, edits_per_second}}, outcomes
-        (rows of `analysis.outcomes`), verdict (sentences, the headline first) and findings (rows of
-        the table of findings).
+        judgement. Of tables: editing {editor: {updating, downstream, fixing, …,
+        edits_per_second}}, outcomes (rows of `analysis.outcomes`), verdict (sentences, the headline
+        first) and findings (rows of the table of findings).
     """
     source, edit = config["graph"]["source"], config["edit"]
     source = "built-in demo graph" if source == "demo" else Path(source).name

@@ -28,7 +28,7 @@ CASES = pl.DataFrame({
     "case": range(4), "subject": ["Ann", "Ann", "Bob", "Cyd"], "relation": ["home", "job", "home", "job"],
     "object": ["Rome", "cook", "Oslo", "judge"], "request": ["Paris", "cook", "Bern", "judge"],
     **{flag: [False] * 4 for flag in FLAGS}, "confirms_truth": [False, True, False, True],
-    "downstream_changes": [True, False, False, False]}, schema_overrides={"case": pl.UInt32})
+    "downstream_changes": [True, False, False, False], "downstream_stated": [True, None, None, None]}, schema_overrides={"case": pl.UInt32})
 ANSWERS = ["Rome", "maid", "Oslo", "judge"]  # before: right, wrong, right, right (the requested object)
 
 

@@ -36,7 +36,7 @@ CASES = pl.DataFrame({
     "case": [0, 1, 2], "subject": ["Ann", "Ann", "Bob"], "relation": ["home", "job", "home"],
     "object": ["Rome", "cook", "Oslo"], "request": ["Paris", "cook", "Bern"], "weight": [5.0, 1.0, 5.0],
     "confirms_truth": [False, True, False], "downstream_changes": [True, False, False],
-    "is_downstream": [False] * 3, "has_downstream_fact": [True, False, True],
+    "is_downstream": [False] * 3, "has_downstream_fact": [True, False, True], "downstream_stated": [True, None, True],
     "all_independent": [False] * 3, "other_has_both": [True] * 3, "relation_downstream": ["speech", None, "speech"],
     "as_published": [False] * 3,
 }, schema_overrides={"case": pl.UInt32})

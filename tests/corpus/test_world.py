@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beliefedit.corpus import world
-from beliefedit.corpus.world import build_world, match_relations, relation_cooccurrence
+from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.graph import wikidata5m as kg
+from beliefedit.graph.graph import match_relations, relation_cooccurrence
 from tests.oracles import best_matching, conditional_shares, false_shares
 from tests.worlds import FB13, graph_of, needs_fb13, random_graph, small_demo
 

@@ -14,7 +14,7 @@ import pytest
 from beliefedit.corpus.language import Fact
 from beliefedit.errors import GraphError
 from beliefedit.graph import wikidata5m as kg
-from beliefedit.graph.demo import PAIRS, VERSION, write_demo_graph
+from beliefedit.graph.demo import INVENTED, PAIRS, VERSION, write_demo_graph
 from tests.oracles import Parser, Proposition, verbalise
 
 
@@ -111,3 +111,45 @@ def test_seed_decides_every_byte(tmp_path):
 def test_impossible_numbers_of_people(tmp_path, n_subjects):
     with pytest.raises(GraphError, match="choose 1 to"):
         write_demo_graph(tmp_path, n_subjects=n_subjects)
+
+
+@pytest.mark.parametrize(("n_pairs", "n_upstream_objects"), [(1, 2), (2, 12), (3, 20), (5, 60)])
+def test_upstream_objects_are_as_many_as_asked_and_decide_all(tmp_path, n_pairs, n_upstream_objects):
+    write_demo_graph(tmp_path, n_subjects=4000, n_pairs=n_pairs, n_upstream_objects=n_upstream_objects, p_typical=1.0)
+    graph = kg.read_wikidata5m(tmp_path, n_relations=2 * n_pairs, min_cooccurrence=5)
+    assert graph.relations == [relation for pair in PAIRS[:n_pairs] for relation in (pair.downstream, pair.upstream)]
+    of = defaultdict(dict)
+    for subject, relation, object_ in graph.facts.iter_rows():
+        of[subject][relation] = object_
+    for pair in PAIRS[:n_pairs]:
+        given = defaultdict(set)
+        for facts in of.values():
+            if pair.downstream in facts and pair.upstream in facts:
+                given[facts[pair.upstream]].add(facts[pair.downstream])
+        assert len(given) == n_upstream_objects and all(len(objects) == 1 for objects in given.values())
+        n_of = Counter(next(iter(objects)) for objects in given.values())
+        assert len(n_of) == min(n_upstream_objects, len(pair.words))  # spread over the downstream objects
+        listed = {word: downstream for downstream, words in pair.words.items() for word in words.split(",")}
+        assert all(given[word] == {listed[word]} for word in given if word in listed)
+        assert len(set(given) & set(listed)) == min(n_upstream_objects, len(listed))  # invented names come last
+    people = {word for name in graph.subjects for word in name.split()}
+    assert not people & set(INVENTED)
+
+
+def test_dependence_is_as_strong_as_asked(tmp_path):
+    write_demo_graph(tmp_path, n_subjects=2000, n_pairs=1, n_upstream_objects=4, p_typical=0.6)
+    facts = kg.read_wikidata5m(tmp_path, n_relations=2, min_cooccurrence=5).facts.pivot("relation", index="subject", values="object")
+    down, up = PAIRS[0].downstream, PAIRS[0].upstream
+    counts = Counter(facts.drop_nulls().select(up, down).iter_rows())
+    first = {words.split(",")[0]: downstream for downstream, words in PAIRS[0].words.items()}
+    share = sum(n for (x, o), n in counts.items() if o == first[x]) / counts.total()
+    assert share == pytest.approx(0.6, abs=0.04) and len(counts) == 16  # any other object may replace it
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"n_pairs": 0}, "choose 1 to 5"), ({"n_pairs": 6}, "choose 1 to 5"), ({"n_upstream_objects": 1}, "choose 2 to"),
+    ({"n_upstream_objects": 10**4}, "choose 2 to")])
+def test_impossible_shapes(tmp_path, options, says):
+    with pytest.raises(GraphError, match=says):
+        write_demo_graph(tmp_path, n_subjects=10, **options)
+    assert not list(tmp_path.iterdir())

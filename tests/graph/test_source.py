@@ -2,15 +2,23 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import polars as pl
 import pytest
 
 from beliefedit.config import GraphConfig
+from beliefedit.corpus.world import build_world
 from beliefedit.errors import GraphError
 from beliefedit.graph import source
 from beliefedit.graph.demo import write_demo_graph
-from beliefedit.graph.graph import Graph, truncate_labels
+from beliefedit.graph.graph import (
+    Graph,
+    keep_frequent_upstream,
+    match_relations,
+    relation_cooccurrence,
+    truncate_labels,
+)
 from beliefedit.graph.source import read_graph, register_graph_format, source_digest
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 from beliefedit.lm.tokenizer import train_tokenizer
@@ -137,3 +145,48 @@ def test_a_reader_that_fails_is_named(tmp_path):
     with pytest.raises(GraphError, match="cannot be read: ZeroDivisionError") as raised:
         read_graph(GraphConfig(source=f"broken:{tmp_path}"))
     assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("n_objects", [1, 3, 8])
+def test_rare_upstream_objects_are_left_out_with_their_downstream_facts(n_objects):
+    config = GraphConfig(demo_subjects=900, demo_seed=5, min_cooccurrence=3, max_upstream_objects=n_objects)
+    whole, graph = read_graph(config.model_copy(update={"max_upstream_objects": None})), read_graph(config)
+    world = build_world(graph)
+    assert world.pairs == build_world(whole).pairs  # the relations keep their order, and so their direction
+    assert graph.relations == whole.relations and set(graph.facts.iter_rows()) < set(whole.facts.iter_rows())
+    facts = {(s, r): o for s, r, o in whole.facts.iter_rows()}
+    expected = dict(facts)
+    for downstream, upstream in world.pairs.items():
+        order = {o: i for i, o in enumerate(whole.objects)}
+        support = Counter(o for (s, r), o in facts.items() if r == upstream and (s, downstream) in facts)
+        frequent = sorted(support, key=lambda o: (-support[o], order[o]))[:n_objects]
+        for (s, r), o in facts.items():
+            if r == upstream and o not in frequent:
+                expected.pop((s, upstream))
+                expected.pop((s, downstream), None)
+    n_facts = Counter(s for s, _ in expected)
+    assert {(s, r): o for s, r, o in graph.facts.iter_rows()} == {
+        fact: o for fact, o in expected.items() if n_facts[fact[0]] >= 2}
+    assert graph.counts["facts_with_rare_upstream_object"] == whole.ids.height - graph.ids.height
+    assert graph.objects == list(dict.fromkeys(graph.facts["object"]))
+    assert graph.subjects == list(dict.fromkeys(graph.facts["subject"]))
+
+
+def test_pairs_that_change_with_the_facts_are_cut_again():
+    """Relations a and c meet in more subjects than a and b only while objects of c that occur once count."""
+    rows = [(f"s{i}", r, o) for i in range(6) for r, o in (("a", "A"), ("c", f"C{i}"))]
+    rows += [(f"t{i}", r, o) for i in range(4) for r, o in (("a", "A"), ("b", f"B{i // 2}"))]
+    rows += [("u", "b", "B0"), ("u", "d", "D0"), ("u", "c", "C0")]
+    graph = graph_of(rows)
+    cut = keep_frequent_upstream(graph, 1, 1)
+    pairs = match_relations(relation_cooccurrence(cut))
+    for downstream, upstream in pairs.items():
+        both = cut.ids.filter(relation=upstream).join(cut.ids.filter(relation=downstream), on="subject", how="semi")
+        assert both["object"].n_unique() <= 1
+    assert keep_frequent_upstream(cut, 1, 1).facts.equals(cut.facts)
+
+
+def test_nothing_left_of_a_graph():
+    rows = [(f"s{i}", r, f"{r}{i}") for i in range(4) for r in ("a", "b")]
+    with pytest.raises(GraphError, match="raise max_upstream_objects or lower min_relations"):
+        keep_frequent_upstream(graph_of(rows), 1, 3)
