@@ -332,7 +332,7 @@ def has_no_downstream_fact(corpus: Corpus) -> np.ndarray:
     fact, second = corpus.sentences.select("fact", "second_fact").collect().to_numpy().T
     of_sentence = is_downstream[fact] | (second >= 0) & is_downstream[second]
     rows = _documents(corpus).select("sentences").collect()["sentences"]
-    starts = np.r_[0, rows.list.len().to_numpy().cumsum()[:-1]]
+    starts = np.r_[0, rows.list.len().to_numpy().astype(np.int64).cumsum()[:-1]]
     return ~np.logical_or.reduceat(of_sentence[rows.explode().to_numpy()], starts)
 
 

@@ -1,5 +1,6 @@
 """Documents and evidence: every sentence is parsed again and counted by hand."""
 
+import hashlib
 from collections import Counter
 from functools import cache
 
@@ -7,14 +8,24 @@ import numpy as np
 import polars as pl
 import pytest
 
+from beliefedit.agent.agent import BayesAgent
+from beliefedit.analysis.corpus import upstream_support
 from beliefedit.config import CorpusConfig
 from beliefedit.corpus import sampler as corpus_module
-from beliefedit.corpus.corpus import load, render, sample_corpus, save
+from beliefedit.corpus.corpus import (
+    corpus_facts,
+    has_no_downstream_fact,
+    is_stated,
+    load,
+    render,
+    sample_corpus,
+    save,
+)
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNLABELLED, Sampler
 from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError, GraphError, StoreError
-from tests.oracles import Parser, evidence_in
+from tests.oracles import DenseAgent, Parser, evidence_in
 from tests.worlds import graph_of, random_graph, small_demo
 
 
@@ -327,3 +338,87 @@ def test_what_is_saved_is_loaded(world, tmp_path):
     assert again.evidence.equals(corpus.evidence) and again.evidence.schema == corpus.evidence.schema
     assert (again.config, again.statistics, again.documents) == (corpus.config, corpus.statistics, corpus.documents)
     assert again.facts.equals(corpus.facts)
+
+
+def test_with_all_facts_stated_the_corpus_is_that_of_earlier_versions(world, tmp_path):
+    config = CorpusConfig(n_facts=60, sentences_per_doc=3, n_shuffles_within_subject=2, n_shuffles_global=1)
+    corpus = sample_corpus(world, config, seed=3, documents=tmp_path)
+    documents = pl.read_parquet(tmp_path / "*.parquet")
+    text = "\n".join(documents["text"]) + corpus.evidence.write_csv() + str(corpus.statistics)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "452909dfcfb91d6c"
+    assert "unstated_facts" not in corpus.statistics and is_stated(corpus).all()
+
+
+@pytest.mark.parametrize("min_truth", [0.6, 1])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unstated_facts_are_in_no_sentence(name, min_truth, world, certain_world, tmp_path):
+    sampled_world = world if min_truth < 1 else certain_world
+    config = CorpusConfig(**{"n_facts": 150, "p_downstream_stated": 0.4} | CONFIGS[name])
+    if min_truth == 1 and name == "no atomic":
+        config = config.model_copy(update={"n_compound_per_subject": 40})
+    corpus = sample_corpus(sampled_world, config, seed=3, documents=tmp_path / "documents")
+    documents = documents_of(corpus)
+    sentences = [sentence for document in documents for sentence in document]
+    parse = lexicon_of(sampled_world).parse
+    read = {(atom.subject, atom.relation) for sentence in set(sentences) for atom in parse(sentence).atoms}
+    facts = corpus_facts(corpus, sampled_world)
+    assert read == set(facts.filter("stated").select("subject", "relation").iter_rows())
+    assert counted(corpus) == evidence_in(sentences, lexicon_of(sampled_world))
+    assert corpus.statistics["unstated_facts"] == (~facts["stated"]).sum()
+    dependent = facts.filter(pl.col("upstream_object").is_not_null())
+    assert facts.filter(pl.col("upstream_object").is_null())["stated"].all()
+    by_subject = dependent.group_by("subject").agg(pl.col("stated").unique())["stated"].to_list()
+    assert {len(values) for values in by_subject} == {1}  # all downstream facts of a subject, or none
+    assert sum(values[0] for values in by_subject) == round(0.4 * len(by_subject))
+    free = has_no_downstream_fact(corpus)
+    downstream = set(dependent.select("subject", "relation").iter_rows())
+    assert free.tolist() == [not any((atom.subject, atom.relation) in downstream
+                                     for sentence in document for atom in parse(sentence).atoms) for document in documents]
+
+
+def test_the_downstream_facts_of_one_subject_at_least_are_stated(world):
+    facts = corpus_facts(sample_corpus(world, CorpusConfig(n_facts=100, p_downstream_stated=1e-9), documents=False), world)
+    dependent = facts.filter(pl.col("upstream_object").is_not_null())
+    assert dependent.filter("stated")["subject"].n_unique() == 1
+
+
+def test_the_agent_infers_unstated_facts_from_upstream_facts(world):
+    corpus = sample_corpus(world, CorpusConfig(n_facts=100, p_downstream_stated=0.5), documents=False)
+    agent = BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    rows = corpus.evidence.with_columns(pl.col(pl.Enum).cast(str)).rows()
+    dense = DenseAgent([row[:4] for row in rows for _ in range(row[4])], world.pairs, world.objects)
+    unstated = corpus_facts(corpus, world).filter(~pl.col("stated")).select("subject", "relation", "upstream_object")
+    s, r, x = next(row for row in unstated.iter_rows() if agent.distribution(*row[:2]).max() > 0.2)
+    mode = agent.map_object(s, r)
+    assert mode == agent.map_downstream(r)[x]
+    request, new = next(item for item in agent.map_downstream(r).items() if item[1] != mode)
+    weight = agent.weight_for(s, world.pairs[r], request)
+    states = [(agent, dense)]
+    for fact in ((s, world.pairs[r], request), (s, r, mode)):  # its upstream fact, and then itself
+        states.append((states[-1][0].after(*fact, weight=weight), states[-1][1].after(*fact, weight)))
+    assert states[1][0].map_object(s, r) == new  # the belief follows an edit of the upstream fact
+    assert states[2][0].map_object(s, r) == new and states[2][0].probability(s, r, mode, "direct") > 0.9
+    for n_edits, (updated, expected_agent) in enumerate(states):
+        for subject, relation in ((s, r), *unstated.select("subject", "relation").rows()[:2]):
+            for view, frequency in (("direct", False), ("direct", True), ("predictive", False), ("predictive", True)):
+                expected = expected_agent.distribution(subject, relation, view, frequency)
+                np.testing.assert_allclose(updated.distribution(subject, relation, view, frequency), expected, atol=1e-12)
+                assert np.isfinite(expected).all() and expected.sum() == pytest.approx(1)
+                frame = pl.DataFrame({"subject": subject, "relation": relation, "object": world.objects})
+                np.testing.assert_allclose(updated.probabilities(frame, view, frequency), expected, atol=1e-12)
+            if n_edits < 2:
+                assert updated.distribution(subject, relation, "direct").tolist() == pytest.approx([1 / len(world.objects)] * len(world.objects))
+        assert np.isfinite(list(updated.all_targets(s, r, world.objects, given=x).values())).all()
+
+
+def test_support_is_counted_by_hand(world):
+    corpus = sample_corpus(world, CorpusConfig(n_facts=150, p_downstream_stated=0.5), documents=False)
+    facts = corpus_facts(corpus, world).filter(pl.col("upstream_object").is_not_null())
+    table = upstream_support(corpus, world)
+    assert dict(table.select("downstream", "upstream").iter_rows()) == world.pairs
+    for row in table.iter_rows(named=True):
+        support = Counter(dict.fromkeys(facts.filter(relation=row["downstream"])["upstream_object"], 0))
+        support.update(facts.filter("stated", relation=row["downstream"])["upstream_object"])
+        assert row["subjects"] == facts.filter(relation=row["downstream"]).height
+        assert (row["upstream_objects"], row["stated"]) == (len(support), support.total())
+        assert (row["median_support"], row["min_support"]) == (np.median(list(support.values())), min(support.values()))
