@@ -1,5 +1,7 @@
 """Edit cases: the rules of the specification, section 6, and targets against the dense agent."""
 
+import hashlib
+
 import numpy as np
 import polars as pl
 import pytest
@@ -28,9 +30,10 @@ LOGIC = ("logic_a", "logic_b", "logic_a_and_b", "logic_b_and_a", "logic_a_or_b",
 class Setting:
     """A world, its corpus, the agent fitted to the corpus, and the true objects by (subject, relation)."""
 
-    def __init__(self, graph, n_facts=None, as_published=False):
+    def __init__(self, graph, n_facts=None, as_published=False, p_downstream_stated=1.0):
         self.world = build_world(graph)
-        self.corpus = sample_corpus(self.world, CorpusConfig(n_facts=n_facts or graph.ids.height), documents=False)
+        self.corpus = sample_corpus(self.world, CorpusConfig(n_facts=n_facts or graph.ids.height,
+                                                             p_downstream_stated=p_downstream_stated), documents=False)
         self.agent = BayesAgent.fit(self.corpus.evidence, pairs=self.world.pairs, objects=self.world.objects,
                                     as_published=as_published)
         names = self.world.subjects, self.world.relations, self.world.objects
@@ -386,3 +389,65 @@ def test_examples_are_of_different_subjects_and_their_requests_fit_the_relation(
     assert len({row["relation"] for row in chosen[:n]}) == n > 1  # relations alternate
     assert cases.examples(3) == cases.examples(6)[:3] and cases.examples(0) == []
     assert set(cases.examples(100, 9)) == set(range(9)) and cases.examples(5, 0) == []
+
+
+@pytest.fixture(scope="module")
+def unread(tmp_path_factory):
+    """A setting in which the downstream facts of half of the subjects are in no sentence."""
+    return Setting(small_demo(tmp_path_factory.mktemp("graph"), 200), n_facts=300, p_downstream_stated=0.5)
+
+
+def test_without_unstated_facts_cases_are_those_of_earlier_versions(demo):
+    cases = demo.cases(n_cases=40)
+    assert cases.cases["downstream_stated"].is_null().equals(~cases.cases["has_downstream_fact"])
+    assert cases.cases["downstream_stated"].all()
+    rows = cases.queries.select(pl.exclude("fact", "^p_.*$"))
+    text = cases.cases.drop("downstream_stated", "weight").write_csv() + rows.write_csv() + build_probes(
+        demo.world, demo.corpus, demo.agent, n_facts=20).drop("p_agent").write_csv()
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "a50ddd577010a3e8"
+
+
+def test_cases_say_whether_the_downstream_fact_is_stated(unread):
+    evidence = set(unread.corpus.evidence.select(pl.col("subject", "relation").cast(str)).iter_rows())
+    cases = unread.cases(n_cases=300).cases
+    for case in cases.iter_rows(named=True):
+        downstream = case["downstream_relation"]
+        expected = None if downstream is None else (case["subject"], downstream) in evidence
+        assert case["downstream_stated"] is expected
+    changing = cases.filter("downstream_changes", ~pl.col("downstream_stated"))
+    assert len(changing) > 20  # the interesting requests: about the upstream fact of an unstated fact
+    # the agent's new answer on an unstated fact is the one that belongs to the requested object
+    modes = unread.cases(n_cases=300).queries.filter(probe=PROBES[1], kind="agent_mode")
+    answers = dict(modes.select("case", "target").iter_rows())
+    right = [answers[case["case"]] == unread.expected(case["downstream_relation"], case["request"])
+             for case in changing.iter_rows(named=True)]
+    assert np.mean(right) > 0.9
+
+
+def test_statements_beside_the_probed_one_are_about_stated_facts(unread):
+    stated = set(unread.corpus.evidence.select(pl.col("subject", "relation").cast(str)).iter_rows())
+    queries, n = unread.cases(n_cases=300).queries, 0
+    facts = queries.filter(pl.col("probe") == "logic_b", pl.col("fact").is_not_null())["fact"].to_list()
+    assert {(fact["subject"], fact["relation"]) for fact in facts} <= stated
+    for case, rows in queries.filter(pl.col("probe").is_in(FORMS[2:]), kind="new").group_by("case"):
+        subject = unread.cases(n_cases=300).cases["subject"][case[0]]
+        for row in rows.iter_rows(named=True):
+            atoms = unread.parser.parse(f"{row['prompt']} true").atoms
+            others = [(atom.subject, atom.relation) for atom in atoms if atom.subject != subject]
+            assert set(others) <= stated
+            n += len(others)
+    assert n > 50
+
+
+def test_probes_of_pretraining_tell_recall_from_inference(unread):
+    probes = build_probes(unread.world, unread.corpus, unread.agent, n_facts=50)
+    stated = set(unread.corpus.evidence.select(pl.col("subject", "relation").cast(str)).iter_rows())
+    assert dict(probes.group_by("kind").len().iter_rows()) == dict.fromkeys(
+        ("and", "atomic", "inference", "not", "or", "true_false"), 50)
+    for kind, prompt, target, p in probes.drop_nulls("p_agent").iter_rows():
+        s, r = unread.by_prompt[prompt]
+        assert ((s, r) in stated) == (kind == "atomic") and p == unread.agent.probability(s, r, target)
+        assert target == (unread.true[s, r] if kind == "atomic" else unread.agent.map_object(s, r))
+        assert kind == "atomic" or unread.is_dependent(s, r)
+    for prompt in probes.filter(~pl.col("kind").is_in(["atomic", "inference"]))["prompt"]:
+        assert {(atom.subject, atom.relation) for atom in unread.parser.parse(f"{prompt} true").atoms} <= stated
