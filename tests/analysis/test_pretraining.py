@@ -62,3 +62,9 @@ def test_training_costs_and_learned_corpus():
     learned, why = pretraining.learned_corpus(metrics)
     assert learned is False and why.startswith("It recalls 95.0 % of its facts (at least 90 % needed) and classifies")
     assert pretraining.learned_corpus(metrics.select("tokens")) == (None, "")
+
+
+def test_answers_on_unstated_facts_are_a_form_of_their_own():
+    answered = pretraining.asked_and_answered(CASES, ANSWERS, unstated=[f"1 {PROBES[0]}", "another prompt"])
+    assert pretraining.error_rates(answered).select("form", "prompts", "wrong", "one_answer_to_all").rows() == [
+        ("atomic", 2, 0, None), ("inference", 1, 1, None), ("true/false", 3, 1, pytest.approx(0))]

@@ -468,3 +468,50 @@ def test_worst_cases_are_readable_and_sorted():
     assert worst["error"].to_list() == pytest.approx([0.04] * 2 + [0.5] * 6)
     assert worst.select("request", "statement", "prompt", "decoded").row(6) == (
         "Ann home Paris", "0 other_subject_other_relation new", "0 other_subject_other_relation", "old thing")
+
+
+def split_frame():
+    """Two editors, 12 edits each: downstream answers after the edit are right where they are not stated."""
+    edits = compute_measures(CASES, QUERIES, BEFORE, AFTER)[[0] * 12]
+    stated, changes = [True, False, None] * 4, [True, True, False] * 4
+    downstream = f"accuracy_{PROBES[1]}_after"
+    of_first = edits.with_columns(case=pl.int_range(12, dtype=pl.UInt32), subject=pl.format("s{}", pl.int_range(12)), downstream_stated=pl.Series(stated),
+                                  downstream_changes=pl.Series(changes)).with_columns((~pl.col("downstream_stated")).cast(pl.Float64).alias(downstream))
+    return pl.concat([of_first, of_first.with_columns(editor=pl.lit("other"), **{downstream: pl.lit(1.0)})])
+
+
+def test_downstream_facts_are_split_by_whether_they_are_stated():
+    frame = split_frame()
+    result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
+    name, columns = f"accuracy_{PROBES[1]}", ("editor", "n", "mean")
+    for table, expected in (("downstream", 0.5), ("downstream_stated", 0.0), ("downstream_unstated", 1.0)):
+        rows = result.filter(table=table, measure=name, state="after")
+        assert rows.select(columns).rows() == [("lora", 8 if table == "downstream" else 4, expected),
+                                               ("other", 8 if table == "downstream" else 4, 1.0)]
+        assert html.escape(tables.table_title(table)) in tables.tables_html(result)
+        assert "other" in tables.main_table_html(result, table)
+    findings = verdict.findings_frame(result, CONFIG).filter(editor="lora")
+    holds = dict(findings.select("name", "holds").iter_rows())
+    assert (holds["downstream_stated"], holds["downstream_unstated"], holds["downstream"]) == (False, True, None)
+    assert "coherence the downstream fact not stated in the corpus" in holds
+    rows = analysis_outcomes(result).to_dicts()
+    labels = [row["outcome"] for row in rows if row["editor"] == "other"]
+    assert labels[1:4] == ["Downstream facts that should change", "… stated in the corpus", "… not stated in the corpus"]
+    paired = [(table, analysis.compare_editors(frame, CONFIG, np.random.default_rng(0), table=table))
+              for table in ("downstream", "downstream_stated", "downstream_unstated")]
+    sentences = verdict.sentences(analysis_outcomes(result), paired)
+    said = sentences[0].replace("\xa0", " ")
+    assert "50 to 100 % of the downstream facts" in said
+    assert "(0 to 100 % of those that the corpus states, 100 % of those that it does not state)" in said
+    assert "accuracy on stated downstream facts" in sentences[-1] and "on unstated" not in sentences[-1]
+
+
+def test_nothing_is_split_where_all_facts_are_stated(frame, result):
+    assert not {"downstream_stated", "downstream_unstated"} & set(result["table"])
+    names = set(verdict.findings_frame(result, CONFIG)["name"])
+    assert not any("stated" in name for name in names)
+    assert not any("stated" in row["outcome"] for row in analysis_outcomes(result).to_dicts())
+    split = analysis.build_tables(split_frame(), CONFIG, np.random.default_rng(0))
+    alike = analysis.build_tables(split_frame().with_columns(downstream_stated=True), CONFIG, np.random.default_rng(0))
+    others = ~pl.col("table").str.starts_with("downstream_")
+    assert split.filter(others).equals(alike.filter(others)) and alike.filter(~others).is_empty()

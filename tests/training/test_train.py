@@ -194,6 +194,35 @@ def test_first_epochs_may_read_only_short_documents():
     assert sorted(third) == sorted(lengths)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_epochs_of_a_curriculum_read_some_documents(packed):
+    lengths, early = [5] * 40, np.arange(40) % 4 == 0
+    training = PretrainingConfig(sequence_length=10, batch_size=1, batch_tokens=10, n_short_epochs=0, curriculum=2)
+    chosen = np.arange(2, 40)  # two documents are held out
+    read = Batches(documents_of(lengths), chosen, training, packed=packed, seed=0, curriculum=early).read()
+    of_epoch = {0: set(), 1: set(), 2: set()}
+    for epoch, _, batch in takewhile(lambda item: item[0] < 3, read):
+        of_epoch[epoch] |= set(batch.document_ids.tolist())
+    assert of_epoch[0] == of_epoch[1] == {n for n in chosen if early[n]} and of_epoch[2] == set(chosen)
+    nothing = Batches(documents_of(lengths), chosen, training, packed=packed, seed=0, curriculum=np.zeros(40, dtype=bool))
+    with pytest.raises(TrainingError, match="no document is left for epoch 1"):
+        next(nothing.read())
+
+
+def test_training_with_a_curriculum_and_probes_of_inference(corpus, tmp_path):
+    folder, tokenizer, probes = corpus
+    texts = pl.read_parquet(folder / "*.parquet")["text"]
+    early = ~texts.str.starts_with('"').to_numpy()  # atomic statements first
+    probes = pl.concat([probes, probes.filter(kind="atomic").with_columns(kind=pl.lit("inference"), target=pl.lit("paris"))])
+    training = quick(token_budget=1600, n_evals=2, n_short_epochs=0, curriculum=100, lr=1e-2)
+    model, metrics = train(folder, tokenizer, TINY, training, folder=tmp_path, probes=probes, curriculum=early, device="cpu")
+    atomic = probes.filter(kind="atomic")
+    answers = generate(model, tokenizer, atomic["prompt"].to_list(), 8)
+    assert metrics["inference"][-1] == sum(answer.strip() == "paris" for answer in answers) / len(answers)
+    assert metrics["atomic"][-1] == sum(a.strip() == t for a, t in zip(answers, atomic["target"], strict=True)) / len(answers)
+    assert metrics["true_false"][-1] == 0  # no statement with a label was read
+
+
 def test_documents_are_cut_only_where_rows_are(corpus, tmp_path):
     """Published: documents of ten sentences are never cut."""
     folder, tokenizer, _ = corpus
