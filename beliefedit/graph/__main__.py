@@ -25,17 +25,18 @@ def main() -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--subjects", default=DEMO.demo_subjects, type=click.IntRange(1), show_default=True)
 @click.option("--seed", default=DEMO.demo_seed, type=click.IntRange(0), show_default=True)
-@click.option("--pairs", default=DEMO.demo_pairs, type=click.IntRange(1), show_default=True)
-@click.option("--upstream-objects", default=DEMO.demo_upstream_objects, type=click.IntRange(2),
+@click.option("--pairs", "n_pairs", default=DEMO.demo_pairs, type=click.IntRange(1),
+              show_default=True, help="Pairs of relations.")
+@click.option("--p-both", default=DEMO.demo_p_both, type=click.FloatRange(0, 1, min_open=True),
+              show_default=True, help="How often a person has both relations of a pair.")
+@click.option("--upstream-objects", "n_upstream_objects", default=DEMO.demo_upstream_objects,
+              type=click.IntRange(2),
               help="Upstream objects of each pair; all listed ones by default.")
 @click.option("--p-typical", default=DEMO.demo_p_typical, type=click.FloatRange(0, 1),
               show_default=True, help="How often the upstream object gives the downstream object.")
-def _demo(folder: Path, subjects: int, seed: int, pairs: int, upstream_objects: int | None,
-          p_typical: float) -> None:
+def _demo(folder: Path, subjects: int, **options: Any) -> None:
     """Write the built-in demo graph into FOLDER."""
-    _run(lambda: write_demo_graph(
-        folder, n_subjects=subjects, seed=seed, n_pairs=pairs,
-        n_upstream_objects=upstream_objects, p_typical=p_typical))
+    _run(lambda: write_demo_graph(folder, n_subjects=subjects, **options))
     click.echo(f"{subjects} people in {folder}")
 
 

@@ -18,8 +18,8 @@ from beliefedit.store import write_text
 
 VERSION = 1
 """Increase it when the same size and seed give another graph."""
-P_BOTH, P_ONE = 0.34, 0.12
-"""Probability that a person has both relations of a pair; only the first; only the second."""
+P_ONE = 0.12
+"""Probability that a person has only the first relation of a pair; the same for the second."""
 MIN_RELATIONS = 2
 
 FIRST_OBJECT, FIRST_PERSON, FIRST_RELATION = 10_001, 100_001, 1_001
@@ -106,7 +106,7 @@ INVENTED = tuple(f"{start}{end.lower()}" for end in NAME_STARTS for start in NAM
 
 def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 0,
                      n_pairs: int = len(PAIRS), n_upstream_objects: int | None = None,
-                     p_typical: float = 0.85) -> None:
+                     p_typical: float = 0.85, p_both: float = 0.34) -> None:
     """Write the three files of the demo graph; the same arguments give the same bytes.
 
     Args:
@@ -117,6 +117,7 @@ def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 
             as possible; those beyond the listed ones have `INVENTED` names. None: those listed.
         p_typical: probability that the downstream object is the one that belongs to the upstream
             object; otherwise it is any other one.
+        p_both: probability that a person has both relations of a pair.
 
     Raises:
         GraphError: more people, pairs or upstream objects than there are, or a folder that cannot
@@ -132,7 +133,7 @@ def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 
     relations = [label for pair in pairs for label in (pair.downstream, pair.upstream)]
     object_ids = {label: f"Q{FIRST_OBJECT + i}" for i, label in enumerate(objects)}
     relation_ids = {label: f"P{FIRST_RELATION + i}" for i, label in enumerate(relations)}
-    facts = _facts(n_subjects, pairs, p_typical, generator)
+    facts = _facts(n_subjects, pairs, (p_typical, p_both), generator)
     people = [f"Q{FIRST_PERSON + i}" for i in range(n_subjects)]
     ids = (*object_ids.items(), *zip(names, people, strict=True))
     files = {ENTITIES: [f"{id_}\t{label}" for label, id_ in ids],
@@ -176,10 +177,13 @@ def _with_upstream_objects(index: int, n: int | None) -> Pair:
     return replace(pair, words={downstream: of for downstream, of in words.items() if of})
 
 
-def _facts(n_subjects: int, pairs: Sequence[Pair], p_typical: float,
+def _facts(n_subjects: int, pairs: Sequence[Pair], probabilities: tuple[float, float],
            generator: np.random.Generator) -> list[tuple[int, str, str]]:
-    """(person, relation, object) by person and pair, the pair's downstream relation first."""
-    columns = []
+    """(person, relation, object) by person and pair, the pair's downstream relation first.
+
+    ``probabilities``: p_typical and p_both of `write_demo_graph`.
+    """
+    (p_typical, p_both), columns = probabilities, []
     for pair in pairs:
         upstream, downstream = pair.upstream_words, list(pair.words)
         n_upstream = [len(words.split(",")) for words in pair.words.values()]
@@ -190,16 +194,18 @@ def _facts(n_subjects: int, pairs: Sequence[Pair], p_typical: float,
         downstream_index = np.where(is_typical, typical, (typical + shift) % len(downstream))
         columns.append(([downstream[i] for i in downstream_index],
                         [upstream[i] for i in upstream_index]))
-    has = _coverage(n_subjects, len(pairs), generator)
+    has = _coverage(n_subjects, len(pairs), p_both, generator)
     return [(person, (pair.downstream, pair.upstream)[j], columns[i][j][person])
             for person in range(n_subjects) for i, pair in enumerate(pairs) for j in (0, 1)
             if has[person, i, j]]
 
 
-def _coverage(n_subjects: int, n_pairs: int, generator: np.random.Generator) -> np.ndarray:
+def _coverage(n_subjects: int, n_pairs: int, p_both: float,
+              generator: np.random.Generator) -> np.ndarray:
     """Which relations a person has: bool [n_subjects, n_pairs, 2 (downstream, upstream)]."""
     options = np.array([[True, True], [True, False], [False, True], [False, False]])
-    shares = [P_BOTH, P_ONE, P_ONE, 1 - P_BOTH - 2 * P_ONE]
+    p_one = min(P_ONE, (1 - p_both) / 2)
+    shares = [p_both, p_one, p_one, max(0.0, 1 - p_both - 2 * p_one)]
     has = options[generator.choice(4, p=shares, size=(n_subjects, n_pairs))]
     while len(few := np.flatnonzero(has.sum(axis=(1, 2)) < MIN_RELATIONS)):
         has[few] = options[generator.choice(4, p=shares, size=(len(few), n_pairs))]

@@ -113,5 +113,6 @@ def _read_demo(config: GraphConfig) -> Graph:
     with TemporaryFolder("demo") as folder:
         demo.write_demo_graph(folder, n_subjects=config.demo_subjects, seed=config.demo_seed,
                               n_pairs=config.demo_pairs, p_typical=config.demo_p_typical,
+                              p_both=config.demo_p_both,
                               n_upstream_objects=config.demo_upstream_objects)
         return _read_wikidata5m(config.model_copy(update={"source": folder}))

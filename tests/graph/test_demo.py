@@ -153,3 +153,13 @@ def test_impossible_shapes(tmp_path, options, says):
     with pytest.raises(GraphError, match=says):
         write_demo_graph(tmp_path, n_subjects=10, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("p_both", "p_one"), [(1.0, 0.0), (0.9, 0.05), (0.7, 0.12)])
+def test_people_have_both_relations_of_a_pair_as_often_as_asked(tmp_path, p_both, p_one):
+    write_demo_graph(tmp_path, n_subjects=3000, n_pairs=2, p_both=p_both)
+    table = has(kg.read_wikidata5m(tmp_path, n_relations=4, min_cooccurrence=5))
+    for pair in range(2):
+        downstream, upstream = table[:, 2 * pair], table[:, 2 * pair + 1]
+        for share, p in (((downstream & upstream), p_both), (downstream & ~upstream & 1, p_one), (upstream & ~downstream & 1, p_one)):
+            assert share.mean() == pytest.approx(p, abs=0.035)
