@@ -210,6 +210,10 @@ def test_curves_hold_the_metrics():
     assert [t.name for t in figure.data] == ["atomic statements", "true/false sentences", "negations", "disjunctions"]
     assert list(figure.data[3].y) == [0.5, 0.6]
     assert len({t.line.color for t in figure.data}) == len({t.marker.symbol for t in figure.data}) == 4
+    all_forms = METRICS.with_columns(pl.lit(0.3).alias("and"), inference=pl.Series([0.1, 0.4]))
+    figure = accuracy_curves(all_forms)
+    assert figure.data[-1].name == "unstated downstream facts" and list(figure.data[-1].y) == [0.1, 0.4]
+    assert len({t.line.color for t in figure.data}) == len({t.line.dash for t in figure.data}) == len(figure.data) == 6
 
 
 def test_chance_is_a_thin_line_in_the_colour_of_its_form():
