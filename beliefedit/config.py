@@ -863,6 +863,10 @@ class EditConfig(Config):
         0.95, description="belief in the target that the evidence of a request leads to")
     p_downstream: Probability = Field(
         0.8, description="share of requests that change the answer to a downstream fact")
+    min_downstream_belief: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="requests that change a downstream fact name an upstream object given "
+                         "which the agent believes a downstream object with this probability; 0: "
+                         "any observed object")
     p_reinforce: Probability = Field(
         0.6, description="share of requests that confirm the truth, among facts without a "
                          "downstream fact")
