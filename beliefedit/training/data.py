@@ -59,8 +59,31 @@ class Batch:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The arguments of `TrainingLoss`."""
+        """The arrays [rows, length]."""
         return self.ids, self.positions, self.parents, self.ends, self.counts
+
+    def inputs(self, *, length_multiple: int = 1, n_multiple: int = 1) -> tuple[np.ndarray, ...]:
+        """The arguments of `TrainingLoss`: the arrays, then ``sources`` and ``n_predicted``.
+
+        ``sources`` (int64 [n]) are the tokens that predict others, as indices of the flattened
+        rows, and ``n_predicted`` (int64 [n]) the number of tokens of documents that each predicts.
+
+        Args:
+            length_multiple: padding makes the rows a multiple of this long, so that batches have
+                few shapes.
+            n_multiple: and n a multiple of this.
+        """
+        columns = -(-self.ids.shape[1] // length_multiple) * length_multiple
+        arrays = [np.pad(array, ((0, 0), (0, columns - array.shape[1])), constant_values=value)
+                  for array, value in zip(self.arrays, _PADDING, strict=True)]
+        parents, counts = arrays[2], arrays[4]
+        row, column = np.nonzero(parents >= 0)
+        source = row * columns + parents[row, column]
+        n_predicted = np.bincount(source, weights=counts[row, column], minlength=parents.size)
+        sources = np.flatnonzero(n_predicted)
+        n_predicted = n_predicted[sources].astype(np.int64)
+        padding = 0, -len(sources) % n_multiple
+        return *arrays, np.pad(sources, padding), np.pad(n_predicted, padding)
 
     @property
     def n_tokens(self) -> int:

@@ -263,7 +263,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad()
     model.set_attn_implementation(attention)
-    loss, found_nll = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
+    loss, found_nll = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.inputs()))
     loss.backward()
     assert n_targets == batch.n_targets and (batch.n_unique_tokens < batch.n_tokens) == bool(groups)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found_nll.item() == pytest.approx(nll, rel=1e-5)
@@ -504,13 +504,7 @@ assert distributed.init(torch.device("cpu")).n_processes == 1
     assert one["train_loss"][-1] < one["train_loss"][0] - 1
     assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
 
-    loss_of = Trainer._loss_of
-
-    def in_shares(trainer, batch):
-        losses = [loss_of(trainer, batch.share(rank, 2)) for rank in range(2)]
-        return tuple(map(sum, zip(*losses, strict=True)))
-
-    monkeypatch.setattr(Trainer, "_loss_of", in_shares)
+    monkeypatch.setattr(Trainer, "_shares", lambda trainer, batch: [trainer._tensors(batch.share(rank, 2)) for rank in range(2)])
     train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "shares", seed=3, device="cpu")
     together, weights, at_once = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "shares", "one"))
     for name, weight in weights.items():
