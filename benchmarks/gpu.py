@@ -47,7 +47,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK = {"graph.source": "demo", "graph.demo_subjects": 600, "graph.read_n_facts": None,
          "graph.min_cooccurrence": 50, "corpus.n_facts": 60, "model.size": "tiny",
          "model.vocab_size": 1500, "pretraining.sequence_length": 128,
-         "pretraining.batch_tokens": 1024, "pretraining.optimizer": "adamw",
+         "pretraining.batch_tokens": 1024, "pretraining.token_budget": 60_000, "pretraining.optimizer": "adamw",
          "pretraining.lr": 3e-3, "pretraining.n_eval_facts": 40, "pretraining.n_evals": 3,
          "edit.n_cases": 24, "edit.n_distributions": 2, "edit.batch_size": 8,
          "edit.n_trajectories": 2}
