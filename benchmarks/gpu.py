@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -32,7 +33,6 @@ import torch
 import beliefedit as be
 from beliefedit.config import EditConfig, Experiment, ModelConfig, load_params, with_overrides
 from beliefedit.corpus.corpus import sample_corpus
-from beliefedit.editors.request import EditRequest
 from beliefedit.evaluation.edits import gather, run_editor
 from beliefedit.lm.model import build_model
 from beliefedit.lm.scoring import score
@@ -74,6 +74,7 @@ class Benchmark:
     folder: Path
     quick: bool
     seconds: float  # of pretraining
+    only: str = ""  # text in the names of the variants to measure
     results: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> be.Run:
@@ -178,6 +179,7 @@ def _small_corpus(benchmark: Benchmark, name: str, **changes: Any) -> tuple[be.R
     run = benchmark.run()
     n_facts = min(10_000, benchmark.experiment.corpus.n_facts)
     config = benchmark.experiment.corpus.model_copy(update={"n_facts": n_facts, **changes})
+    shutil.rmtree(benchmark.folder / name, ignore_errors=True)
     corpus = sample_corpus(run.world, config, 0, benchmark.folder / name)
     return run, encode_documents(corpus.documents, run.tokenizer, benchmark.folder / f"{name}-ids")
 
@@ -221,13 +223,15 @@ def _steps_per_second(trainer: Trainer, ceiling_tflops: float, seconds: float) -
 def throughput(benchmark: Benchmark) -> dict[str, Any]:
     """Tokens of documents per second, on the corpus of the preset and on the published one."""
     tflops, seconds = benchmark.results["ceiling"]["tflops"], 0.5 if benchmark.quick else 3.0
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = benchmark.results.get("throughput", {})
     for corpus, changes in (("short", {}), ("published", {
             "sentences_per_doc": 10, "n_shuffles_within_subject": 5})):
         run, documents = _small_corpus(benchmark, corpus, **changes)
         print(f"  {corpus}: {len(documents.tokens):,} tokens, {len(documents.starts) - 1:,} "
               "documents", flush=True)
         for name, variant in VARIANTS[corpus].items():
+            if benchmark.only not in name:
+                continue
             if benchmark.quick:
                 variant = {**variant, "batch_tokens": 1024}
             try:
@@ -348,10 +352,49 @@ def tables(benchmark: Benchmark) -> dict[str, Any]:
             "summary": run.editing_summary}
 
 
+def profile(benchmark: Benchmark) -> dict[str, Any]:
+    """Kernels and host functions that take the most time, in training and in 256 edits."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
+    order = "self_cuda_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
+    result = {}
+
+    def show(name: str, work: Callable[[], Any]) -> None:
+        began = synchronize()
+        with profiler(activities=kinds) as recorded:
+            work()
+            synchronize()
+        averages = recorded.key_averages()
+        for key in dict.fromkeys((order, "self_cpu_time_total")):
+            text = averages.table(sort_by=key, row_limit=30, max_name_column_width=70)
+            (benchmark.folder / f"profile-{name}-{key}.txt").write_text(text)
+        result[name] = synchronize() - began
+
+    run, documents = _small_corpus(benchmark, "profile")
+    trainer = _trainer(benchmark, run, documents, {})
+    with closing(prefetch(trainer._inputs())) as reader:
+        for _ in range(3):
+            trainer._step(reader)
+        show("training", lambda: [trainer._step(reader) for _ in range(5)])
+    if run.has("model"):
+        name, parameters = next(iter(run.config.edit.editors.items()))
+        config = EditConfig.model_validate(run.config.edit.model_dump() | {
+            "n_edited": min(256, len(run.cases.cases)), "batch_size": 256, "n_trajectories": 0})
+        setup = run.setup
+        parameters = parameters.model_copy(update={"steps": 8})  # fewer events to sort
+        show("editing", lambda: run_editor(
+            setup, name, parameters, run.cases, config, seed=0,
+            folder=benchmark.folder / "edits-profile", max_new_tokens=run.max_answer_tokens))
+    return result
+
+
 STEPS: dict[str, tuple[Callable[[Benchmark], Any], float]] = {
     "versions": (versions, 20), "ceiling": (ceiling, 20), "equality": (equality, 60),
     "throughput": (throughput, 180), "learning": (learning, 120), "corpus": (corpus, 120),
-    "pretraining": (pretraining, 400), "edits": (edits, 90), "tables": (tables, 300)}
+    "pretraining": (pretraining, 400), "edits": (edits, 90), "tables": (tables, 300),
+    "profile": (profile, 60)}
 """Steps and their time limits, in seconds."""
 
 
@@ -376,6 +419,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seconds", type=float, default=240, help="of pretraining")
+    parser.add_argument("--only", default="", metavar="TEXT",
+                        help="measure the throughput of the variants whose names have this text")
     parser.add_argument("--quick", action="store_true", help="a small model and few steps")
     arguments = parser.parse_args()
     from beliefedit.config import parse_override
@@ -388,7 +433,7 @@ def main() -> None:
         arguments.seconds = 3.0
     arguments.out.mkdir(parents=True, exist_ok=True)
     benchmark = Benchmark(load_params(arguments.params, overrides), arguments.out, arguments.quick,
-                          arguments.seconds)
+                          arguments.seconds, arguments.only)
     write_json(arguments.out / "config.json", benchmark.experiment.model_dump(mode="json"))
     for path in arguments.out.glob("*.json"):
         if path.stem in STEPS:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -20,6 +20,14 @@ NAME = "prefix_tree"
 """Name of this attention in transformers (`PreTrainedModel.set_attn_implementation`)."""
 BLOCK = 128
 """Tokens of a block; rows are a multiple of it."""
+_LEAST_HEAD_SIZE = 16
+
+
+def supports(model: PreTrainedModel) -> bool:
+    """Whether the kernels can compute the attention heads of a model."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size >= _LEAST_HEAD_SIZE
 
 
 def block_mask(ends: Tensor) -> BlockMask:

@@ -28,6 +28,7 @@ from beliefedit.store import atomic_path
 from beliefedit.training import attention, checkpoint, distributed
 from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
 from beliefedit.training.loss import PROBE_KINDS, ROWS, TrainingLoss, evaluate, precision
+from beliefedit.training.muon import Muon
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +156,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = self.context.device
         on_gpu = self.device.type == "cuda"
-        # The backward pass of the fused kernel is slow on CPUs.
-        self.attention = attention.NAME if on_gpu else "eager"
+        self.attention = "eager"  # the backward pass of the fused kernel is slow on CPUs
+        if on_gpu:
+            self.attention = attention.NAME if attention.supports(self.model) else "sdpa"
         self.model.set_attn_implementation(self.attention)
         self.optimizers = build_optimizers(self.model, self.training)
         self.dtype = precision(self.training.dtype, self.device)
@@ -371,7 +373,7 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     optimizers: list[Optimizer] = []
     decay, betas = training.weight_decay, (0.9, training.adam_beta2)
     if training.optimizer == "muon":
-        optimizers.append(torch.optim.Muon(hidden, lr=training.lr_muon, weight_decay=decay))
+        optimizers.append(Muon(hidden, lr=training.lr_muon, weight_decay=decay))
     else:
         rest = hidden + rest
     if training.optimizer in ("sgd", "rmsprop"):
