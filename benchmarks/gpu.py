@@ -347,6 +347,7 @@ def tables(benchmark: Benchmark) -> dict[str, Any]:
         run.path(stage)
         times[stage] = time.perf_counter() - began
         print(f"  {stage}: {times[stage]:.1f} s", flush=True)
+        write_json(benchmark.folder / "tables.json", {"seconds": times})
     write_json(benchmark.folder / "summary.json", run.editing_summary)
     return {"seconds": times, "verdict": run.verdict, "n_edits": len(run.edit_log),
             "summary": run.editing_summary}
