@@ -146,7 +146,8 @@ def equality(benchmark: Benchmark) -> dict[str, float]:
         copied = deepcopy(model).to(device)
         copied.set_attn_implementation(name)
         inputs = batch.inputs(length_multiple=attention.BLOCK, n_multiple=ROWS)
-        loss, _ = TrainingLoss(copied, 0.1)(*(torch.from_numpy(a).to(device) for a in inputs))
+        loss, _ = TrainingLoss(copied, 0.1)(**{
+            key: torch.from_numpy(array).to(device) for key, array in inputs.items()})
         loss.backward()
         losses.append(loss.item())
         gradients.append({key: weight.grad.cpu() for key, weight in copied.named_parameters()})

@@ -50,7 +50,7 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
 
-    def forward(self, ids: Tensor, positions: Tensor, parents: Tensor, ends: Tensor,
+    def forward(self, *, ids: Tensor, positions: Tensor, parents: Tensor, ends: Tensor,
                 counts: Tensor, sources: Tensor, n_predicted: Tensor) -> tuple[Tensor, Tensor]:
         """(loss to minimize, NLL), both summed over predicted tokens; arguments: `Batch.inputs`."""
         n_rows, length = ids.shape
@@ -61,7 +61,7 @@ class TrainingLoss(nn.Module):
         head, dtype = self.model.get_output_embeddings(), _dtype_of_products(hidden)
         hidden = at_least_float32(hidden.to(dtype))
         of_sources = hidden.index_select(0, sources)
-        log_z = weighted_logsumexp(of_sources, head.weight, head.bias, n_predicted, dtype)
+        log_z = weighted_logsumexp(of_sources.to(dtype), head.weight, head.bias, n_predicted)
         # The logit of each token at its parent; no other logit of a target is needed.
         row_starts = length * torch.arange(n_rows, device=ids.device)[:, None]
         parent = (parents.clamp(min=0) + row_starts).flatten()
@@ -95,19 +95,18 @@ def _dtype_of_products(hidden: Tensor) -> torch.dtype:
             else hidden.dtype)
 
 
-def weighted_logsumexp(hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
-                       dtype: torch.dtype) -> Tensor:
+def weighted_logsumexp(hidden: Tensor, weight: Tensor, bias: Tensor | None,
+                       factors: Tensor) -> Tensor:
     """sum_i factors[i] * logsumexp(weight @ hidden[i] + bias), with `ROWS` rows of logits at once.
 
     The forward pass computes the gradients, so that no logits are kept for the backward pass.
 
     Args:
-        hidden: [n, hidden size].
+        hidden: [n, hidden size], in the dtype of the matrix products.
         weight, bias: of the output layer, [vocabulary, hidden size] and [vocabulary] or None.
         factors: int64 [n].
-        dtype: of the matrix products.
     """
-    return _WeightedLogSumExp.apply(hidden, weight, bias, factors, dtype, torch.is_grad_enabled())
+    return _WeightedLogSumExp.apply(hidden, weight, bias, factors, torch.is_grad_enabled())
 
 
 class _WeightedLogSumExp(torch.autograd.Function):
@@ -115,15 +114,15 @@ class _WeightedLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
-                dtype: torch.dtype, with_gradients: bool) -> Tensor:
+                with_gradients: bool) -> Tensor:
         fused = _compiled() if hidden.device.type == "cuda" else _logsumexp_and_gradient
-        total, cast = hidden.new_zeros(()), weight.to(dtype)
+        total, cast = at_least_float32(hidden.new_zeros(())), weight.to(hidden.dtype)
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         to_bias = None if bias is None else torch.zeros_like(bias)
         for first in range(0, len(hidden), ROWS):
             rows = slice(first, first + ROWS)
-            inputs = hidden[rows].to(dtype)
-            logits = linear(inputs, cast, None if bias is None else bias.to(dtype))
+            inputs = hidden[rows]
+            logits = linear(inputs, cast, None if bias is None else bias.to(hidden.dtype))
             value, gradient = fused(logits, factors[rows])
             total += value
             if with_gradients:
@@ -138,15 +137,15 @@ class _WeightedLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight, to_bias = ctx.saved_tensors
         return (to_hidden * factor, to_weight * factor,
-                None if to_bias is None else to_bias * factor, None, None, None)
+                None if to_bias is None else to_bias * factor, None, None)
 
 
 def _logsumexp_and_gradient(logits: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     """(Weighted sum of logsumexp over rows, its gradient with respect to the logits)."""
     precise = at_least_float32(logits)
-    weights, log_z = factors.to(precise.dtype), precise.logsumexp(-1)
-    gradient = (precise - log_z[:, None]).exp() * weights[:, None]
-    return (log_z * weights).sum(), gradient.to(logits.dtype)
+    weights, log_p = factors.to(precise.dtype), precise.log_softmax(-1)
+    total = ((precise[:, 0] - log_p[:, 0]) * weights).sum()
+    return total, log_p.exp_().mul_(weights[:, None]).to(logits.dtype)
 
 
 @cache

@@ -234,22 +234,23 @@ class Trainer:
     def _mean_loss(self) -> float:
         return self.state.loss / max(self.state.n_targets, 1)
 
-    def _inputs(self) -> Iterator[tuple[int, int, Batch, list[tuple[torch.Tensor, ...]]]]:
+    def _inputs(self) -> Iterator[tuple[int, int, Batch, list[dict[str, torch.Tensor]]]]:
         """(Epoch, index, batch, `_shares` of the batch), from the state on."""
         for epoch, index, batch in self.batches.read(self.state.epoch, self.state.batch_index):
             yield epoch, index, batch, self._shares(batch)
 
-    def _shares(self, batch: Batch) -> list[tuple[torch.Tensor, ...]]:
+    def _shares(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
         """The arguments of the loss that this process computes, one share after the other."""
         return [self._tensors(batch.share(self.context.rank, self.context.n_processes))]
 
-    def _tensors(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def _tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The arguments of the loss, on the CPU; pinned and of few shapes for a GPU."""
-        if self.device.type == "cpu" and self.attention != attention.NAME:
-            return tuple(map(torch.from_numpy, batch.inputs()))
-        arrays = batch.inputs(length_multiple=attention.BLOCK, n_multiple=ROWS)
-        tensors = tuple(map(torch.from_numpy, arrays))
-        return tuple(t.pin_memory() for t in tensors) if self.device.type == "cuda" else tensors
+        on_gpu = self.device.type == "cuda"
+        few_shapes = on_gpu or self.attention == attention.NAME
+        arrays = batch.inputs(length_multiple=attention.BLOCK if few_shapes else 1,
+                              n_multiple=ROWS if few_shapes else 1)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: t.pin_memory() for name, t in tensors.items()} if on_gpu else tensors
 
     def _step(self, reader: Iterator[tuple[int, int, Batch, list]]) -> None:
         """One step of the optimizers; the loss is the mean over all predicted tokens."""
@@ -297,11 +298,12 @@ class Trainer:
             self.state.n_targets += step.n_targets
         self.unread.clear()
 
-    def _loss_of(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss_of(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss to minimize, NLL), both summed over the batch."""
-        on_device = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
+        on_device = {name: tensor.to(self.device, non_blocking=True)
+                     for name, tensor in tensors.items()}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.loss(*on_device)
+            return self.loss(**on_device)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -346,8 +348,9 @@ class Trainer:
         for epoch, _, batch in self.held_out.read():
             if epoch:
                 break
-            inputs = (torch.from_numpy(array).to(self.device) for array in batch.inputs())
-            total, n_targets = total + float(loss(*inputs)[1]), n_targets + batch.n_targets
+            inputs = {name: torch.from_numpy(array).to(self.device)
+                      for name, array in batch.inputs().items()}
+            total, n_targets = total + float(loss(**inputs)[1]), n_targets + batch.n_targets
         return total / max(n_targets, 1)
 
 
