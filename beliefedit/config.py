@@ -843,8 +843,8 @@ class PretrainingConfig(Config):
         0.0, description="share of each target spread over the vocabulary")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of matrix products; auto: bfloat16 if the hardware supports it")
-    compile: bool = Field(
-        False, description="use torch.compile, for long runs; on CPUs it needs a C++ compiler")
+    compile: bool | None = Field(
+        None, description="use torch.compile (on CPUs it needs a C++ compiler); null: on GPUs")
     n_evals: Positive = Field(12, description="evaluations, the last at the end of the budget")
     n_eval_facts: Positive = Field(300, description="facts per evaluation")
     n_heldout_documents: NonNegative = Field(

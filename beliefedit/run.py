@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 7, "model": 5, "beliefs": 3,
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 7, "model": 6, "beliefs": 3,
     "edits": 7, "sequential": 3, "rationality": 3, "tables": 9
 }
 """Increase the number of a stage when the same configuration gives another artifact."""

@@ -26,7 +26,8 @@ _SLICE = 20_000  # documents tokenized at once
 _PACKED_TOGETHER = 4096  # documents, at least
 _MAX_GROUP = 65_536  # documents, to limit memory
 _MIN_SHARED_PREFIX = 2  # tokens: trees that share only the start token would pack worse
-_PADDING = np.array([0, 0, -1, 0, 0])  # in the order of `Batch.arrays`
+_ARRAYS = "ids", "positions", "parents", "ends", "counts"  # in the order of `Batch.arrays`
+_PADDING = np.array([0, 0, -1, 0, 0])  # the same
 _ORDER_STREAM = 11
 
 
@@ -59,8 +60,33 @@ class Batch:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The arguments of `TrainingLoss`."""
+        """The arrays [rows, length]."""
         return self.ids, self.positions, self.parents, self.ends, self.counts
+
+    def inputs(self, *, length_multiple: int = 1, n_multiple: int = 1) -> dict[str, np.ndarray]:
+        """The arguments of `TrainingLoss`: the arrays, ``sources`` and ``n_predicted``.
+
+        ``sources`` (int64 [n]) are the tokens that predict others, as indices of the flattened
+        rows, and ``n_predicted`` (int64 [n]) the number of tokens of documents that each predicts.
+
+        Args:
+            length_multiple: padding makes the rows a multiple of this long, so that batches have
+                few shapes.
+            n_multiple: and n a multiple of this.
+        """
+        columns = -(-self.ids.shape[1] // length_multiple) * length_multiple
+        arrays = {name: np.pad(array, ((0, 0), (0, columns - array.shape[1])),
+                               constant_values=value)
+                  for name, array, value in zip(_ARRAYS, self.arrays, _PADDING, strict=True)}
+        parents, counts = arrays["parents"], arrays["counts"]
+        row, column = np.nonzero(parents >= 0)
+        source = row * columns + parents[row, column]
+        n_predicted = np.bincount(source, weights=counts[row, column], minlength=parents.size)
+        sources = np.flatnonzero(n_predicted)
+        n_predicted = n_predicted[sources].astype(np.int64)
+        padding = 0, -len(sources) % n_multiple
+        return arrays | {"sources": np.pad(sources, padding),
+                         "n_predicted": np.pad(n_predicted, padding)}
 
     @property
     def n_tokens(self) -> int:

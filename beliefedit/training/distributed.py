@@ -35,10 +35,8 @@ class DistributedContext:
         self.n_processes = accelerator.num_processes if accelerator else 1
         self.is_main = self.rank == 0
 
-    def wrap(self, module: nn.Module, compile: bool) -> nn.Module:
-        """The module with gradients averaged over processes; compiled if ``compile``."""
-        if compile:
-            module.compile()
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over processes."""
         return self.accelerator.prepare_model(module) if self.accelerator else module
 
     def total(self, value: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
+from beliefedit.training import attention
 
+ROWS = 8192
+"""Rows of logits in memory at once; on GPUs the number of logits is padded to a multiple of it."""
 PROBE_KINDS = ("atomic", "true_false", "not", "and", "or", "inference")
 """Kinds of probes: statements of the corpus in five forms, and facts to be inferred."""
 
@@ -32,7 +41,8 @@ class TrainingLoss(nn.Module):
     """Cross entropy of the documents of a batch, with logits only where a token is predicted.
 
     Shared prefixes are computed once and weighted by their number of documents, so that the loss
-    and its gradient equal those of the separate documents.
+    and its gradient equal those of the separate documents. No shape depends on values on the
+    device, so nothing waits for it.
 
     ``label_smoothing`` (arXiv 1512.00567) spreads this share of each target over the vocabulary.
     """
@@ -41,28 +51,107 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
 
-    def forward(self, ids: Tensor, positions: Tensor, parents: Tensor, ends: Tensor,
-                counts: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss to minimize, NLL), both summed over predicted tokens; arguments as in `Batch`."""
+    def forward(self, *, ids: Tensor, positions: Tensor, parents: Tensor, ends: Tensor,
+                counts: Tensor, sources: Tensor, n_predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss to minimize, NLL), both summed over predicted tokens; arguments: `Batch.inputs`."""
         n_rows, length = ids.shape
-        mask = tree_mask(torch.arange(length, device=ids.device)[None], ends)
-        if self.model.config._attn_implementation == "eager":  # takes an additive mask
-            mask = additive(mask)
         # An explicit mask: transformers would infer documents from the positions.
-        hidden = self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask,
-                                       use_cache=False).last_hidden_state
-        predicted = parents >= 0
+        hidden = self.model.base_model(input_ids=ids, position_ids=positions,
+                                       attention_mask=self._mask(ends),
+                                       use_cache=False).last_hidden_state.flatten(0, 1)
+        head, dtype = self.model.get_output_embeddings(), _dtype_of_products(hidden)
+        hidden = at_least_float32(hidden.to(dtype))
+        of_sources = hidden.index_select(0, sources)
+        log_z = weighted_logsumexp(of_sources.to(dtype), head.weight, head.bias, n_predicted)
+        # The logit of each token at its parent; no other logit of a target is needed.
         row_starts = length * torch.arange(n_rows, device=ids.device)[:, None]
-        sources, number = (parents + row_starts)[predicted].unique(return_inverse=True)
-        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[sources])
-        log_p = at_least_float32(logits).log_softmax(-1)
-        weight = counts[predicted].to(log_p.dtype)
-        nll = -(log_p[number, ids[predicted]] * weight).sum()
+        parent = (parents.clamp(min=0) + row_starts).flatten()
+        weights = counts.where(parents >= 0, 0).flatten().to(hidden.dtype)
+        target = at_least_float32(embedding(ids.flatten(), head.weight).to(dtype))
+        logits = (hidden.index_select(0, parent) * target).sum(-1)
+        if head.bias is not None:
+            logits = logits + head.bias[ids.flatten()]
+        of_targets = logits @ weights
+        nll = log_z - of_targets
         if not self.label_smoothing:
             return nll, nll.detach()
-        n_predicted = torch.zeros_like(log_p[:, 0]).index_add(0, number, weight)
-        uniform = -(log_p.mean(-1) * n_predicted).sum()
-        return torch.lerp(nll, uniform, self.label_smoothing), nll.detach()
+        factors = n_predicted.to(hidden.dtype)
+        uniform = (factors @ of_sources) @ head.weight.mean(0)
+        if head.bias is not None:
+            uniform = uniform + factors.sum() * head.bias.mean()
+        return nll + self.label_smoothing * (of_targets - uniform), nll.detach()
+
+    def _mask(self, ends: Tensor) -> Tensor | BlockMask:
+        implementation = self.model.config._attn_implementation
+        if implementation == attention.NAME:
+            return attention.block_mask(ends)
+        mask = tree_mask(torch.arange(ends.shape[1], device=ends.device)[None], ends)
+        return additive(mask) if implementation == "eager" else mask
+
+
+def _dtype_of_products(hidden: Tensor) -> torch.dtype:
+    """The dtype that matrix products use, under autocast or without."""
+    device = hidden.device.type
+    return (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device)
+            else hidden.dtype)
+
+
+def weighted_logsumexp(hidden: Tensor, weight: Tensor, bias: Tensor | None,
+                       factors: Tensor) -> Tensor:
+    """sum_i factors[i] * logsumexp(weight @ hidden[i] + bias), with `ROWS` rows of logits at once.
+
+    The forward pass computes the gradients, so that no logits are kept for the backward pass.
+
+    Args:
+        hidden: [n, hidden size], in the dtype of the matrix products.
+        weight, bias: of the output layer, [vocabulary, hidden size] and [vocabulary] or None.
+        factors: int64 [n].
+    """
+    return _WeightedLogSumExp.apply(hidden, weight, bias, factors, torch.is_grad_enabled())
+
+
+class _WeightedLogSumExp(torch.autograd.Function):
+    """`weighted_logsumexp` and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
+                with_gradients: bool) -> Tensor:
+        fused = _compiled() if hidden.device.type == "cuda" else _logsumexp_and_gradient
+        total, cast = at_least_float32(hidden.new_zeros(())), weight.to(hidden.dtype)
+        to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        to_bias = None if bias is None else torch.zeros_like(bias)
+        for first in range(0, len(hidden), ROWS):
+            rows = slice(first, first + ROWS)
+            inputs = hidden[rows]
+            logits = linear(inputs, cast, None if bias is None else bias.to(hidden.dtype))
+            value, gradient = fused(logits, factors[rows])
+            total += value
+            if with_gradients:
+                to_hidden[rows] = gradient @ cast
+                to_weight += gradient.T @ inputs
+                if to_bias is not None:
+                    to_bias += gradient.sum(0, dtype=to_bias.dtype)
+        ctx.save_for_backward(to_hidden, to_weight, to_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        to_hidden, to_weight, to_bias = ctx.saved_tensors
+        return (to_hidden * factor, to_weight * factor,
+                None if to_bias is None else to_bias * factor, None, None)
+
+
+def _logsumexp_and_gradient(logits: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """(Weighted sum of logsumexp over rows, its gradient with respect to the logits)."""
+    precise = at_least_float32(logits)
+    weights, log_p = factors.to(precise.dtype), precise.log_softmax(-1)
+    total = ((precise[:, 0] - log_p[:, 0]) * weights).sum()
+    return total, log_p.exp_().mul_(weights[:, None]).to(logits.dtype)
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_logsumexp_and_gradient, dynamic=False)
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,

@@ -9,13 +9,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -24,15 +25,18 @@ from beliefedit.config import ModelConfig, PretrainingConfig, digest
 from beliefedit.errors import TrainingError
 from beliefedit.lm.model import build_model, resolve_device
 from beliefedit.store import atomic_path
-from beliefedit.training import checkpoint, distributed
+from beliefedit.training import attention, checkpoint, distributed
 from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
-from beliefedit.training.loss import PROBE_KINDS, TrainingLoss, evaluate, precision
+from beliefedit.training.loss import PROBE_KINDS, ROWS, TrainingLoss, evaluate, precision
+from beliefedit.training.muon import Muon
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.parquet"
 SECONDS_BETWEEN_LINES = 60.0
 _HELD_OUT_STREAM = 13
+_STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}
+"""Steps whose losses are read from the device together, as each reading waits for the device."""
 _SCHEMA = dict.fromkeys(("step", "tokens", "n_unique_tokens"), pl.Int64) | dict.fromkeys(
     ("seconds", "learning_rate", "train_loss", "eval_loss", *PROBE_KINDS, "coherence"), pl.Float64)
 
@@ -127,6 +131,15 @@ class TrainerState:
     rows: list[dict] = field(default_factory=list)  # of the metrics
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A finished step whose loss is still on the device."""
+
+    loss: torch.Tensor  # sum over the tokens predicted by this process
+    n_targets: int
+    where: str  # for the message if the loss is not finite
+
+
 @dataclass
 class Trainer:
     """One training run: model, optimizers and state."""
@@ -141,15 +154,21 @@ class Trainer:
     context: distributed.DistributedContext
     state: TrainerState = field(default_factory=TrainerState)
     reported: float = 0.0  # seconds of training at the last line of the log
+    unread: list[_Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.device = self.context.device
-        if self.device.type == "cpu":  # the backward pass of the fused kernel is slow on CPUs
-            self.model.set_attn_implementation("eager")
+        on_gpu = self.device.type == "cuda"
+        self.attention = "eager"  # the backward pass of the fused kernel is slow on CPUs
+        if on_gpu:
+            self.attention = attention.NAME if attention.supports(self.model) else "sdpa"
+        self.model.set_attn_implementation(self.attention)
         self.optimizers = build_optimizers(self.model, self.training)
         self.dtype = precision(self.training.dtype, self.device)
-        self.loss = self.context.wrap(TrainingLoss(self.model, self.training.label_smoothing),
-                                      self.training.compile)
+        self.loss = self.context.wrap(TrainingLoss(self.model, self.training.label_smoothing))
+        compiled = on_gpu if self.training.compile is None else self.training.compile
+        for module in _compiled_modules(self.model) if compiled else ():
+            module.compile(dynamic=False)
 
     def resume(self, fingerprint: str) -> None:
         """Continue from the checkpoint of this run, if there is one."""
@@ -169,7 +188,7 @@ class Trainer:
         began = time.monotonic() - state.seconds
         saved, interval = time.monotonic(), training.token_budget / training.n_evals
         live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        with (closing(prefetch(self.batches.read(state.epoch, state.batch_index))) as reader,
+        with (closing(prefetch(self._inputs())) as reader,
               tqdm(total=training.token_budget, initial=state.tokens, desc="pretraining",
                    unit="tok", unit_scale=True, disable=not (is_main and live)) as bar):
             while not self._finished():
@@ -182,7 +201,7 @@ class Trainer:
                     if callback is not None and is_main:
                         callback(self.metrics())
                     state.seconds = time.monotonic() - began
-                due = time.monotonic() - saved >= training.checkpoint_seconds
+                due = time.monotonic() - saved >= training.checkpoint_seconds and not self.unread
                 if is_main and (due or self._finished()):  # the last one is kept until the
                     # caller has stored the model
                     checkpoint.save_checkpoint(self.folder, self.model, self.optimizers,
@@ -218,7 +237,25 @@ class Trainer:
     def _mean_loss(self) -> float:
         return self.state.loss / max(self.state.n_targets, 1)
 
-    def _step(self, reader: Iterator[tuple[int, int, Batch]]) -> None:
+    def _inputs(self) -> Iterator[tuple[int, int, Batch, list[dict[str, torch.Tensor]]]]:
+        """(Epoch, index, batch, `_shares` of the batch), from the state on."""
+        for epoch, index, batch in self.batches.read(self.state.epoch, self.state.batch_index):
+            yield epoch, index, batch, self._shares(batch)
+
+    def _shares(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
+        """The arguments of the loss that this process computes, one share after the other."""
+        return [self._tensors(batch.share(self.context.rank, self.context.n_processes))]
+
+    def _tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The arguments of the loss, on the CPU; pinned and of few shapes for a GPU."""
+        on_gpu = self.device.type == "cuda"
+        few_shapes = on_gpu or self.attention == attention.NAME
+        arrays = batch.inputs(length_multiple=attention.BLOCK if few_shapes else 1,
+                              n_multiple=ROWS if few_shapes else 1)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: t.pin_memory() for name, t in tensors.items()} if on_gpu else tensors
+
+    def _step(self, reader: Iterator[tuple[int, int, Batch, list]]) -> None:
         """One step of the optimizers; the loss is the mean over all predicted tokens."""
         state = self.state
         factor = learning_rate_factor(self.training, state.tokens / self.training.token_budget)
@@ -226,49 +263,71 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
         numbered = [next(reader) for _ in range(self.training.gradient_accumulation_steps)]
-        batches = [batch for _, _, batch in numbered]
+        batches = [batch for _, _, batch, _ in numbered]
         n_targets = sum(batch.n_targets for batch in batches)
         total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss, nll = self._loss_of(batch.share(self.context.rank, self.context.n_processes))
-            # The wrapper averages gradients over processes; this makes it the sum.
-            (loss * (self.context.n_processes / n_targets)).backward()
-            total += nll
-        value = float(self.context.total(total))
-        if not math.isfinite(value):
-            documents = np.unique(np.concatenate([batch.document_ids for batch in batches]))
-            first = documents[:5].tolist()
-            raise TrainingError(
-                f"the loss is {value} at step {state.step + 1}",
-                where=f"epoch {state.epoch}, batch {state.batch_index}: documents {first} and "
-                      "others",
-                hint="lower pretraining.lr or set pretraining.dtype=float32; the last "
-                     "checkpoint is kept")
+        for *_, shares in numbered:
+            for loss, nll in map(self._loss_of, shares):
+                # The wrapper averages gradients over processes; this makes it the sum.
+                (loss * (self.context.n_processes / n_targets)).backward()
+                total += nll
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        epoch, index, _ = numbered[-1]
+        documents = sorted({number for batch in batches for number in batch.document_ids[:5]})
+        self.unread.append(_Step(
+            total, n_targets, f"epoch {state.epoch}, batch {state.batch_index}: documents "
+                              f"{[*map(int, documents[:5])]} and others"))
+        epoch, index, *_ = numbered[-1]
         state.epoch, state.batch_index, state.step = epoch, index + 1, state.step + 1
         state.tokens += sum(batch.n_tokens for batch in batches)
         state.n_unique_tokens += sum(batch.n_unique_tokens for batch in batches)
-        state.loss, state.n_targets = state.loss + value, state.n_targets + n_targets
+        if len(self.unread) >= _STEPS_BETWEEN_READS[self.device.type]:
+            self._read_losses()
 
-    def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read_losses(self) -> None:
+        """Read the losses of the last steps; a `TrainingError` if one is not finite."""
+        if not self.unread:
+            return
+        losses = self.context.total(torch.stack([step.loss for step in self.unread])).tolist()
+        for number, (step, loss) in enumerate(zip(self.unread, losses, strict=True), 1):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {self.state.step - len(losses) + number}",
+                    where=step.where, hint="lower pretraining.lr or set pretraining.dtype=float32; "
+                                           "the last checkpoint is kept")
+            self.state.loss += loss
+            self.state.n_targets += step.n_targets
+        self.unread.clear()
+
+    def _loss_of(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss to minimize, NLL), both summed over the batch."""
-        arrays = (torch.from_numpy(array).to(self.device, non_blocking=True)
-                  for array in batch.arrays)
+        on_device = {name: tensor.to(self.device, non_blocking=True)
+                     for name, tensor in tensors.items()}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.loss(*arrays)
+            return self.loss(**on_device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The model as for inference: not compiled, since each prompt has another shape."""
+        self.model.eval()
+        if self.attention == attention.NAME:
+            self.model.set_attn_implementation("sdpa")
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        self.model.set_attn_implementation(self.attention)
+        self.model.train()
 
     def _evaluate(self) -> None:
         """Append a row of metrics; the first process computes it, the others wait."""
+        self._read_losses()
         metrics = {}
         if self.context.is_main:
-            self.model.eval()
-            metrics = evaluate(self.model, self.tokenizer, self.probes, self.training.n_eval_facts)
-            metrics["eval_loss"] = self._held_out_loss()
-            self.model.train()
+            with self._evaluating():
+                metrics = evaluate(self.model, self.tokenizer, self.probes,
+                                   self.training.n_eval_facts)
+                metrics["eval_loss"] = self._held_out_loss()
         state = self.state
         state.rows.append(dict.fromkeys(_SCHEMA) | {
             "step": state.step, "tokens": state.tokens, "n_unique_tokens": state.n_unique_tokens,
@@ -292,9 +351,17 @@ class Trainer:
         for epoch, _, batch in self.held_out.read():
             if epoch:
                 break
-            arrays = (torch.from_numpy(array).to(self.device) for array in batch.arrays)
-            total, n_targets = total + float(loss(*arrays)[1]), n_targets + batch.n_targets
+            inputs = {name: torch.from_numpy(array).to(self.device)
+                      for name, array in batch.inputs().items()}
+            total, n_targets = total + float(loss(**inputs)[1]), n_targets + batch.n_targets
         return total / max(n_targets, 1)
+
+
+def _compiled_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers and the last norm: compiled one by one, equal layers share the compiled code."""
+    decoder = model.get_decoder()
+    modules = [*getattr(decoder, "layers", ()), getattr(decoder, "norm", None)]
+    return [module for module in modules if isinstance(module, nn.Module)]
 
 
 def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> list[Optimizer]:
@@ -312,7 +379,7 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     optimizers: list[Optimizer] = []
     decay, betas = training.weight_decay, (0.9, training.adam_beta2)
     if training.optimizer == "muon":
-        optimizers.append(torch.optim.Muon(hidden, lr=training.lr_muon, weight_decay=decay))
+        optimizers.append(Muon(hidden, lr=training.lr_muon, weight_decay=decay))
     else:
         rest = hidden + rest
     if training.optimizer in ("sgd", "rmsprop"):

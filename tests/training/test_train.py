@@ -27,12 +27,15 @@ from transformers import MistralConfig, MistralForCausalLM
 from beliefedit.config import ModelConfig, PretrainingConfig
 from beliefedit.errors import ConfigError, TrainingError
 from beliefedit.lm.model import build_model, load_model, save_model
+from beliefedit.lm.prefix_tree import tree_mask
 from beliefedit.lm.scoring import generate, score
 from beliefedit.lm.tokenizer import train_tokenizer
-from beliefedit.training import checkpoint
+from beliefedit.training import attention, checkpoint
 from beliefedit.training.data import Batches, Documents, encode_documents, pack_best_fit, prefetch
 from beliefedit.training.loss import TrainingLoss, evaluate, precision
+from beliefedit.training.muon import Muon
 from beliefedit.training.train import (
+    _STEPS_BETWEEN_READS,
     Trainer,
     _batches,
     build_optimizers,
@@ -40,6 +43,7 @@ from beliefedit.training.train import (
     train,
 )
 
+GPU_ATTENTION = attention.NAME
 TINY = ModelConfig(vocab_size=400, size=None, hidden_size=32, n_layers=2)
 FACTS = {"ada lovelace": "london", "alan turing": "manchester", "grace hopper": "new york", "emmy noether": "bryn mawr",
          "marie curie": "paris", "lise meitner": "berlin"}
@@ -52,6 +56,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """FlexAttention refuses to compute gradients on CPUs, though its reference code can."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
 
 
 @pytest.fixture(scope="module")
@@ -271,11 +281,13 @@ def test_a_resumed_reader_continues():
     assert not np.array_equal(whole[0][2].ids, next(batches.read(1))[2].ids)
 
 
+@pytest.mark.filterwarnings("ignore")  # FlexAttention is slow without compilation, and compiles with warnings
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("packed", "groups", "attention"), [
-    (True, 1, "eager"), (True, 1, "sdpa"), (True, None, "eager"), (False, None, "eager")])
-def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, groups, attention,
-                                                                       smoothing):
+@pytest.mark.parametrize(("packed", "groups", "implementation"), [
+    (True, 1, "eager"), (True, 1, "sdpa"), (True, None, "eager"), (False, None, "eager"), (True, 1, GPU_ATTENTION),
+    (False, None, GPU_ATTENTION)])
+def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, tmp_path, packed, groups, implementation,
+                                                                       smoothing, flex_on_cpu):
     folder, tokenizer, _ = corpus
     documents = encode_documents(folder, tokenizer, tmp_path)
     model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0))
@@ -291,13 +303,111 @@ def test_loss_and_gradient_of_a_batch_are_those_of_its_documents_alone(corpus, t
     expected.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad()
-    model.set_attn_implementation(attention)
-    loss, found_nll = TrainingLoss(model, smoothing)(*map(torch.from_numpy, batch.arrays))
+    model.set_attn_implementation(implementation)
+    inputs = batch.inputs(length_multiple=128, n_multiple=512) if implementation == GPU_ATTENTION else batch.inputs()
+    loss, found_nll = TrainingLoss(model, smoothing)(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     loss.backward()
     assert n_targets == batch.n_targets and (batch.n_unique_tokens < batch.n_tokens) == bool(groups)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and found_nll.item() == pytest.approx(nll, rel=1e-5)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_of_attention_are_those_of_the_dense_mask():
+    generator = np.random.default_rng(0)
+    for _ in range(20):  # random trees in preorder, some in a row, with padding at the end
+        length, parents = 384, [-1]
+        for node in range(1, 300):
+            path = [node - 1]  # the nodes that can have another child are the ancestors of the last one
+            while parents[path[-1]] >= 0:
+                path.append(parents[path[-1]])
+            parents.append(-1 if generator.random() < 0.02 else path[min(int(generator.geometric(0.8)) - 1, len(path) - 1)])
+        ends = np.zeros(length, dtype=np.int64)
+        for node in reversed(range(300)):
+            ends[node] = max(ends[node], node + 1)
+            if parents[node] >= 0:
+                ends[parents[node]] = max(ends[parents[node]], ends[node])
+        ends = torch.from_numpy(np.stack([ends, np.where(np.arange(length) < 200, length, 0)]))
+        dense = tree_mask(torch.arange(length)[None], ends)
+        blocks = attention.block_mask(ends)
+        index = torch.arange(length)
+        assert torch.equal(blocks.mask_mod(torch.arange(2)[:, None, None], 0, index[:, None], index), dense[:, 0])
+        tiles = dense[:, 0].view(2, 3, 128, 3, 128).permute(0, 1, 3, 2, 4).flatten(3)
+        listed = np.zeros((2, 3, 3), dtype=int)  # 1: some, 2: all
+        for value, n_blocks, indices in ((1, blocks.kv_num_blocks, blocks.kv_indices), (2, blocks.full_kv_num_blocks, blocks.full_kv_indices)):
+            for row in range(2):
+                for query in range(3):
+                    for key in indices[row, 0, query, :int(n_blocks[row, 0, query])].tolist():
+                        assert not listed[row, query, key]
+                        listed[row, query, key] = value
+        assert ((listed > 0) == tiles.any(3).numpy()).all() and tiles.all(3).numpy()[listed == 2].all()
+
+
+@pytest.mark.filterwarnings("ignore")  # FlexAttention is slow without compilation, and compiles with warnings
+def test_compiled_layers_share_one_graph_and_new_batches_do_not_compile_again(corpus, tmp_path, flex_on_cpu):
+    folder, tokenizer, _ = corpus
+    documents = encode_documents(folder, tokenizer, tmp_path)
+    model = build_model(TINY, tokenizer, torch.Generator().manual_seed(0)).train()
+    model.set_attn_implementation(GPU_ATTENTION)
+    torch._dynamo.reset()
+    counts = torch._dynamo.utils.counters["stats"]
+    before = counts["unique_graphs"]
+    for layer in model.model.layers:
+        layer.compile(dynamic=False, backend="aot_eager")
+    batches = Batches(documents, np.arange(len(documents.lengths)), PretrainingConfig(
+        sequence_length=64, batch_tokens=256), packed=True, seed=0).read()
+    losses = []
+    for (_, _, batch), _ in zip(batches, range(4), strict=False):
+        inputs = {name: torch.from_numpy(array) for name, array in batch.inputs(length_multiple=128, n_multiple=512).items()}
+        losses.append(TrainingLoss(model, 0.0)(**inputs)[0])
+        losses[-1].backward()
+        with torch.compiler.set_stance("force_eager"):
+            assert TrainingLoss(model, 0.0)(**inputs)[1].item() == pytest.approx(losses[-1].item(), rel=1e-5)
+    assert counts["unique_graphs"] - before == 1 and len({loss.item() for loss in losses}) > 1
+
+
+@pytest.mark.filterwarnings("ignore")  # FlexAttention is slow without compilation, and compiles with warnings
+def test_the_step_of_a_gpu_learns_the_same_on_a_cpu(corpus, tmp_path, monkeypatch, flex_on_cpu):
+    """Attention by blocks, padded inputs, and losses that are read every few steps."""
+    folder, tokenizer, _ = corpus
+    training = quick(token_budget=8_000, n_evals=2, lr=1e-3)
+    plain = train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "plain", seed=1, device="cpu")
+    initialize = Trainer.__post_init__
+
+    def as_on_a_gpu(trainer):
+        initialize(trainer)
+        trainer.attention = GPU_ATTENTION
+        trainer.model.set_attn_implementation(GPU_ATTENTION)
+
+    monkeypatch.setattr(Trainer, "__post_init__", as_on_a_gpu)
+    monkeypatch.setitem(_STEPS_BETWEEN_READS, "cpu", 7)
+    other = train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "other", seed=1, device="cpu")
+    assert other["step"].to_list() == plain["step"].to_list() and plain["step"][-1] > 14
+    for column in ("train_loss", "eval_loss"):
+        assert (other[column] - plain[column]).abs().max() < 1e-4
+
+
+def test_models_with_small_heads_use_dense_masks(corpus):
+    assert not attention.supports(build_model(TINY, corpus[1], torch.Generator()))
+    assert attention.supports(build_model(ModelConfig(size="small"), corpus[1], torch.Generator()))
+
+
+def test_muon_of_many_matrices_is_torch_s_own():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(32, 32)] * 3 + [(64, 32)] * 2 + [(32, 64)]
+    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    others = [weight.detach().clone().requires_grad_() for weight in weights]
+    optimizer, other = Muon(weights, lr=0.02, weight_decay=0.1), torch.optim.Muon(others, lr=0.02, weight_decay=0.1)
+    for _ in range(3):
+        for weight, copy in zip(weights, others, strict=True):
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            copy.grad = weight.grad.clone()
+        optimizer.step()
+        other.step()
+    for weight, copy in zip(weights, others, strict=True):
+        torch.testing.assert_close(weight, copy, rtol=0, atol=2e-4)  # products are rounded to bfloat16
+    for state, expected in zip(optimizer.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True):
+        torch.testing.assert_close(state["momentum_buffer"], expected["momentum_buffer"])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -461,12 +571,16 @@ def test_a_damaged_checkpoint_is_named(saved, tmp_path, damage):
         checkpoint.load_checkpoint(tmp_path, *saved, "a")
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_checkpoint(corpus, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_step_and_batch_and_keeps_the_checkpoint(corpus, tmp_path, monkeypatch):
     folder, tokenizer, _ = corpus
     with pytest.raises(TrainingError) as caught:
         train_and_save(folder, tokenizer, TINY, quick(token_budget=10**6, lr=1e18, warmup_fraction=0.5, checkpoint_seconds=0.0, max_grad_norm=1e30),
               folder=tmp_path, device="cpu")
     step = int(re.search(r"the loss is \S+ at step (\d+)", str(caught.value)).group(1))
+    monkeypatch.setitem(_STEPS_BETWEEN_READS, "cpu", 4)
+    with pytest.raises(TrainingError, match=rf"the loss is \S+ at step {step}\n"):  # read later, the same step
+        train_and_save(folder, tokenizer, TINY, quick(token_budget=10**6, lr=1e18, warmup_fraction=0.5, max_grad_norm=1e30),
+                       folder=tmp_path / "later", device="cpu")
     assert re.search(r"epoch 0, batch \d+: documents \[\d+, ", str(caught.value))
     assert "lower pretraining.lr" in str(caught.value)
     assert json.loads(state_of(tmp_path))["step"] == step - 1
@@ -533,13 +647,7 @@ assert distributed.init(torch.device("cpu")).n_processes == 1
     assert one["train_loss"][-1] < one["train_loss"][0] - 1
     assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
 
-    loss_of = Trainer._loss_of
-
-    def in_shares(trainer, batch):
-        losses = [loss_of(trainer, batch.share(rank, 2)) for rank in range(2)]
-        return tuple(map(sum, zip(*losses, strict=True)))
-
-    monkeypatch.setattr(Trainer, "_loss_of", in_shares)
+    monkeypatch.setattr(Trainer, "_shares", lambda trainer, batch: [trainer._tensors(batch.share(rank, 2)) for rank in range(2)])
     train_and_save(folder, tokenizer, TINY, training, folder=tmp_path / "shares", seed=3, device="cpu")
     together, weights, at_once = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "shares", "one"))
     for name, weight in weights.items():

@@ -1,0 +1,33 @@
+"""benchmarks/gpu.py runs on any machine: its steps end and write what they measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = {"versions", "ceiling", "equality", "throughput", "learning", "corpus", "pretraining", "edits", "tables", "profile"}
+
+
+def test_every_step_of_the_gpu_benchmark_ends_with_a_result(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--quick", "--out", str(tmp_path)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in STEPS}
+    assert not [name for name, result in results.items() if "error" in result]
+    assert all("error" not in row and row["tokens_per_second"] > 0 for row in results["throughput"].values())
+    assert max(results["equality"].values()) < 1e-5
+    metrics = results["pretraining"]["metrics"]
+    assert len(metrics) == 3 and metrics[-1]["train_loss"] < metrics[0]["train_loss"]
+    assert results["tables"]["n_edits"] == 24 and json.loads((tmp_path / "summary.json").read_text())["lora"]
+
+
+def test_a_step_that_fails_writes_its_error_and_the_next_one_runs(tmp_path):
+    """Throughput needs the ceiling, which is not measured here."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--quick", "--out", str(tmp_path), "--steps", "throughput", "corpus"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 1 and "failed: throughput" in finished.stdout
+    assert "KeyError" in json.loads((tmp_path / "throughput.json").read_text())["error"]
+    assert json.loads((tmp_path / "corpus.json").read_text())["statistics"]["facts"] >= 60
