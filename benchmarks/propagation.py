@@ -1,0 +1,197 @@
+"""How far does an edit reach? Downstream accuracy by support, by layer and by depth of the model.
+
+    python benchmarks/propagation.py [--out FOLDER] [--objects 6 12 25 50 100] [--seeds 3]
+    python benchmarks/propagation.py --graph FOLDER --objects 5 10 20 40 80
+
+A world has pairs of relations in which the upstream object determines the downstream object, and
+40 % of the subjects have no sentence about their downstream facts. Support is the number of
+subjects with stated downstream facts per upstream object: with few upstream objects the world is
+regular, and a model infers unstated facts. For each number of upstream objects and each seed the
+script trains a model, edits upstream facts with every editor, and compares the answers on
+downstream facts with the agent's. ``--graph`` cuts another graph to its most frequent upstream
+objects (`graph.max_upstream_objects`) instead. Finished points are not repeated.
+
+It writes ``propagation.json`` (means with 95 % intervals of a bootstrap over subjects, seeds
+pooled), ``propagation.html`` (figures) and one Parquet file with a row per edit.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+import beliefedit as be
+from beliefedit import analysis
+from beliefedit.analysis.corpus import upstream_support
+from beliefedit.config import EditConfig
+from beliefedit.evaluation.edits import gather, run_editor
+from beliefedit.evaluation.metrics import bootstrap_interval
+from beliefedit.plots.style import DASHES, NEUTRAL, SERIES, figure
+from beliefedit.store import atomic_path, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SUCCESS, DOWNSTREAM = "same_subject_same_relation", "same_subject_other_relation"
+OTHER = "other_subject_same_relation"
+ROME = {"steps": 60, "max_norm_ratio": 10.0}
+EDITORS = {
+    "lora": ("lora", {"lr": 3e-3, "append_end_token": True}),
+    "finetune": ("finetune", {"lr": 1e-3}),
+    "memit": ("memit", {"max_norm_ratio": 2.0, "steps": 50}),
+    "grace": ("grace", {}),
+    "in_context": ("in_context", {}),
+}
+BY_LAYER = {"finetune": lambda layer: ("finetune", {"lr": 2e-3, "layers": [layer], "steps": 50}),
+            "rome": lambda layer: ("rome", {**ROME, "layer": layer}),
+            "rome, subject's last token": lambda layer: (
+                "rome", {**ROME, "layer": layer, "edit_token": "subject_last"})}
+"""Editors of one layer; each is run on every layer."""
+MEASURES = {"success": (SUCCESS, "edit success"), "downstream": (DOWNSTREAM, "downstream accuracy"),
+            "other": (OTHER, "accuracy on other subjects")}
+
+
+def editors(n_layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name and settings of every edit method, by label."""
+    layered = {f"{label}, layer {layer}": make(layer) for label, make in BY_LAYER.items()
+               for layer in range(n_layers - ("subject" in label))}  # nothing reads it in the last
+    return EDITORS | layered
+
+
+def point(run: be.Run, folder: Path) -> pl.DataFrame:
+    """A row per edit: editor, case, subject, downstream_stated, success, downstream, other, tv."""
+    path = folder / f"{run.key('model')}.parquet"
+    if path.exists():
+        return pl.read_parquet(path)
+    cases = run.cases.cases.filter("downstream_changes")["case"].to_list()
+    chosen = run.cases.__class__(
+        run.cases.cases.filter(pl.col("case").is_in(cases)),
+        run.cases.queries.filter(pl.col("case").is_in(cases)))
+    frames = []
+    for label, (name, settings) in editors(run.model.config.num_hidden_layers).items():
+        config = EditConfig.model_validate(run.config.edit.model_dump() | {
+            "editors": {name: settings}, "batch_size": 256})
+        working = folder / run.key("model") / label
+        run_editor(run.setup, name, config.editors[name], chosen, config, seed=run.config.seed,
+                   folder=working, max_new_tokens=run.max_answer_tokens)
+        found = gather(working)
+        before = run.beliefs.filter(pl.col("case").is_in(cases))
+        distances = run.distances_before.filter(pl.col("case").is_in(cases))
+        measured = analysis.compute_measures(
+            chosen.cases, chosen.queries, before, found["scores"],
+            distances=(distances, found["distances"]))
+        frames.append(measured.select(
+            pl.lit(label).alias("editor"), "case", "subject", "downstream_stated",
+            **{short: pl.col(f"accuracy_{probe}_after") for short, (probe, _) in MEASURES.items()},
+            tv=pl.col(f"tv_{DOWNSTREAM}_after")))
+    result = pl.concat(frames)
+    with atomic_path(path) as partial:
+        result.write_parquet(partial)
+    return result
+
+
+def describe(run: be.Run) -> dict[str, Any]:
+    """Support, recall and inference accuracy of a point."""
+    support = upstream_support(run.corpus, run.world)
+    last = run.training_metrics.row(-1, named=True)
+    return {"support": float(support["stated"].sum() / support["upstream_objects"].sum()),
+            "upstream_objects": int(support["upstream_objects"].max()),
+            "recall": last["atomic"], "inference": last["inference"],
+            "layers": run.model.config.num_hidden_layers, "seconds": last["seconds"]}
+
+
+def means(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Means with intervals, by world, depth, editor and whether the downstream fact is stated."""
+    generator, results = np.random.default_rng(0), []
+    for stated, part in (("all", rows), ("stated", rows.filter("downstream_stated")),
+                         ("unstated", rows.filter(~pl.col("downstream_stated")))):
+        for key, group in part.group_by("objects", "layers", "editor", maintain_order=True):
+            columns = [*MEASURES, "tv"]
+            values = group.select(pl.col(columns).cast(pl.Float64)).to_numpy()
+            clusters = group.select(pl.struct("seed", "subject").rank("dense"))[:, 0].to_numpy()
+            found = bootstrap_interval(values, clusters, generator, n_resamples=2000, level=0.95)
+            results += [{"objects": key[0], "layers": key[1], "editor": key[2], "facts": stated,
+                         "measure": column, "n": int(found.n[i]), "mean": float(found.mean[i]),
+                         "low": float(found.low[i]), "high": float(found.high[i])}
+                        for i, column in enumerate(columns)]
+    return results
+
+
+def chart(rows: list[dict[str, Any]], worlds: list[dict[str, Any]], title: str,
+          labels: list[str]) -> go.Figure:
+    """Accuracy on unstated downstream facts against support, with the model's own inference."""
+    result = figure(title, x="subjects with a stated downstream fact per upstream object",
+                    y="answers that are the agent's")
+    support = {world["objects"]: world["support"] for world in worlds}
+    inference = pl.DataFrame(worlds).group_by("objects").agg(
+        pl.col("inference").mean(), pl.col("support").mean()).sort("support")
+    result.add_scatter(x=inference["support"], y=inference["inference"], mode="lines+markers",
+                       name="unedited model, facts it has not read",
+                       line={"color": NEUTRAL, "dash": "dot"})
+    for index, label in enumerate(labels):
+        found = sorted((row for row in rows if row["editor"] == label),
+                       key=lambda row: support[row["objects"]])
+        result.add_scatter(
+            x=[support[row["objects"]] for row in found], y=[row["mean"] for row in found],
+            error_y={"array": [row["high"] - row["mean"] for row in found], "symmetric": False,
+                     "arrayminus": [row["mean"] - row["low"] for row in found]},
+            mode="lines+markers", name=label,
+            line={"color": SERIES[index % len(SERIES)], "dash": DASHES[index % len(DASHES)]})
+    return result.update_xaxes(type="log").update_yaxes(range=[0, 1.02])
+
+
+def main() -> None:
+    """Train, edit, and write the curve."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/propagation"))
+    parser.add_argument("--params", default=str(ROOT / "params" / "propagation.yaml"))
+    parser.add_argument("--graph", help="folder of a graph; without it the built-in one")
+    parser.add_argument("--objects", type=int, nargs="+", default=[6, 12, 25, 50, 100])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--layers", type=int, nargs="+", default=[3])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    arguments = parser.parse_args()
+    from beliefedit.config import parse_override
+
+    changes = dict(map(parse_override, arguments.changes))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    frames, worlds = [], []
+    for n_layers in arguments.layers:
+        for n_objects in arguments.objects:
+            for seed in range(arguments.seeds):
+                overrides = {"seed": seed, "model.n_layers": n_layers, **changes}
+                if arguments.graph:
+                    overrides |= {"graph.source": arguments.graph, "graph.max_upstream_objects": n_objects}
+                else:
+                    overrides |= {"graph.demo_upstream_objects": n_objects, "graph.demo_seed": seed}
+                run = be.Run(arguments.out / "runs", arguments.params, overrides)
+                where = {"objects": n_objects, "layers": n_layers, "seed": seed}
+                frames.append(point(run, arguments.out).with_columns(
+                    **{key: pl.lit(value) for key, value in where.items()}))
+                worlds.append(describe(run) | where)
+                print(json.dumps(worlds[-1]), flush=True)
+                rows = means(pl.concat(frames))
+                write_json(arguments.out / "propagation.json", {"worlds": worlds, "means": rows})
+    pl.concat(frames).write_parquet(arguments.out / "edits.parquet")
+    pages = []
+    for n_layers in arguments.layers:
+        of_depth = [world for world in worlds if world["layers"] == n_layers]
+        found = [row for row in rows if row["layers"] == n_layers and row["facts"] == "unstated"
+                 and row["measure"] == "downstream"]
+        labels = [label for label in editors(n_layers) if "layer" not in label]
+        layered = [label for label in editors(n_layers) if label.startswith("finetune, layer")]
+        pages += [chart(found, of_depth, f"Downstream facts after an edit, {n_layers} layers", labels),
+                  chart(found, of_depth, f"Fine-tuning of one of {n_layers} layers", layered)]
+    with atomic_path(arguments.out / "propagation.html") as partial:
+        partial.write_text("".join(page.to_html(full_html=False, include_plotlyjs=number == 0)
+                                   for number, page in enumerate(pages)), encoding="utf-8")
+    for row in rows:
+        if row["measure"] == "downstream" and row["facts"] == "unstated":
+            print(f"{row['layers']} layers, {row['objects']:>4} objects, {row['editor']:<36} "
+                  f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]  n = {row['n']}")
+
+
+if __name__ == "__main__":
+    main()
