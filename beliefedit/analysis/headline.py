@@ -43,6 +43,25 @@ def outcomes(tables: pl.DataFrame) -> pl.DataFrame:
         for label, table, group, probe in OUTCOMES])
 
 
+def outcome_by_run(runs: Mapping[str, Sequence[Mapping[str, Any]]], n: int
+                   ) -> tuple[str, list[dict[str, Any]]]:
+    """One outcome of several runs: downstream facts that should change, or else edit success.
+
+    Args:
+        runs: name of a run -> its rows of `outcomes`.
+        n: number of runs to take; the first ones that have the outcome.
+
+    Returns:
+        The label of the outcome, and rows as of `outcomes` with the name of the run as outcome.
+    """
+    for label in (OUTCOMES[1][0], OUTCOMES[0][0]):
+        found = {name: [{**row, "outcome": name} for row in rows if row["outcome"] == label]
+                 for name, rows in runs.items()}
+        if shown := list(filter(None, found.values()))[:n]:
+            return label, [row for rows in shown for row in rows]
+    return "", []
+
+
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     """The result in one sentence; ranges are over editors.
 

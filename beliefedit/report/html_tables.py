@@ -84,13 +84,16 @@ _COLUMNS = (
         ("T/F", "true_false"), ("not", "negation"), ("and", "conjunction"),
         ("or", "disjunction"))))
 """Columns of the main table: group, name, measure."""
+_PARTS = (("answers, higher is better", _COLUMNS[:1 + len(PROBES)]),
+          ("errors, lower is better", _COLUMNS[1 + len(PROBES):]))
+"""The parts of the main table on a page, one below the other: caption, columns."""
 
 
 def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
     """HTML of the paper's main table: the model before editing, a row per editor, and the agent.
 
-    A cell of an editor has the mean after the edit, and the difference from the mean before it.
-    Links save the table as CSV and as LaTeX (booktabs).
+    It is in two parts, answers and errors. A cell of an editor has the mean after the edit, and the
+    difference from the mean before it. Links save the table as CSV and as LaTeX (booktabs).
 
     Args:
         tables: from `analysis.build_tables`.
@@ -99,22 +102,25 @@ def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
     rows = _main_rows(tables, table)
     if not rows:
         return ""
-    body = []
-    for name, cells in rows.items():
-        texts = []
-        for _, _, measure in _COLUMNS:
-            after, change = (cells.get((measure, state)) for state in ("after", "difference"))
-            text = "–" if after is None else _with_interval(*after, 2)
-            if change is not None:
-                text += f" Δ&nbsp;{_with_interval(*change, 2, signed=True)}"
-            texts.append(text)
-        body.append([html.escape(name), *texts])
-    head = [["", *(group for group, *_ in _COLUMNS)], ["", *(name for _, name, _ in _COLUMNS)]]
     n = _counts(_pooled(tables, table).filter(measure="p_request")["n"])
-    shown = html_table(head, body, f"{table_title(table)} (n = {n})")
+    shown = ""
+    for part, columns in _PARTS:
+        body = [[html.escape(name), *(_main_cell(cells, measure) for *_, measure in columns)]
+                for name, cells in rows.items()]
+        head = [["", *(group for group, *_ in columns)], ["", *(name for _, name, _ in columns)]]
+        shown += html_table(head, body, f"{table_title(table)} (n = {n}): {part}")
     return f'<div class="main-table">{shown}</div>' + downloads({
         f"{table}-by-editor.csv": csv_bytes(_main_csv(rows)),
         f"{table}-by-editor.tex": _main_latex(rows, table, n).encode()})
+
+
+def _main_cell(cells: Mapping[tuple[str, str], _Mean], measure: str) -> str:
+    """The mean after the edit and the difference, each with its interval, on a line each."""
+    after, change = (cells.get((measure, state)) for state in ("after", "difference"))
+    lines = [] if after is None else [_with_interval(*after, 2)]
+    if change is not None:
+        lines.append(f"Δ&nbsp;{_with_interval(*change, 2, signed=True)}")
+    return " ".join(f'<span style="display:inline-block">{line}</span>' for line in lines) or "–"
 
 
 _Mean = tuple[float | None, float | None, float | None]
