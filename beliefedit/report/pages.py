@@ -322,7 +322,8 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
         ReportError: no sub-folder holds a run.
     """
     runs = {path.parent.name: read_record(path.parent) for path in folder.glob(f"*/{SUMMARY}")}
-    runs = dict(sorted(runs.items(), key=lambda item: [*map(_rank, item[1]["point"].values())]))
+    runs = dict(sorted(runs.items(), key=lambda run: (
+        [*map(_rank, run[1]["point"].values())], run[0])))
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
                           hint="give the folder of a sweep")
