@@ -327,7 +327,7 @@ def test_summary(result):
 class Cells(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.rows, self.tags = [], set()
+        self.rows, self.tags, self.inside = [], set(), False
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
@@ -335,9 +335,13 @@ class Cells(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside &= tag not in ("td", "th")
 
     def handle_data(self, data):
-        if self.rows and self.rows[-1]:
+        if self.inside:
             self.rows[-1][-1] += data
 
 

@@ -161,12 +161,17 @@ def test_widgets_become_a_note_and_their_last_state(tmp_path):
              "out": {"state": {"_model_name": "OutputModel", "outputs": [
                  {"output_type": "display_data", "data": {PLOTLY: plot()}, "metadata": {}}]}}}
     view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
-    cells = notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}})
-    page = exported(tmp_path, cells)
-    assert "open the notebook in JupyterLab" in page and "VBox(" not in page and "playground" not in page
-    state["box"]["state"]["_dom_classes"] = ["be-page"]
-    assert "<code>beliefedit playground --run .</code> in the folder of this run" in exported(tmp_path, cells)
+    page = exported(tmp_path, notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    assert "open the notebook in JupyterLab" in page and "VBox(" not in page and "beliefedit playground" not in page
     assert sum(attrs.get("class") == "plot" for _, attrs in _Page(page).elements) == 1
+
+
+def test_the_still_of_the_playground_names_its_command(tmp_path):
+    state = {"page": {"state": {"_model_name": "VBoxModel", "_dom_classes": ["be-page"], "children": ["IPY_MODEL_text"]}},
+             "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}}}
+    view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "page"}, "text/plain": ""})
+    page = exported(tmp_path, notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    assert "run <code>beliefedit playground --run .</code> in the folder of this run, or open the notebook" in page
 
 
 def test_pictures_are_inside_and_cannot_run_scripts(tmp_path):
