@@ -311,18 +311,18 @@ def csv_bytes(frame: pl.DataFrame) -> bytes:
     return harmless.write_csv().encode()
 
 
-_TYPES = {".csv": "text/csv", ".svg": "image/svg+xml", ".tex": "text/x-tex"}
+_TYPES = {".csv": ("CSV", "text/csv"), ".svg": ("SVG", "image/svg+xml"),
+          ".tex": ("LaTeX", "text/x-tex")}
 
 
 def downloads(files: Mapping[str, bytes]) -> str:
     """Links that save files (name -> content); the links themselves contain the files."""
     links = []
     for name, content in files.items():
-        kind = _TYPES[name[name.rindex("."):]]
+        label, kind = _TYPES[name[name.rindex("."):]]
         data = base64.b64encode(content).decode()
-        links.append(f'<a download="{html.escape(name)}" '
-                     f'href="data:{kind};charset=utf-8;base64,{data}">'
-                     f"save as {html.escape(name)}</a>")
+        links.append(f'<a download="{html.escape(name)}" title="{html.escape(name)}" '
+                     f'href="data:{kind};charset=utf-8;base64,{data}">save as {label}</a>')
     return f'<span class="downloads">{" · ".join(links)}</span>'
 
 

@@ -248,7 +248,7 @@
   all("main table").forEach(prepare);
 
   /* Files: a table without a link to save it gets one, and what is saved can also be copied. */
-  const slug = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  const slug = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-+|-+$/g, "");
   const text_of = (cell) => cell.textContent.replace(/\s+/g, " ").trim();
 
   function csv(table) {
@@ -264,8 +264,9 @@
     if (box.querySelector("a[download]")) continue;
     for (const table of tables) {
       const name = slug(table.caption?.textContent ?? "") || slug(headingBefore(table)) || "table";
+      const file = `${table.closest("[data-file]").dataset.file}${name}.csv`;
       const link = Object.assign(document.createElement("a"), {
-        textContent: `save as ${name}.csv`, download: `${table.closest("[data-file]").dataset.file}${name}.csv`,
+        textContent: "save as CSV", download: file, title: file,
         href: `data:text/csv;charset=utf-8,${encodeURIComponent(csv(table))}`,
       });
       (table.closest(".belief-table") ?? table).after(links(link));
