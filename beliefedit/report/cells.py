@@ -36,7 +36,8 @@ OUTSIDE = re.compile(
     r"(?:\"[^\"]*\"|'[^']*'|[^\s>]+)(?=[^<>]*>)",
     re.IGNORECASE | re.DOTALL)
 """HTML that loads something from another address; the page's policy forbids it."""
-PLAYGROUND = Markup("<code>beliefedit playground --run .</code> in the folder of this run")
+PLAYGROUND = Markup("<code>beliefedit playground --run .</code> in the folder of the run, which "
+                    "holds <code>index.html</code>")
 """The command that opens the playground; a page does not know the path of its run."""
 INTERACTIVE_NOTE = Markup(
     '<p class="note">Interactive part: to use it, {}open the notebook in JupyterLab. '

@@ -84,8 +84,8 @@ _COLUMNS = (
         ("T/F", "true_false"), ("not", "negation"), ("and", "conjunction"),
         ("or", "disjunction"))))
 """Columns of the main table: group, name, measure."""
-_PARTS = (("answers, higher is better", _COLUMNS[:1 + len(PROBES)]),
-          ("errors, lower is better", _COLUMNS[1 + len(PROBES):]))
+_PARTS = (("Answers: higher is better", _COLUMNS[:1 + len(PROBES)]),
+          ("Errors: lower is better", _COLUMNS[1 + len(PROBES):]))
 """The parts of the main table on a page, one below the other: caption, columns."""
 
 
@@ -103,12 +103,12 @@ def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
     if not rows:
         return ""
     n = _counts(_pooled(tables, table).filter(measure="p_request")["n"])
-    shown = ""
+    shown = f"<h4>{html.escape(table_title(table))} (n = {n})</h4>"
     for part, columns in _PARTS:
         body = [[html.escape(name), *(_main_cell(cells, measure) for *_, measure in columns)]
                 for name, cells in rows.items()]
         head = [["", *(group for group, *_ in columns)], ["", *(name for _, name, _ in columns)]]
-        shown += html_table(head, body, f"{table_title(table)} (n = {n}): {part}")
+        shown += html_table(head, body, part)
     return f'<div class="main-table">{shown}</div>' + downloads({
         f"{table}-by-editor.csv": csv_bytes(_main_csv(rows)),
         f"{table}-by-editor.tex": _main_latex(rows, table, n).encode()})
@@ -181,7 +181,7 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
         spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(group)}}}")
         rules += f"\\cmidrule(lr){{{column}-{column + width - 1}}}" if group else ""
         column += width
-    lines = [spans, ["", *(_latex(name) for _, name, _ in _COLUMNS)]]
+    lines = [spans, ["", *(_stacked(name) for _, name, _ in _COLUMNS)]]
     for name, cells in rows.items():
         for state, label in (("after", _latex(name)), ("difference", "\\quad difference")):
             values = [cells.get((measure, state)) for *_, measure in _COLUMNS]
@@ -191,8 +191,8 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
                     "$" + number(value[0], 2, state == "difference").replace("−", "-") + "$"
                     for value in values)])
     first, second, *body = (" & ".join(line) + r" \\" for line in lines)
-    caption = _latex(f"{table_title(table)} (n = {n}). Means after the edit; differences from the "
-                     "means before it.")
+    caption = (f"{_latex(table_title(table))} (n~=~{_latex(n)}). Means after the edit; differences "
+               "from the means before it.")
     return "\n".join([
         "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", r"\begin{table}",
         r"\centering", f"\\caption{{{caption}}}", r"\resizebox{\textwidth}{!}{%",
@@ -202,12 +202,18 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
 
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "’": "'", "…": r"\dots{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}})
+    "’": "'", "–": "--", "…": r"\dots{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}})
 
 
 def _latex(text: str) -> str:
     """Text as LaTeX."""
     return text.translate(_LATEX)
+
+
+def _stacked(name: str) -> str:
+    """The name of a column as LaTeX, a word per line, so that the table stays narrow."""
+    lines = r"\\".join(map(_latex, name.split()))
+    return rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{lines}\end{{tabular}}"
 
 
 _KEY = ("run", "params", "editor", "seed")

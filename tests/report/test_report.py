@@ -171,7 +171,7 @@ def test_the_still_of_the_playground_names_its_command(tmp_path):
              "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}}}
     view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "page"}, "text/plain": ""})
     page = exported(tmp_path, notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
-    assert "run <code>beliefedit playground --run .</code> in the folder of this run, or open the notebook" in page
+    assert "run beliefedit playground --run . in the folder of the run, which holds index.html" in _Page(page).text
 
 
 def test_pictures_are_inside_and_cannot_run_scripts(tmp_path):
