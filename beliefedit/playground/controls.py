@@ -97,8 +97,9 @@ class RequestForm(Settling, ipw.VBox):
         self.facts, self.changed = facts, changed
         self.example = ipw.Dropdown(
             description="Example", options=[("choose an edit", None), *(
-                (str(fact), fact) for fact in dict.fromkeys(examples))], style=LABEL,
-            tooltip="Fill the fields with an example", layout={"width": "min(600px, 100%)"})
+                (str(fact), fact) for fact in dict.fromkeys(examples))],
+            tooltip="Fill the fields with an example", style={"description_width": "auto"},
+            layout={"width": "min(600px, 100%)"})
         self.subject = self._finder("subject", "Subject", self._subject_chosen)
         self.relation = self._finder("relation", "Relation", self._relation_chosen)
         self.object = self._finder("object", "New object", self._changed)

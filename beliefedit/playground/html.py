@@ -216,7 +216,7 @@ def _moved(change: FactChange, subject: str) -> str:
     for name, role, before, after in (
             ("agent", "agent", change.p_agent_before, change.p_agent),
             ("LM", "after", change.p_before, change.p_after)):
-        values = f"{number(before)} → {number(after)}"
+        values = number(before) + ("" if math.isnan(after) else f" → {number(after)}")
         spoken.append(f"{name} {values}")
         lanes += f'<div class="be-lane" data-lane="{role}"><span>'
         if not math.isnan(before):
