@@ -43,23 +43,18 @@ def outcomes(tables: pl.DataFrame) -> pl.DataFrame:
         for label, table, group, probe in OUTCOMES])
 
 
-def outcome_by_run(runs: Mapping[str, Sequence[Mapping[str, Any]]], n: int
-                   ) -> tuple[str, list[dict[str, Any]]]:
-    """One outcome of several runs: downstream facts that should change, or else edit success.
+def outcomes_by_run(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Edit success of several runs, then their downstream facts that should change.
 
     Args:
         runs: name of a run -> its rows of `outcomes`.
-        n: number of runs to take; the first ones that have the outcome.
 
     Returns:
-        The label of the outcome, and rows as of `outcomes` with the name of the run as outcome.
+        Rows as of `outcomes`, whose outcome is "edit success, <name of the run>".
     """
-    for label in (OUTCOMES[1][0], OUTCOMES[0][0]):
-        found = {name: [{**row, "outcome": name} for row in rows if row["outcome"] == label]
-                 for name, rows in runs.items()}
-        if shown := list(filter(None, found.values()))[:n]:
-            return label, [row for rows in shown for row in rows]
-    return "", []
+    return [{**row, "outcome": f"{short}, {name}"}
+            for (label, *_), short in zip(OUTCOMES, ("edit success", "downstream"), strict=False)
+            for name, rows in runs.items() for row in rows if row["outcome"] == label]
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -54,18 +54,20 @@ def tables_html(frame: pl.DataFrame) -> str:
 
 
 def comparison_html(frame: pl.DataFrame, table: str) -> str:
-    """HTML of runs and editors, a row each: means after the edit, then paired differences.
+    """HTML of runs and editors, folded, a row each: means after the edit, then paired differences.
 
     ``frame`` comes from `analysis.compare` or `analysis.compare_editors` with this ``table``.
     """
     heads = [name for name in _KEY if name == "editor" or frame[name].n_unique() > 1]
+    if "run" in heads and frame["run"].equals(frame["params"]):  # a sweep
+        heads.remove("run")
     blocks: dict[tuple[str, ...], dict[str, dict]] = {}
     for row in frame.filter(state="after").iter_rows(named=True):
         seed = "all" if row["seed"] is None else str(row["seed"])
         key = (*(row[name] for name in _KEY[:-1]), seed)
         blocks.setdefault(key, {})[row["measure"]] = row
-    parts = [f"<h4>{html.escape(table_title(table))}</h4>", *_side_by_side(
-        "after the edit", blocks, [*heads, "edits"], lambda row: _cell(row, decimals=2), "n")]
+    parts = _side_by_side("after the edit", blocks, [*heads, "edits"],
+                          lambda row: _cell(row, decimals=2), "n")
     others = {key: block for key, block in list(blocks.items())[1:] if key[-1] == "all"}
     if others:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
@@ -73,7 +75,8 @@ def comparison_html(frame: pl.DataFrame, table: str) -> str:
         parts += _side_by_side(
             f"compared with {reference} on the same requests; bold: the difference is at least the "
             "smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
-    return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
+    return folded(table_title(table), "".join([
+        *parts, csv_link(frame, f"compared-{table}.csv")]))
 
 
 _COLUMNS = (

@@ -24,7 +24,7 @@ import polars as pl
 from markupsafe import Markup
 
 from beliefedit import __version__
-from beliefedit.analysis.headline import QUESTION, headline, outcome_by_run, outcomes
+from beliefedit.analysis.headline import QUESTION, headline, outcomes, outcomes_by_run
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.analysis.tables import compare
 from beliefedit.config import AnalysisConfig
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).with_name("templates")
 PICTURE = "result"
 """Name of the picture beside the index of a run or sweep, as PNG and SVG."""
-N_DRAWN = 20  # runs of a sweep in its chart
+N_DRAWN = 10  # runs of a sweep in its chart
 _ACCURACIES = {
     "atomic": "atomic statements answered correctly",
     "true_false": "true/false sentences classified correctly",
@@ -342,16 +342,16 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     page.headings = [Heading(2, "Runs", "runs"),
                      *(Heading(2, part["title"], part["anchor"]) for part in shown)]
     result, links = {"question": QUESTION, "chart": ""}, {}
-    outcome, by_run = outcome_by_run({
-        label: record.get("outcomes", ()) for label, record in _labelled(runs).items()}, N_DRAWN)
-    if by_run:
+    drawn = dict(itertools.islice(_labelled(runs).items(), N_DRAWN))
+    if by_run := outcomes_by_run({
+            label: record.get("outcomes", ()) for label, record in drawn.items()}):
+        title = "Edit success and downstream facts that should change, by run"
+        page.headings.insert(0, Heading(2, title, "result"))
+        page.description = "{} Ranges are over editors and runs.".format(headline(
+            [row for record in runs.values() for row in record.get("outcomes", ())]))
         level = next(iter(runs.values()))["config"]["analysis"].get("level", 0.95)
-        of_all = [row for record in runs.values() for row in record.get("outcomes", ())]
-        page.description = f"{headline(of_all)} Ranges are over editors and runs."
-        page.headings.insert(0, Heading(2, f"{outcome}, by run", "result"))
-        n = f"The chart shows the first {N_DRAWN} runs." if len(runs) > N_DRAWN else ""
-        result |= {"title": f"{outcome}, by run", "note": n} | _chart(
-            by_run, f"{page.title}. {outcome}", level, page, folder)
+        note = f"The chart shows the first {N_DRAWN} runs." if len(runs) > N_DRAWN else ""
+        result |= {"title": title, "note": note} | _chart(by_run, page.title, level, page, folder)
         links = {"image": f"{PICTURE}.png"}
     target = folder / "index.html"
     write_text(target, _html("comparison.html.j2", page=page, head={}, links=links, keys=keys,

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from beliefedit.analysis import outcomes, verdict
-from beliefedit.analysis.headline import OUTCOMES, outcome_by_run
+from beliefedit.analysis.headline import outcomes_by_run
 from beliefedit.analysis.populations import TABLES
 from beliefedit.analysis.tables import exceeds
 from beliefedit.config import AnalysisConfig
@@ -84,14 +84,13 @@ def test_the_headline_gives_success_and_downstream_facts(means, sentence):
     assert verdict.sentences(rows)[0].replace("\u00a0", " ") == f"Edited models {sentence}"
 
 
-def test_runs_are_told_apart_by_downstream_facts_or_by_edit_success():
-    without, first, second = (outcome_rows(*means).to_dicts() for means in (([0.9],), ([0.9], [0.1]), ([0.8, 1.0], [0.2, 0.3])))
-    label, rows = outcome_by_run({"a": without, "b": first, "c": second}, 9)
-    assert label == OUTCOMES[1][0]
+def test_the_outcomes_of_runs_are_edit_success_and_downstream_facts():
+    first, second = (outcome_rows(*means).to_dicts() for means in (([0.9], None, [0.5]), ([0.8, 1.0], [0.2, 0.3])))
+    rows = outcomes_by_run({"b": first, "a": second, "none": []})
     assert [(row["outcome"], row["editor"], row["mean"]) for row in rows] == [
-        ("b", "lora", 0.1), ("c", "lora", 0.2), ("c", "rome", 0.3)]
-    assert outcome_by_run({"b": first, "c": second}, 1)[1] == rows[:1]
-    assert outcome_by_run({"a": without, "b": []}, 9)[0] == OUTCOMES[0][0] and outcome_by_run({"b": []}, 9) == ("", [])
+        ("edit success, b", "lora", 0.9), ("edit success, a", "lora", 0.8), ("edit success, a", "rome", 1.0),
+        ("downstream, a", "lora", 0.2), ("downstream, a", "rome", 0.3)]
+    assert outcomes_by_run({"none": []}) == []
 
 
 def test_the_verdict_is_a_headline_and_at_most_three_sentences():

@@ -323,7 +323,7 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
                "figure": plot(title="Side by side")}
     page = _Page(report.write_comparison(tmp_path, [section]).read_text())
     for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side",
-                 *HOSTILE[:2], "Edit success, by run", "requested answer in 75\u00a0% of the edits"):
+                 *HOSTILE[:2], "Edit success and downstream facts that should change, by run", "requested answer in 75\u00a0% of the edits"):
         assert text in page.text
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a" and not attrs["href"].startswith("data:")]
     assert links == ["#result", "#runs", "#part-0", "#result", "#runs", "seed%3D0/index.html", "seed%3D1/index.html",
@@ -344,13 +344,13 @@ def test_the_chart_of_a_sweep_has_its_runs_by_value(tmp_path):
     assert meta["og:description"].endswith("Ranges are over editors and runs.")
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "result.svg").read_text()
-    places = [svg.index(f">n_facts = {label}<") for label in ("9", "10", "&lt;x&gt;")]
+    places = [svg.index(f">edit success, n_facts = {label}<") for label in ("9", "10", "&lt;x&gt;")]
     assert places == sorted(places) and "<x>" not in svg
-    for number in range(21):  # equal labels: the folders name the runs
+    for number in range(11):  # equal labels: the folders name the runs
         run_folder(tmp_path / "many" / f"m={number:02d}", point={"m": 0})
     text = _Page(report.write_comparison(tmp_path / "many").read_text()).text
     svg = (tmp_path / "many" / "result.svg").read_text()
-    assert "The chart shows the first 20 runs." in text and ">m=00<" in svg and svg.count(">m=") == 20
+    assert "The chart shows the first 10 runs." in text and ">edit success, m=00<" in svg and svg.count(", m=") == 10
 
 
 def test_the_header_of_a_notebook_is_shown_only_without_a_page_head(tmp_path):
