@@ -330,8 +330,9 @@ def downloads(files: Mapping[str, bytes]) -> str:
     for name, content in files.items():
         label, kind = _TYPES[name[name.rindex("."):]]
         data = base64.b64encode(content).decode()
-        links.append(f'<a download="{html.escape(name)}" title="{html.escape(name)}" '
-                     f'href="data:{kind};charset=utf-8;base64,{data}">save as {label}</a>')
+        links.append(f'<a download="{html.escape(name)}" '
+                     f'href="data:{kind};charset=utf-8;base64,{data}" '
+                     f'title="{html.escape(name)}">save as {label}</a>')
     return f'<span class="downloads">{" · ".join(links)}</span>'
 
 

@@ -77,6 +77,9 @@
     margin.t = lettered && !above ? above_plot : Math.min(Math.max(margin.t - title, 16), above ? Infinity : 16);
     if (small()) {
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
+      if (columns(layout) < 2)  /* a long name of a panel has room on its left */
+        for (const note of layout.annotations ?? [])
+          if (note.yref === "paper" && note.text.length > 30) Object.assign(note, { x: 1, xanchor: "right" });
       layout.font.size = 11.5;
       if (shown) layout.height += 18 * Math.ceil(named / 2);
       if (shown && !above) {
