@@ -96,7 +96,7 @@ class RequestForm(Settling, ipw.VBox):
                  examples: Sequence[Fact]) -> None:
         self.facts, self.changed = facts, changed
         self.example = ipw.Dropdown(
-            description="Example", options=[("choose an edit", None), *(
+            description="Example", options=[("choose an edit", ""), *(
                 (str(fact), fact) for fact in dict.fromkeys(examples))],
             tooltip="Fill the fields with an example", style={"description_width": "auto"},
             layout={"width": "min(600px, 100%)"})
@@ -159,7 +159,7 @@ class RequestForm(Settling, ipw.VBox):
         self.object.put(fact.object)
 
     def _example_chosen(self, change: dict) -> None:
-        if self.settled and change["new"] is not None:
+        if self.settled and change["new"]:
             self._put(change["new"])
             self._changed()
 
@@ -183,7 +183,7 @@ class RequestForm(Settling, ipw.VBox):
             self.weight.disabled = self.strength.value != CUSTOM
             typed = Fact(self.subject.text.value, self.relation.text.value, self.object.text.value)
             with self.quietly():
-                self.example.value = typed if typed in dict(self.example.options).values() else None
+                self.example.value = typed if typed in dict(self.example.options).values() else ""
             self.changed()
 
 

@@ -426,7 +426,7 @@ def test_examples_are_requests_of_the_run(playground_run, tmp_path):
     requests = set(run.cases.cases.select("subject", "relation", "request").iter_rows())
     facts = example_facts(run)
     assert len(facts) == 10 and {(fact.subject, fact.relation, fact.object) for fact in facts} <= requests
-    assert len({fact.subject for fact in facts[:3]}) == 3
+    assert facts[0].subject != facts[1].subject
     shutil.copytree(playground_run / "runs" / "tiny", tmp_path / "run", ignore=shutil.ignore_patterns("cases"))
     assert example_facts(be.Run(tmp_path / "run", run.config, read_only=True)) == []
 

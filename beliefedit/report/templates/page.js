@@ -79,7 +79,8 @@
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
       if (columns(layout) < 2)  /* a long name of a panel has room on its left */
         for (const note of layout.annotations ?? [])
-          if (note.yref === "paper" && note.text.length > 30) Object.assign(note, { x: 1, xanchor: "right" });
+          if (note.yref === "paper" && note.text.length > 30)
+            Object.assign(note, { x: 1, xanchor: "right", font: { ...note.font, size: 11.5 } });
       layout.font.size = 11.5;
       if (shown) layout.height += 18 * Math.ceil(named / 2);
       if (shown && !above) {
