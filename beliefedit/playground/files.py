@@ -326,10 +326,5 @@ def _difference(old: Mapping[str, float | None], new: Mapping[str, float | None]
     """Largest difference between two sets of numbers; infinite where one lacks a number."""
     if old.keys() != new.keys():
         return math.inf
-    return max((_distance(old[name], p) for name, p in new.items()), default=0.0)
-
-
-def _distance(p: float | None, q: float | None) -> float:
-    if p is None or q is None:
-        return 0.0 if p is q else math.inf
-    return abs(p - q)
+    pairs = [(old[name], p) for name, p in new.items() if (old[name], p) != (None, None)]
+    return max((math.inf if p is None or q is None else abs(p - q) for p, q in pairs), default=0.0)

@@ -16,7 +16,7 @@ from beliefedit.analysis.verdict import MAIN, finding_unit, finding_value
 from beliefedit.evaluation.cases import PROBES
 from beliefedit.formatting import html_table, number
 
-__all__ = ["PROBE_NAMES", "comparison_html", "csv_link", "downloads", "findings_html",
+__all__ = ["PROBE_NAMES", "comparison_html", "downloads", "findings_html",
            "folded", "main_table_html", "table_title", "tables_html"]
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
@@ -48,7 +48,7 @@ def tables_html(frame: pl.DataFrame) -> str:
                             editor + (f", {len(seeds)} seeds pooled" if seeds else ""))
             if seeds:
                 inner += folded(f"{editor}: each seed", "".join(seeds))
-        inner += csv_link(of_table, f"{table}.csv")
+        inner += downloads({f"{table}.csv": csv_bytes(of_table)})
         parts.append(folded(table_title(table), inner))
     return "".join(parts)
 
@@ -76,7 +76,7 @@ def comparison_html(frame: pl.DataFrame, table: str) -> str:
             f"compared with {reference} on the same requests; bold: the difference is at least the "
             "smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
     return folded(table_title(table), "".join([
-        *parts, csv_link(frame, f"compared-{table}.csv")]))
+        *parts, downloads({f"compared-{table}.csv": csv_bytes(frame)})]))
 
 
 _COLUMNS = (
@@ -305,11 +305,6 @@ def _finding(row: dict) -> str:
     mark, colour = _MARKS[row["holds"]]
     value, _, ends = finding_value(row).partition(" ")
     return f'<b style="color:{colour}">{mark}</b>&nbsp;{value} {_interval(ends)}'
-
-
-def csv_link(frame: pl.DataFrame, name: str) -> str:
-    """A link that saves a frame as CSV; the link itself contains the file."""
-    return downloads({name: csv_bytes(frame)})
 
 
 def csv_bytes(frame: pl.DataFrame) -> bytes:

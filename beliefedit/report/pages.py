@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -101,21 +101,15 @@ def save_figures(notebook: Path, folder: Path, ending: str, *, width: int = 900,
     from beliefedit.plots.style import save_figure, without_title
 
     page, paths = ReportPage(), list[Path]()
-    for bundle in _figures(_read(notebook)):
+    shown = (output.get("data", {}) for cell in _read(notebook)["cells"]
+             for output in cell.get("outputs", ()))
+    for bundle in (data[PLOTLY] for data in shown if PLOTLY in data):
         figure = Figure(data=bundle["data"], layout=bundle["layout"])
         name, suffix = f"{notebook.stem}-{figure_json(bundle, page)['file']}", ending.lstrip(".")
         path = next(path for n in itertools.count(1) if (
             path := folder / f"{name}{f'-{n}' * (n > 1)}.{suffix}") not in paths)
         paths.append(save_figure(figure if titles else without_title(figure), path, width=width))
     return paths
-
-
-def _figures(notebook: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The plotly figures that cells show, as data and layout."""
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            if PLOTLY in output.get("data", {}):
-                yield output["data"][PLOTLY]
 
 
 def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -311,12 +305,12 @@ def _index(record: Mapping[str, Any], addresses: Mapping[str, str], folder: Path
     return page, index
 
 
-def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -> Path:
+def write_comparison(folder: Path, section: Mapping[str, Any] | None = None) -> Path:
     """Write index.html over the runs in the sub-folders of a folder, and the picture of its chart.
 
     Args:
         folder: of a sweep.
-        sections: title, html (escaped) and figure (plotly JSON), as from `edit_sections`.
+        section: title, html (escaped) and figure (plotly JSON), as from `edit_section`.
 
     Raises:
         ReportError: no sub-folder holds a run.
@@ -336,27 +330,27 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
     swept = ", ".join(keys)
     page = ReportPage(f"{len(runs)} runs compared" + (f": {swept}" if swept else ""),
                       QUESTION, file_prefix="comparison-")
-    shown = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
-              "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
-             for index, section in enumerate(sections)]
-    page.headings = [Heading(2, "Runs", "runs"),
-                     *(Heading(2, part["title"], part["anchor"]) for part in shown)]
+    page.headings = [Heading(2, "Runs", "runs")]
+    if section:
+        section = {**section, "html": Markup(section["html"]),
+                   "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
+        page.headings.append(Heading(2, section["title"], "edits"))
     result, links = {"question": QUESTION, "chart": ""}, {}
-    drawn = dict(itertools.islice(_labelled(runs).items(), N_DRAWN))
-    if by_run := outcomes_by_run({
-            label: record.get("outcomes", ()) for label, record in drawn.items()}):
+    of_runs = {label: record["outcomes"] for label, record in _labelled(runs).items()
+               if record.get("outcomes")}
+    if by_run := outcomes_by_run(dict(itertools.islice(of_runs.items(), N_DRAWN))):
         title = "Edit success and downstream facts that should change, by run"
         page.headings.insert(0, Heading(2, title, "result"))
-        page.description = "{} Ranges are over editors and runs.".format(headline(
-            [row for record in runs.values() for row in record.get("outcomes", ())]))
+        page.description = (f"{headline([*itertools.chain(*of_runs.values())])} "
+                            "Ranges are over editors and runs.")
         level = next(iter(runs.values()))["config"]["analysis"].get("level", 0.95)
-        note = f"The chart shows the first {N_DRAWN} runs." if len(runs) > N_DRAWN else ""
+        note = f"The chart shows the first {N_DRAWN} runs." if len(of_runs) > N_DRAWN else ""
         result |= {"title": title, "note": note} | _chart(by_run, page.title, level, page, folder)
         links = {"image": f"{PICTURE}.png"}
     target = folder / "index.html"
     write_text(target, _html("comparison.html.j2", page=page, head={}, links=links, keys=keys,
-                             rows=rows, columns=columns, sections=shown, result=result,
-                             plotly=_plotly() if shown else ""))
+                             rows=rows, columns=columns, section=section, result=result,
+                             plotly=_plotly() if section else ""))
     return target
 
 
@@ -373,20 +367,20 @@ def _rank(value: Any) -> tuple[bool, float, str]:
     return not is_number, value if is_number else 0, str(value)
 
 
-def edit_sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str, Any]]:
-    """The sections of `write_comparison` on the runs' edits; empty if no run has any."""
+def edit_section(runs: Sequence[Run], config: AnalysisConfig) -> dict[str, Any] | None:
+    """The section of `write_comparison` on the runs' edits; None if no run has any."""
     from beliefedit.plots.edits import contrasts  # plotly is slow to load
 
     edited = [run for run in runs
               if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
     if not edited:
-        return []
+        return None
     frames = {table: compare(edited, config, table=table)
               for table in ("updating", "downstream", "fixing")}
-    return [{"title": "Editors and runs side by side",
-             "figure": json.loads(contrasts(frames).to_json()),
-             "html": "".join(comparison_html(frame, table) for table, frame in frames.items()
-                             if frame["n"].max())}]
+    return {"title": "Editors and runs side by side",
+            "figure": json.loads(contrasts(frames).to_json()),
+            "html": "".join(comparison_html(frame, table) for table, frame in frames.items()
+                            if frame["n"].max())}
 
 
 def _status(record: Mapping[str, Any]) -> str:

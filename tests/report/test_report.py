@@ -321,13 +321,13 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
                atomic=0.31)
     section = {"title": HOSTILE[1], "html": "<table><tr><td>0.75</td></tr></table>",
                "figure": plot(title="Side by side")}
-    page = _Page(report.write_comparison(tmp_path, [section]).read_text())
+    page = _Page(report.write_comparison(tmp_path, section).read_text())
     for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side",
                  *HOSTILE[:2], "Edit success and downstream facts that should change, by run", "requested answer in 75\u00a0% of the edits"):
         assert text in page.text
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a" and not attrs["href"].startswith("data:")]
-    assert links == ["#result", "#runs", "#part-0", "#result", "#runs", "seed%3D0/index.html", "seed%3D1/index.html",
-                     "#part-0"]
+    assert links == ["#result", "#runs", "#edits", "#result", "#runs", "seed%3D0/index.html", "seed%3D1/index.html",
+                     "#edits"]
     assert not any(tag == "img" for tag, _ in page.elements)
     assert "Side by side" not in report.write_comparison(tmp_path).read_text()
     with pytest.raises(ReportError, match="no runs"):
