@@ -8,7 +8,6 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-import networkx
 import numpy as np
 import polars as pl
 from scipy import sparse
@@ -163,6 +162,8 @@ def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
 
     ``cooccurrence``: [n, n] symmetric counts, relations in order of first appearance.
     """
+    import networkx  # slow to load, and most runs read their world
+
     affinity = cooccurrence / np.maximum(cooccurrence.sum(axis=1, keepdims=True), 1)
     weights, n = affinity + affinity.T, len(affinity)
     network = networkx.Graph()
