@@ -58,7 +58,7 @@ from beliefedit.errors import BeliefEditError, StoreError, os_hint
 from beliefedit.formatting import duration
 from beliefedit.lock import LOCK, locked
 from beliefedit.record import SUMMARY
-from beliefedit.report.pages import edit_sections, write_bundle, write_comparison
+from beliefedit.report.pages import edit_section, write_bundle, write_comparison
 from beliefedit.run import clean as remove_unused
 
 ROOT = Path(__file__).resolve().parent
@@ -192,8 +192,8 @@ def _compare(out: Path, plans: Sequence[runner.RunPlan], records: Sequence[dict]
         index = str(plan.folder / "index.html")
         rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]), index))
     _show(rows)
-    sections = edit_sections([plan.run for plan in plans], plans[0].experiment.analysis)
-    return write_comparison(out, sections)
+    section = edit_section([plan.run for plan in plans], plans[0].experiment.analysis)
+    return write_comparison(out, section)
 
 
 def _show(rows: Sequence[Sequence[str]]) -> None:

@@ -37,7 +37,7 @@ from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
 from beliefedit.errors import BeliefEditError, ConfigError
-from beliefedit.formatting import MISSING, flatten, short, shorten
+from beliefedit.formatting import MISSING, short, shorten
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -80,14 +80,26 @@ NOT_COMPARED = {"plugins", "notebooks"}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """'seed 0 -> 1; corpus.n_facts 500 -> 1000' for two configurations as JSON; '' if equal."""
-    old, new = flatten(before), flatten(after)
-    pairs = {key: (old.get(key, MISSING), new.get(key, MISSING))
-             for key in old | new if key not in NOT_COMPARED}
-    changed = [f"{key} {shorten(str(a))} -> {shorten(str(b))}"
-               for key, (a, b) in pairs.items() if a != b]
+    """'seed 0 -> 1; corpus.n_facts 500 -> 1000' for two configurations as JSON; '' if equal.
+
+    A group that one of them lacks is one difference: 'edit.editors.rome – -> {…}'.
+    """
+    changed = [text for key, text in _differences(before, after) if key not in NOT_COMPARED]
     more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
     return "; ".join(changed[:5] + more)
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], group: str = ""
+                 ) -> Iterator[tuple[str, str]]:
+    """Dotted key and text of each difference."""
+    for name in dict.fromkeys((*before, *after)):
+        key, values = f"{group}{name}", (before.get(name, MISSING), after.get(name, MISSING))
+        if all(isinstance(value, Mapping) for value in values):
+            yield from _differences(*values, f"{key}.")
+        elif values[0] != values[1]:
+            old, new = ("{…}" if isinstance(value, Mapping) and value else shorten(str(value))
+                        for value in values)
+            yield key, f"{key} {old} -> {new}"
 
 
 def explain(error: ValidationError, root: type) -> str:

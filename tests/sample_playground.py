@@ -28,7 +28,7 @@ def write_graph(folder: Path, n_subjects: int = 40) -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """params/tiny.yaml and runs/tiny in a folder: graph, corpus and a model trained briefly on it."""
+    """params/tiny.yaml and runs/tiny in a folder: graph, corpus, cases, and a model trained briefly on it."""
     (folder / "params").mkdir(parents=True)
     write_graph(folder / "graph")
     params = folder / "params" / "tiny.yaml"
@@ -38,7 +38,8 @@ def make_run(folder: Path) -> Path:
         "model": {"size": "tiny", "vocab_size": 600},
         "pretraining": {"token_budget": 500_000, "n_evals": 1, "n_eval_facts": 20},
         "edit": {"n_cases": 10, "editors": {"lora": {"lr": 1e-2}, "finetune": {"lr": 3e-3}}}}))
-    be.Run(folder / "runs" / "tiny", params).path("model")
+    run = be.Run(folder / "runs" / "tiny", params)
+    run.path("model"), run.path("cases")
     return folder
 
 

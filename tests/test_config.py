@@ -291,7 +291,8 @@ def test_differences_name_the_parameters_that_tell_configurations_apart():
     assert differences(dumped({}), dumped({"notebooks": ["01_corpus"], "plugins": ["json"]})) == ""
     assert differences(dumped({}), dumped({"seed": 1, "edit.n_cases": 7})) == (
         f"seed 0 -> 1; edit.n_cases {dumped({})['edit']['n_cases']} -> 7")
-    assert differences({"a": {"x": {}}}, {"a": {}}) == "a.x {} -> –; a – -> {}"
+    assert differences({"a": {"x": {}}}, {"a": {}}) == "a.x {} -> –"
+    assert differences({"a": {"x": {"y": 1, "z": 2}}}, {"a": {"w": {"y": 1}}}) == "a.x {…} -> –; a.w – -> {…}"
     changed = differences(dict.fromkeys("abcdefg", 0), dict.fromkeys("abcdefg", 1))
     assert changed.endswith("e 0 -> 1; and 2 more")
 

@@ -48,6 +48,20 @@ def outcomes(tables: pl.DataFrame) -> pl.DataFrame:
         for label, table, group, probe in OUTCOMES])
 
 
+def outcomes_by_run(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Edit success of several runs, then their downstream facts that should change.
+
+    Args:
+        runs: name of a run -> its rows of `outcomes`.
+
+    Returns:
+        Rows as of `outcomes`, whose outcome is "edit success, <name of the run>".
+    """
+    return [{**row, "outcome": f"{short}, {name}"}
+            for (label, *_), short in zip(OUTCOMES, ("edit success", "downstream"), strict=False)
+            for name, rows in runs.items() for row in rows if row["outcome"] == label]
+
+
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     """The result in one sentence; ranges are over editors.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Values = TypeVar("Values", float, np.ndarray, pl.Expr)
 
@@ -200,7 +200,7 @@ def sequence_means(values: pl.DataFrame, *, level: float) -> pl.DataFrame:
     by_sequence = values.group_by(*by, "seed", "sequence", maintain_order=True).agg(value.mean())
     means = by_sequence.group_by(by, maintain_order=True).agg(
         n=value.count(), mean=value.mean(), error=value.std() / value.count().sqrt())
-    t = pl.Series(stats.t.ppf((1 + level) / 2, means["n"].to_numpy() - 1.0), dtype=pl.Float64)
+    t = pl.Series(stdtrit(means["n"].to_numpy() - 1.0, (1 + level) / 2), dtype=pl.Float64)
     half, mean = pl.col("error") * t.fill_nan(None), pl.col("mean")
     maximum = pl.when(measure="loss").then(np.inf).otherwise(1.0)
     return means.select(*by, "n", "mean", low=(mean - half).clip(0),

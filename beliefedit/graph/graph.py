@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import networkx
 import numpy as np
 import polars as pl
 from scipy import sparse
@@ -106,6 +105,8 @@ def match_relations(cooccurrence: np.ndarray) -> dict[int, int]:
 
     ``cooccurrence``: [n, n] symmetric counts, relations in order of first appearance.
     """
+    import networkx  # slow to load, and most runs read their world
+
     affinity = cooccurrence / np.maximum(cooccurrence.sum(axis=1, keepdims=True), 1)
     weights, n = affinity + affinity.T, len(affinity)
     network = networkx.Graph()

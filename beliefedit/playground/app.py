@@ -18,6 +18,7 @@ from beliefedit.playground.agent_view import FactIndex
 from beliefedit.playground.background import StepCallback, Worker, error_text
 from beliefedit.playground.controls import LABEL, Keys, RequestForm, Settling, columns, row
 from beliefedit.playground.files import (
+    example_facts,
     make_run,
     open_agent,
     open_session,
@@ -133,14 +134,15 @@ class Page(Settling, Working):
         self.snapshot: Snapshot | None = None
         (self.beliefs, self.logic, self.ripple, self.history, self.comparison,
          self.card) = (ipw.HTML() for _ in range(6))
-        self.form = RequestForm(known, self._refresh)
+        example = known.example()
+        self.form = RequestForm(known, self._refresh, [example.requested, *example_facts(run)])
         self.children = [
             ipw.HTML(show.STYLE), Keys(), self.form, *self._edit_controls(), self.message,
             self.ripple, self.beliefs, columns(self.logic, ipw.VBox([
                 self.history, self.comparison])), self._file_controls(), self.card]
         self.add_class("be-page")
         self._choose_editor()
-        self._fill(known.example())
+        self._fill(example)
         for button in self.buttons:
             button.disabled = True
         self.start(lambda progress: open_session(run, known), self._loaded,
@@ -394,10 +396,9 @@ class Playground(Settling, ipw.VBox):
             self.page.leave()
         try:
             known, run = open_agent(run)
+            self.page = shown = Page(run, known)
         except BeliefEditError as error:
             self.page, shown = None, NoRunPanel(self, error_text(error))
-        else:
-            self.page = shown = Page(run, known)
         self.children = [self.runs, shown]
         folder = run.folder.resolve()
         folders = sorted({folder, *runs_beside(folder)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import anywidget
 import ipywidgets as ipw
 
 from beliefedit.agent.agent import BayesAgent
+from beliefedit.corpus.language import Fact
 from beliefedit.editors.request import EditRequest
 from beliefedit.playground import html as show
 from beliefedit.playground.agent_view import EvidenceStrength, FactIndex
@@ -86,10 +87,19 @@ class Finder(Settling, ipw.VBox):
 
 
 class RequestForm(Settling, ipw.VBox):
-    """The controls of a request; ``changed`` is called after every change."""
+    """The controls of a request; ``changed`` is called after every change.
 
-    def __init__(self, facts: FactIndex, changed: Callable[[], None]) -> None:
+    ``examples`` are requested facts, in a list that fills the fields.
+    """
+
+    def __init__(self, facts: FactIndex, changed: Callable[[], None],
+                 examples: Sequence[Fact]) -> None:
         self.facts, self.changed = facts, changed
+        self.example = ipw.Dropdown(
+            description="Example", options=[("choose an edit", ""), *(
+                (str(fact), fact) for fact in dict.fromkeys(examples))],
+            tooltip="Fill the fields with an example", style={"description_width": "auto"},
+            layout={"width": "min(600px, 100%)"})
         self.subject = self._finder("subject", "Subject", self._subject_chosen)
         self.relation = self._finder("relation", "Relation", self._relation_chosen)
         self.object = self._finder("object", "New object", self._changed)
@@ -101,9 +111,11 @@ class RequestForm(Settling, ipw.VBox):
             tooltip="Weight of the evidence in observations", layout={"width": "190px"})
         self.hint = ipw.HTML(layout={"flex": "1 1 300px"})
         self.hint.add_class("be-hint")
+        self.example.observe(self._example_chosen, "value")
         self.strength.observe(self._changed, "value")
         self.weight.observe(self._changed, "value")
         super().__init__([
+            self.example,
             ipw.HBox([self.subject, self.relation, self.object], layout={"flex_flow": "row wrap"}),
             row(self.strength, self.weight, self.hint)])
 
@@ -111,9 +123,7 @@ class RequestForm(Settling, ipw.VBox):
         """Put a request into the controls, with the evidence strength of its weight."""
         fact = request.requested
         with self.quietly():
-            self.subject.put(fact.subject)
-            self.relation.put(fact.relation)
-            self.object.put(fact.object)
+            self._put(fact)
             present = {name: STRENGTHS[name] for name in [self.strength.value] if name != CUSTOM}
             self.strength.value = next(
                 (name for name, strength in (present | STRENGTHS).items()
@@ -143,6 +153,16 @@ class RequestForm(Settling, ipw.VBox):
 
         return Finder(name, suggest, self.facts.names[kind].resolve, changed)
 
+    def _put(self, fact: Fact) -> None:
+        self.subject.put(fact.subject)
+        self.relation.put(fact.relation)
+        self.object.put(fact.object)
+
+    def _example_chosen(self, change: dict) -> None:
+        if self.settled and change["new"]:
+            self._put(change["new"])
+            self._changed()
+
     def _subject_chosen(self, text: str) -> None:
         if name := self.facts.names["subject"].resolve(text):
             relation, relations = self.relation.text.value, self.facts.relations_of[name]
@@ -161,6 +181,9 @@ class RequestForm(Settling, ipw.VBox):
     def _changed(self, _: object = None) -> None:
         if self.settled:
             self.weight.disabled = self.strength.value != CUSTOM
+            typed = Fact(self.subject.text.value, self.relation.text.value, self.object.text.value)
+            with self.quietly():
+                self.example.value = typed if typed in dict(self.example.options).values() else ""
             self.changed()
 
 

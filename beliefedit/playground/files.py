@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from beliefedit.playground.session import Session
 
 FORMAT = 2
+N_EXAMPLES = 12  # cases of a run in the list of examples
 MAX_NAME = 200  # bytes of the name of a session file; file systems allow 255
 MAX_BYTES = 64_000_000  # of a session file
 # Runs a script that gets SIGTERM when its parent process ends.
@@ -91,6 +92,19 @@ def open_session(run: Run, known: FactIndex) -> Session:
     soft_targets = SoftTargetBuilder(run.world, run.corpus, run.agent, no_cases, run.config.seed)
     return Session(run.model, run.tokenizer, known, sample_documents(run.corpus, run.world),
                    soft_targets)
+
+
+def example_facts(run: Run) -> list[Fact]:
+    """The requested facts of some cases of a run, the examples of its reports; without cases, none.
+
+    Raises:
+        StoreError: the cases are damaged.
+    """
+    if not run.has("cases"):
+        return []
+    chosen = run.cases.examples(N_EXAMPLES, run.config.edit.n_edited)
+    facts = run.cases.cases[chosen].select("subject", "relation", object="request")
+    return [Fact(*row) for row in facts.iter_rows()]
 
 
 def runs_beside(folder: Path) -> list[Path]:
@@ -312,10 +326,5 @@ def _difference(old: Mapping[str, float | None], new: Mapping[str, float | None]
     """Largest difference between two sets of numbers; infinite where one lacks a number."""
     if old.keys() != new.keys():
         return math.inf
-    return max((_distance(old[name], p) for name, p in new.items()), default=0.0)
-
-
-def _distance(p: float | None, q: float | None) -> float:
-    if p is None or q is None:
-        return 0.0 if p is q else math.inf
-    return abs(p - q)
+    pairs = [(old[name], p) for name, p in new.items() if (old[name], p) != (None, None)]
+    return max((math.inf if p is None or q is None else abs(p - q) for p, q in pairs), default=0.0)

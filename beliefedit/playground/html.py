@@ -91,11 +91,11 @@ def _row(bar: Bar, panel: Panel) -> str:
     for name, role, p in (("LM before", "before", bar.p_before), ("LM after", "after", bar.p_after),
                           ("agent", "agent", bar.p_agent)):
         labels += [] if math.isnan(p) else [f"{name} {number(p, 3)}"]
-        before, room = "", 0.0
+        before, room, width = "", 0.0, 0.0 if math.isnan(p) else 80 * p
         if role == "agent":  # the number is right of the mark of the belief before
             before = f'<u style="left:{80 * bar.p_agent_before:.2f}%"></u>'
             room = 80 * max(0.0, bar.p_agent_before - p)
-        bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{80 * _or_zero(p):.2f}%;'
+        bars += (f'<div class="be-bar" data-bar="{role}"><b style="width:{width:.2f}%;'
                  f'background:var(--{role})"></b><em style="margin-left:calc({room:.2f}% + 6px)">'
                  f"{number(p, 3)}</em>{before}</div>")
     plain = html.escape(bar.object or "all others")
@@ -216,7 +216,7 @@ def _moved(change: FactChange, subject: str) -> str:
     for name, role, before, after in (
             ("agent", "agent", change.p_agent_before, change.p_agent),
             ("LM", "after", change.p_before, change.p_after)):
-        values = f"{number(before)} → {number(after)}"
+        values = number(before) + ("" if math.isnan(after) else f" → {number(after)}")
         spoken.append(f"{name} {values}")
         lanes += f'<div class="be-lane" data-lane="{role}"><span>'
         if not math.isnan(before):
@@ -246,7 +246,3 @@ def _data(name: str, content: bytes) -> str:
     kind = {"png": "image/png", "html": "text/html", "json": "application/json"}
     data = base64.b64encode(content).decode()
     return f"data:{kind[name.rpartition('.')[2]]};base64,{data}"
-
-
-def _or_zero(change: float) -> float:
-    return 0.0 if math.isnan(change) else change

@@ -15,8 +15,9 @@ from beliefedit.run import Run
 
 INTRODUCTION = """# Change one belief
 
-Choose a fact and a new object for it. The page at once shows what the Bayesian agent believes \
-after evidence for the new object. **Edit** changes the language model (LM) with the chosen editor.
+Choose an example, or a fact and a new object for it. The page at once shows what the Bayesian \
+agent believes after evidence for the new object. **Edit** changes the language model (LM) with \
+the chosen editor, and the page shows what the model adopts, misses and forgets.
 
 Each line is a probability before and after: of the agent, and of the LM. An edit agrees with the \
 agent where both lines go the same way."""

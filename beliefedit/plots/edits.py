@@ -236,6 +236,11 @@ def contrasts(frames: Mapping[str, pl.DataFrame]) -> go.Figure:
     return _rows_axis(chart, labels).update_xaxes(range=[-0.03, 1.03])
 
 
+def _once(means: pl.DataFrame, key: str) -> pl.DataFrame:
+    """The means of the agent, which stand beside each editor, once per value of a column."""
+    return means.drop_nulls("mean").unique(key, keep="first", maintain_order=True)
+
+
 def sequence_unit(means: pl.DataFrame, level: float | None = None) -> str:
     """The unit and the intervals of the means of `Run.sequential`, as text."""
     n = means["n"].max() or 0
@@ -275,8 +280,7 @@ def sequence_lines(means: pl.DataFrame) -> go.Figure:
                 x=points["n_edits"], y=points["mean"], name=name, legendgroup=name,
                 showlegend=not index, line={"color": SERIES[line % len(SERIES)], "dash": dash},
                 mode="lines+markers", **intervals(points, "y"), **place(index))
-        agent = rows.filter(measure="p_agent").drop_nulls("mean").unique(
-            "n_edits", keep="first", maintain_order=True)
+        agent = _once(rows.filter(measure="p_agent"), "n_edits")
         if len(agent):
             chart.add_scatter(
                 x=agent["n_edits"], y=agent["mean"], name="agent", legendgroup="agent",
@@ -295,8 +299,7 @@ def rationality_bars(means: pl.DataFrame) -> go.Figure:
 
     The distances, for which 0 is best, and the slope, for which 1 is best, have a panel each.
     """
-    agent = means.filter(who="agent").drop_nulls("mean").unique(
-        "test", keep="first", maintain_order=True)
+    agent = _once(means.filter(who="agent"), "test")
     bars = [(short(editor), SERIES[number % len(SERIES)], means.filter(editor=editor, who="lm"))
             for number, editor in enumerate(means["editor"].unique(maintain_order=True))]
     bars.append(("agent", AGENT, agent))
@@ -346,8 +349,7 @@ def sequence_table(means: pl.DataFrame) -> pl.DataFrame:
 
 def rationality_table(means: pl.DataFrame) -> pl.DataFrame:
     """A row per editor and one of the agent: the mean of each test with its interval, as text."""
-    agent = means.filter(who="agent").drop_nulls("mean").unique(
-        "test", keep="first", maintain_order=True)
+    agent = _once(means.filter(who="agent"), "test")
     rows = pl.concat([means.filter(who="lm"), agent.with_columns(editor=pl.lit("agent"))])
     return _with_text(rows).group_by("editor", maintain_order=True).agg(
         pl.col("text").filter(pl.col("test") == test).first().alias(test) for test in TEST_LABELS)

@@ -15,7 +15,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from beliefedit.errors import ReportError
-from beliefedit.formatting import interval
+from beliefedit.formatting import interval, shorten
 from beliefedit.palette import AFTER as AFTER
 from beliefedit.palette import AGENT as AGENT
 from beliefedit.palette import BEFORE as BEFORE
@@ -71,7 +71,7 @@ def escape(text: object) -> str:
 def short(text: object, width: int = 26) -> str:
     """Escaped text cut to a width in characters, for axes and legends."""
     text = " ".join(str(text).split())
-    return escape(text if len(text) <= width else text[:width - 1] + "…")
+    return escape(shorten(text, width))
 
 
 def wrapped(text: object, width: int = 48) -> str:

@@ -36,8 +36,11 @@ OUTSIDE = re.compile(
     r"(?:\"[^\"]*\"|'[^']*'|[^\s>]+)(?=[^<>]*>)",
     re.IGNORECASE | re.DOTALL)
 """HTML that loads something from another address; the page's policy forbids it."""
+PLAYGROUND = Markup("<code>beliefedit playground --run .</code> in the folder of the run, which "
+                    "holds <code>index.html</code>")
+"""The command that opens the playground; a page does not know the path of its run."""
 INTERACTIVE_NOTE = Markup(
-    '<p class="note">Interactive part: open the notebook in JupyterLab to use it. '
+    '<p class="note">Interactive part: to use it, {}open the notebook in JupyterLab. '
     "This page shows its state at the end of the run.</p>")
 
 
@@ -249,7 +252,11 @@ def _widget(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
         settings = []
     if not parts and settings:  # controls below all outputs have set nothing of what is shown
         parts = [_settings(settings)]
-    return {"kind": "widget", "html": INTERACTIVE_NOTE, "parts": _outputs(parts, page)}
+    is_playground = any("be-page" in record.get("state", {}).get("_dom_classes", ())
+                        for record in page.widgets.values())
+    command = Markup("run {}, or ").format(PLAYGROUND) if is_playground else ""
+    return {"kind": "widget", "html": INTERACTIVE_NOTE.format(command),
+            "parts": _outputs(parts, page)}
 
 
 def _settings(settings: Iterable[str]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The chart of a run's result: editors against the Bayesian agent, as SVG and as PNG.
+"""The chart of the result of a run or sweep: editors against the Bayesian agent, as SVG and as PNG.
 
 The drawing is SVG with horizontal positions in percent, so that it fits every width with text of
 one size, and takes the colours of its page.
@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from beliefedit.formatting import svg_image, whole_percent
+from beliefedit.formatting import shorten, svg_image, whole_percent
 from beliefedit.plots.style import AGENT, SERIES
 
 _ROW, _LINE, _TOP, _AXIS = 30, 15, 30, 24  # pixels: a row's label, an editor, the legend, the axis
@@ -83,7 +83,7 @@ def _drawing(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
         parts.append(Markup(
             '<text y="{0}" font-size="13.5" font-weight="600">{1}</text>'
             '<text x="100%" y="{0}" font-size="12" fill="{soft}" text-anchor="end">n = {2}</text>'
-        ).format(y + 20, outcome, n, **colours))
+        ).format(y + 20, shorten(outcome, 40), n, **colours))
         top = y + _ROW
         ends = {"top": top - 4, "bottom": top + _LINE * len(editors) - 8}
         parts += [Markup('<line x1="{0}%" x2="{0}%" y1="{top}" y2="{bottom}" stroke="{grid}"/>'
@@ -126,7 +126,7 @@ def _legend(editors: Sequence[str]) -> Markup:
                 for number, editor in enumerate(editors)]
     x, parts = 6, []
     for mark, name in entries:
-        name = name if len(name) <= 16 else name[:15] + "…"
+        name = shorten(name, 16)
         parts.append(Markup('<svg x="{}" y="10" overflow="visible">{}<text x="11" y="4" '
                             'font-size="13">{}</text></svg>').format(x, mark, name))
         x += 30 + 8 * len(name)

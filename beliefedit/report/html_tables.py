@@ -16,7 +16,7 @@ from beliefedit.analysis.verdict import MAIN, finding_unit, finding_value
 from beliefedit.evaluation.cases import PROBES
 from beliefedit.formatting import html_table, number
 
-__all__ = ["PROBE_NAMES", "comparison_html", "csv_link", "downloads", "findings_html",
+__all__ = ["PROBE_NAMES", "comparison_html", "downloads", "findings_html",
            "folded", "main_table_html", "table_title", "tables_html"]
 
 _CAPTIONS = {"request": "Answers", "accuracy": "Answers",
@@ -48,24 +48,26 @@ def tables_html(frame: pl.DataFrame) -> str:
                             editor + (f", {len(seeds)} seeds pooled" if seeds else ""))
             if seeds:
                 inner += folded(f"{editor}: each seed", "".join(seeds))
-        inner += csv_link(of_table, f"{table}.csv")
+        inner += downloads({f"{table}.csv": csv_bytes(of_table)})
         parts.append(folded(table_title(table), inner))
     return "".join(parts)
 
 
 def comparison_html(frame: pl.DataFrame, table: str) -> str:
-    """HTML of runs and editors, a row each: means after the edit, then paired differences.
+    """HTML of runs and editors, folded, a row each: means after the edit, then paired differences.
 
     ``frame`` comes from `analysis.compare` or `analysis.compare_editors` with this ``table``.
     """
     heads = [name for name in _KEY if name == "editor" or frame[name].n_unique() > 1]
+    if "run" in heads and frame["run"].equals(frame["params"]):  # a sweep
+        heads.remove("run")
     blocks: dict[tuple[str, ...], dict[str, dict]] = {}
     for row in frame.filter(state="after").iter_rows(named=True):
         seed = "all" if row["seed"] is None else str(row["seed"])
         key = (*(row[name] for name in _KEY[:-1]), seed)
         blocks.setdefault(key, {})[row["measure"]] = row
-    parts = [f"<h4>{html.escape(table_title(table))}</h4>", *_side_by_side(
-        "after the edit", blocks, [*heads, "edits"], lambda row: _cell(row, decimals=2), "n")]
+    parts = _side_by_side("after the edit", blocks, [*heads, "edits"],
+                          lambda row: _cell(row, decimals=2), "n")
     others = {key: block for key, block in list(blocks.items())[1:] if key[-1] == "all"}
     if others:
         first = dict(zip(_KEY, next(iter(blocks)), strict=True))
@@ -73,7 +75,8 @@ def comparison_html(frame: pl.DataFrame, table: str) -> str:
         parts += _side_by_side(
             f"compared with {reference} on the same requests; bold: the difference is at least the "
             "smallest effect of interest", others, [*heads, "pairs"], _paired, "n_paired")
-    return "".join([*parts, csv_link(frame, f"compared-{table}.csv")])
+    return folded(table_title(table), "".join([
+        *parts, downloads({f"compared-{table}.csv": csv_bytes(frame)})]))
 
 
 _COLUMNS = (
@@ -84,13 +87,16 @@ _COLUMNS = (
         ("T/F", "true_false"), ("not", "negation"), ("and", "conjunction"),
         ("or", "disjunction"))))
 """Columns of the main table: group, name, measure."""
+_PARTS = (("Answers: higher is better", _COLUMNS[:1 + len(PROBES)]),
+          ("Errors: lower is better", _COLUMNS[1 + len(PROBES):]))
+"""The parts of the main table on a page, one below the other: caption, columns."""
 
 
 def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
     """HTML of the paper's main table: the model before editing, a row per editor, and the agent.
 
-    A cell of an editor has the mean after the edit, and the difference from the mean before it.
-    Links save the table as CSV and as LaTeX (booktabs).
+    It is in two parts, answers and errors. A cell of an editor has the mean after the edit, and the
+    difference from the mean before it. Links save the table as CSV and as LaTeX (booktabs).
 
     Args:
         tables: from `analysis.build_tables`.
@@ -99,22 +105,25 @@ def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
     rows = _main_rows(tables, table)
     if not rows:
         return ""
-    body = []
-    for name, cells in rows.items():
-        texts = []
-        for _, _, measure in _COLUMNS:
-            after, change = (cells.get((measure, state)) for state in ("after", "difference"))
-            text = "–" if after is None else _with_interval(*after, 2)
-            if change is not None:
-                text += f" Δ&nbsp;{_with_interval(*change, 2, signed=True)}"
-            texts.append(text)
-        body.append([html.escape(name), *texts])
-    head = [["", *(group for group, *_ in _COLUMNS)], ["", *(name for _, name, _ in _COLUMNS)]]
     n = _counts(_pooled(tables, table).filter(measure="p_request")["n"])
-    shown = html_table(head, body, f"{table_title(table)} (n = {n})")
+    shown = f"<h4>{html.escape(table_title(table))} (n = {n})</h4>"
+    for part, columns in _PARTS:
+        body = [[html.escape(name), *(_main_cell(cells, measure) for *_, measure in columns)]
+                for name, cells in rows.items()]
+        head = [["", *(group for group, *_ in columns)], ["", *(name for _, name, _ in columns)]]
+        shown += html_table(head, body, part)
     return f'<div class="main-table">{shown}</div>' + downloads({
         f"{table}-by-editor.csv": csv_bytes(_main_csv(rows)),
         f"{table}-by-editor.tex": _main_latex(rows, table, n).encode()})
+
+
+def _main_cell(cells: Mapping[tuple[str, str], _Mean], measure: str) -> str:
+    """The mean after the edit and the difference, each with its interval, on a line each."""
+    after, change = (cells.get((measure, state)) for state in ("after", "difference"))
+    lines = [] if after is None else [_with_interval(*after, 2)]
+    if change is not None:
+        lines.append(f"Δ&nbsp;{_with_interval(*change, 2, signed=True)}")
+    return " ".join(f'<span style="display:inline-block">{line}</span>' for line in lines) or "–"
 
 
 _Mean = tuple[float | None, float | None, float | None]
@@ -175,7 +184,7 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
         spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(group)}}}")
         rules += f"\\cmidrule(lr){{{column}-{column + width - 1}}}" if group else ""
         column += width
-    lines = [spans, ["", *(_latex(name) for _, name, _ in _COLUMNS)]]
+    lines = [spans, ["", *(_stacked(name) for _, name, _ in _COLUMNS)]]
     for name, cells in rows.items():
         for state, label in (("after", _latex(name)), ("difference", "\\quad difference")):
             values = [cells.get((measure, state)) for *_, measure in _COLUMNS]
@@ -185,8 +194,8 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
                     "$" + number(value[0], 2, state == "difference").replace("−", "-") + "$"
                     for value in values)])
     first, second, *body = (" & ".join(line) + r" \\" for line in lines)
-    caption = _latex(f"{table_title(table)} (n = {n}). Means after the edit; differences from the "
-                     "means before it.")
+    caption = (f"{_latex(table_title(table))} (n~=~{_latex(n)}). Means after the edit; differences "
+               "from the means before it.")
     return "\n".join([
         "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", r"\begin{table}",
         r"\centering", f"\\caption{{{caption}}}", r"\resizebox{\textwidth}{!}{%",
@@ -196,12 +205,18 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
 
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "’": "'", "…": r"\dots{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}})
+    "’": "'", "–": "--", "…": r"\dots{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}})
 
 
 def _latex(text: str) -> str:
     """Text as LaTeX."""
     return text.translate(_LATEX)
+
+
+def _stacked(name: str) -> str:
+    """The name of a column as LaTeX, a word per line, so that the table stays narrow."""
+    lines = r"\\".join(map(_latex, name.split()))
+    return rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{lines}\end{{tabular}}"
 
 
 _KEY = ("run", "params", "editor", "seed")
@@ -292,11 +307,6 @@ def _finding(row: dict) -> str:
     return f'<b style="color:{colour}">{mark}</b>&nbsp;{value} {_interval(ends)}'
 
 
-def csv_link(frame: pl.DataFrame, name: str) -> str:
-    """A link that saves a frame as CSV; the link itself contains the file."""
-    return downloads({name: csv_bytes(frame)})
-
-
 def csv_bytes(frame: pl.DataFrame) -> bytes:
     """A frame as CSV. Text that spreadsheets would read as a formula gets a ' in front."""
     text = pl.col(pl.String)
@@ -305,18 +315,19 @@ def csv_bytes(frame: pl.DataFrame) -> bytes:
     return harmless.write_csv().encode()
 
 
-_TYPES = {".csv": "text/csv", ".svg": "image/svg+xml", ".tex": "text/x-tex"}
+_TYPES = {".csv": ("CSV", "text/csv"), ".svg": ("SVG", "image/svg+xml"),
+          ".tex": ("LaTeX", "text/x-tex")}
 
 
 def downloads(files: Mapping[str, bytes]) -> str:
     """Links that save files (name -> content); the links themselves contain the files."""
     links = []
     for name, content in files.items():
-        kind = _TYPES[name[name.rindex("."):]]
+        label, kind = _TYPES[name[name.rindex("."):]]
         data = base64.b64encode(content).decode()
         links.append(f'<a download="{html.escape(name)}" '
-                     f'href="data:{kind};charset=utf-8;base64,{data}">'
-                     f"save as {html.escape(name)}</a>")
+                     f'href="data:{kind};charset=utf-8;base64,{data}" '
+                     f'title="{html.escape(name)}">save as {label}</a>')
     return f'<span class="downloads">{" · ".join(links)}</span>'
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,14 +24,21 @@ import polars as pl
 from markupsafe import Markup
 
 from beliefedit import __version__
-from beliefedit.analysis.headline import QUESTION, outcomes
+from beliefedit.analysis.headline import QUESTION, headline, outcomes, outcomes_by_run
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.analysis.tables import compare
 from beliefedit.config import AnalysisConfig
 from beliefedit.errors import BeliefEditError, ReportError
 from beliefedit.formatting import duration, flatten, number, percent, whole_percent
 from beliefedit.record import SUMMARY, read_record
-from beliefedit.report.cells import PLOTLY, Heading, ReportPage, figure_json, render_cells
+from beliefedit.report.cells import (
+    PLAYGROUND,
+    PLOTLY,
+    Heading,
+    ReportPage,
+    figure_json,
+    render_cells,
+)
 from beliefedit.report.headline import chart, picture
 from beliefedit.report.html_tables import (
     comparison_html,
@@ -46,7 +53,8 @@ log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
 PICTURE = "result"
-"""Name of the picture beside the index of a run, as PNG and SVG."""
+"""Name of the picture beside the index of a run or sweep, as PNG and SVG."""
+N_DRAWN = 10  # runs of a sweep in its chart
 _ACCURACIES = {
     "atomic": "atomic statements answered correctly",
     "true_false": "true/false sentences classified correctly",
@@ -94,21 +102,15 @@ def save_figures(notebook: Path, folder: Path, ending: str, *, width: int = 900,
     from beliefedit.plots.style import save_figure, without_title
 
     page, paths = ReportPage(), list[Path]()
-    for bundle in _figures(_read(notebook)):
+    shown = (output.get("data", {}) for cell in _read(notebook)["cells"]
+             for output in cell.get("outputs", ()))
+    for bundle in (data[PLOTLY] for data in shown if PLOTLY in data):
         figure = Figure(data=bundle["data"], layout=bundle["layout"])
         name, suffix = f"{notebook.stem}-{figure_json(bundle, page)['file']}", ending.lstrip(".")
         path = next(path for n in itertools.count(1) if (
             path := folder / f"{name}{f'-{n}' * (n > 1)}.{suffix}") not in paths)
         paths.append(save_figure(figure if titles else without_title(figure), path, width=width))
     return paths
-
-
-def _figures(notebook: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The plotly figures that cells show, as data and layout."""
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            if PLOTLY in output.get("data", {}):
-                yield output["data"][PLOTLY]
 
 
 def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -229,16 +231,25 @@ def write_index(run_folder: Path) -> Path:
     """
     record = _require_record(run_folder)
     target, head = run_folder / "index.html", page_head(record, run_folder)
-    if rows := record.get("outcomes"):
-        svg, png = picture(rows, record["verdict"][0])
-        write_text(run_folder / f"{PICTURE}.svg", svg)
-        with atomic_path(run_folder / f"{PICTURE}.png") as partial:
-            partial.write_bytes(png)
     page, index = _index(record, {name: quote(path) for name, (_, path) in head["reports"].items()
-                                  if (run_folder / path).exists()})
+                                  if (run_folder / path).exists()}, run_folder)
     write_text(target, _html("index.html.j2", page=page, head=head, index=index,
                              links=_links(head, target)))
     return target
+
+
+def _chart(rows: Sequence[Mapping[str, Any]], title: str, level: float, page: ReportPage,
+           folder: Path | None) -> dict[str, Any]:
+    """The chart of outcomes for a template; a folder gets its picture as SVG and PNG."""
+    svg, png = picture(rows, title)
+    if folder is not None:
+        write_text(folder / f"{PICTURE}.svg", svg)
+        with atomic_path(folder / f"{PICTURE}.png") as partial:
+            partial.write_bytes(png)
+    files = {"svg": svg.encode(), "csv": csv_bytes(pl.DataFrame(rows))}
+    return {"chart": chart(rows, level=level), "level": whole_percent(level),
+            "downloads": Markup(downloads({f"{page.file_prefix}{PICTURE}.{ending}": content
+                                           for ending, content in files.items()}))}
 
 
 def write_bundle(run_folder: Path) -> Path:
@@ -266,12 +277,13 @@ def write_bundle(run_folder: Path) -> Path:
     return target
 
 
-def _index(record: Mapping[str, Any], addresses: Mapping[str, str]
+def _index(record: Mapping[str, Any], addresses: Mapping[str, str], folder: Path | None = None
            ) -> tuple[ReportPage, dict[str, Any]]:
     """The index of a run: page, and the values of its template.
 
     Args:
         addresses: of the reports that exist, by name.
+        folder: gets the picture of the result; None: it is not written.
     """
     rows, sentences = record.get("outcomes"), record.get("verdict", [])
     config = record["config"]["analysis"]
@@ -284,32 +296,29 @@ def _index(record: Mapping[str, Any], addresses: Mapping[str, str]
         ("Verdict", "verdict", findings), ("Reports", "reports", True),
         ("Key figures", "figures", figures), ("About this run", "about", True)) if shown]
     index = {"question": QUESTION, "chart": "", "downloads": "", "findings": findings,
-             "level": whole_percent(config.get("level", 0.95)), "figures": figures,
-             "smallest_effect": config["smallest_effect"],
+             "figures": figures, "smallest_effect": config["smallest_effect"],
              "verdict": sentences[1:] if rows else sentences,
+             "playground": PLAYGROUND if "pretraining" in record else "",
              "reports": [{"name": name, **entry, "href": addresses.get(name)}
                          for name, entry in record["notebooks"].items()]}
     if rows:
-        index["chart"] = chart(rows, level=config.get("level", 0.95))
-        svg, _ = picture(rows, sentences[0])
-        index["downloads"] = Markup(downloads({
-            f"{record['name']}-result.svg": svg.encode(),
-            f"{record['name']}-result.csv": csv_bytes(pl.DataFrame(rows))}))
+        index |= _chart(rows, sentences[0], config.get("level", 0.95), page, folder)
     return page, index
 
 
-def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Write index.html over the runs in the sub-folders of a folder.
+def write_comparison(folder: Path, section: Mapping[str, Any] | None = None) -> Path:
+    """Write index.html over the runs in the sub-folders of a folder, and the picture of its chart.
 
     Args:
         folder: of a sweep.
-        sections: title, html (escaped) and figure (plotly JSON), as from `edit_sections`.
+        section: title, html (escaped) and figure (plotly JSON), as from `edit_section`.
 
     Raises:
         ReportError: no sub-folder holds a run.
     """
-    folders = sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))
-    runs = {path.name: read_record(path) for path in folders}
+    runs = {path.parent.name: read_record(path.parent) for path in folder.glob(f"*/{SUMMARY}")}
+    runs = dict(sorted(runs.items(), key=lambda run: (
+        [*map(_rank, run[1]["point"].values())], run[0])))
     if not runs:
         raise ReportError("no runs to compare", where=str(folder),
                           hint="give the folder of a sweep")
@@ -319,37 +328,60 @@ def write_comparison(folder: Path, sections: Sequence[Mapping[str, Any]] = ()) -
              "figures": dict(pair for _, group in key_figures(record) for pair in group)}
             for name, record in runs.items()]
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
-    page = ReportPage(title=f"{len(runs)} runs compared")
-    shown = [{"title": section["title"], "anchor": f"part-{index}", "html": Markup(section["html"]),
-              "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
-             for index, section in enumerate(sections)]
-    page.headings = [Heading(2, "Runs", "runs"),
-                     *(Heading(2, part["title"], part["anchor"]) for part in shown)]
     swept = ", ".join(keys)
-    page.description = f"{len(runs)} runs that differ in {swept}." if swept else QUESTION
-    page.title += f": {swept}" if swept else ""
-    page.file_prefix = "comparison-"
+    page = ReportPage(f"{len(runs)} runs compared" + (f": {swept}" if swept else ""),
+                      QUESTION, file_prefix="comparison-")
+    page.headings = [Heading(2, "Runs", "runs")]
+    if section:
+        section = {**section, "html": Markup(section["html"]),
+                   "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
+        page.headings.append(Heading(2, section["title"], "edits"))
+    result, links = {"question": QUESTION, "chart": ""}, {}
+    of_runs = {label: record["outcomes"] for label, record in _labelled(runs).items()
+               if record.get("outcomes")}
+    if by_run := outcomes_by_run(dict(itertools.islice(of_runs.items(), N_DRAWN))):
+        title = "Edit success and downstream facts that should change, by run"
+        page.headings.insert(0, Heading(2, title, "result"))
+        page.description = (f"{headline([*itertools.chain(*of_runs.values())])} "
+                            "Ranges are over editors and runs.")
+        level = next(iter(runs.values()))["config"]["analysis"].get("level", 0.95)
+        note = f"The chart shows the first {N_DRAWN} runs." if len(of_runs) > N_DRAWN else ""
+        result |= {"title": title, "note": note} | _chart(by_run, page.title, level, page, folder)
+        links = {"image": f"{PICTURE}.png"}
     target = folder / "index.html"
-    write_text(target, _html("comparison.html.j2", page=page, head={}, links={}, keys=keys,
-                             rows=rows, columns=columns, sections=shown,
-                             plotly=_plotly() if shown else ""))
+    write_text(target, _html("comparison.html.j2", page=page, head={}, links=links, keys=keys,
+                             rows=rows, columns=columns, section=section, result=result,
+                             plotly=_plotly() if section else ""))
     return target
 
 
-def edit_sections(runs: Sequence[Run], config: AnalysisConfig) -> list[dict[str, Any]]:
-    """The sections of `write_comparison` on the runs' edits; empty if no run has any."""
+def _labelled(runs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Records by a label with their swept parameters; by folder where labels are not unique."""
+    labelled = {", ".join(f"{key.rpartition('.')[2]} = {value}" for key, value in
+                          record["point"].items()): record for record in runs.values()}
+    return labelled if len(labelled) == len(runs) else dict(runs)
+
+
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """Sorts values of a swept parameter: numbers by size, then text."""
+    is_number = isinstance(value, int | float)
+    return not is_number, value if is_number else 0, str(value)
+
+
+def edit_section(runs: Sequence[Run], config: AnalysisConfig) -> dict[str, Any] | None:
+    """The section of `write_comparison` on the runs' edits; None if no run has any."""
     from beliefedit.plots.edits import contrasts  # plotly is slow to load
 
     edited = [run for run in runs
               if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
     if not edited:
-        return []
+        return None
     frames = {table: compare(edited, config, table=table)
               for table in ("updating", "downstream", "fixing")}
-    return [{"title": "Editors and runs side by side",
-             "figure": json.loads(contrasts(frames).to_json()),
-             "html": "".join(comparison_html(frame, table) for table, frame in frames.items()
-                             if frame["n"].max())}]
+    return {"title": "Editors and runs side by side",
+            "figure": json.loads(contrasts(frames).to_json()),
+            "html": "".join(comparison_html(frame, table) for table, frame in frames.items()
+                            if frame["n"].max())}
 
 
 def _status(record: Mapping[str, Any]) -> str:

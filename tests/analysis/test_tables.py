@@ -327,7 +327,7 @@ def test_summary(result):
 class Cells(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.rows, self.tags = [], set()
+        self.rows, self.tags, self.inside = [], set(), False
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
@@ -335,9 +335,13 @@ class Cells(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside &= tag not in ("td", "th")
 
     def handle_data(self, data):
-        if self.rows and self.rows[-1]:
+        if self.inside:
             self.rows[-1][-1] += data
 
 
@@ -412,12 +416,14 @@ def test_the_main_table_has_a_row_per_editor_and_the_agent():
     table = MainTable()
     cells = Cells()
     cells.feed(table.html)
-    head, names, *rows = cells.rows
-    assert head == ["", "accuracy", "coherence error", "logical error"] and len(names) == 14
-    assert [row[0] for row in rows] == ["before editing", "lora", "a_b & 50%", "Bayesian agent"]
-    assert {len(row) for row in rows} == {14}
-    assert rows[1][1] == "0.20 [0.15, 0.25] Δ\xa0−0.25 [−0.30, −0.20]"
-    assert rows[3][1].startswith("0.95") and rows[3][2:7] == ["1.00"] * 4 + ["0.00"]
+    parts = cells.rows[:6], cells.rows[6:]
+    for (head, names, *rows), groups, width in zip(
+            parts, (["", "accuracy"], ["", "coherence error", "logical error"]), (6, 9), strict=True):
+        assert head == groups and {len(row) for row in (names, *rows)} == {width}
+        assert [row[0] for row in rows] == ["before editing", "lora", "a_b & 50%", "Bayesian agent"]
+    (_, _, _, lora, _, agent), (*_, errors) = parts
+    assert lora[1] == "0.20 [0.15, 0.25] Δ\xa0−0.25 [−0.30, −0.20]"
+    assert agent[1].startswith("0.95") and agent[2:] == ["1.00"] * 4 and errors[1:] == ["0.00"] * 8
     assert tables.main_table_html(table.frame, "fixing") == ""
 
 

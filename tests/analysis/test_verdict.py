@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from beliefedit.analysis import outcomes, verdict
+from beliefedit.analysis.headline import outcomes_by_run
 from beliefedit.analysis.populations import TABLES
 from beliefedit.analysis.tables import exceeds
 from beliefedit.config import AnalysisConfig
@@ -81,6 +82,15 @@ def outcome_rows(success, downstream=None, subject=None, others=None):
 def test_the_headline_gives_success_and_downstream_facts(means, sentence):
     rows = outcome_rows(*means)
     assert verdict.sentences(rows)[0].replace("\u00a0", " ") == f"Edited models {sentence}"
+
+
+def test_the_outcomes_of_runs_are_edit_success_and_downstream_facts():
+    first, second = (outcome_rows(*means).to_dicts() for means in (([0.9], None, [0.5]), ([0.8, 1.0], [0.2, 0.3])))
+    rows = outcomes_by_run({"b": first, "a": second, "none": []})
+    assert [(row["outcome"], row["editor"], row["mean"]) for row in rows] == [
+        ("edit success, b", "lora", 0.9), ("edit success, a", "lora", 0.8), ("edit success, a", "rome", 1.0),
+        ("downstream, a", "lora", 0.2), ("downstream, a", "rome", 0.3)]
+    assert outcomes_by_run({"none": []}) == []
 
 
 def test_the_verdict_is_a_headline_and_at_most_three_sentences():

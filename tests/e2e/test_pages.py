@@ -173,7 +173,21 @@ def test_tables_are_copied_with_their_intervals(visit, smoke_run):  # noqa: F811
       return getSelection().toString();
     }""")
     lora = next(line for line in text.splitlines() if line.startswith("lora"))
-    assert re.search(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\] Δ.[+−]?\d\.\d\d \[", lora) and lora.count("\t") == 13
+    assert re.search(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\] Δ.[+−]?\d\.\d\d \[", lora) and lora.count("\t") == 5
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_value_of_the_main_table_breaks(visit, smoke_run, width):  # noqa: F811
+    page = visit(smoke_run / "reports" / "04_analysis.html", width)
+    broken = "all => all.filter(one => one.getClientRects().length > 1).map(one => one.textContent)"
+    table = page.locator(".main-table:visible")
+    for event in ("beforeprint", "afterprint"):
+        page.evaluate(f"dispatchEvent(new Event('{event}'))")
+        assert table.locator(".interval").count() > 30 and table.locator(".interval").evaluate_all(broken) == []
+    wide = table.locator(".belief-table").evaluate_all("all => all.map(one => one.scrollWidth - one.clientWidth)")
+    assert [one > 0 for one in wide] == [width == 390] * 2, "the table scrolls in its box on a phone only"
+    captions = table.locator("caption").evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+    assert overflow(page) <= 0 and max(captions) <= width
 
 
 PAPERS = {"A4": (595, 842), "Letter": (612, 792)}

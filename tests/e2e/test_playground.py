@@ -201,6 +201,27 @@ def test_the_agent_is_drawn_before_the_model_is_loaded(voila):
     expect(field(voila, "Editor").locator("option").first).to_have_text(editor_class("lora").label)
 
 
+def test_an_example_fills_the_fields(voila):
+    example, fields = field(voila, "Example"), [field(voila, name) for name in ("Subject", "Relation", "New object")]
+
+    def shows(text: str) -> None:
+        request = voila.locator(".be-move").filter(has_text="the request").locator("bdi")
+        expect(request).to_have_text(text)
+        assert " ".join(each.input_value() for each in fields) == text
+        expect(example.locator("option:checked")).to_have_text(text)
+
+    options = example.locator("option").all_inner_texts()
+    none, first, second = (" ".join(text.split()) for text in options[:3])
+    shows(first)
+    example.select_option(index=2)
+    shows(second)
+    voila.get_by_title("Relation: suggestions").select_option(index=1)
+    expect(example.locator("option:checked")).to_have_text(none)
+    example.select_option(index=1)
+    shows(first)
+    has_bars(voila, "before")
+
+
 OFF = re.compile("be-off")
 
 

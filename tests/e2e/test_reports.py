@@ -156,7 +156,7 @@ def test_tables_are_saved_from_the_page(visit, smoke_run):
     page = visit(smoke_run / "reports" / "04_analysis.html")
     page.locator("summary", has_text="Updating").last.click()
     with page.expect_download() as download:
-        page.get_by_role("link", name="save as updating.csv").click()
+        page.get_by_title("updating.csv", exact=True).click()
     saved = Path(download.value.path()).read_text(encoding="utf-8")
     table = be.Run.open(smoke_run, read_only=True).path("tables") / "updating.csv"
     assert saved == table.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from beliefedit.errors import EditError, EvidenceError, StoreError, TrainingErro
 from beliefedit.playground import html as show
 from beliefedit.playground.agent_view import CAP, EvidenceStrength, FactChange, largest
 from beliefedit.playground.background import Cancelled, Worker, error_text, silent
-from beliefedit.playground.files import make_run, open_run, run_command, runs_beside
+from beliefedit.playground.files import example_facts, make_run, open_run, run_command, runs_beside
 from beliefedit.playground.ripple import ripple_of
 from beliefedit.playground.search import Suggestions, fold
 from beliefedit.playground.snapshot import TOP, draw
@@ -348,10 +348,11 @@ def test_the_agent_needs_no_torch(playground_run):
 import sys
 import beliefedit as be
 from beliefedit.playground import app, html
-from beliefedit.playground.files import open_agent
+from beliefedit.playground.files import example_facts, open_agent
 from beliefedit.playground.snapshot import draw
 run = be.Run({str(playground_run / "runs" / "tiny")!r}, {str(playground_run / "params" / "tiny.yaml")!r}, read_only=True)
 known, _ = open_agent(run)
+assert example_facts(run)
 snapshot = draw(known.outlook(known.example(), known.agent), known.agent.objects)
 print(html.ripple(snapshot), html.belief_bars(snapshot))
 assert not {{"torch", "transformers", "plotly"}} & sys.modules.keys()"""
@@ -418,6 +419,16 @@ def test_the_creation_of_a_run_ends_with_its_parent(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("the run continues without its parent")
+
+
+def test_examples_are_requests_of_the_run(playground_run, tmp_path):
+    run = open_tiny(playground_run)
+    requests = set(run.cases.cases.select("subject", "relation", "request").iter_rows())
+    facts = example_facts(run)
+    assert len(facts) == 10 and {(fact.subject, fact.relation, fact.object) for fact in facts} <= requests
+    assert facts[0].subject != facts[1].subject
+    shutil.copytree(playground_run / "runs" / "tiny", tmp_path / "run", ignore=shutil.ignore_patterns("cases"))
+    assert example_facts(be.Run(tmp_path / "run", run.config, read_only=True)) == []
 
 
 def test_jobs_run_in_order_and_can_be_stopped():

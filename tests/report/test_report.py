@@ -161,10 +161,17 @@ def test_widgets_become_a_note_and_their_last_state(tmp_path):
              "out": {"state": {"_model_name": "OutputModel", "outputs": [
                  {"output_type": "display_data", "data": {PLOTLY: plot()}, "metadata": {}}]}}}
     view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "VBox(children=...)"})
-    cells = notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}})
-    page = exported(tmp_path, cells)
-    assert "open the notebook in JupyterLab" in page and "VBox(" not in page
+    page = exported(tmp_path, notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    assert "open the notebook in JupyterLab" in page and "VBox(" not in page and "beliefedit playground" not in page
     assert sum(attrs.get("class") == "plot" for _, attrs in _Page(page).elements) == 1
+
+
+def test_the_still_of_the_playground_names_its_command(tmp_path):
+    state = {"page": {"state": {"_model_name": "VBoxModel", "_dom_classes": ["be-page"], "children": ["IPY_MODEL_text"]}},
+             "text": {"state": {"_model_name": "HTMLModel", "value": "<b>believed</b>"}}}
+    view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "page"}, "text/plain": ""})
+    page = exported(tmp_path, notebook(code("panel", view), metadata={"widgets": {WIDGET_STATE: {"state": state}}}))
+    assert "run beliefedit playground --run . in the folder of the run, which holds index.html" in _Page(page).text
 
 
 def test_pictures_are_inside_and_cannot_run_scripts(tmp_path):
@@ -314,16 +321,36 @@ def test_the_comparison_has_a_row_per_run(tmp_path):
                atomic=0.31)
     section = {"title": HOSTILE[1], "html": "<table><tr><td>0.75</td></tr></table>",
                "figure": plot(title="Side by side")}
-    page = _Page(report.write_comparison(tmp_path, [section]).read_text())
+    page = _Page(report.write_comparison(tmp_path, section).read_text())
     for text in ("2 runs compared", "1 of 2 models", "97.0 %", "31.0 %", "failed", "0.75", "Side by side",
-                 *HOSTILE[:2]):
+                 *HOSTILE[:2], "Edit success and downstream facts that should change, by run", "requested answer in 75\u00a0% of the edits"):
         assert text in page.text
-    links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
-    assert links == ["#runs", "#part-0", "#runs", "seed%3D0/index.html", "seed%3D1/index.html", "#part-0"]
+    links = [attrs["href"] for tag, attrs in page.elements if tag == "a" and not attrs["href"].startswith("data:")]
+    assert links == ["#result", "#runs", "#edits", "#result", "#runs", "seed%3D0/index.html", "seed%3D1/index.html",
+                     "#edits"]
     assert not any(tag == "img" for tag, _ in page.elements)
     assert "Side by side" not in report.write_comparison(tmp_path).read_text()
     with pytest.raises(ReportError, match="no runs"):
         report.write_comparison(tmp_path / "seed=0")
+
+
+def test_the_chart_of_a_sweep_has_its_runs_by_value(tmp_path):
+    for value in (10, 9, "<x>"):
+        run_folder(tmp_path / f"n={value}".replace("<", "_"), point={"corpus.n_facts": value})
+    text = report.write_comparison(tmp_path).read_text()
+    meta = {attrs.get("property"): attrs["content"] for tag, attrs in _Page(text).elements
+            if tag == "meta" and "content" in attrs}
+    assert meta["og:title"] == "3 runs compared: corpus.n_facts" and meta["og:image"] == "result.png"
+    assert meta["og:description"].endswith("Ranges are over editors and runs.")
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+    svg = (tmp_path / "result.svg").read_text()
+    places = [svg.index(f">edit success, n_facts = {label}<") for label in ("9", "10", "&lt;x&gt;")]
+    assert places == sorted(places) and "<x>" not in svg
+    for number in range(11):  # equal labels: the folders name the runs
+        run_folder(tmp_path / "many" / f"m={number:02d}", point={"m": 0})
+    text = _Page(report.write_comparison(tmp_path / "many").read_text()).text
+    svg = (tmp_path / "many" / "result.svg").read_text()
+    assert "The chart shows the first 10 runs." in text and ">edit success, m=00<" in svg and svg.count(", m=") == 10
 
 
 def test_the_header_of_a_notebook_is_shown_only_without_a_page_head(tmp_path):

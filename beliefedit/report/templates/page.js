@@ -77,6 +77,10 @@
     margin.t = lettered && !above ? above_plot : Math.min(Math.max(margin.t - title, 16), above ? Infinity : 16);
     if (small()) {
       Object.assign(margin, { l: Math.min(margin.l, 44), r: Math.min(margin.r, 8) });
+      if (columns(layout) < 2)  /* a long name of a panel has room on its left */
+        for (const note of layout.annotations ?? [])
+          if (note.yref === "paper" && note.text.length > 30)
+            Object.assign(note, { x: 1, xanchor: "right", font: { ...note.font, size: 11.5 } });
       layout.font.size = 11.5;
       if (shown) layout.height += 18 * Math.ceil(named / 2);
       if (shown && !above) {
@@ -248,7 +252,7 @@
   all("main table").forEach(prepare);
 
   /* Files: a table without a link to save it gets one, and what is saved can also be copied. */
-  const slug = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  const slug = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-+|-+$/g, "");
   const text_of = (cell) => cell.textContent.replace(/\s+/g, " ").trim();
 
   function csv(table) {
@@ -264,8 +268,9 @@
     if (box.querySelector("a[download]")) continue;
     for (const table of tables) {
       const name = slug(table.caption?.textContent ?? "") || slug(headingBefore(table)) || "table";
+      const file = `${table.closest("[data-file]").dataset.file}${name}.csv`;
       const link = Object.assign(document.createElement("a"), {
-        textContent: `save as ${name}.csv`, download: `${table.closest("[data-file]").dataset.file}${name}.csv`,
+        textContent: "save as CSV", download: file, title: file,
         href: `data:text/csv;charset=utf-8,${encodeURIComponent(csv(table))}`,
       });
       (table.closest(".belief-table") ?? table).after(links(link));
