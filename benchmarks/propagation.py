@@ -8,7 +8,9 @@ A world has pairs of relations in which the upstream object determines the downs
 subjects with stated downstream facts per upstream object: with few upstream objects the world is
 regular, and a model infers unstated facts. For each number of upstream objects and each seed the
 script trains a model, edits upstream facts with every editor, and compares the answers on
-downstream facts with the agent's. ``--graph`` cuts another graph to its most frequent upstream
+downstream facts with the agent's: the free answer, and the choice among the objects of the
+downstream relation, which an editor that makes the model answer with the requested object
+everywhere can still get right. ``--graph`` cuts another graph to its most frequent upstream
 objects (`graph.max_upstream_objects`) instead. Finished points are not repeated.
 
 It writes ``propagation.json`` (means with 95 % intervals of a bootstrap over subjects, seeds
@@ -28,8 +30,11 @@ import beliefedit as be
 from beliefedit import analysis
 from beliefedit.analysis.corpus import upstream_support
 from beliefedit.config import EditConfig
+from beliefedit.editors.registry import editor_class
+from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.edits import gather, run_editor
 from beliefedit.evaluation.metrics import bootstrap_interval
+from beliefedit.lm.candidates import Trie, log_probabilities
 from beliefedit.plots.style import DASHES, NEUTRAL, SERIES, figure
 from beliefedit.store import atomic_path, write_json
 
@@ -39,6 +44,7 @@ OTHER = "other_subject_same_relation"
 ROME = {"steps": 60, "max_norm_ratio": 10.0}
 EDITORS = {
     "lora": ("lora", {"lr": 3e-3, "append_end_token": True}),
+    "lora, lower rate": ("lora", {"lr": 1e-3, "append_end_token": True}),
     "finetune": ("finetune", {"lr": 1e-3}),
     "memit": ("memit", {"max_norm_ratio": 2.0, "steps": 50}),
     "grace": ("grace", {}),
@@ -49,8 +55,8 @@ BY_LAYER = {"finetune": lambda layer: ("finetune", {"lr": 2e-3, "layers": [layer
             "rome, subject's last token": lambda layer: (
                 "rome", {**ROME, "layer": layer, "edit_token": "subject_last"})}
 """Editors of one layer; each is run on every layer."""
-MEASURES = {"success": (SUCCESS, "edit success"), "downstream": (DOWNSTREAM, "downstream accuracy"),
-            "other": (OTHER, "accuracy on other subjects")}
+MEASURES = {"success": SUCCESS, "downstream": DOWNSTREAM, "other": OTHER}
+"""Short names of probes whose accuracy is measured."""
 
 
 def editors(n_layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -61,12 +67,12 @@ def editors(n_layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def point(run: be.Run, folder: Path) -> pl.DataFrame:
-    """A row per edit: editor, case, subject, downstream_stated, success, downstream, other, tv."""
+    """A row per edit: editor, case, subject, downstream_stated, the measures, choice, tv."""
     path = folder / f"{run.key('model')}.parquet"
     if path.exists():
         return pl.read_parquet(path)
     cases = run.cases.cases.filter("downstream_changes")["case"].to_list()
-    chosen = run.cases.__class__(
+    chosen = Cases(
         run.cases.cases.filter(pl.col("case").is_in(cases)),
         run.cases.queries.filter(pl.col("case").is_in(cases)))
     frames = []
@@ -84,12 +90,36 @@ def point(run: be.Run, folder: Path) -> pl.DataFrame:
             distances=(distances, found["distances"]))
         frames.append(measured.select(
             pl.lit(label).alias("editor"), "case", "subject", "downstream_stated",
-            **{short: pl.col(f"accuracy_{probe}_after") for short, (probe, _) in MEASURES.items()},
-            tv=pl.col(f"tv_{DOWNSTREAM}_after")))
+            **{short: pl.col(f"accuracy_{probe}_after").cast(pl.Float64)
+               for short, probe in MEASURES.items()},
+            tv=pl.col(f"tv_{DOWNSTREAM}_after")).join(
+                choices(run, chosen, name, config.editors[name]), on="case",
+                maintain_order="left"))
     result = pl.concat(frames)
     with atomic_path(path) as partial:
         result.write_parquet(partial)
     return result
+
+
+def choices(run: be.Run, chosen: Cases, name: str, settings: Any) -> pl.DataFrame:
+    """Whether the likeliest object of the downstream relation is the agent's, by case: choice."""
+    editor = editor_class(name)(settings)
+    editor.prepare(run.model, run.tokenizer, run.setup.texts)
+    cases = chosen.edit_cases()
+    edited = editor.apply(run.model, run.tokenizer, [case.request for case in cases])
+    asked = chosen.queries.filter(probe=DOWNSTREAM, kind="agent_mode")
+    assert asked["case"].to_list() == [case.number for case in cases]
+    objects = run.world.objects
+    trie = Trie(run.tokenizer, objects, asked["prompt"][0])
+    log_p = log_probabilities(edited, trie, asked["prompt"].to_list(),
+                              versions=list(range(len(cases))))
+    of_relation = dict(run.graph.facts.group_by("relation").agg(pl.col("object").unique()).iter_rows())
+    right = []
+    for row, (relation, target) in zip(log_p, asked.select("relation", "target").iter_rows(),
+                                       strict=True):
+        allowed = np.isin(objects, of_relation[relation])
+        right.append(objects[int(np.where(allowed, row, -np.inf).argmax())] == target)
+    return pl.DataFrame({"case": asked["case"], "choice": pl.Series(right).cast(pl.Float64)})
 
 
 def describe(run: be.Run) -> dict[str, Any]:
@@ -108,7 +138,7 @@ def means(rows: pl.DataFrame) -> list[dict[str, Any]]:
     for stated, part in (("all", rows), ("stated", rows.filter("downstream_stated")),
                          ("unstated", rows.filter(~pl.col("downstream_stated")))):
         for key, group in part.group_by("objects", "layers", "editor", maintain_order=True):
-            columns = [*MEASURES, "tv"]
+            columns = [*MEASURES, "choice", "tv"]
             values = group.select(pl.col(columns).cast(pl.Float64)).to_numpy()
             clusters = group.select(pl.struct("seed", "subject").rank("dense"))[:, 0].to_numpy()
             found = bootstrap_interval(values, clusters, generator, n_resamples=2000, level=0.95)
@@ -178,18 +208,19 @@ def main() -> None:
     pages = []
     for n_layers in arguments.layers:
         of_depth = [world for world in worlds if world["layers"] == n_layers]
-        found = [row for row in rows if row["layers"] == n_layers and row["facts"] == "unstated"
-                 and row["measure"] == "downstream"]
         labels = [label for label in editors(n_layers) if "layer" not in label]
-        layered = [label for label in editors(n_layers) if label.startswith("finetune, layer")]
-        pages += [chart(found, of_depth, f"Downstream facts after an edit, {n_layers} layers", labels),
-                  chart(found, of_depth, f"Fine-tuning of one of {n_layers} layers", layered)]
+        layered = [label for label in editors(n_layers) if ", layer" in label and "token" not in label]
+        for measure, what in (("downstream", "free answers"), ("choice", "choices")):
+            found = [row for row in rows if row["layers"] == n_layers and row["facts"] == "unstated"
+                     and row["measure"] == measure]
+            pages += [chart(found, of_depth, f"Downstream {what} after an edit, {n_layers} layers", labels),
+                      chart(found, of_depth, f"Downstream {what}, edits of one of {n_layers} layers", layered)]
     with atomic_path(arguments.out / "propagation.html") as partial:
         partial.write_text("".join(page.to_html(full_html=False, include_plotlyjs=number == 0)
                                    for number, page in enumerate(pages)), encoding="utf-8")
     for row in rows:
-        if row["measure"] == "downstream" and row["facts"] == "unstated":
-            print(f"{row['layers']} layers, {row['objects']:>4} objects, {row['editor']:<36} "
+        if row["measure"] in ("downstream", "choice") and row["facts"] == "unstated":
+            print(f"{row['layers']} layers, {row['objects']:>4} objects, {row['editor']:<36} {row['measure']:<10} "
                   f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]  n = {row['n']}")
 
 
