@@ -279,6 +279,18 @@ class GraceConfig(Config):
         200, description="documents for measuring the typical distance")
 
 
+class UltraEditConfig(Config):
+    """UltraEdit (arXiv 2505.14679): one ridge solution from normalised inputs and gradients."""
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1,
+        description="layers to edit, negative numbers count from the last; null: all")
+    lr: PositiveFloat = Field(1e-3, description="scale of the change of a projection's output")
+    ridge: PositiveFloat = Field(1.0, description="ridge penalty of the update")
+    n_tokens: Positive = Field(
+        20_000, description="corpus tokens for the statistics before the first edit")
+
+
 class RetrainConfig(Config):
     """Further pretraining on the request and old documents, an upper reference for small worlds."""
 
@@ -359,7 +371,8 @@ class RationalityConfig(Config):
 EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
-    "retrain": RetrainConfig, "bayes": BayesConfig, "bayes_heldout": BayesHeldoutConfig}
+    "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
+    "bayes_heldout": BayesHeldoutConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
@@ -397,6 +410,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 1.0, "steps": 100, "early_stop_loss": 0.0, "epsilon": 1.0,
             "relative_epsilon": False
         }
+    }, "ultraedit": {
+        "published": {
+            "lr": 1e-6, "ridge": 1.0
+        }
     }
 }
 """The published hyper-parameters of editors, for ``preset``; other keys given override them.
@@ -413,6 +430,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
   from a random value and replaces the tokens before the last one of the prompt (``val_init: cold``,
   ``replacement: replace_prompt``). Here the value starts from the output of the layer and replaces
   it at tokens near the key.
+- ultraedit: config/editor/ultraedit.yaml of XiaojieGu/UltraEdit, and the identity that its
+  editor/ultraedit.py adds. It has no statistics of a corpus: those of the first 100 requests
+  normalise these requests. ``lr`` suits hidden sizes of thousands, as it multiplies ‖ĥ‖².
 
 The published v_num_grad_steps 20 and 25 make 19 and 24 steps, as the code only evaluates the last
 value. The published context templates (21 and 6, one of them empty) are texts that the model

@@ -83,7 +83,7 @@ def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     leaves out the start token, which begins every text and whose keys differ from all others.
     """
     sums = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in names}
-    n_seen, ordered = 0, [texts[index] for index in _evenly_spread_order(len(texts))]
+    n_seen, ordered = 0, [texts[index] for index in evenly_spread_order(len(texts))]
     for start in range(0, len(ordered), _BATCH_SIZE):
         batch = ordered[start:start + _BATCH_SIZE]
         ids, mask = encode_texts(tokenizer, batch, _MAX_TOKENS, model.device)
@@ -102,7 +102,7 @@ def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     return {name: total / n_seen for name, total in sums.items()}
 
 
-def _evenly_spread_order(n: int) -> list[int]:
+def evenly_spread_order(n: int) -> list[int]:
     """0 to n-1, ordered such that the first k numbers are spread evenly for every k."""
     step = next(step for step in range(max(1, round(0.618 * n)), n + 1) if math.gcd(step, n) == 1)
     return [index * step % n for index in range(n)]
