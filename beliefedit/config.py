@@ -213,6 +213,12 @@ class ValueConfig(Config):
         True, description="lr is relative to the typical entry of a value; false: as published")
     steps: Positive = Field(25, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.05, description="an edit stops below this loss")
+    stop_when_most_probable: bool = Field(
+        False, description="an edit also stops when the target is the most probable answer after "
+                           "each context template (arXiv 2502.01636)")
+    keep_norm: bool = Field(
+        False, description="scale the edited value to the norm of the value before "
+                           "(arXiv 2602.02543)")
     kl_factor: NonNegativeFloat = Field(
         0.0625, description="weight of the KL divergence for the subject as a prompt")
     value_weight_decay: NonNegativeFloat = Field(
@@ -286,7 +292,7 @@ class UltraEditConfig(Config):
         None, min_length=1,
         description="layers to edit, negative numbers count from the last; null: all")
     lr: PositiveFloat = Field(1e-3, description="scale of the change of a projection's output")
-    ridge: PositiveFloat = Field(1.0, description="ridge penalty of the update")
+    l2: PositiveFloat = Field(1.0, description="L2 penalty of the update")
     n_tokens: Positive = Field(
         20_000, description="corpus tokens for the statistics before the first edit")
 
@@ -412,7 +418,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         }
     }, "ultraedit": {
         "published": {
-            "lr": 1e-6, "ridge": 1.0
+            "lr": 1e-6, "l2": 1.0
         }
     }
 }

@@ -3,7 +3,7 @@
 For each edited projection and target token, h is the projection's input where the token is
 predicted, and g the gradient of the token's loss by the projection's output. Both are normalised by
 running statistics to ĥ and ĝ. With the rows h of H and v = -lr ‖ĥ‖² ĝ of V, the change is the ridge
-solution ΔWᵀ = (HᵀH + ridge I)⁻¹ HᵀV.
+solution ΔWᵀ = (HᵀH + l2 I)⁻¹ HᵀV.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class UltraEditEditor(Editor):
             keys = features[..., :projections[name].in_features]
             values = self._values(moments[name].normalized(features), keys.shape[2], mask)
             system = keys @ keys.transpose(1, 2)  # Woodbury: as large as the number of targets
-            system.diagonal(dim1=1, dim2=2).add_(self.config.ridge)
+            system.diagonal(dim1=1, dim2=2).add_(self.config.l2)
             down[name] = torch.linalg.solve(system, keys).to(dtype)
             up[name] = values.transpose(1, 2).to(dtype)
         if self.lifelong:
