@@ -291,7 +291,7 @@ class UltraEditConfig(Config):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1,
         description="layers to edit, negative numbers count from the last; null: all")
-    lr: PositiveFloat = Field(1e-3, description="scale of the change of a projection's output")
+    lr: PositiveFloat = Field(6e-4, description="scale of the change of a projection's output")
     l2: PositiveFloat = Field(1.0, description="L2 penalty of the update")
     n_tokens: Positive = Field(
         20_000, description="corpus tokens for the statistics before the first edit")
