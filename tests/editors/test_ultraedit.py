@@ -77,6 +77,7 @@ def test_the_change_is_the_published_ridge_solution(lr, l2) -> None:
             torch.testing.assert_close(edited.delta(index)[f"{name}.weight"].double(), expected, rtol=1e-3,
                                        atol=1e-4 * float(expected.abs().max()))
             assert torch.linalg.matrix_rank(expected) == n_targets[index]
+            assert not edited.down[name][index, n_targets[index]:].any() and not edited.up[name][index, :, n_targets[index]:].any()
 
 
 def test_a_sequence_keeps_the_statistics_of_its_requests() -> None:
