@@ -225,6 +225,12 @@ class ValueConfig(Config):
         True, description="lr is relative to the typical entry of a value; false: as published")
     steps: Positive = Field(25, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.05, description="an edit stops below this loss")
+    stop_when_most_probable: bool = Field(
+        False, description="an edit also stops when the target is the most probable answer after "
+                           "each context template (arXiv 2502.01636)")
+    keep_norm: bool = Field(
+        False, description="scale the edited value to the norm of the value before "
+                           "(arXiv 2602.02543)")
     kl_factor: NonNegativeFloat = Field(
         0.0625, description="weight of the KL divergence for the subject as a prompt")
     value_weight_decay: NonNegativeFloat = Field(
@@ -289,6 +295,18 @@ class GraceConfig(Config):
         True, description="epsilon is a share of the typical distance of keys; false: a distance")
     n_calibration_documents: Positive = Field(
         200, description="documents for measuring the typical distance")
+
+
+class UltraEditConfig(Config):
+    """UltraEdit (arXiv 2505.14679): one ridge solution from normalised inputs and gradients."""
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1,
+        description="layers to edit, negative numbers count from the last; null: all")
+    lr: PositiveFloat = Field(6e-4, description="scale of the change of a projection's output")
+    l2: PositiveFloat = Field(1.0, description="L2 penalty of the update")
+    n_tokens: Positive = Field(
+        20_000, description="corpus tokens for the statistics before the first edit")
 
 
 class RetrainConfig(Config):
@@ -371,7 +389,8 @@ class RationalityConfig(Config):
 EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
-    "retrain": RetrainConfig, "bayes": BayesConfig, "bayes_heldout": BayesHeldoutConfig}
+    "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
+    "bayes_heldout": BayesHeldoutConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
@@ -409,6 +428,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 1.0, "steps": 100, "early_stop_loss": 0.0, "epsilon": 1.0,
             "relative_epsilon": False
         }
+    }, "ultraedit": {
+        "published": {
+            "lr": 1e-6, "l2": 1.0
+        }
     }
 }
 """The published hyper-parameters of editors, for ``preset``; other keys given override them.
@@ -425,6 +448,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
   from a random value and replaces the tokens before the last one of the prompt (``val_init: cold``,
   ``replacement: replace_prompt``). Here the value starts from the output of the layer and replaces
   it at tokens near the key.
+- ultraedit: config/editor/ultraedit.yaml of XiaojieGu/UltraEdit, and the identity that its
+  editor/ultraedit.py adds. It has no statistics of a corpus: those of the first 100 requests
+  normalise these requests. ``lr`` suits hidden sizes of thousands, as it multiplies ‖ĥ‖².
 
 The published v_num_grad_steps 20 and 25 make 19 and 24 steps, as the code only evaluates the last
 value. The published context templates (21 and 6, one of them empty) are texts that the model

@@ -36,7 +36,8 @@ EDITORS = {
     "finetune": ("finetune", {"lr": 1e-3}),
     "rome": ("rome", {"layer": 0, "edit_token": "prompt_last", "lr": 0.3, "value_weight_decay": 0.01,
                       "n_context_templates": 1}),
-    "memit": ("memit", {}), "alphaedit": ("alphaedit", {}), "grace": ("grace", {}), "in_context": ("in_context", {}),
+    "memit": ("memit", {}), "alphaedit": ("alphaedit", {}), "grace": ("grace", {}), "ultraedit": ("ultraedit", {}),
+    "in_context": ("in_context", {}),
     "bayes": ("bayes", {}), "bayes_heldout": ("bayes_heldout", {}), f"retrain, first {N_RETRAIN}": ("retrain", {})}
 ABLATION = {
     "request alone": ("bayes", {"target_kinds": []}),

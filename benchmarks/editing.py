@@ -32,7 +32,8 @@ from beliefedit.lm.scoring import encode_pairs, generate, score
 
 LORA = {"lr": 2e-3}
 OTHERS = {"finetune": {"lr": 1e-3, "early_stop_loss": 0}, "rome": {"early_stop_loss": 0}, "memit": {"early_stop_loss": 0},
-          "alphaedit": {"early_stop_loss": 0}, "grace": {"early_stop_loss": 0}, "in_context": {}, "bayes": {}}
+          "alphaedit": {"early_stop_loss": 0}, "grace": {"early_stop_loss": 0}, "ultraedit": {},
+          "in_context": {}, "bayes": {}}
 ANSWER = 4
 N_ONE_BY_ONE = 2
 

@@ -310,7 +310,8 @@ PUBLISHED = {  # as the files say it: the docstring of PRESETS names them
               "max_norm_ratio": 0.75, "edit_token": "subject_last", "n_context_templates": 1 + 5, "covariance_weight": 15000},
     "alphaedit": {"lr": 5e-1, "relative_lr": False, "steps": 25 - 1, "early_stop_loss": 5e-2, "kl_factor": 0.0625, "value_weight_decay": 0.5,
                   "max_norm_ratio": 0.75, "edit_token": "subject_last", "n_context_templates": 1 + 5, "l2": 10, "nullspace_threshold": 2e-2, "relative_threshold": False},
-    "grace": {"lr": 1.0, "steps": 100, "early_stop_loss": 0, "epsilon": 1.0, "relative_epsilon": False}}
+    "grace": {"lr": 1.0, "steps": 100, "early_stop_loss": 0, "epsilon": 1.0, "relative_epsilon": False},
+    "ultraedit": {"lr": 1e-6, "l2": 1}}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,11 @@ from beliefedit.corpus.corpus import SampledDocuments
 from beliefedit.editors.base import EditedModels, Editor, chosen_projections, require_texts
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import (
+    EncodedSentences,
     encode_sentences,
     encode_texts,
     losses_per_edit,
+    most_probable,
     optimize_per_edit,
 )
 from beliefedit.editors.request import EditRequest
@@ -83,7 +85,7 @@ def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     leaves out the start token, which begins every text and whose keys differ from all others.
     """
     sums = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in names}
-    n_seen, ordered = 0, [texts[index] for index in _evenly_spread_order(len(texts))]
+    n_seen, ordered = 0, [texts[index] for index in evenly_spread_order(len(texts))]
     for start in range(0, len(ordered), _BATCH_SIZE):
         batch = ordered[start:start + _BATCH_SIZE]
         ids, mask = encode_texts(tokenizer, batch, _MAX_TOKENS, model.device)
@@ -102,7 +104,7 @@ def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     return {name: total / n_seen for name, total in sums.items()}
 
 
-def _evenly_spread_order(n: int) -> list[int]:
+def evenly_spread_order(n: int) -> list[int]:
     """0 to n-1, ordered such that the first k numbers are spread evenly for every k."""
     step = next(step for step in range(max(1, round(0.618 * n)), n + 1) if math.gcd(step, n) == 1)
     return [index * step % n for index in range(n)]
@@ -241,16 +243,19 @@ def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         + kl_factor KL(after || before) of the next token after the bare subject
         + value_weight_decay ‖change‖ / size²
 
-    ‖change‖ is at most ``max_norm_ratio`` times size. At the prompt's last token there is no KL
-    term, since the prediction there should change.
+    where size is the norm of the value before the edit. ‖change‖ is at most ``max_norm_ratio``
+    times size. At the prompt's last token there is no KL term, since the prediction there should
+    change. ``stop_when_most_probable`` is the early stopping of ENCORE (arXiv 2502.01636), and
+    ``keep_norm`` scales the optimized value to size (arXiv 2602.02543).
 
     Args:
-        at: (name of the projection, sizes [n]: norms of the values before the edit).
+        at: (name of the projection, values before the edit [n, outputs]).
 
     Returns:
-        (changes [n, outputs], last losses).
+        (changes [n, outputs], last losses, before ``keep_norm`` scales the value).
     """
-    name, size = at
+    name, before_edit = at
+    size = before_edit.norm(dim=1)
     rows = [(context, request) for request in requests for context in context_templates]
     prompts, targets = [context + r.prompt for context, r in rows], [r.target for _, r in rows]
     sentences = encode_sentences(tokenizer, prompts, targets, model.device)
@@ -269,14 +274,16 @@ def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     if config.relative_lr:  # norms of values differ by orders of magnitude between models
         unit = size[:, None] / width**0.5
 
-    def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
-        change, chosen = values[0] * unit[versions], sentences.of(versions)
-
+    def model_with(change: Tensor, chosen: EncodedSentences) -> Callable[..., ModelOutput]:
         def changed(*, versions: Tensor, **inputs: Any) -> ModelOutput:
             with hooked(model, {name: _add_at(change[versions], chosen.positions)}):
                 return model(**inputs)
 
-        loss = losses_per_edit(changed, model, chosen, len(versions))
+        return changed
+
+    def losses_of(values: list[Tensor], versions: Tensor) -> Tensor:
+        change, chosen = values[0] * unit[versions], sentences.of(versions)
+        loss = losses_per_edit(model_with(change, chosen), model, chosen, len(versions))
         if kl_factor:
             tokens = TokenPositions(neutral.ids[versions], neutral.positions[versions], versions)
             with hooked(model, {name: _add_at(change, tokens.positions)}):
@@ -284,14 +291,23 @@ def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
             loss = loss + kl_factor * (after.exp() * (after - before[versions])).sum(1)
         return loss + config.value_weight_decay * change.norm(dim=1) / size[versions].square()
 
+    def is_finished(values: list[Tensor], versions: Tensor) -> Tensor:
+        change, chosen = values[0] * unit[versions], sentences.of(versions)
+        return most_probable(model_with(change, chosen), model, chosen, len(versions))
+
     def clip_norms(values: list[Tensor], versions: Tensor) -> None:
         max_norm = config.max_norm_ratio * size[versions] / unit[versions, 0]
         values[0] *= (max_norm / values[0].norm(dim=1)).clamp(max=1)[:, None]
 
     [values], losses = optimize_per_edit(
         model, [torch.zeros(len(requests), width, device=model.device)], losses_of, lr=config.lr,
-        steps=config.steps, early_stop_loss=config.early_stop_loss, project=clip_norms)
-    return values * unit, losses
+        steps=config.steps, early_stop_loss=config.early_stop_loss,
+        is_finished=is_finished if config.stop_when_most_probable else None, project=clip_norms)
+    change = values * unit
+    if config.keep_norm:
+        edited = before_edit + change
+        change = edited * (size / edited.norm(dim=1))[:, None] - before_edit
+    return change, losses
 
 
 def _log_p_at(model: PreTrainedModel, tokens: TokenPositions) -> Tensor:

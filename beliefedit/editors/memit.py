@@ -54,7 +54,7 @@ class MultiLayerEditor(LocateAndEditEditor):
         in_contexts = locate.find_subjects(tokenizer, requests, templates, model.device)
         hidden = locate.mean_at(UnmodifiedModel(model), without_context, layer, entering=False)
         changes, losses = locate.optimize_value(model, tokenizer, requests, templates, self.config,
-                                                at=(last, hidden.norm(dim=1)))
+                                                at=(last, hidden))
         goal, n = hidden + changes, len(requests)
         adapters = Adapters(
             model, {name: goal.new_zeros(n, 1, p.in_features) for name, p in projections.items()},

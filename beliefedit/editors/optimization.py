@@ -85,9 +85,9 @@ def append_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     return replace(sentences, ids=ids, is_target=is_target)
 
 
-def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
-            sentences: EncodedSentences) -> Tensor:
-    """Summed negative log-likelihood of each row's target, [rows], nats."""
+def _target_logits(edited: Callable[..., ModelOutput], model: PreTrainedModel,
+                   sentences: EncodedSentences) -> tuple[Tensor, Tensor, Tensor]:
+    """(row [targets], logits [targets, vocabulary], id [targets]) of each target token."""
     row, position = sentences.is_target.nonzero(as_tuple=True)
 
     def select(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -99,9 +99,24 @@ def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
                         use_cache=False)
     finally:
         handle.remove()
-    logits = at_least_float32(output.logits[0])
-    nll = cross_entropy(logits, sentences.ids[row, position], reduction="none")
+    return row, at_least_float32(output.logits[0]), sentences.ids[row, position]
+
+
+def row_nll(edited: Callable[..., ModelOutput], model: PreTrainedModel,
+            sentences: EncodedSentences) -> Tensor:
+    """Summed negative log-likelihood of each row's target, [rows], nats."""
+    row, logits, ids = _target_logits(edited, model, sentences)
+    nll = cross_entropy(logits, ids, reduction="none")
     return nll.new_zeros(len(sentences.ids)).index_add(0, row, nll)
+
+
+@torch.no_grad()
+def most_probable(edited: Callable[..., ModelOutput], model: PreTrainedModel,
+                  sentences: EncodedSentences, n: int) -> Tensor:
+    """Whether each target token of an edit is the most probable one, in all its rows: bool [n]."""
+    row, logits, ids = _target_logits(edited, model, sentences)
+    is_wrong = (logits.argmax(-1) != ids).int()
+    return is_wrong.new_zeros(n).index_add(0, sentences.versions[row], is_wrong) == 0
 
 
 def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
@@ -141,6 +156,7 @@ def optimize_per_edit(
         model: PreTrainedModel, start: Sequence[Tensor],
         losses_of: Callable[[list[Tensor], Tensor], Tensor], *, lr: float, steps: int,
         early_stop_loss: float = 0.0,
+        is_finished: Callable[[list[Tensor], Tensor], Tensor] | None = None,
         project: Callable[[list[Tensor], Tensor], None] | None = None,
         callback: Callable[[int, list[Tensor]], None] | None = None
 ) -> tuple[list[Tensor], tuple[float, ...]]:
@@ -152,6 +168,8 @@ def optimize_per_edit(
         losses_of: function of (values [k, ...], ascending numbers of these k edits) that returns
             their losses [k].
         early_stop_loss: an edit stops when its loss is below this.
+        is_finished: function of (values [k, ...], numbers of these k edits) that returns which of
+            them also stop, bool [k].
         project: function of (values [k, ...], numbers of these k edits) that enforces constraints
             in place, after each step.
         callback: called with (step, current values [n, ...]) after each step.
@@ -168,6 +186,8 @@ def optimize_per_edit(
             losses = losses_of([value.requires_grad_() for value in values], active)
             last[active] = losses.detach()
             unfinished = losses.detach() >= early_stop_loss
+            if is_finished is not None:
+                unfinished &= ~is_finished(values, active)
             if not unfinished.any():
                 break
             gradients = torch.autograd.grad(losses.sum(), values)

@@ -38,9 +38,9 @@ class RomeEditor(LocateAndEditEditor):
         without_context = locate.find_subjects(tokenizer, requests, [""], model.device)
         in_contexts = locate.find_subjects(tokenizer, requests, templates, model.device)
         keys = locate.mean_at(unmodified, in_contexts, name, entering=True)
-        size = locate.mean_at(unmodified, without_context, name, entering=False).norm(dim=1)
+        values = locate.mean_at(unmodified, without_context, name, entering=False)
         changes, losses = locate.optimize_value(model, tokenizer, requests, templates, self.config,
-                                                at=(name, size))
+                                                at=(name, values))
         directions = locate.inverse_times(statistics.covariances[name], keys)
         directions /= (directions * keys.double()).sum(1, keepdim=True)
         return Adapters(model, {name: directions[:, None].to(changes)}, {name: changes[:, :, None]},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -152,16 +154,16 @@ def test_values_are_optimized_as_published(name, settings) -> None:
     editor = prepared(name, model, **layer, **settings)
     edited = editor.apply(model, TOKENIZER, REQUESTS)
     for index, request in enumerate(REQUESTS):
-        change, loss, size = plain_value(model, request, editor.statistics.context_templates, settings,
-                                      NAMES[0] if name == "rome" else "model.layers.0")
+        *_, (change, loss, size) = plain_values(model, request, editor.statistics.context_templates, settings,
+                                                NAMES[0] if name == "rome" else "model.layers.0")
         torch.testing.assert_close(edited.up[NAMES[0]][index, :, 0], change, rtol=2e-3, atol=2e-3 * float(change.norm()))
         assert edited.losses[index] == pytest.approx(loss, rel=1e-3)
         assert change.norm() <= settings["max_norm_ratio"] * size * 1.001
 
 
-def plain_value(model, request: EditRequest, context_templates, settings: dict,
-                module: str) -> tuple[torch.Tensor, float, float]:
-    """(change, last loss, norm of the module's output at the bare prompt)"""
+def plain_values(model, request: EditRequest, context_templates, settings: dict,
+                 module: str) -> Iterator[tuple[torch.Tensor, float, float]]:
+    """(change, last loss, norm of the module's output at the bare prompt) after each step."""
     recorded: list[torch.Tensor] = []
     hook = model.get_submodule(module).register_forward_hook(
         lambda _, inputs, output: recorded.append(output[0] if isinstance(output, tuple) else output))
@@ -190,7 +192,7 @@ def plain_value(model, request: EditRequest, context_templates, settings: dict,
         optimizer.step()
         with torch.no_grad():
             value *= (settings["max_norm_ratio"] * size / unit / value.norm()).clamp(max=1)
-    return (value * unit).detach(), loss.item(), float(size)
+        yield (value * unit).detach(), loss.item(), float(size)
 
 
 def log_probabilities(model, ids: torch.Tensor, until: int, change: torch.Tensor) -> torch.Tensor:
@@ -211,6 +213,64 @@ def test_changes_are_no_longer_than_allowed() -> None:
     for index, request in enumerate(REQUESTS):
         value = weight @ plain_keys(model, NAMES[0], request, [""])
         assert edited.up[NAMES[0]][index].norm() == pytest.approx(0.5 * np.linalg.norm(value), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "layer", "module"), [("rome", {"layer": 0}, NAMES[0]), ("memit", {"layers": [0]}, "model.layers.0")])
+def test_a_kept_norm_is_that_of_the_value_before_the_edit(name, layer, module) -> None:
+    """arXiv 2602.02543: the optimized value v + d becomes |v| (v + d) / |v + d|."""
+    model, settings = sample_model(3), layer | {"lr": 0.5, "steps": 8, "n_context_templates": 1}
+    free = prepared(name, model, **settings).apply(model, TOKENIZER, REQUESTS)
+    kept = prepared(name, model, **settings, keep_norm=True).apply(model, TOKENIZER, REQUESTS)
+    growth = []
+    for index, request in enumerate(REQUESTS):
+        before = output_of(model, module, request.subject)
+        after = before + free.up[NAMES[0]][index, :, 0]
+        growth.append(float(after.norm() / before.norm()))
+        expected = after * before.norm() / after.norm() - before
+        torch.testing.assert_close(kept.up[NAMES[0]][index, :, 0], expected, rtol=1e-3, atol=1e-3 * float(expected.norm()))
+    assert max(growth) > 1.05
+    assert kept.losses == free.losses  # of the optimization
+
+
+def output_of(model, module: str, text: str) -> torch.Tensor:
+    """Output of a module at the last token of a text, [outputs]."""
+    recorded = []
+    hook = model.get_submodule(module).register_forward_hook(
+        lambda _, inputs, output: recorded.append(output[0] if isinstance(output, tuple) else output))
+    model(**TOKENIZER(text, return_tensors="pt"))
+    hook.remove()
+    return recorded[0][0, -1].detach()
+
+
+@pytest.mark.parametrize("name", ["rome", "memit"])
+def test_an_edit_stops_when_the_target_is_most_probable_in_all_contexts(name) -> None:
+    """Most-probable early stopping (arXiv 2502.01636), against a plain loop that ends when all answers are right."""
+    model, module = sample_model(3), NAMES[0] if name == "rome" else "model.layers.0"
+    settings = {"lr": 0.3, "relative_lr": True, "steps": 20, "early_stop_loss": 0, "kl_factor": 0.0, "value_weight_decay": 0.1,
+                "max_norm_ratio": 9.0}
+    editor = prepared(name, model, **{"layer": 0} if name == "rome" else {"layers": [0]}, **settings,
+                      stop_when_most_probable=True, n_context_templates=2)
+    requests = [EditRequest.from_pair(r.prompt, r.target, r.prompt) for r in REQUESTS]
+    edited, contexts, numbers = editor.apply(model, TOKENIZER, requests), editor.statistics.context_templates, []
+    for index, request in enumerate(requests):
+        n = 0
+        for expected, _, _ in plain_values(model, request, contexts, settings, module):
+            n += 1
+            if all(is_answered(model, context, request, expected) for context in contexts):
+                break
+        numbers.append(n)
+        change = edited.up[NAMES[0]][index, :, 0]
+        torch.testing.assert_close(change, expected, rtol=2e-3, atol=2e-3 * float(expected.norm()))
+    assert len({n for n in numbers if n < settings["steps"]}) > 1  # edits that stop at different steps
+
+
+def is_answered(model, context: str, request: EditRequest, change: torch.Tensor) -> bool:
+    """Whether every token of the target is the most probable one, with a change of the value at the subject."""
+    pairs = encode_pairs(TOKENIZER, [context + request.prompt], [request.target])
+    until = len(TOKENIZER(context + request.subject)["input_ids"])
+    log_p = log_probabilities(model, torch.from_numpy(pairs.ids), until, change)
+    start, end = int(pairs.starts[0]), int(pairs.lengths[0])
+    return log_p[start - 1:end - 1].argmax(-1).tolist() == pairs.ids[0, start:end].tolist()
 
 
 def test_memit_solves_its_normal_equations_layer_by_layer() -> None:
