@@ -107,8 +107,9 @@ def choices(run: be.Run, chosen: Cases, name: str, settings: Any) -> pl.DataFram
     editor.prepare(run.model, run.tokenizer, run.setup.texts)
     cases = chosen.edit_cases()
     edited = editor.apply(run.model, run.tokenizer, [case.request for case in cases])
-    asked = chosen.queries.filter(probe=DOWNSTREAM, kind="agent_mode")
-    assert asked["case"].to_list() == [case.number for case in cases]
+    numbers = pl.DataFrame({"case": [case.number for case in cases]}, schema={"case": pl.UInt32})
+    asked = numbers.join(chosen.queries.filter(probe=DOWNSTREAM, kind="agent_mode"), on="case",
+                         maintain_order="left")
     objects = run.world.objects
     trie = Trie(run.tokenizer, objects, asked["prompt"][0])
     log_p = log_probabilities(edited, trie, asked["prompt"].to_list(),
@@ -189,8 +190,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     frames, worlds = [], []
     for n_layers in arguments.layers:
-        for n_objects in arguments.objects:
-            for seed in range(arguments.seeds):
+        for seed in range(arguments.seeds):
+            for n_objects in arguments.objects:
                 overrides = {"seed": seed, "model.n_layers": n_layers, **changes}
                 if arguments.graph:
                     overrides |= {"graph.source": arguments.graph, "graph.max_upstream_objects": n_objects}
