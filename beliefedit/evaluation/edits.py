@@ -137,6 +137,18 @@ class EditSetup:
     soft_targets: SoftTargetBuilder | None = None  # for editors that train on them
     comparison: Comparison | None = None  # None: no distances of distributions
 
+    def prepare(self, editor: Editor) -> None:
+        """Prepare an editor for edits of the model, and train it if it learns.
+
+        Raises:
+            EditError: the editor has nothing to learn from.
+        """
+        editor.prepare(self.model, self.tokenizer, self.texts)
+        if editor.learns:
+            requests = () if self.soft_targets is None else self.soft_targets.training_requests(
+                editor.config, editor.config.n_requests, editor.config.seed)
+            editor.learn(self.model, self.tokenizer, requests)
+
     def request(self, case: EditCase, editor: Editor,
                 agent: BayesAgent | None = None) -> EditRequest:
         """The request of a case, with soft targets if the editor uses them.
@@ -208,7 +220,7 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     done = {case for path in logs for case in read_intermediate(path, SCHEMAS["log"])["case"]}
     remaining = [case for case in chosen if case.number not in done]
     run = _EditorRun(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
-    run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # `describe` needs it, too
+    setup.prepare(run.editor)  # `describe` needs it, too
     size = config.batch_size
     with tqdm(total=len(chosen), initial=len(chosen) - len(remaining), desc=name,
               unit="edit") as bar:

@@ -1,0 +1,257 @@
+"""A learned one-step editor: a network turns the gradient of a request into a weight change.
+
+The network is trained to make the edited model believe what the Bayesian agent believes after the
+request, in the edited fact and in facts around it. Editors of this family are MEND (arXiv
+2110.11309), MALMEN (2311.04661) and PropMEND (2506.08920), which is also trained on consequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from beliefedit.config import PropagateConfig
+from beliefedit.editors.base import (
+    Callback,
+    Editor,
+    EditRequest,
+    chosen_projections,
+    require_texts,
+)
+from beliefedit.editors.bayes import divergences, encode_soft_targets
+from beliefedit.editors.locate_and_edit import weights_key
+from beliefedit.editors.low_rank import Adapters, Hook, hooked
+from beliefedit.editors.optimization import encode_requests, encode_texts, frozen
+from beliefedit.editors.registry import register_editor
+from beliefedit.errors import DivergenceError, EditError
+
+_BATCH_SIZE, _MAX_TOKENS = 64, 64
+
+
+class EditNetwork(nn.Module):
+    """Maps inputs u and output gradients d of L projections to keys and values of a weight change.
+
+    u is centred and scaled to standard deviation 1, d to root mean square 1 over the tokens and
+    layers of an edit. A residual network, shared by all layers, changes both. Its blocks have a
+    scale and a shift for each layer, and are the identity before training.
+
+    Args:
+        mean, std: of u over tokens of the corpus, [L, inputs].
+        rms: of d over tokens of the corpus, [L, outputs].
+        rate: size of the untrained edit by layer, [L].
+    """
+
+    mean: Tensor
+    std: Tensor
+    rms: Tensor
+    rate: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, rms: Tensor, rate: Tensor,
+                 config: PropagateConfig) -> None:
+        super().__init__()
+        for name, value in {"mean": mean, "std": std, "rms": rms, "rate": rate}.items():
+            self.register_buffer(name, value)
+        n_layers, self.n_inputs = mean.shape
+        size = self.n_inputs + rms.shape[1]
+        generator = torch.Generator().manual_seed(config.seed)
+        bound = size ** -0.5
+        draw = torch.rand(config.n_blocks, config.width, size, generator=generator) * 2 - 1
+        self.enter = nn.Parameter((draw * bound).to(mean))
+        self.leave = nn.Parameter(mean.new_zeros(config.n_blocks, size, config.width))
+        self.scale = nn.Parameter(mean.new_ones(config.n_blocks, n_layers, config.width))
+        self.shift = nn.Parameter(mean.new_zeros(config.n_blocks, n_layers, config.width))
+        self.log_rate = nn.Parameter(mean.new_zeros(n_layers))
+
+    def forward(self, u: Tensor, d: Tensor, is_edited: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [L, n, tokens, inputs] and values [L, n, tokens, outputs] of n edits.
+
+        Args:
+            u: [L, n, tokens, inputs].
+            d: [L, n, tokens, outputs].
+            is_edited: bool [n, tokens]; other tokens do not count.
+        """
+        u = (u - self.mean[:, None, None]) / self.std[:, None, None]
+        d = d / self.rms[:, None, None] * is_edited[..., None]
+        squares = d.square().sum((0, 2, 3)) / (is_edited.sum(1) * d.shape[0] * d.shape[3])
+        d = d / squares.sqrt().clamp(min=1e-30)[:, None, None]
+        hidden = torch.cat([u, d], dim=-1)
+        for enter, leave, scale, shift in zip(self.enter, self.leave, self.scale, self.shift,
+                                              strict=True):
+            inner = nn.functional.silu(hidden @ enter.T * scale[:, None, None]
+                                       + shift[:, None, None])
+            hidden = hidden + inner @ leave.T
+        keys, values = hidden[..., :self.n_inputs], hidden[..., self.n_inputs:]
+        rate = -self.rate * self.log_rate.exp()
+        return keys * is_edited[..., None], values * rate[:, None, None, None]
+
+
+@register_editor("propagate", label="Learned edit")
+class PropagateEditor(Editor):
+    """One forward and backward pass per request, and a network trained on requests of the corpus.
+
+    Attributes:
+        network: trained by `learn`.
+        model_key: `weights_key` of the model it was trained for.
+    """
+
+    learns = True
+    config: PropagateConfig
+    network: EditNetwork | None = None
+    model_key: str = ""
+    is_trained: bool = False
+    texts: Sequence[str] = ()
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See `Editor.check_model`."""
+        shapes = {p.weight.shape for p in chosen_projections(model, self.config.layers).values()}
+        if len(shapes) > 1:
+            raise EditError("the layers have projections of different shapes", where="layers",
+                            hint="choose layers of one shape")
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                texts: Sequence[str]) -> None:
+        """Compute the statistics of inputs and gradients on documents of the corpus."""
+        require_texts(texts)
+        self.check_model(model)
+        key = weights_key(model, chosen_projections(model, self.config.layers))
+        if key == self.model_key:
+            return
+        config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
+        self.texts, self.model_key, self.is_trained = texts, key, config.n_steps == 0
+        inputs, gradients, outputs, n_seen = [], [], [], 0
+        for rows in torch.randperm(len(texts), generator=generator).split(_BATCH_SIZE):
+            ids, mask = encode_texts(tokenizer, [texts[row] for row in rows.tolist()], _MAX_TOKENS,
+                                     model.device)
+            mask = mask & (ids != tokenizer.eos_token_id)
+            u, d, output = _pass(model, config.layers, ids, mask)
+            is_token = mask[:, :-1].clone()
+            inputs.append(u[:, is_token])
+            gradients.append(d[:, is_token])
+            outputs.append(output[:, is_token])
+            n_seen += int(is_token.sum())
+            if n_seen >= config.n_tokens:
+                break
+        u, d, output = (torch.cat(values, dim=1) for values in (inputs, gradients, outputs))
+        mean, std = u.mean(1), u.std(1).clamp(min=1e-8)
+        rms = d.square().mean(1).sqrt().clamp(min=1e-12)
+        rate = config.step_size * output.square().mean((1, 2)).sqrt() / std.sum(1)
+        self.network = EditNetwork(mean, std, rms, rate, config)
+
+    def learn(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest]) -> None:
+        """Train the network with AdamW (arXiv 1711.05101)."""
+        config, network = self.config, self.network
+        if network is None:
+            raise EditError("the statistics of the corpus are missing",
+                            hint="call prepare(model, tokenizer, texts) first")
+        if self.is_trained:
+            return
+        if not requests:
+            raise EditError("there are no training requests",
+                            hint="choose fewer cases (edit.n_cases), so that some subjects of the "
+                                 "corpus have none")
+        generator = torch.Generator().manual_seed(config.seed)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_steps)
+        order = torch.zeros(0, dtype=torch.int64)
+        with frozen(model), tqdm(range(config.n_steps), "propagate: training", unit="step") as bar:
+            for _ in bar:
+                if len(order) < config.batch_size:
+                    order = torch.cat([order, torch.randperm(len(requests), generator=generator)])
+                batch = [requests[row] for row in order[:config.batch_size].tolist()]
+                order = order[config.batch_size:]
+                adapters = self._adapters(model, tokenizer, batch)
+                targets = encode_soft_targets(
+                    model, tokenizer, [request.soft_targets for request in batch],
+                    config.request_weight, append_end=True)
+                loss = divergences(targets, adapters).mean()
+                if config.text_weight:
+                    loss = loss + config.text_weight * self._text_divergence(
+                        adapters, tokenizer, batch, generator)
+                if not loss.isfinite():
+                    raise DivergenceError("the network diverged: its loss is not finite",
+                                          where="propagate", hint="lower lr or step_size")
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+        self.is_trained = True
+
+    def _text_divergence(self, adapters: Adapters, tokenizer: PreTrainedTokenizerFast,
+                         requests: Sequence[EditRequest], generator: torch.Generator) -> Tensor:
+        """KL(unedited || edited) per token of documents that do not name the edited subject."""
+        n, model = self.config.n_texts, adapters.model
+        texts, versions = [], []
+        for version, request in enumerate(requests):
+            drawn = torch.randint(len(self.texts), (n,), generator=generator).tolist()
+            others = [self.texts[row] for row in drawn if request.subject not in self.texts[row]]
+            texts += others
+            versions += [version] * len(others)
+        ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, model.device)
+        inputs = {"input_ids": ids, "use_cache": False}
+        with torch.no_grad():
+            before = model(**inputs).logits[mask].float().log_softmax(-1)
+        after = adapters(versions=torch.tensor(versions, device=ids.device), **inputs).logits[mask]
+        return nn.functional.kl_div(after.float().log_softmax(-1), before, log_target=True,
+                                    reduction="batchmean")
+
+    def _adapters(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                  requests: Sequence[EditRequest]) -> Adapters:
+        """The edits, as functions of the network's parameters."""
+        sentences = encode_requests(tokenizer, requests, model.device)
+        u, d, _ = _pass(model, self.config.layers, sentences.ids, sentences.is_target)
+        last = sentences.is_target.int().flip(1).cummax(1).values.flip(1).bool()  # up to the target
+        is_edited = last[:, 1:].clone()  # tokens that predict another one
+        is_edited[:, 0] = False  # the start token
+        keys, values = self.network(u, d, is_edited)
+        names = list(chosen_projections(model, self.config.layers))
+        return Adapters(model, dict(zip(names, keys, strict=True)),
+                        dict(zip(names, values.transpose(2, 3), strict=True)))
+
+    def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
+        if self.network is None or not self.is_trained:
+            raise EditError("the network of this editor is not trained",
+                            hint="call prepare(model, tokenizer, texts) and "
+                                 "learn(model, tokenizer, requests) first")
+        if weights_key(model, chosen_projections(model, self.config.layers)) != self.model_key:
+            raise EditError("the editor was prepared for another model",
+                            hint="call prepare and learn with this model")
+        adapters = self._adapters(model, tokenizer, requests)
+        return Adapters(model, {name: value.detach() for name, value in adapters.down.items()},
+                        {name: value.detach() for name, value in adapters.up.items()})
+
+
+def _pass(model: PreTrainedModel, layers: Sequence[int] | None, ids: Tensor,
+          is_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, output gradients and outputs of L projections at all tokens but the last.
+
+    The gradient is that of the summed negative log-likelihood of the target tokens, [n, length].
+
+    Returns:
+        [L, n, length - 1, inputs], and twice [L, n, length - 1, outputs].
+    """
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    leaves: list[Tensor] = []
+
+    def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaves.append(torch.zeros_like(output, requires_grad=True))
+        inputs.append(given[0].detach())
+        outputs.append(output.detach())
+        return output + leaves[-1]
+
+    hooks: dict[str, Hook] = dict.fromkeys(chosen_projections(model, layers), hook)
+    with torch.enable_grad(), frozen(model), hooked(model, hooks):
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[is_target[:, 1:]].float()
+        loss = nn.functional.cross_entropy(logits, ids[:, 1:][is_target[:, 1:]], reduction="sum")
+        gradients = torch.autograd.grad(loss, leaves)
+    stack = partial(torch.stack, dim=0)
+    return stack(inputs), stack(gradients), stack(outputs)
