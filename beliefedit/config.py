@@ -362,6 +362,10 @@ class PropagateConfig(SoftTargetsConfig):
     n_texts: Positive = Field(2, description="documents per training request that should not change")
     text_weight: NonNegativeFloat = Field(
         1.0, description="weight of the KL divergence on these documents, in nats per token")
+    n_other_subjects: NonNegative = Field(
+        1, description="other subjects with a fact of the same relation")
+    min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(
+        0.05, description="objects with a smaller belief are not targets")
     seed: Seed = Field(0, description="seed of the network and of the training requests")
 
 

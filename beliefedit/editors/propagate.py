@@ -158,21 +158,21 @@ class PropagateEditor(Editor):
         generator = torch.Generator().manual_seed(config.seed)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_steps)
-        order = torch.zeros(0, dtype=torch.int64)
+        batches = [requests[start:start + config.batch_size]
+                   for start in range(0, len(requests), config.batch_size)]
+        targets = [encode_soft_targets(
+            model, tokenizer, [request.soft_targets for request in batch], config.request_weight,
+            append_end=True) for batch in batches]
+        order: list[int] = []
         with frozen(model), tqdm(range(config.n_steps), "propagate: training", unit="step") as bar:
             for _ in bar:
-                if len(order) < config.batch_size:
-                    order = torch.cat([order, torch.randperm(len(requests), generator=generator)])
-                batch = [requests[row] for row in order[:config.batch_size].tolist()]
-                order = order[config.batch_size:]
-                adapters = self._adapters(model, tokenizer, batch)
-                targets = encode_soft_targets(
-                    model, tokenizer, [request.soft_targets for request in batch],
-                    config.request_weight, append_end=True)
-                loss = divergences(targets, adapters).mean()
+                order = order or torch.randperm(len(batches), generator=generator).tolist()
+                number = order.pop()
+                adapters = self._adapters(model, tokenizer, batches[number])
+                loss = divergences(targets[number], adapters).mean()
                 if config.text_weight:
                     loss = loss + config.text_weight * self._text_divergence(
-                        adapters, tokenizer, batch, generator)
+                        adapters, tokenizer, batches[number], generator)
                 if not loss.isfinite():
                     raise DivergenceError("the network diverged: its loss is not finite",
                                           where="propagate", hint="lower lr or step_size")
@@ -181,7 +181,7 @@ class PropagateEditor(Editor):
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+                bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
         self.is_trained = True
 
     def _text_divergence(self, adapters: Adapters, tokenizer: PreTrainedTokenizerFast,
