@@ -349,11 +349,11 @@ class PropagateConfig(SoftTargetsConfig):
         None, min_length=1,
         description="layers to edit, negative numbers count from the last; null: all")
     step_size: PositiveFloat = Field(
-        0.5, description="size of an edit before the network is trained: change of a projection's "
+        0.2, description="size of an edit before the network is trained: change of a projection's "
                          "output, as a fraction of its typical size")
-    width: Positive = Field(256, description="hidden size of the network")
+    width: Positive = Field(512, description="hidden size of the network")
     n_blocks: Positive = Field(2, le=16, description="residual blocks of the network")
-    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW for the network")
+    lr: PositiveFloat = Field(3e-3, description="learning rate of AdamW for the network")
     n_steps: NonNegative = Field(1500, description="steps that train the network")
     batch_size: Positive = Field(16, description="training requests per step")
     n_requests: Positive = Field(3000, description="training requests")

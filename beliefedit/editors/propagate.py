@@ -38,7 +38,9 @@ class EditNetwork(nn.Module):
 
     u is centred and scaled to standard deviation 1, d to root mean square 1 over the tokens and
     layers of an edit. A residual network, shared by all layers, changes both. Its blocks have a
-    scale and a shift for each layer, and are the identity before training.
+    scale and a shift for each layer, and also read d of the last layer at the last token, which
+    says what the target is. A gate between 0 and 2 scales each value. Before training the blocks
+    are the identity and the gates are 1.
 
     Args:
         mean, std: of u over tokens of the corpus, [L, inputs].
@@ -56,15 +58,15 @@ class EditNetwork(nn.Module):
         super().__init__()
         for name, value in {"mean": mean, "std": std, "rms": rms, "rate": rate}.items():
             self.register_buffer(name, value)
-        n_layers, self.n_inputs = mean.shape
-        size = self.n_inputs + rms.shape[1]
+        n_layers, n_blocks, width = len(mean), config.n_blocks, config.width
+        self.n_inputs, n_outputs = mean.shape[1], rms.shape[1]
+        size, n_read = self.n_inputs + n_outputs, self.n_inputs + 2 * n_outputs
         generator = torch.Generator().manual_seed(config.seed)
-        bound = size ** -0.5
-        draw = torch.rand(config.n_blocks, config.width, size, generator=generator) * 2 - 1
-        self.enter = nn.Parameter((draw * bound).to(mean))
-        self.leave = nn.Parameter(mean.new_zeros(config.n_blocks, size, config.width))
-        self.scale = nn.Parameter(mean.new_ones(config.n_blocks, n_layers, config.width))
-        self.shift = nn.Parameter(mean.new_zeros(config.n_blocks, n_layers, config.width))
+        draw = torch.rand(n_blocks, width, n_read, generator=generator) * 2 - 1
+        self.enter = nn.Parameter((draw * n_read ** -0.5).to(mean))
+        self.scale = nn.Parameter(mean.new_ones(n_blocks, n_layers, width))
+        self.shift = nn.Parameter(mean.new_zeros(n_blocks, n_layers, width))
+        self.leave = nn.Parameter(mean.new_zeros(n_blocks, size + 1, width))
         self.log_rate = nn.Parameter(mean.new_zeros(n_layers))
 
     def forward(self, u: Tensor, d: Tensor, is_edited: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,17 +79,24 @@ class EditNetwork(nn.Module):
         """
         u = (u - self.mean[:, None, None]) / self.std[:, None, None]
         d = d / self.rms[:, None, None] * is_edited[..., None]
-        squares = d.square().sum((0, 2, 3)) / (is_edited.sum(1) * d.shape[0] * d.shape[3])
-        d = d / squares.sqrt().clamp(min=1e-30)[:, None, None]
-        hidden = torch.cat([u, d], dim=-1)
-        for enter, leave, scale, shift in zip(self.enter, self.leave, self.scale, self.shift,
+        n_values = is_edited.sum(1) * d.shape[0] * d.shape[3]
+        size = (d.square().sum((0, 2, 3)) / n_values).sqrt()  # of each edit
+        d = d / size.clamp(min=1e-30)[:, None, None]
+        last = is_edited.int().cumsum(1).argmax(1)
+        target = d[-1, torch.arange(len(last), device=d.device), last]
+        target = nn.functional.normalize(target) * target.shape[1] ** 0.5
+        target = target[None, :, None].expand(*d.shape)
+        hidden, gate = torch.cat([u, d], dim=-1), u.new_zeros(())
+        for enter, scale, shift, leave in zip(self.enter, self.scale, self.shift, self.leave,
                                               strict=True):
-            inner = nn.functional.silu(hidden @ enter.T * scale[:, None, None]
-                                       + shift[:, None, None])
-            hidden = hidden + inner @ leave.T
+            inner = torch.cat([hidden, target], dim=-1) @ enter.T
+            inner = nn.functional.silu(inner * scale[:, None, None] + shift[:, None, None])
+            change = inner @ leave.T
+            hidden, gate = hidden + change[..., :-1], gate + change[..., -1:]
         keys, values = hidden[..., :self.n_inputs], hidden[..., self.n_inputs:]
         rate = -self.rate * self.log_rate.exp()
-        return keys * is_edited[..., None], values * rate[:, None, None, None]
+        values = values * 2 * gate.sigmoid() * rate[:, None, None, None]
+        return keys * is_edited[..., None], values
 
 
 @register_editor("propagate", label="Learned edit")
@@ -127,9 +136,8 @@ class PropagateEditor(Editor):
         for rows in torch.randperm(len(texts), generator=generator).split(_BATCH_SIZE):
             ids, mask = encode_texts(tokenizer, [texts[row] for row in rows.tolist()], _MAX_TOKENS,
                                      model.device)
-            mask = mask & (ids != tokenizer.eos_token_id)
             u, d, output = _pass(model, config.layers, ids, mask)
-            is_token = mask[:, :-1].clone()
+            is_token = mask[:, :-1] & mask[:, 1:]  # tokens that predict another one
             inputs.append(u[:, is_token])
             gradients.append(d[:, is_token])
             outputs.append(output[:, is_token])
@@ -194,6 +202,8 @@ class PropagateEditor(Editor):
             others = [self.texts[row] for row in drawn if request.subject not in self.texts[row]]
             texts += others
             versions += [version] * len(others)
+        if not texts:
+            return torch.zeros((), device=model.device)
         ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, model.device)
         inputs = {"input_ids": ids, "use_cache": False}
         with torch.no_grad():

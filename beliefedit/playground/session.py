@@ -31,6 +31,7 @@ from beliefedit.editors.base import (
 )
 from beliefedit.errors import DivergenceError, EditError, StoreError, os_hint
 from beliefedit.evaluation.cases import EditCase
+from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.lock import TemporaryFolder
@@ -136,7 +137,7 @@ class Session:
         total = getattr(editor.config, "steps", None)
         with _stoppable(model, progress) as report:
             report(0, None, f"{name}: preparing")
-            editor.prepare(model, tokenizer, self.texts)
+            EditSetup(model, tokenizer, self.texts, self.soft_targets).prepare(editor)
             edited = editor.apply(model, tokenizer, [request], callback=lambda step, _: report(
                 step, total, f"{name}: step {step} of {total}"))
             report(total or 1, total or 1, "querying the edited model")
