@@ -359,9 +359,12 @@ class PropagateConfig(SoftTargetsConfig):
     n_requests: Positive = Field(3000, description="training requests")
     n_tokens: Positive = Field(
         5000, description="corpus tokens for the statistics of inputs and gradients")
-    n_texts: Positive = Field(2, description="documents per training request that should not change")
-    text_weight: NonNegativeFloat = Field(
-        1.0, description="weight of the KL divergence on these documents, in nats per token")
+    n_texts: NonNegative = Field(
+        1, description="documents per training request that should not change")
+    n_facts: NonNegative = Field(
+        4, description="facts of other subjects per training request that should not change")
+    locality_weight: NonNegativeFloat = Field(
+        1.0, description="weight of the KL divergences on these documents and facts")
     n_other_subjects: NonNegative = Field(
         1, description="other subjects with a fact of the same relation")
     min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(

@@ -20,6 +20,7 @@ from beliefedit.editors.base import (
     Callback,
     Editor,
     EditRequest,
+    SoftTarget,
     chosen_projections,
     require_texts,
 )
@@ -171,6 +172,8 @@ class PropagateEditor(Editor):
         targets = [encode_soft_targets(
             model, tokenizer, [request.soft_targets for request in batch], config.request_weight,
             append_end=True) for batch in batches]
+        facts = list({soft.prompt: soft for request in requests
+                      for soft in request.soft_targets}.values())
         order: list[int] = []
         with frozen(model), tqdm(range(config.n_steps), "propagate: training", unit="step") as bar:
             for _ in bar:
@@ -178,9 +181,8 @@ class PropagateEditor(Editor):
                 number = order.pop()
                 adapters = self._adapters(model, tokenizer, batches[number])
                 loss = divergences(targets[number], adapters).mean()
-                if config.text_weight:
-                    loss = loss + config.text_weight * self._text_divergence(
-                        adapters, tokenizer, batches[number], generator)
+                loss = loss + config.locality_weight * self._locality_loss(
+                    adapters, tokenizer, batches[number], facts, generator)
                 if not loss.isfinite():
                     raise DivergenceError("the network diverged: its loss is not finite",
                                           where="propagate", hint="lower lr or step_size")
@@ -192,25 +194,29 @@ class PropagateEditor(Editor):
                 bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
         self.is_trained = True
 
-    def _text_divergence(self, adapters: Adapters, tokenizer: PreTrainedTokenizerFast,
-                         requests: Sequence[EditRequest], generator: torch.Generator) -> Tensor:
-        """KL(unedited || edited) per token of documents that do not name the edited subject."""
-        n, model = self.config.n_texts, adapters.model
-        texts, versions = [], []
-        for version, request in enumerate(requests):
-            drawn = torch.randint(len(self.texts), (n,), generator=generator).tolist()
-            others = [self.texts[row] for row in drawn if request.subject not in self.texts[row]]
-            texts += others
-            versions += [version] * len(others)
-        if not texts:
-            return torch.zeros((), device=model.device)
-        ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, model.device)
-        inputs = {"input_ids": ids, "use_cache": False}
-        with torch.no_grad():
-            before = model(**inputs).logits[mask].float().log_softmax(-1)
-        after = adapters(versions=torch.tensor(versions, device=ids.device), **inputs).logits[mask]
-        return nn.functional.kl_div(after.float().log_softmax(-1), before, log_target=True,
-                                    reduction="batchmean")
+    def _locality_loss(self, adapters: Adapters, tokenizer: PreTrainedTokenizerFast,
+                       requests: Sequence[EditRequest], facts: Sequence[SoftTarget],
+                       generator: torch.Generator) -> Tensor:
+        """KL(unedited || edited) per token of documents and per fact, none of the edited subject.
+
+        For a fact, it is that of the first token of the answer.
+        """
+        config, loss = self.config, torch.zeros((), device=adapters.device)
+        pools = ((self.texts, config.n_texts), ([fact.prompt for fact in facts], config.n_facts))
+        for (pool, n), is_fact in zip(pools, (False, True), strict=True):
+            texts, versions = [], []
+            for version, request in enumerate(requests):
+                drawn = torch.randint(len(pool), (n,), generator=generator).tolist()
+                others = [pool[row] for row in drawn if request.subject not in pool[row]]
+                texts += others
+                versions += [version] * len(others)
+            if not texts:
+                continue
+            ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, adapters.device)
+            if is_fact:
+                mask &= mask.cumsum(1) == mask.sum(1, keepdim=True)  # the last token
+            loss = loss + _divergence(adapters, ids, mask, torch.tensor(versions).to(ids))
+        return loss
 
     def _adapters(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                   requests: Sequence[EditRequest]) -> Adapters:
@@ -237,6 +243,15 @@ class PropagateEditor(Editor):
         adapters = self._adapters(model, tokenizer, requests)
         return Adapters(model, {name: value.detach() for name, value in adapters.down.items()},
                         {name: value.detach() for name, value in adapters.up.items()})
+
+
+def _divergence(adapters: Adapters, ids: Tensor, mask: Tensor, versions: Tensor) -> Tensor:
+    """Mean KL(unedited || edited) over the next tokens at some tokens of the rows, nats."""
+    with torch.no_grad():
+        before = adapters.model(input_ids=ids, use_cache=False).logits[mask].float()
+    after = adapters(versions=versions, input_ids=ids, use_cache=False).logits[mask].float()
+    return nn.functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), log_target=True,
+                                reduction="batchmean")
 
 
 def _pass(model: PreTrainedModel, layers: Sequence[int] | None, ids: Tensor,

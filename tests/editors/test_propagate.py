@@ -159,4 +159,4 @@ def test_what_it_cannot_use_is_refused_by_name(model, editor) -> None:
 
 def test_a_training_that_diverges_is_an_error(model) -> None:
     with pytest.raises(DivergenceError, match=r"(?s)the network diverged.*to fix: lower lr"):
-        trained(model, step_size=1e38)
+        trained(model, lr=1e30)
