@@ -715,9 +715,9 @@ class GraphConfig(Config):
     demo_seed: Seed = Field(0, description="seed of the built-in graph")
     demo_pairs: Annotated[int, Field(ge=1, le=5)] = Field(
         5, description="pairs of relations in the built-in graph")
-    demo_p_both: Annotated[float, Field(gt=0, le=1)] = Field(
+    demo_p_both: Annotated[float, Field(gt=0, le=0.95)] = Field(
         0.34, description="probability that a person of the built-in graph has both relations of a "
-                          "pair; only one has each probability 0.12 at most")
+                          "pair; for each of them alone it is 0.12, or (1 - demo_p_both) / 4")
     demo_upstream_objects: Annotated[int, Field(ge=2, le=500)] | None = Field(
         None, description="upstream objects of each pair of the built-in graph; more than it "
                           "lists get invented names; null: those it lists, 27 to 30")
@@ -902,6 +902,10 @@ class EditConfig(Config):
         0.95, description="belief in the target that the evidence of a request leads to")
     p_downstream: Probability = Field(
         0.8, description="share of requests that change the answer to a downstream fact")
+    min_downstream_belief: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="requests that change a downstream fact name an upstream object given "
+                         "which the agent believes a downstream object with this probability; 0: "
+                         "any observed object")
     p_reinforce: Probability = Field(
         0.6, description="share of requests that confirm the truth, among facts without a "
                          "downstream fact")

@@ -615,8 +615,8 @@ class Run:
         context.barrier()
 
 
-_CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "p_reinforce", "as_published",
-              "published_batch_size")
+_CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "min_downstream_belief",
+              "p_reinforce", "as_published", "published_batch_size")
 _EDITING_KEYS = {
     "edits": ("n_edited", "n_trajectories", "trajectory_every", "n_distributions"),
     "sequential": ("sequence",), "rationality": ("rationality", "target_probability")}

@@ -275,7 +275,7 @@ class _CorpusFacts:
         self.subject_ids = {world.subjects[s]: index for s, index in subjects}
         self.downstream = {ids[u]: ids[d] for d, u in world.pairs.items()}
         self.subjects_with: dict[tuple[tuple[int, ...], bool], np.ndarray] = {}
-        self.map_downstream: dict[int, dict[str, str]] = {}
+        self.modes: dict[int, tuple[dict[str, str], list[str]]] = {}
 
     def choose(self, rng: np.random.Generator) -> list[int]:
         """Rows of the cases: all facts of subjects sampled without replacement, up to n_cases."""
@@ -332,14 +332,22 @@ class _CorpusFacts:
             return true if rng.random() < self.config.p_reinforce else false
         if rng.random() >= self.config.p_downstream:
             return false
-        if d not in self.map_downstream:
-            self.map_downstream[d] = self.agent.map_downstream(self.world.relations[d])
-        mode_by_upstream = self.map_downstream[d]
+        mode_by_upstream, clear = self._modes(d)
         # without observations all objects are equally likely, and the first one is the mode
         current = (None if self.config.as_published
                    else mode_by_upstream.get(true, self.world.objects[0]))
-        changing = [upstream for upstream, mode in mode_by_upstream.items() if mode != current]
+        changing = [upstream for upstream in clear if mode_by_upstream[upstream] != current]
         return changing[rng.integers(len(changing))] if changing else false
+
+    def _modes(self, d: int) -> tuple[dict[str, str], list[str]]:
+        """(each observed upstream object and its modal downstream object; those upstream objects
+        whose mode the agent believes as much as ``min_downstream_belief``)."""
+        if d not in self.modes:
+            relation, least = self.world.relations[d], self.config.min_downstream_belief
+            modes = self.agent.map_downstream(relation)
+            self.modes[d] = modes, [x for x in modes if not least or float(
+                self.agent.conditional(relation, x).max()) >= least]
+        return self.modes[d]
 
     def fact(self, row: int, object: int | None = None) -> Fact:
         """The labels of a fact, with its true object or another one."""

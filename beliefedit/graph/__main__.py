@@ -27,7 +27,7 @@ def main() -> None:
 @click.option("--seed", default=DEMO.demo_seed, type=click.IntRange(0), show_default=True)
 @click.option("--pairs", "n_pairs", default=DEMO.demo_pairs, type=click.IntRange(1),
               show_default=True, help="Pairs of relations.")
-@click.option("--p-both", default=DEMO.demo_p_both, type=click.FloatRange(0, 1, min_open=True),
+@click.option("--p-both", default=DEMO.demo_p_both, type=click.FloatRange(0, 0.95, min_open=True),
               show_default=True, help="How often a person has both relations of a pair.")
 @click.option("--upstream-objects", "n_upstream_objects", default=DEMO.demo_upstream_objects,
               type=click.IntRange(2),

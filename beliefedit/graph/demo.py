@@ -19,7 +19,7 @@ from beliefedit.store import write_text
 VERSION = 1
 """Increase it when the same size and seed give another graph."""
 P_ONE = 0.12
-"""Probability that a person has only the first relation of a pair; the same for the second."""
+"""Largest probability that a person has only the first relation of a pair, or the second."""
 MIN_RELATIONS = 2
 
 FIRST_OBJECT, FIRST_PERSON, FIRST_RELATION = 10_001, 100_001, 1_001
@@ -117,7 +117,8 @@ def write_demo_graph(folder: str | Path, *, n_subjects: int = 4000, seed: int = 
             as possible; those beyond the listed ones have `INVENTED` names. None: those listed.
         p_typical: probability that the downstream object is the one that belongs to the upstream
             object; otherwise it is any other one.
-        p_both: probability that a person has both relations of a pair.
+        p_both: probability that a person has both relations of a pair. Near 1, all relations
+            co-occur, and pairs cannot be recognized.
 
     Raises:
         GraphError: more people, pairs or upstream objects than there are, or a folder that cannot
@@ -204,7 +205,7 @@ def _coverage(n_subjects: int, n_pairs: int, p_both: float,
               generator: np.random.Generator) -> np.ndarray:
     """Which relations a person has: bool [n_subjects, n_pairs, 2 (downstream, upstream)]."""
     options = np.array([[True, True], [True, False], [False, True], [False, False]])
-    p_one = min(P_ONE, (1 - p_both) / 2)
+    p_one = min(P_ONE, (1 - p_both) / 4)  # so that pairs co-occur more than other relations
     shares = [p_both, p_one, p_one, max(0.0, 1 - p_both - 2 * p_one)]
     has = options[generator.choice(4, p=shares, size=(n_subjects, n_pairs))]
     while len(few := np.flatnonzero(has.sum(axis=(1, 2)) < MIN_RELATIONS)):

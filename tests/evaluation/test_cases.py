@@ -451,3 +451,14 @@ def test_probes_of_pretraining_tell_recall_from_inference(unread):
         assert kind == "atomic" or unread.is_dependent(s, r)
     for prompt in probes.filter(~pl.col("kind").is_in(["atomic", "inference"]))["prompt"]:
         assert {(atom.subject, atom.relation) for atom in unread.parser.parse(f"{prompt} true").atoms} <= stated
+
+
+def test_requests_may_have_only_clear_consequences(unread):
+    kinds = {}
+    for least in (0.0, 0.6):
+        cases = unread.cases(n_cases=300, min_downstream_belief=least, p_downstream=1.0).cases
+        rows = cases.filter("has_downstream_fact")
+        kinds[least] = {(row["relation"], row["request"]): unread.agent.conditional(
+            row["downstream_relation"], row["request"]).max() for row in rows.iter_rows(named=True)}
+        assert rows["downstream_changes"].mean() > 0.9
+    assert min(kinds[0.0].values()) < 0.6 <= min(kinds[0.6].values()) and len(kinds[0.6]) > 3
