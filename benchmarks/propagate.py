@@ -48,8 +48,8 @@ class LeavingOut(SoftTargetBuilder):
 
     left_out: tuple[str, ...] = ()
 
-    def training_requests(self, config, n, seed):
-        return tuple(request for request in super().training_requests(config, n, seed)
+    def training_requests(self, config, edit, n, seed):
+        return tuple(request for request in super().training_requests(config, edit, n, seed)
                      if request.fact.relation not in self.left_out)
 
 
@@ -60,7 +60,7 @@ def trained(run: be.Run, settings: dict, relations: tuple[str, ...]):
     builder.left_out = relations
     setup = EditSetup(setup.model, setup.tokenizer, setup.texts, builder)
     started = time.perf_counter()
-    setup.prepare(editor)
+    editor = setup.prepared(editor, run.config.edit)
     print(f"training: {time.perf_counter() - started:.0f} s with {editor.config.n_steps} steps")
     return editor, setup
 

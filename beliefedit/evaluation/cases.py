@@ -202,14 +202,15 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
 
 
 def build_training_cases(world: World, corpus: Corpus, agent: BayesAgent,
-                         excluded: Collection[str], n: int, seed: int) -> list[EditCase]:
+                         config: EditConfig, *, excluded: Collection[str], n: int,
+                         seed: int) -> list[EditCase]:
     """n cases like those of `build_cases`, to train an editor on, without queries.
 
     Args:
         agent: fitted to ``corpus.evidence``.
         excluded: subjects without cases; if these are all subjects, there are no cases.
     """
-    rng, config = np.random.default_rng([seed, _TRAINING_STREAM]), EditConfig()
+    rng = np.random.default_rng([seed, _TRAINING_STREAM])
     facts = _CorpusFacts(world, corpus, agent, config)
     rows = [row for row, subject in enumerate(facts.sampler.subject)
             if world.subjects[subject] not in excluded]

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent, View
-from beliefedit.config import SoftTargetsConfig
+from beliefedit.config import EditConfig, SoftTargetsConfig
 from beliefedit.corpus.corpus import Corpus, with_labels
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
@@ -68,18 +68,22 @@ class SoftTargetBuilder:
                        for s in other_subjects[:config.n_other_subjects]]
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
-    def training_requests(self, config: SoftTargetsConfig, n: int,
+    def training_requests(self, config: SoftTargetsConfig, edit: EditConfig, n: int,
                           seed: int) -> tuple[EditRequest, ...]:
-        """n requests with soft targets for editors that are trained themselves.
+        """n requests with soft targets, for editors that are trained themselves.
 
         No request is about a subject of a case, and no soft target about another subject is a
         probe of a case. An empty tuple if every subject has a case.
+
+        Args:
+            edit: the requests are like those of these cases.
         """
         subjects = set(self.cases.cases["subject"]) if len(self.cases.cases) else set()
         probes = set().union(*self.held_out.values())
+        cases = build_training_cases(self.world, self.corpus, self.agent, edit, excluded=subjects,
+                                     n=n, seed=seed)
         return tuple(replace(case.request, soft_targets=self(case, config, held_out=probes))
-                     for case in build_training_cases(self.world, self.corpus, self.agent, subjects,
-                                                      n, seed))
+                     for case in cases)
 
     @staticmethod
     def _belief(after: BayesAgent, subject: str, relation: str, config: SoftTargetsConfig,

@@ -93,8 +93,8 @@ def test_an_untrained_edit_is_a_step_along_the_normalized_gradient(model) -> Non
             torch.testing.assert_close(change, expected, rtol=2e-3, atol=1e-5 * expected.abs().max().item())
 
 
-def test_training_lowers_the_loss_of_its_requests_and_spares_other_facts(model, editor) -> None:
-    untrained = trained(model, n_steps=0)
+def test_training_moves_the_edited_model_to_the_soft_targets(model) -> None:
+    taught, untrained = trained(model, locality_weight=0), trained(model, n_steps=0)
 
     def distance(of) -> np.ndarray:
         edited = of.apply(model, TOKENIZER, TRAINING)
@@ -102,7 +102,21 @@ def test_training_lowers_the_loss_of_its_requests_and_spares_other_facts(model, 
                       [soft.targets[0] for r in TRAINING for soft in r.soft_targets], versions=[0, 0, 1, 1])
         return np.abs(np.exp(log_p) - [0.95, 0.9, 0.95, 0.9])
 
-    assert distance(editor).max() < 0.15 < distance(untrained).max()
+    assert distance(taught).max() < 0.15 < distance(untrained).max()
+
+
+def test_training_spares_documents_and_facts_of_other_subjects(model, editor) -> None:
+    requests, texts = [TRAINING[0]] * 2, ["Bo Berg is a citizen of New Norway", "Cy speaks Danish"]
+
+    def change(of) -> float:
+        edited = of.apply(model, TOKENIZER, requests)
+        pairs = [text.rsplit(" ", 1) for text in texts]
+        after = score(edited, TOKENIZER, *zip(*pairs, strict=True), versions=[0, 1])
+        return np.abs(after - score(model, TOKENIZER, *zip(*pairs, strict=True))).max()
+
+    free, bound = (trained(model, texts=texts * 5, n_texts=4, locality_weight=w, requests=[
+        replace(TRAINING[0], soft_targets=TRAINING[0].soft_targets[:1])] * 2) for w in (0, 30))
+    assert change(bound) < 0.5 * change(free)
 
 
 def test_a_batch_equals_single_edits_after_training(model, editor) -> None:

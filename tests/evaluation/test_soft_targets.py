@@ -172,7 +172,7 @@ def test_requests_without_soft_targets_are_errors() -> None:
 
 def test_training_requests_are_about_subjects_without_cases(setting) -> None:
     builder, cases = setting
-    requests = builder.training_requests(PropagateConfig(), 80, seed=0)
+    requests = builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=0)
     tested, probes = set(cases.cases["subject"]), set(cases.queries.filter(
         pl.col("probe").str.starts_with("other_subject"))["prompt"])
     assert len(requests) == 80 and len({request.subject for request in requests}) > 5
@@ -192,8 +192,8 @@ def test_training_requests_are_about_subjects_without_cases(setting) -> None:
              if soft.about[0] == request.subject and builder.agent.pairs.get(soft.about[1]) == request.fact.relation
              and soft.targets[0] != builder.agent.map_object(*soft.about)]
     assert len(moved) > 5
-    assert builder.training_requests(PropagateConfig(), 80, seed=0) == requests
-    assert builder.training_requests(PropagateConfig(), 80, seed=1) != requests
+    assert builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=0) == requests
+    assert builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=1) != requests
 
 
 def test_without_a_subject_to_learn_from_there_are_no_training_requests(world) -> None:
@@ -201,7 +201,7 @@ def test_without_a_subject_to_learn_from_there_are_no_training_requests(world) -
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
     cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=1000), seed=0)
     builder = SoftTargetBuilder(world, corpus, agent, cases, seed=0)
-    assert builder.training_requests(PropagateConfig(), 10, seed=0) == ()
+    assert builder.training_requests(PropagateConfig(), EditConfig(), 10, seed=0) == ()
     setup = EditSetup(sample_model(), sample_tokenizer(), DOCUMENTS, builder)
     with pytest.raises(EditError, match="no training requests"):
-        setup.prepare(be.editor("propagate", n_requests=10, n_steps=1))
+        setup.prepared(be.editor("propagate", n_requests=10, n_steps=1), EditConfig())
