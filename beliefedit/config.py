@@ -364,9 +364,9 @@ class PropagateConfig(SoftTargetsConfig):
     n_facts: NonNegative = Field(
         4, description="facts of other subjects per training request that should not change")
     locality_weight: NonNegativeFloat = Field(
-        1.0, description="weight of the KL divergences on these documents and facts")
+        0.3, description="weight of the KL divergences on these documents and facts")
     n_other_subjects: NonNegative = Field(
-        1, description="other subjects with a fact of the same relation")
+        0, description="other subjects with a fact of the same relation")
     min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(
         0.05, description="objects with a smaller belief are not targets")
     seed: Seed = Field(0, description="seed of the network and of the training requests")

@@ -206,6 +206,8 @@ def build_training_cases(world: World, corpus: Corpus, agent: BayesAgent,
                          seed: int) -> list[EditCase]:
     """n cases like those of `build_cases`, to train an editor on, without queries.
 
+    A fact of an upstream relation is drawn three times as often as another fact.
+
     Args:
         agent: fitted to ``corpus.evidence``.
         excluded: subjects without cases; if these are all subjects, there are no cases.
@@ -214,8 +216,12 @@ def build_training_cases(world: World, corpus: Corpus, agent: BayesAgent,
     facts = _CorpusFacts(world, corpus, agent, config)
     rows = [row for row, subject in enumerate(facts.sampler.subject)
             if world.subjects[subject] not in excluded]
+    if not rows:
+        return []
+    is_upstream = np.isin(facts.sampler.relation[rows], list(facts.downstream))
+    share = np.where(is_upstream, 3.0, 1.0)
     cases = []
-    for number, row in enumerate(rng.choice(rows, n) if rows else ()):
+    for number, row in enumerate(rng.choice(rows, n, p=share / share.sum())):
         draft = facts.draft(int(row), rng)
         weight = evidence_weight(agent, draft.request.fact, draft.request.target,
                                  config.target_probability)
