@@ -8,7 +8,6 @@ request, in the edited fact and in facts around it. Editors of this family are M
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from beliefedit.editors.low_rank import Adapters, Hook, hooked
 from beliefedit.editors.optimization import encode_requests, encode_texts, frozen
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import DivergenceError, EditError
+from beliefedit.lm.model import at_least_float32
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 64
 
@@ -223,8 +223,8 @@ class PropagateEditor(Editor):
         """The edits, as functions of the network's parameters."""
         sentences = encode_requests(tokenizer, requests, model.device)
         u, d, _ = _pass(model, self.config.layers, sentences.ids, sentences.is_target)
-        last = sentences.is_target.int().flip(1).cummax(1).values.flip(1).bool()  # up to the target
-        is_edited = last[:, 1:].clone()  # tokens that predict another one
+        is_read = sentences.is_target.int().flip(1).cummax(1).values.flip(1).bool()
+        is_edited = is_read[:, 1:].clone()  # tokens that predict another one
         is_edited[:, 0] = False  # the start token
         keys, values = self.network(u, d, is_edited)
         names = list(chosen_projections(model, self.config.layers))
@@ -248,8 +248,9 @@ class PropagateEditor(Editor):
 def _divergence(adapters: Adapters, ids: Tensor, mask: Tensor, versions: Tensor) -> Tensor:
     """Mean KL(unedited || edited) over the next tokens at some tokens of the rows, nats."""
     with torch.no_grad():
-        before = adapters.model(input_ids=ids, use_cache=False).logits[mask].float()
-    after = adapters(versions=versions, input_ids=ids, use_cache=False).logits[mask].float()
+        before = at_least_float32(adapters.model(input_ids=ids, use_cache=False).logits[mask])
+    after = adapters(versions=versions, input_ids=ids, use_cache=False).logits[mask]
+    after = at_least_float32(after)
     return nn.functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), log_target=True,
                                 reduction="batchmean")
 
@@ -275,8 +276,10 @@ def _pass(model: PreTrainedModel, layers: Sequence[int] | None, ids: Tensor,
 
     hooks: dict[str, Hook] = dict.fromkeys(chosen_projections(model, layers), hook)
     with torch.enable_grad(), frozen(model), hooked(model, hooks):
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[is_target[:, 1:]].float()
-        loss = nn.functional.cross_entropy(logits, ids[:, 1:][is_target[:, 1:]], reduction="sum")
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[is_target[:, 1:]]
+        targets = ids[:, 1:][is_target[:, 1:]]
+        loss = nn.functional.cross_entropy(at_least_float32(logits), targets, reduction="sum")
         gradients = torch.autograd.grad(loss, leaves)
-    stack = partial(torch.stack, dim=0)
-    return stack(inputs), stack(gradients), stack(outputs)
+    u, d, output = (at_least_float32(torch.stack(list(values)))
+                    for values in (inputs, gradients, outputs))
+    return u, d, output

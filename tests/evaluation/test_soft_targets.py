@@ -196,6 +196,15 @@ def test_training_requests_are_about_subjects_without_cases(setting) -> None:
     assert builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=1) != requests
 
 
+def test_an_editor_that_learns_is_trained_once_per_setup(setting) -> None:
+    setup = EditSetup(sample_model(), sample_tokenizer(), DOCUMENTS, setting[0])
+    first, again, other = (setup.prepared(be.editor("propagate", n_requests=8, n_steps=1, seed=seed), EditConfig())
+                           for seed in (0, 0, 1))
+    assert first.is_trained and again is first is not other
+    lora = be.editor("lora")
+    assert setup.prepared(lora, EditConfig()) is lora
+
+
 def test_without_a_subject_to_learn_from_there_are_no_training_requests(world) -> None:
     corpus = be.sample_corpus(world, CorpusConfig(n_facts=30, n_shuffles_within_subject=1), seed=0, documents=False)
     agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
