@@ -329,13 +329,9 @@ class RetrainConfig(Config):
 TargetKind = Literal["downstream", "upstream", "same_subject", "same_relation"]
 
 
-class BayesConfig(LoraConfig):
-    """LoRA (arXiv 2106.09685) on the agent's beliefs after the edit, for it and related facts."""
+class SoftTargetsConfig(Config):
+    """Which of the agent's beliefs after a request are soft targets."""
 
-    rank: Positive = Field(4, description="rank of the adapters")
-    lr: PositiveFloat = Field(5e-3, description="learning rate of AdamW")
-    steps: Positive = Field(60, description="steps per edit")
-    append_end_token: bool = Field(True, description="also train on the end token after targets")
     target_kinds: tuple[TargetKind, ...] = Field(
         get_args(TargetKind), description="kinds of facts to train on besides the request")
     n_other_subjects: NonNegative = Field(
@@ -344,6 +340,15 @@ class BayesConfig(LoraConfig):
         0.02, description="objects with a smaller belief are not targets")
     request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
+
+
+class BayesConfig(SoftTargetsConfig, LoraConfig):
+    """LoRA (arXiv 2106.09685) on the agent's beliefs after the edit, for it and related facts."""
+
+    rank: Positive = Field(4, description="rank of the adapters")
+    lr: PositiveFloat = Field(5e-3, description="learning rate of AdamW")
+    steps: Positive = Field(60, description="steps per edit")
+    append_end_token: bool = Field(True, description="also train on the end token after targets")
     n_minibatches: Positive = Field(
         4, le=1000, description="minibatches of the other targets; each step uses one")
 
@@ -362,6 +367,39 @@ class BayesHeldoutConfig(BayesConfig):
         if "downstream" in target_kinds:
             raise ValueError("this editor must not be trained on downstream facts; use bayes")
         return target_kinds
+
+
+class PropagateConfig(SoftTargetsConfig):
+    """A network that turns the gradient of a request into a weight change (arXiv 2110.11309).
+
+    It is trained once per model, on requests about subjects that no case is about.
+    """
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1,
+        description="layers to edit, negative numbers count from the last; null: all")
+    step_size: PositiveFloat = Field(
+        0.2, description="size of an edit before the network is trained: change of a projection's "
+                         "output, as a fraction of its typical size")
+    width: Positive = Field(512, description="hidden size of the network")
+    n_blocks: Positive = Field(2, le=16, description="residual blocks of the network")
+    lr: PositiveFloat = Field(3e-3, description="learning rate of AdamW for the network")
+    n_steps: NonNegative = Field(1500, description="steps that train the network")
+    batch_size: Positive = Field(16, description="training requests per step")
+    n_requests: Positive = Field(3000, description="training requests")
+    n_tokens: Positive = Field(
+        5000, description="corpus tokens for the statistics of inputs and gradients")
+    n_texts: NonNegative = Field(
+        1, description="documents per training request that should not change")
+    n_facts: NonNegative = Field(
+        4, description="facts of other subjects per training request that should not change")
+    locality_weight: NonNegativeFloat = Field(
+        0.3, description="weight of the KL divergences on these documents and facts")
+    n_other_subjects: NonNegative = Field(
+        0, description="other subjects with a fact of the same relation")
+    min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(
+        0.05, description="objects with a smaller belief are not targets")
+    seed: Seed = Field(0, description="seed of the network and of the training requests")
 
 
 class SequenceConfig(Config):
@@ -390,7 +428,7 @@ EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
     "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
-    "bayes_heldout": BayesHeldoutConfig}
+    "bayes_heldout": BayesHeldoutConfig, "propagate": PropagateConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)

@@ -153,12 +153,14 @@ class Editor(ABC):
             are recomputed.
         needs_subject: whether requests must name the subject within their prompt.
         uses_soft_targets: whether the editor trains on `EditRequest.soft_targets`.
+        learns: whether the editor itself is trained, by `learn`, before the first edit.
     """
 
     label: ClassVar[str] = ""
     version: ClassVar[int] = 1
     needs_subject: bool = False
     uses_soft_targets: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config: Any = config
@@ -170,6 +172,19 @@ class Editor(ABC):
 
         Raises:
             EditError: the editor needs texts and ``texts`` is empty.
+        """
+
+    def learn(  # noqa: B027 - most editors are not trained
+            self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+            requests: Sequence[EditRequest]) -> None:
+        """Train the editor itself, once per model and after `prepare`.
+
+        Args:
+            requests: training requests with soft targets, about subjects that no edit case is
+                about. They are computed only for editors with ``learns``.
+
+        Raises:
+            EditError: there is no request.
         """
 
     def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - as `prepare`

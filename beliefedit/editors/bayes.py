@@ -32,7 +32,7 @@ _MIN_PROBABILITY = 1e-6  # targets that share a first token can sum to more than
 
 
 @dataclass(frozen=True)
-class _EncodedSoftTargets:
+class EncodedSoftTargets:
     """Soft targets of several edits, one row per soft target and object."""
 
     groups: list[tuple[EncodedSentences, Tensor]]  # rows of similar length, with their row numbers
@@ -61,37 +61,46 @@ class BayesEditor(Editor):
     def _edit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest], callback: Callback | None) -> Adapters:
         n_minibatches = self.config.n_minibatches
-        minibatches = cycle([self._encode(model, tokenizer, [
+        minibatches = cycle([encode_soft_targets(model, tokenizer, [
             (request.soft_targets[0], *request.soft_targets[1 + first::n_minibatches])
-            for request in requests]) for first in range(n_minibatches)])
+            for request in requests], self.config.request_weight,
+            append_end=self.config.append_end_token) for first in range(n_minibatches)])
         adapters = fresh_adapters(model, len(requests), self.config)
-        return train_adapters(adapters, lambda current: _divergence(next(minibatches), current),
+        return train_adapters(adapters, lambda current: divergences(next(minibatches), current),
                               self.config, callback)
-
-    def _encode(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                soft_targets_by_edit: Sequence[tuple[SoftTarget, ...]]) -> _EncodedSoftTargets:
-        rows, p_other, loss_weights, versions = [], [], [], []
-        for version, soft_targets in enumerate(soft_targets_by_edit):
-            for number, soft in enumerate(soft_targets):
-                other_weight = (1 - self.config.request_weight) / max(1, len(soft_targets) - 1)
-                loss_weights.append(other_weight if number else self.config.request_weight)
-                rows += [(soft.prompt, target, p, len(versions), version)
-                         for target, p in zip(soft.targets, soft.probabilities, strict=True)]
-                p_other.append(max(0.0, 1 - sum(soft.probabilities)))
-                versions.append(version)
-        prompts, targets, p_agent, soft_target_of, version_of = zip(*rows, strict=True)
-        sentences = encode_sentences(tokenizer, prompts, targets, model.device)
-        if self.config.append_end_token:
-            sentences = append_end_token(model, tokenizer, sentences)
-        sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
-        columns = (p_agent, soft_target_of, p_other, loss_weights, versions)
-        return _EncodedSoftTargets(_group_by_length(sentences), *(
-            torch.tensor(values, device=model.device) for values in columns))
 
 
 @register_editor("bayes_heldout", label="LoRA on the agent's beliefs, downstream held out")
 class BayesHeldoutEditor(BayesEditor):
     """`BayesEditor` without the downstream fact, whose change the model must infer by itself."""
+
+
+def encode_soft_targets(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+                        by_edit: Sequence[tuple[SoftTarget, ...]], request_weight: float, *,
+                        append_end: bool) -> EncodedSoftTargets:
+    """Encode the soft targets of n edits; the first one of each is that of the edited fact.
+
+    Args:
+        request_weight: weight of the first one; the others share the rest equally.
+        append_end: whether targets end with an end token.
+    """
+    rows, p_other, loss_weights, versions = [], [], [], []
+    for version, soft_targets in enumerate(by_edit):
+        for number, soft in enumerate(soft_targets):
+            other_weight = (1 - request_weight) / max(1, len(soft_targets) - 1)
+            loss_weights.append(other_weight if number else request_weight)
+            rows += [(soft.prompt, target, p, len(versions), version)
+                     for target, p in zip(soft.targets, soft.probabilities, strict=True)]
+            p_other.append(max(0.0, 1 - sum(soft.probabilities)))
+            versions.append(version)
+    prompts, targets, p_agent, soft_target_of, version_of = zip(*rows, strict=True)
+    sentences = encode_sentences(tokenizer, prompts, targets, model.device)
+    if append_end:
+        sentences = append_end_token(model, tokenizer, sentences)
+    sentences = replace(sentences, versions=torch.tensor(version_of, device=model.device))
+    columns = (p_agent, soft_target_of, p_other, loss_weights, versions)
+    return EncodedSoftTargets(_group_by_length(sentences), *(
+        torch.tensor(values, device=model.device) for values in columns))
 
 
 def _group_by_length(sentences: EncodedSentences,
@@ -108,8 +117,8 @@ def _group_by_length(sentences: EncodedSentences,
     return groups
 
 
-def _divergence(encoded: _EncodedSoftTargets, adapters: Adapters) -> Tensor:
-    """Loss of each edit, [n], nats."""
+def divergences(encoded: EncodedSoftTargets, adapters: Adapters) -> Tensor:
+    """KL(agent || model) of each edit up to a constant, weighted over soft targets: [n], nats."""
     nll = torch.cat([row_nll(adapters, adapters.model, group) for group, _ in encoded.groups])
     nll = nll[torch.cat([rows for _, rows in encoded.groups]).argsort()]
     zeros = torch.zeros_like(encoded.p_other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ FORMS = ("downstream_true_false", "downstream_negation", "downstream_conjunction
 """Probes of a downstream fact that should change, as true/false statements (arXiv 2406.19354)."""
 
 _TRUTH_WORDS = (truth_word(True), truth_word(False))
-_STREAM, _PROBES_STREAM, _FORMS_STREAM = 4, 5, 8
+_STREAM, _PROBES_STREAM, _FORMS_STREAM, _TRAINING_STREAM = 4, 5, 8, 9
 """Numbers of this module's random streams, distinct from those of other stages."""
 
 
@@ -199,6 +199,35 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     queries = queries.sort("case", maintain_order=True)
     return Cases(cases.with_columns(as_published=pl.lit(config.as_published)),
                  queries.with_columns(pl.col(pl.Float64).fill_nan(None)))
+
+
+def build_training_cases(world: World, corpus: Corpus, agent: BayesAgent,
+                         config: EditConfig, *, excluded: Collection[str], n: int,
+                         seed: int) -> list[EditCase]:
+    """n cases like those of `build_cases`, to train an editor on, without queries.
+
+    A fact of an upstream relation is drawn three times as often as another fact.
+
+    Args:
+        agent: fitted to ``corpus.evidence``.
+        excluded: subjects without cases; if these are all subjects, there are no cases.
+    """
+    rng = np.random.default_rng([seed, _TRAINING_STREAM])
+    facts = _CorpusFacts(world, corpus, agent, config)
+    rows = [row for row, subject in enumerate(facts.sampler.subject)
+            if world.subjects[subject] not in excluded]
+    if not rows:
+        return []
+    is_upstream = np.isin(facts.sampler.relation[rows], list(facts.downstream))
+    share = np.where(is_upstream, 3.0, 1.0)
+    cases = []
+    for number, row in enumerate(rng.choice(rows, n, p=share / share.sum())):
+        draft = facts.draft(int(row), rng)
+        weight = evidence_weight(agent, draft.request.fact, draft.request.target,
+                                 config.target_probability)
+        cases.append(EditCase(number, replace(draft.request, weight=weight),
+                              draft.downstream_relation))
+    return cases
 
 
 def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,29 @@ class EditSetup:
     texts: Sequence[str] = ()  # documents of the corpus
     soft_targets: SoftTargetBuilder | None = None  # for editors that train on them
     comparison: Comparison | None = None  # None: no distances of distributions
+    _trained: dict[str, Editor] = field(default_factory=dict, init=False, repr=False)
+
+    def prepared(self, editor: Editor, config: EditConfig) -> Editor:
+        """The editor, prepared for edits of the model, and trained if it learns.
+
+        An editor that learns is trained once: later calls return the first one with its parameters.
+
+        Args:
+            config: its training requests are like the requests of these cases.
+
+        Raises:
+            EditError: the editor has nothing to learn from.
+        """
+        key = f"{type(editor).__qualname__} {editor.config!r}"
+        if key not in self._trained:
+            editor.prepare(self.model, self.tokenizer, self.texts)
+            if not editor.learns:
+                return editor
+            requests = () if self.soft_targets is None else self.soft_targets.training_requests(
+                editor.config, config, editor.config.n_requests, editor.config.seed)
+            editor.learn(self.model, self.tokenizer, requests)
+            self._trained[key] = editor
+        return self._trained[key]
 
     def request(self, case: EditCase, editor: Editor,
                 agent: BayesAgent | None = None) -> EditRequest:
@@ -207,8 +230,8 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
     logs = sorted(folder.glob("log-*.parquet"))
     done = {case for path in logs for case in read_intermediate(path, SCHEMAS["log"])["case"]}
     remaining = [case for case in chosen if case.number not in done]
-    run = _EditorRun(setup, editor_class(name)(parameters), cases.queries, config, max_new_tokens)
-    run.editor.prepare(setup.model, setup.tokenizer, setup.texts)  # `describe` needs it, too
+    editor = setup.prepared(editor_class(name)(parameters), config)  # `describe` needs it, too
+    run = _EditorRun(setup, editor, cases.queries, config, max_new_tokens)
     size = config.batch_size
     with tqdm(total=len(chosen), initial=len(chosen) - len(remaining), desc=name,
               unit="edit") as bar:

@@ -95,7 +95,7 @@ def run_tests(setup: EditSetup, agent: BayesAgent, name: str, parameters: Any, c
 
     chosen = choose_cases(cases, agent, config, is_valid=is_valid)
     if chosen:
-        editor.prepare(setup.model, setup.tokenizer, setup.texts)
+        editor = setup.prepared(editor, config)
     tests, frames = _Tests(setup, editor, agent, config, chosen), []
     for test in tqdm((tests.order, tests.repetition, tests.retraction, tests.strength,
                       tests.irrelevance), desc=f"{name}, rationality"):

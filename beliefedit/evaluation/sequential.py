@@ -94,7 +94,7 @@ def run_sequences(setup: EditSetup, agent: BayesAgent, name: str, parameters: An
     frames = [pl.DataFrame(schema=SEQUENCE)]
     paths = [folder / f"sequence-{number:04d}.parquet" for number in range(len(chosen))]
     if not all(path.exists() for path in paths):
-        editor.prepare(setup.model, setup.tokenizer, setup.texts)
+        editor = setup.prepared(editor, config)
     for number, (path, members) in enumerate(zip(paths, chosen, strict=True)):
         if not path.exists():
             unedited = _unedited_facts(cases, members, config.sequence.n_unedited)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 from beliefedit.agent.agent import BayesAgent, View
-from beliefedit.config import BayesConfig
+from beliefedit.config import EditConfig, SoftTargetsConfig
 from beliefedit.corpus.corpus import Corpus, with_labels
 from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
-from beliefedit.editors.request import SoftTarget
-from beliefedit.evaluation.cases import Cases, EditCase
+from beliefedit.editors.request import EditRequest, SoftTarget
+from beliefedit.evaluation.cases import Cases, EditCase, build_training_cases
 
 _STREAM = 7  # number of this module's random stream, distinct from those of other stages
 
@@ -31,7 +32,8 @@ class SoftTargetBuilder:
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, cases: Cases,
                  seed: int) -> None:
-        self.agent, self.seed, self.upstream = agent, seed, world.pairs
+        self.world, self.corpus, self.agent, self.cases = world, corpus, agent, cases
+        self.seed, self.upstream = seed, world.pairs
         ids = corpus.facts.select("subject", "relation", "object")
         facts = with_labels(ids, world).cast(pl.String)
         self.relations, self.subjects = (
@@ -40,7 +42,7 @@ class SoftTargetBuilder:
         probes = cases.queries.filter(pl.col("probe").str.starts_with("other_subject"))
         self.held_out = dict(probes.group_by("case").agg(pl.col("prompt").unique()).iter_rows())
 
-    def __call__(self, case: EditCase, config: BayesConfig, agent: BayesAgent | None = None,
+    def __call__(self, case: EditCase, config: SoftTargetsConfig, agent: BayesAgent | None = None,
                  held_out: Collection[str] | None = None) -> tuple[SoftTarget, ...]:
         """Soft targets of one case; the first is that of the edited fact.
 
@@ -66,8 +68,25 @@ class SoftTargetBuilder:
                        for s in other_subjects[:config.n_other_subjects]]
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
+    def training_requests(self, config: SoftTargetsConfig, edit: EditConfig, n: int,
+                          seed: int) -> tuple[EditRequest, ...]:
+        """n requests with soft targets, for editors that are trained themselves.
+
+        No request is about a subject of a case, and no soft target about another subject is a
+        probe of a case. An empty tuple if every subject has a case.
+
+        Args:
+            edit: the requests are like those of these cases.
+        """
+        subjects = set(self.cases.cases["subject"]) if len(self.cases.cases) else set()
+        probes = set().union(*self.held_out.values())
+        cases = build_training_cases(self.world, self.corpus, self.agent, edit, excluded=subjects,
+                                     n=n, seed=seed)
+        return tuple(replace(case.request, soft_targets=self(case, config, held_out=probes))
+                     for case in cases)
+
     @staticmethod
-    def _belief(after: BayesAgent, subject: str, relation: str, config: BayesConfig,
+    def _belief(after: BayesAgent, subject: str, relation: str, config: SoftTargetsConfig,
                 view: View = "predictive") -> SoftTarget:
         """The agent's belief in one fact, most probable objects first."""
         belief = after.distribution(subject, relation, view)

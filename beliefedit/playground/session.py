@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.agent.agent import BayesAgent
+from beliefedit.config import EditConfig
 from beliefedit.editors import export, registry
 from beliefedit.editors.base import (
     EditedModels,
@@ -31,6 +32,7 @@ from beliefedit.editors.base import (
 )
 from beliefedit.errors import DivergenceError, EditError, StoreError, os_hint
 from beliefedit.evaluation.cases import EditCase
+from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.model import save_model
 from beliefedit.lock import TemporaryFolder
@@ -53,6 +55,7 @@ class Session:
                  texts: Sequence[str], soft_targets: SoftTargetBuilder) -> None:
         self.base, self.tokenizer, self.known = model, tokenizer, facts
         self.texts, self.soft_targets = texts, soft_targets
+        self._setup = EditSetup(model, tokenizer, texts, soft_targets)
         self.stacked = False
         self.history: tuple[Entry, ...] = ()
         self._weights = TemporaryFolder("playground")
@@ -136,7 +139,10 @@ class Session:
         total = getattr(editor.config, "steps", None)
         with _stoppable(model, progress) as report:
             report(0, None, f"{name}: preparing")
-            editor.prepare(model, tokenizer, self.texts)
+            if editor.learns:  # once, for edited models as well
+                editor = self._setup.prepared(editor, EditConfig())
+            else:
+                editor.prepare(model, tokenizer, self.texts)
             edited = editor.apply(model, tokenizer, [request], callback=lambda step, _: report(
                 step, total, f"{name}: step {step} of {total}"))
             report(total or 1, total or 1, "querying the edited model")

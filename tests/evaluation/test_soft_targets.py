@@ -10,14 +10,21 @@ import pytest
 import torch
 
 import beliefedit as be
-from beliefedit.config import BayesConfig, BayesHeldoutConfig, CorpusConfig, EditConfig
+from beliefedit.config import (
+    BayesConfig,
+    BayesHeldoutConfig,
+    CorpusConfig,
+    EditConfig,
+    PropagateConfig,
+)
 from beliefedit.editors.base import EditRequest, SoftTarget
 from beliefedit.errors import ConfigError, EditError
 from beliefedit.evaluation.cases import PROBES
+from beliefedit.evaluation.edits import EditSetup
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.graph import demo as demo_graph
 from beliefedit.lm.scoring import score
-from tests.sample_models import REQUESTS, sample_model, sample_tokenizer
+from tests.sample_models import DOCUMENTS, REQUESTS, sample_model, sample_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +168,49 @@ def test_its_loss_is_the_divergence_over_listed_targets_and_all_others(n_minibat
 def test_requests_without_soft_targets_are_errors() -> None:
     with pytest.raises(EditError, match="no soft targets"):
         be.editor("bayes").apply(sample_model(), sample_tokenizer(), REQUESTS)
+
+
+def test_training_requests_are_about_subjects_without_cases(setting) -> None:
+    builder, cases = setting
+    requests = builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=0)
+    tested, probes = set(cases.cases["subject"]), set(cases.queries.filter(
+        pl.col("probe").str.starts_with("other_subject"))["prompt"])
+    assert len(requests) == 80 and len({request.subject for request in requests}) > 5
+    assert not {request.subject for request in requests} & tested
+    for request in requests:
+        own, *others = request.soft_targets
+        after = builder.agent.after(request)
+        assert own.prompt == request.prompt and own.targets[0] == request.target
+        assert own.probabilities[0] >= 0.95 - 1e-9
+        for soft in others:
+            assert soft.about[0] == request.subject or soft.prompt not in probes
+            for target, p in zip(soft.targets, soft.probabilities, strict=True):
+                assert p == pytest.approx(after.probability(*soft.about, target))
+    upstream = set(builder.agent.pairs.values())
+    changing = [request for request in requests if request.fact.relation in upstream]
+    moved = [soft for request in changing for soft in request.soft_targets[1:]
+             if soft.about[0] == request.subject and builder.agent.pairs.get(soft.about[1]) == request.fact.relation
+             and soft.targets[0] != builder.agent.map_object(*soft.about)]
+    assert len(moved) > 5
+    assert builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=0) == requests
+    assert builder.training_requests(PropagateConfig(), EditConfig(), 80, seed=1) != requests
+
+
+def test_an_editor_that_learns_is_trained_once_per_setup(setting) -> None:
+    setup = EditSetup(sample_model(), sample_tokenizer(), DOCUMENTS, setting[0])
+    first, again, other = (setup.prepared(be.editor("propagate", n_requests=8, n_steps=1, seed=seed), EditConfig())
+                           for seed in (0, 0, 1))
+    assert first.is_trained and again is first is not other
+    lora = be.editor("lora")
+    assert setup.prepared(lora, EditConfig()) is lora
+
+
+def test_without_a_subject_to_learn_from_there_are_no_training_requests(world) -> None:
+    corpus = be.sample_corpus(world, CorpusConfig(n_facts=30, n_shuffles_within_subject=1), seed=0, documents=False)
+    agent = be.BayesAgent.fit(corpus.evidence, pairs=world.pairs, objects=world.objects)
+    cases = be.build_cases(world, corpus, agent, EditConfig(n_cases=1000), seed=0)
+    builder = SoftTargetBuilder(world, corpus, agent, cases, seed=0)
+    assert builder.training_requests(PropagateConfig(), EditConfig(), 10, seed=0) == ()
+    setup = EditSetup(sample_model(), sample_tokenizer(), DOCUMENTS, builder)
+    with pytest.raises(EditError, match="no training requests"):
+        setup.prepared(be.editor("propagate", n_requests=10, n_steps=1), EditConfig())
