@@ -135,7 +135,7 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
                       for n, plan in enumerate(plans, start=1)]
             finished = _run_all(task, plans, records, titles)
             index = _compare(folder, plans, records) if points else folder / "index.html"
-            for plan in filter(runner.has_record, plans) if bundle else ():
+            for plan in [plan for plan in plans if bundle and (plan.folder / SUMMARY).exists()]:
                 path = write_bundle(plan.folder)
                 click.echo(f"\nAll pages in one file: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         click.echo(f"\nOpen {index.resolve()}")
@@ -192,7 +192,7 @@ def _run_all(task: Any, plans: Sequence[runner.RunPlan], records: Sequence[dict]
         _show_run(plans[n], records[n], finished)
 
     if task:
-        return cluster.run(task, plans, titles, ended)
+        return cluster.run(task, plans, ended)
     return list(map(_run, plans, records, titles))
 
 
@@ -228,7 +228,7 @@ def _compare(out: Path, plans: Sequence[runner.RunPlan], records: Sequence[dict]
         failed = [f"failed at {name}" for name, state in states.items() if state == "failed"]
         done = f"{list(states.values()).count('done')} of {len(plan.notebooks)} notebooks done"
         index = str(plan.folder / "index.html")
-        rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]), index))
+        rows.append((plan.folder.name, (*failed, done)[0], duration(record.get("seconds", 0)), index))
     _show(rows)
     section = edit_section([plan.run for plan in plans], plans[0].experiment.analysis)
     return write_comparison(out, section)
