@@ -22,7 +22,7 @@ _SECONDS_TO_CANCEL = 10.0
 _LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1",
           "object_store_memory": 100_000_000}  # bytes; tasks exchange a plan and a truth value
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
-# Ray reads them when it is imported.
+"""Variables that Ray reads when it is imported."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def started(address: str | None, cpus: int, gpus: float | None) -> Iterator[Any]
         import ray
     except ImportError:
         raise ConfigError("Ray is not installed", where="--engine ray",
-                          hint="pip install 'ray>=2.40'") from None
+                          hint="pip install 'ray>=2.60'") from None
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         try:

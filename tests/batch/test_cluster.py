@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_without_ray_the_command_that_installs_it_is_named(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "Ray is not installed\n  where: --engine ray\n  to fix: pip install 'ray" in refused("--engine", "ray").stderr
     assert not (place / "runs").exists()
+
+
+def test_the_job_script_of_the_docs_runs_the_point_of_its_array_task(place):
+    text = (ROOT / "docs" / "running.md").read_text()
+    script = re.search(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", text, flags=re.DOTALL)[1]
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    write(place / "notebooks" / "01_corpus.ipynb", "# World", "1")
+    (place / "run_all.py").symlink_to(ROOT / "run_all.py")
+    (place / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --params tiny.yaml --notebooks notebooks\n')
+    (place / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{place}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1"}
+    subprocess.run(["bash"], input=script, text=True, check=True, env=environment, capture_output=True)
+    config = json.loads((place / "runs/array/seed=1,model.size=tiny/summary.json").read_text())["config"]
+    assert config["seed"] == 1 and config["model"]["size"] == "tiny"
 
 
 def test_options_of_a_cluster_need_it(place):
