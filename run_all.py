@@ -228,7 +228,8 @@ def _compare(out: Path, plans: Sequence[runner.RunPlan], records: Sequence[dict]
         failed = [f"failed at {name}" for name, state in states.items() if state == "failed"]
         done = f"{list(states.values()).count('done')} of {len(plan.notebooks)} notebooks done"
         index = str(plan.folder / "index.html")
-        rows.append((plan.folder.name, (*failed, done)[0], duration(record.get("seconds", 0)), index))
+        seconds = duration(record.get("seconds", 0))
+        rows.append((plan.folder.name, (*failed, done)[0], seconds, index))
     _show(rows)
     section = edit_section([plan.run for plan in plans], plans[0].experiment.analysis)
     return write_comparison(out, section)

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -87,38 +88,41 @@ def run(task: Any, plans: Sequence[runner.RunPlan],
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    def start(n: int) -> Any:
+    def start(n: int) -> None:
         plan = replace(plans[n])  # without its open run, which is of this process
-        return task.options(name=plan.folder.name).remote(plan, os.getcwd())
+        reference = task.options(name=plan.folder.name).remote(plan, os.getcwd())
+        waiting[reference.future()] = n, reference
 
     def say(n: int, text: object) -> None:
         sys.stderr.write(f"{plans[n].folder.name}: {text}\n")
         sys.stderr.flush()
 
     finished, retried = [False] * len(plans), set[int]()
-    waiting = {start(n): n for n in range(len(plans))}
+    waiting: dict[Future, tuple[int, Any]] = {}
     try:
+        for n in range(len(plans)):
+            start(n)
         while waiting:
-            reference = ray.wait(list(waiting))[0][0]
-            n = waiting.pop(reference)
+            # ray.wait would lose the number of the signal in a KeyboardInterrupt.
+            future = next(iter(wait(waiting, return_when=FIRST_COMPLETED).done))
+            n, _ = waiting.pop(future)
             try:
-                finished[n] = ray.get(reference)
+                finished[n] = future.result()
             except RayTaskError as error:
                 say(n, error.cause if isinstance(error.cause, BeliefEditError) else error)
             except RayError as error:
                 if n not in retried:
                     retried.add(n)
-                    waiting[start(n)] = n
+                    start(n)
                     say(n, "its worker process died; it runs once more")
                     continue
                 say(n, f"its worker process died twice: {' '.join(str(error).split())}\n"
                     "  to fix: if memory ran out, let fewer runs share a machine: --cpus-per-run")
             ended(n, finished[n])
     finally:
-        for reference in waiting:
+        for _, reference in waiting.values():
             ray.cancel(reference)
-        if waiting:
-            ray.wait(list(waiting), num_returns=len(waiting), timeout=_SECONDS_TO_CANCEL)
+        wait(waiting, timeout=_SECONDS_TO_CANCEL)
     return finished
 
 

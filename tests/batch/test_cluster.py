@@ -86,7 +86,7 @@ def test_a_sweep_with_a_killed_worker_has_the_tables_of_the_serial_one_and_leave
     (place / "tiny.yaml").write_text((ROOT / "params" / "smoke.yaml").read_text())
     write(place / "notebooks" / "01_corpus.ipynb", "# The tables", FIRST_TIME, TABLES)
     sweep = ["--set", "seed=[0,1]", "--set", "edit.n_cases=[2,3]", "--set", "pretraining.token_budget=20000",
-             "--set", "pretraining.n_evals=1", "--set", "analysis.n_resamples=50"]
+             "--set", "pretraining.n_evals=1", "--set", "analysis.n_resamples=100"]
     code, stdout, stderr = finish(*sweep)
     assert code == 0, stderr
     assert "seed=0,edit.n_cases=3: its worker process died; it runs once more" in stderr
