@@ -54,7 +54,8 @@ def started(address: str | None, cpus: int, gpus: float | None) -> Iterator[Any]
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise ConfigError(f"cannot use Ray: {shorten(' '.join(str(error).split()))}",
                               where=f"--address {address}" if address else "--engine ray",
-                              hint="start it with ray start --head, and give its address"
+                              hint="start it with ray start --head, give its address, and set "
+                                   "RAY_AUTH_MODE=token if it has a token"
                               ) from None
         for number, handler in handlers.items():  # Ray replaces that of SIGTERM
             signal.signal(number, handler)
