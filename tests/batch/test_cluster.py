@@ -75,7 +75,7 @@ def assert_none_is_left(mark):
                 pass
         return found
 
-    for _ in range(200):  # each process looks every second or so whether its parent still runs
+    for _ in range(100):  # each process looks every second or so whether its parent still runs
         if not left():
             return
         time.sleep(0.2)
@@ -120,7 +120,7 @@ if point == "seed=2":
     assert (place / "ray" / "seed=3" / "seed=3.html").exists() and (place / "ray" / "index.html").exists()
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_tasks_and_the_same_command_resumes(ray, place, name):
     write(place / "notebooks" / "01_corpus.ipynb", "# World", FIRST_TIME,
           "if is_first(f'started {point}'):\n    time.sleep(300)")
@@ -130,8 +130,6 @@ def test_a_signal_ends_all_tasks_and_the_same_command_resumes(ray, place, name):
     process.send_signal(name)
     _, stderr = process.communicate(timeout=60)
     assert_none_is_left(mark)
-    if name == signal.SIGKILL:
-        return
     assert process.returncode == 128 + name, stderr
     assert stderr.endswith("stopped; the same command resumes\n") and "Traceback" not in stderr
     if name == signal.SIGINT:
