@@ -8,9 +8,10 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 STOPPED = "stopped; the same command resumes"
 
@@ -51,13 +52,13 @@ if __name__ == "__main__":
 
 import click
 
-from beliefedit.batch import runner, sweep
+from beliefedit.batch import cluster, runner, sweep
 from beliefedit.batch.notebooks import Progress
 from beliefedit.config import parse_override
-from beliefedit.errors import BeliefEditError, StoreError, os_hint
+from beliefedit.errors import BeliefEditError, ConfigError, StoreError, os_hint
 from beliefedit.formatting import duration
 from beliefedit.lock import LOCK, locked
-from beliefedit.record import SUMMARY
+from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.pages import edit_section, write_bundle, write_comparison
 from beliefedit.run import clean as remove_unused
 
@@ -83,12 +84,19 @@ MIN_OPEN_FILES = 256
 @click.option("--clean", is_flag=True, help="only remove artifacts that no recorded run uses")
 @click.option("--bundle", is_flag=True,
               help="also write each run's index and reports as one HTML file")
+@click.option("--engine", type=click.Choice(["serial", "ray"]), default="serial",
+              help="how a sweep runs: one run after the other, or several at once as tasks of Ray  "
+                   "[serial]")
+@click.option("--address", help="of a Ray cluster, host:port or auto  [Ray on this machine]")
+@click.option("--cpus-per-run", type=click.IntRange(min=1), help="for --engine ray  [1]")
+@click.option("--gpus-per-run", type=click.FloatRange(min=0),
+              help="for --engine ray  [1 if there are GPUs, else 0]")
 @click.option("--notebooks", type=FOLDER, default=ROOT / "notebooks",
               help="folder of notebooks  [notebooks]")
 @click.argument("more_settings", nargs=-1, metavar="[KEY=VALUE]...")
 def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: Sequence[str],
          force: bool, rebuild: Sequence[str], clean: bool, bundle: bool, notebooks: Path,
-         more_settings: Sequence[str]) -> None:
+         more_settings: Sequence[str], **engine: Any) -> None:
     """Run the notebooks in order, and write HTML reports and an index.
 
     The same command resumes an interrupted run.
@@ -114,7 +122,8 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
                                   force=force, point=point)
                  for path, point in zip(folders, points or [{}], strict=True)]
         is_first = int(os.environ.get("RANK", 0)) == 0
-        with locked(folder / LOCK, "another run") if is_first else nullcontext():
+        with (_started(**engine) if is_first else nullcontext() as task,
+              locked(folder / LOCK, "another run") if is_first else nullcontext()):
             records = [runner.open_record(plan) for plan in plans]
             for plan in plans if is_first else ():
                 plan.run.discard(rebuild)
@@ -124,9 +133,9 @@ def main(*, params_file: Path, out: str | None, only: Sequence[str], settings: S
                 return
             titles = [f"({n}/{len(plans)}) {plan.folder.name}" if points else ""
                       for n, plan in enumerate(plans, start=1)]
-            finished = list(map(_run, plans, records, titles))
+            finished = _run_all(task, plans, records, titles)
             index = _compare(folder, plans, records) if points else folder / "index.html"
-            for plan in plans if bundle else ():
+            for plan in [plan for plan in plans if bundle and (plan.folder / SUMMARY).exists()]:
                 path = write_bundle(plan.folder)
                 click.echo(f"\nAll pages in one file: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         click.echo(f"\nOpen {index.resolve()}")
@@ -163,10 +172,40 @@ def _compute_together(plans: Sequence[runner.RunPlan]) -> None:
     distributed.destroy()
 
 
+def _started(engine: str, address: str | None, cpus_per_run: int | None,
+             gpus_per_run: float | None) -> AbstractContextManager:
+    """The remote function of Ray that runs a plan, or None to run them one after the other."""
+    if engine == "ray":
+        return cluster.started(address, cpus_per_run or 1, gpus_per_run)
+    options = {"--address": address, "--cpus-per-run": cpus_per_run, "--gpus-per-run": gpus_per_run}
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ConfigError(f"{', '.join(given)} without --engine ray", where=given[0],
+                          hint="add --engine ray")
+    return nullcontext()
+
+
+def _run_all(task: Any, plans: Sequence[runner.RunPlan], records: Sequence[dict],
+             titles: Sequence[str]) -> list[bool]:
+    """Run the plans, at once with a task of Ray, else one after the other; print their tables."""
+    def ended(n: int, finished: bool) -> None:
+        records[n].update(read_record(plans[n].folder))
+        _show_run(plans[n], records[n], finished)
+
+    if task:
+        return cluster.run(task, plans, ended)
+    return list(map(_run, plans, records, titles))
+
+
 def _run(plan: runner.RunPlan, record: dict, title: str) -> bool:
-    """Run a plan and print a table: notebook, status, time, size, report."""
+    """Run a plan, and print its table."""
     with locked(plan.folder / LOCK, "another run") if plan.point else nullcontext():
         finished = runner.run(plan, record, Progress(sys.stderr, title))
+    _show_run(plan, record, finished)
+    return finished
+
+
+def _show_run(plan: runner.RunPlan, record: dict, finished: bool) -> None:
+    """Print a table of a run: notebook, status, time, size, report."""
     rows = [("notebook", "status", "time", "size", "report")]
     for notebook in plan.notebooks:
         entry = record["notebooks"].get(notebook.stem, {})
@@ -178,7 +217,6 @@ def _run(plan: runner.RunPlan, record: dict, title: str) -> bool:
     if not finished:
         click.echo("Stopped at the notebook that failed. The same command resumes from it.",
                    err=True)
-    return finished
 
 
 def _compare(out: Path, plans: Sequence[runner.RunPlan], records: Sequence[dict]) -> Path:
@@ -190,7 +228,8 @@ def _compare(out: Path, plans: Sequence[runner.RunPlan], records: Sequence[dict]
         failed = [f"failed at {name}" for name, state in states.items() if state == "failed"]
         done = f"{list(states.values()).count('done')} of {len(plan.notebooks)} notebooks done"
         index = str(plan.folder / "index.html")
-        rows.append((plan.folder.name, (*failed, done)[0], duration(record["seconds"]), index))
+        seconds = duration(record.get("seconds", 0))
+        rows.append((plan.folder.name, (*failed, done)[0], seconds, index))
     _show(rows)
     section = edit_section([plan.run for plan in plans], plans[0].experiment.analysis)
     return write_comparison(out, section)
