@@ -389,7 +389,7 @@ class PropagateConfig(SoftTargetsConfig):
     n_requests: Positive = Field(3000, description="training requests")
     n_tokens: Positive = Field(
         5000, description="corpus tokens for the statistics of inputs and gradients")
-    n_texts: NonNegative = Field(
+    n_documents: NonNegative = Field(
         1, description="documents per training request that should not change")
     n_facts: NonNegative = Field(
         4, description="facts of other subjects per training request that should not change")

@@ -42,6 +42,9 @@ NOT_RUN = {
     r"jupyter lab": "starts a server; tests/e2e/test_playground.py opens JupyterLab",
     r"python -m beliefedit.graph download ": "needs a network",
     r"python run_all.py .*data/wikidata5m": "needs the download",
+    r"python benchmarks/gpu.py ": "needs a GPU; tests/e2e/test_benchmarks.py runs its steps on a small model",
+    r"python run_all.py .*--engine ray": "tests/batch/test_cluster.py runs sweeps with Ray",
+    r"export RAY_AUTH_MODE|ray (get-auth-token|start|stop)": "for several machines",
     r"torchrun ": "tests/batch/test_run_all.py starts two processes",
     r"python -m beliefedit.report .*--figures": "needs kaleido and a browser",
 }

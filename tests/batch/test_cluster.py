@@ -156,7 +156,7 @@ def test_without_ray_the_command_that_installs_it_is_named(place, monkeypatch):
 
 def test_the_job_script_of_the_docs_runs_the_point_of_its_array_task(place):
     text = (ROOT / "docs" / "running.md").read_text()
-    script = re.search(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", text, flags=re.DOTALL)[1]
+    script = re.search(r"```slurm\n(#!/bin/bash\n#SBATCH.*?)```", text, flags=re.DOTALL)[1]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     write(place / "notebooks" / "01_corpus.ipynb", "# World", "1")
     (place / "run_all.py").symlink_to(ROOT / "run_all.py")

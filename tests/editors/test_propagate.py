@@ -114,7 +114,7 @@ def test_training_spares_documents_and_facts_of_other_subjects(model, editor) ->
         after = score(edited, TOKENIZER, *zip(*pairs, strict=True), versions=[0, 1])
         return np.abs(after - score(model, TOKENIZER, *zip(*pairs, strict=True))).max()
 
-    free, bound = (trained(model, texts=texts * 5, n_texts=4, locality_weight=w, requests=[
+    free, bound = (trained(model, texts=texts * 5, n_documents=4, locality_weight=w, requests=[
         replace(TRAINING[0], soft_targets=TRAINING[0].soft_targets[:1])] * 2) for w in (0, 30))
     assert change(bound) < 0.5 * change(free)
 

@@ -128,7 +128,7 @@ def reference(frame: pl.DataFrame, pairs: dict[str, str]) -> dict[tuple, float]:
             for relation in relations:
                 direct = mean(vector(rows.get((subject, relation), [])), frequency)
                 above = rows.get((subject, pairs.get(relation)), [])
-                if view == "predictive" and above and (subject, relation) in rows:
+                if view == "predictive" and above:
                     upstream_belief = mean(vector(above), frequency)
                     direct = [sum(upstream_belief[x] * q[relation][x][o] for x in range(k)) for o in range(k)]
                 for o, p in enumerate(direct):
