@@ -71,8 +71,8 @@ def test_the_playground_of_a_report_is_a_still_without_controls(visit, smoke_run
         assert part in still
     for control in ("Session file", "Save the edit as", "Progress"):
         assert control not in still
-    (request,) = [line for line in still.splitlines() if line.startswith("Subject: ")]
-    assert re.fullmatch(r"Subject: .+ · Relation: .+ · New object: .+ · Evidence: P = 0.95", request)
+    (request,) = [line for line in still.splitlines() if "Subject: " in line]
+    assert re.fullmatch(r"Example: .+ · Subject: .+ · Relation: .+ · New object: .+ · Evidence: P = 0.95", request)
 
 
 def test_true_false_figures_say_what_they_measure(visit, smoke_run):  # noqa: F811
