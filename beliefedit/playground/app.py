@@ -127,7 +127,7 @@ class Page(Settling, Working):
     def __init__(self, run: Run, known: FactIndex) -> None:
         super().__init__()
         self.known, self.folder = known, run.folder / "playground"
-        self.editors = choices_of(run.config)
+        self.editors, self.configured = choices_of(run.config), set(run.config.edit.editors)
         self._session: Session | None = None  # None: the model is not loaded yet
         self.compared: tuple | None = None  # what the comparison on the page is about
         self.drawn: EditRequest | None = None  # the request of the card on the page
@@ -313,9 +313,12 @@ class Page(Settling, Working):
         self.start(lambda progress: self.session.undo(), finished, "Undoing …")
 
     def _press_compare(self) -> None:
+        from beliefedit.editors.registry import editor_class
+
         request, chosen = self._selection()
-        choices = [chosen, *(choice for name, choice in self.editors.items()
-                             if name != chosen.name)]
+        choices = [chosen, *(  # other editors that are trained first take minutes
+            choice for name, choice in self.editors.items() if name != chosen.name
+            and (name in self.configured or not editor_class(name).learns))]
 
         def finished(table: pl.DataFrame) -> str:
             self.comparison.value = show.comparison(table, request)
