@@ -202,7 +202,8 @@ class PropagateEditor(Editor):
         For a fact, it is that of the first token of the answer.
         """
         config, loss = self.config, torch.zeros((), device=adapters.device)
-        pools = ((self.texts, config.n_documents), ([fact.prompt for fact in facts], config.n_facts))
+        prompts = [fact.prompt for fact in facts]
+        pools = (self.texts, config.n_documents), (prompts, config.n_facts)
         for (pool, n), is_fact in zip(pools, (False, True), strict=True):
             texts, versions = [], []
             for version, request in enumerate(requests):
