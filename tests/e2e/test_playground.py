@@ -125,6 +125,7 @@ def playground(run: Path, params: Path | None, elsewhere: Path) -> Iterator[str]
 @pytest.fixture(scope="module")
 def voila(browser, folder, tmp_path_factory) -> Iterator[Page]:
     """The page with the model's first answers; the tests below share it, in order."""
+    expect.set_options(timeout=30_000)  # Python redraws the page after every key
     with playground(folder / "runs" / "tiny", folder / "params" / "tiny.yaml", tmp_path_factory.mktemp("any")) as address:
         visit = Visit(browser, address)
         started = time.perf_counter()
