@@ -31,7 +31,14 @@ import polars as pl
 import torch
 
 import beliefedit as be
-from beliefedit.config import EditConfig, Experiment, ModelConfig, load_params, with_overrides
+from beliefedit.config import (
+    EditConfig,
+    Experiment,
+    ModelConfig,
+    load_params,
+    parse_override,
+    with_overrides,
+)
 from beliefedit.corpus.corpus import sample_corpus
 from beliefedit.evaluation.edits import gather, run_editor
 from beliefedit.lm.model import build_model
@@ -140,9 +147,8 @@ def equality(benchmark: Benchmark) -> dict[str, float]:
     case = run.cases.edit_cases()[0]
     queries = run.cases.queries.filter(pl.col("case") == case.number)
     asked = queries["prompt"].to_list(), queries["target"].to_list()
-    for device, name in ((torch.device("cpu"), "sdpa"), (DEVICE, attention.NAME)):
-        if device.type == "cpu":
-            name = "sdpa"  # FlexAttention has no backward pass on CPUs
+    for device in (torch.device("cpu"), DEVICE):  # FlexAttention has no backward pass on CPUs
+        name = "sdpa" if device.type == "cpu" else attention.NAME
         copied = deepcopy(model).to(device)
         copied.set_attn_implementation(name)
         inputs = batch.inputs(length_multiple=attention.BLOCK, n_multiple=ROWS)
@@ -425,8 +431,6 @@ def main() -> None:
                         help="measure the throughput of the variants whose names have this text")
     parser.add_argument("--quick", action="store_true", help="a small model and few steps")
     arguments = parser.parse_args()
-    from beliefedit.config import parse_override
-
     overrides = dict(map(parse_override, arguments.changes))
     if arguments.graph:
         overrides = {"graph.source": arguments.graph, "graph.read_n_facts": None} | overrides

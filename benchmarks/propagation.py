@@ -29,7 +29,7 @@ import polars as pl
 import beliefedit as be
 from beliefedit import analysis
 from beliefedit.analysis.corpus import upstream_support
-from beliefedit.config import EditConfig
+from beliefedit.config import EditConfig, parse_override
 from beliefedit.editors.registry import editor_class
 from beliefedit.evaluation.cases import Cases
 from beliefedit.evaluation.edits import gather, run_editor
@@ -184,8 +184,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[3])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
-    from beliefedit.config import parse_override
-
     changes = dict(map(parse_override, arguments.changes))
     arguments.out.mkdir(parents=True, exist_ok=True)
     frames, worlds = [], []

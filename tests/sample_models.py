@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 
 import polars as pl
+import pytest
 import torch
 from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig
 from beliefedit.corpus.corpus import SampledDocuments
-from beliefedit.editors.base import EditRequest
+from beliefedit.editors.base import Editor, EditRequest
+from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import Cases
 from beliefedit.lm.model import build_model
 from beliefedit.lm.tokenizer import train_tokenizer
@@ -57,3 +59,14 @@ def sample_cases(requests: list[tuple[str, str, str]]) -> Cases:
                         "target": "true", "label": "true"})
     ids = {"case": pl.UInt32}
     return Cases(pl.DataFrame(cases, schema_overrides=ids), pl.DataFrame(queries, schema_overrides=ids))
+
+
+def check_statistics_are_of_one_model(editor: Editor) -> None:
+    """A prepared editor of `sample_model(3)` keeps its statistics for equal weights, and refuses other weights."""
+    first, other = editor.statistics, sample_model(3)
+    editor.prepare(sample_model(3), sample_tokenizer(), DOCUMENTS)
+    assert editor.statistics is first
+    with torch.no_grad():
+        other.model.embed_tokens.weight += 0.1
+    with pytest.raises(EditError, match="has no statistics"):
+        editor.apply(other, sample_tokenizer(), REQUESTS)

@@ -32,7 +32,8 @@ class Muon(torch.optim.Muon):
 
     def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         for weight in weights:
-            self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         gradients = [weight.grad for weight in weights]
         momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])

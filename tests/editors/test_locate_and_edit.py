@@ -24,7 +24,14 @@ from beliefedit.editors.memit import null_space
 from beliefedit.editors.request import find_words
 from beliefedit.errors import EditError
 from beliefedit.lm.scoring import encode_pairs, score
-from tests.sample_models import DOCUMENTS, REQUESTS, SENTENCES, sample_model, sample_tokenizer
+from tests.sample_models import (
+    DOCUMENTS,
+    REQUESTS,
+    SENTENCES,
+    check_statistics_are_of_one_model,
+    sample_model,
+    sample_tokenizer,
+)
 
 TOKENIZER = sample_tokenizer()
 NAMES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
@@ -339,7 +346,7 @@ def test_the_null_space_by_share_of_energy() -> None:
 
 @pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
 def test_missing_statistics_texts_and_subjects_are_errors(name) -> None:
-    model, other = sample_model(3), sample_model(3)
+    model = sample_model(3)
     with pytest.raises(EditError, match="has no statistics of this model"):
         be.editor(name).apply(model, TOKENIZER, REQUESTS)
     with pytest.raises(EditError, match="needs texts of the corpus"):
@@ -348,13 +355,7 @@ def test_missing_statistics_texts_and_subjects_are_errors(name) -> None:
     with pytest.raises(EditError, match="reaches no later token"):
         prepared(name, model, **layers)
     editor = prepared(name, model)
-    first = editor.statistics
-    editor.prepare(sample_model(3), TOKENIZER, DOCUMENTS)
-    assert editor.statistics is first  # the same weights: no recomputation
-    with torch.no_grad():
-        other.model.embed_tokens.weight += 0.1
-    with pytest.raises(EditError, match="has no statistics"):
-        editor.apply(other, TOKENIZER, REQUESTS)
+    check_statistics_are_of_one_model(editor)
     with pytest.raises(EditError, match="which words of its prompt are the subject"):
         editor.apply(model, TOKENIZER, [("Ada works as", "poet")])
     with pytest.raises(EditError, match="'Ida' is not in the prompt"):
