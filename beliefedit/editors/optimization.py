@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from beliefedit.corpus.language import SEPARATOR
+from beliefedit.editors.base import UnmodifiedModel
+from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.request import EditRequest
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.scoring import encode_pairs
@@ -124,6 +126,37 @@ def losses_per_edit(edited: Callable[..., ModelOutput], model: PreTrainedModel,
     """Weighted negative log-likelihood of each edit, [n], nats."""
     nll = row_nll(edited, model, sentences) * sentences.weights
     return nll.new_zeros(n).index_add(0, sentences.versions, nll)
+
+
+def projection_gradients(model: PreTrainedModel, names: Sequence[str], ids: Tensor,
+                         is_target: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Input, output gradient and output of projections at all tokens but the last, by name.
+
+    The gradient is that of the summed negative log-likelihood of the target tokens, in nats.
+
+    Args:
+        ids, is_target: [n, length], padded on the right.
+
+    Returns:
+        [n, length - 1, inputs], and twice [n, length - 1, outputs].
+    """
+    inputs, outputs, offsets = {}, {}, {}
+
+    def record(name: str) -> Hook:
+        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            inputs[name], outputs[name] = given[0].detach(), output.detach()
+            offsets[name] = torch.zeros_like(output, requires_grad=True)
+            return output + offsets[name]
+        return hook
+
+    rows = torch.arange(len(ids), device=ids.device)
+    sentences = EncodedSentences(ids, is_target, torch.ones_like(rows, dtype=torch.float32), rows,
+                                 ids.new_zeros(0))
+    with torch.enable_grad(), frozen(model), hooked(model, {name: record(name) for name in names}):
+        losses = row_nll(UnmodifiedModel(model), model, sentences)
+        gradients = torch.autograd.grad(losses.sum(), [offsets[name] for name in names])
+    return {name: (inputs[name], gradient, outputs[name])
+            for name, gradient in zip(names, gradients, strict=True)}
 
 
 class _Adam:

@@ -25,8 +25,13 @@ from beliefedit.editors.base import (
 )
 from beliefedit.editors.bayes import divergences, encode_soft_targets
 from beliefedit.editors.locate_and_edit import weights_key
-from beliefedit.editors.low_rank import Adapters, Hook, hooked
-from beliefedit.editors.optimization import encode_requests, encode_texts, frozen
+from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.optimization import (
+    encode_requests,
+    encode_texts,
+    frozen,
+    projection_gradients,
+)
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.lm.model import at_least_float32
@@ -258,29 +263,8 @@ def _divergence(adapters: Adapters, ids: Tensor, mask: Tensor, versions: Tensor)
 
 def _pass(model: PreTrainedModel, layers: Sequence[int] | None, ids: Tensor,
           is_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, output gradients and outputs of L projections at all tokens but the last.
-
-    The gradient is that of the summed negative log-likelihood of the target tokens, [n, length].
-
-    Returns:
-        [L, n, length - 1, inputs], and twice [L, n, length - 1, outputs].
-    """
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    leaves: list[Tensor] = []
-
-    def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        leaves.append(torch.zeros_like(output, requires_grad=True))
-        inputs.append(given[0].detach())
-        outputs.append(output.detach())
-        return output + leaves[-1]
-
-    hooks: dict[str, Hook] = dict.fromkeys(chosen_projections(model, layers), hook)
-    with torch.enable_grad(), frozen(model), hooked(model, hooks):
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[is_target[:, 1:]]
-        targets = ids[:, 1:][is_target[:, 1:]]
-        loss = nn.functional.cross_entropy(at_least_float32(logits), targets, reduction="sum")
-        gradients = torch.autograd.grad(loss, leaves)
-    u, d, output = (at_least_float32(torch.stack(list(values)))
-                    for values in (inputs, gradients, outputs))
+    """`projection_gradients` of L projections, stacked: [L, n, length - 1, …]."""
+    found = projection_gradients(model, list(chosen_projections(model, layers)), ids, is_target)
+    u, d, output = (at_least_float32(torch.stack(values))
+                    for values in zip(*found.values(), strict=True))
     return u, d, output

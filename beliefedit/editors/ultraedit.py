@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import UltraEditConfig
@@ -22,19 +22,12 @@ from beliefedit.editors.base import (
     EditedModels,
     Editor,
     EditRequest,
-    UnmodifiedModel,
     chosen_projections,
     require_texts,
 )
 from beliefedit.editors.locate_and_edit import evenly_spread_order, weights_key
-from beliefedit.editors.low_rank import Adapters, Hook, hooked
-from beliefedit.editors.optimization import (
-    EncodedSentences,
-    encode_requests,
-    encode_texts,
-    frozen,
-    row_nll,
-)
+from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.optimization import encode_requests, encode_texts, projection_gradients
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 
@@ -77,28 +70,17 @@ class Statistics:
     key: str  # `weights_key` of the model
 
 
-def token_features(model: PreTrainedModel, names: Sequence[str],
-                   sentences: EncodedSentences) -> dict[str, Tensor]:
+def token_features(model: PreTrainedModel, names: Sequence[str], ids: Tensor,
+                   is_target: Tensor) -> dict[str, Tensor]:
     """(h, g) of each named projection, float64 [target tokens, inputs + outputs].
 
     The loss of a row is the summed negative log-likelihood of its target tokens, in nats, so a
     gradient does not depend on the number of target tokens or rows.
     """
-    row, position = sentences.is_target.nonzero(as_tuple=True)
-    keys, offsets = {}, {}
-
-    def record(name: str) -> Hook:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            keys[name] = inputs[0][row, position - 1].detach()
-            offsets[name] = torch.zeros_like(output, requires_grad=True)
-            return output + offsets[name]
-        return hook
-
-    with frozen(model), hooked(model, {name: record(name) for name in names}):
-        losses = row_nll(UnmodifiedModel(model), model, sentences)
-        gradients = torch.autograd.grad(losses.sum(), [offsets[name] for name in names])
-    return {name: torch.cat([keys[name], gradient[row, position - 1]], 1).double()
-            for name, gradient in zip(names, gradients, strict=True)}
+    chosen = is_target[:, 1:]
+    found = projection_gradients(model, names, ids, is_target)
+    return {name: torch.cat([inputs[chosen], gradients[chosen]], 1).double()
+            for name, (inputs, gradients, _) in found.items()}
 
 
 def corpus_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
@@ -119,9 +101,7 @@ def corpus_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         mask[:, :2] = False
         if not mask.any():
             continue
-        sentences = EncodedSentences(ids, mask, torch.ones(len(ids), device=ids.device),
-                                     torch.arange(len(ids), device=ids.device), ids.new_zeros(0))
-        for name, features in token_features(model, names, sentences).items():
+        for name, features in token_features(model, names, ids, mask).items():
             new = Moments.of(features, torch.ones_like(features[:, 0], dtype=torch.bool))
             moments[name] = moments[name].updated(new) if name in moments else new
         n_seen += int(mask.sum())
@@ -176,7 +156,8 @@ class UltraEditEditor(Editor):
         n_targets = sentences.is_target.sum(1)
         mask = torch.arange(int(n_targets.max()), device=model.device) < n_targets[:, None]
         dtype, down, up, moments = torch.promote_types(model.dtype, torch.float32), {}, {}, {}
-        for name, found in token_features(model, list(projections), sentences).items():
+        for name, found in token_features(model, list(projections), sentences.ids,
+                                          sentences.is_target).items():
             features = found.new_zeros(*mask.shape, found.shape[1])  # [n, most targets, width]
             features[mask] = found
             moments[name] = statistics.moments[name].updated(Moments.of(features, mask))
