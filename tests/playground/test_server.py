@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 
-from beliefedit.__main__ import main
+from beliefedit.cli import main
 from beliefedit.config import with_overrides
 from beliefedit.playground import server
 from tests.conftest import ROOT
