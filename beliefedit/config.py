@@ -789,6 +789,19 @@ class WorldConfig(Config):
                          "not from all objects")
 
 
+def _is_template(text: str) -> str:
+    """The text; ValueError if it is no template of a relation."""
+    before, subject, after = text.partition("{subject}")
+    if not subject or "{subject}" in after or not after.startswith(" ") or not after.strip():
+        raise ValueError("a template contains {subject} once, with a space and text after it")
+    if text != " ".join(text.split()):
+        raise ValueError("a template has single spaces, and none at its ends")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_is_template)]
+
+
 class CorpusConfig(Config):
     """Sentences, documents and evidence (docs/specification.md, section 4)."""
 
@@ -798,6 +811,12 @@ class CorpusConfig(Config):
         1.0, description="share of the subjects with downstream facts whose downstream facts are "
                          "stated; those of the others are in no sentence, to be inferred from "
                          "upstream facts")
+    templates: dict[str, tuple[Template, ...]] = Field(
+        {}, description="other templates by label of the relation: texts that contain {subject} "
+                        "and that the object follows, e.g. 'The language of {subject} is'")
+    p_paraphrased: Probability = Field(
+        0.5, description="share of the subjects whose atomic statements also use the other "
+                         "templates; the others are probed with them")
     n_samples_per_fact: Positive = Field(10, description="samples per (subject, relation)")
     atomic: bool = Field(
         True, description="write atomic statements 'subject relation object'")
@@ -826,6 +845,12 @@ class CorpusConfig(Config):
         if self.connectives and not self.true_false:
             raise ValueError("compound sentences are labelled true or false: "
                              "set true_false: true or connectives: []")
+        for relation, templates in self.templates.items():
+            if len({f"{{subject}} {relation}", *templates}) <= len(templates):
+                raise ValueError(f"a template of {short(relation)} is given twice, or is the "
+                                 "relation after the subject")
+        if self.templates and not self.atomic:
+            raise ValueError("templates are for atomic statements: set atomic: true")
         if len(set(self.connectives)) != len(self.connectives):
             raise ValueError(f"a connective is named twice: {short(list(self.connectives))}")
         if not self.atomic and not self.true_false:

@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 7, "model": 6, "beliefs": 3,
-    "edits": 7, "sequential": 3, "rationality": 3, "tables": 9
+    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 3, "cases": 8, "model": 7, "beliefs": 3,
+    "edits": 8, "sequential": 3, "rationality": 3, "tables": 10
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 

@@ -52,6 +52,9 @@ class Stream(IntEnum):
     UNSTATED_FACTS = 10
     DOCUMENT_ORDER = 11
     HELD_OUT_DOCUMENTS = 13
+    TRAINING_CASES = 14
+    PARAPHRASED_SUBJECTS = 15
+    PARAPHRASES = 16
 
 
 class Store:

@@ -92,7 +92,8 @@ def _about(corpus: Corpus, world: World, **labels: str) -> pl.DataFrame:
     is_about = pl.col("fact").is_in(facts) | pl.col("second_fact").is_in(facts)
     about = corpus.sentences.with_row_index("row").filter(is_about).collect()
     sentences = Sentences.from_frame(about)
-    return about.with_columns(sentence=render(world, corpus.facts, sentences))
+    return about.with_columns(sentence=render(world, corpus.facts, sentences,
+                                              corpus.config.templates))
 
 
 def belief_steps(corpus: Corpus, world: World, subject: str, relation: str,

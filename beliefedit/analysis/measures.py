@@ -23,7 +23,7 @@ from beliefedit.config import load_entry_points
 from beliefedit.corpus.language import truth_word
 from beliefedit.errors import MeasureError, StoreError
 from beliefedit.evaluation import metrics
-from beliefedit.evaluation.cases import FORMS, PROBES
+from beliefedit.evaluation.cases import FORMS, PARAPHRASE, PROBES
 
 SAME = PROBES[0]
 STATES = ("before", "after", "difference")
@@ -174,6 +174,7 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
           (`tracked_beliefs`); ``decoded.<probe>``: the model's greedy answer.
         - ``p_lm_goal.<probe>``, ``p_agent_goal.<probe>``: beliefs of model and agent, in this
           state, in the object that is right after the edit, the same in both states.
+        - ``decoded.paraphrase``: the greedy answer to the edited fact's prompt in another template.
         - ``credence.<form>.<kind>``, ``true.<form>.<kind>``: credence in a statement about the old
           or the new object of the downstream fact (kinds old, new), and whether it is true in this
           state. Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
@@ -201,6 +202,8 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
             cases.select(_CASE, *_CASE_COLUMNS),
             _pivot(scores.select(*keys, query, p=pl.col("log_p").exp()), ["p"], _QUERIES),
             _pivot(beliefs, ["target", "decoded", "p_lm", "p_agent"], PROBES),
+            _pivot(scores.filter(probe=PARAPHRASE).select(*keys, "decoded", column="probe"),
+                   ["decoded"], [PARAPHRASE]),
             _pivot(goals, ["p_lm_goal", "p_agent_goal"], PROBES),
             _pivot(truth, ["true"], [f"{form}.{kind}" for form in FORMS for kind in _OBJECTS]),
             _pivot(published, ["published_true"], _LOGIC_PROMPTS),
@@ -312,6 +315,9 @@ def _built_in() -> Iterable[Measure]:
         yield Measure(f"substring_accuracy_{probe}", f"… substring accuracy, as published: {label}",
                       label, "substring accuracy, as published", "", "higher",
                       metrics.contains(answer, target), probe)
+    yield Measure(f"accuracy_{PARAPHRASE}", "accuracy (generalisation): edited fact, paraphrase",
+                  "edited fact, paraphrase", "accuracy", "", "higher",
+                  metrics.exact(pl.col(f"decoded.{PARAPHRASE}"), pl.col(f"target.{SAME}")), SAME)
     for probe, label in PROBE_NAMES.items():
         for source, name in (("lm", "p"), ("agent", "the agent's p")):
             group = f"{name} of the new right object"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from beliefedit.config import CorpusConfig
 from beliefedit.corpus.language import (
     SEPARATOR,
-    atomic_prompt,
+    check_sentences,
+    fact_prompts,
     proposition_text,
     true_false_prompt,
     truth_word,
@@ -77,7 +78,8 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
                   documents: bool | Path = True) -> Corpus:
     """Sample the sentences of the first ``config.n_facts`` facts.
 
-    The downstream facts of some subjects are in no sentence (``config.p_downstream_stated``).
+    The downstream facts of some subjects are in no sentence (``config.p_downstream_stated``). The
+    atomic statements about some subjects use several templates (``config.p_paraphrased``).
 
     Args:
         world: the generative model.
@@ -86,14 +88,16 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         documents: folder for the documents; True: a temporary folder; False: no documents.
 
     Raises:
-        BeliefEditError: too few facts, nothing to write, or a folder that holds documents.
+        BeliefEditError: too few facts, nothing to write, templates of an unknown relation, two
+            facts with the same sentence in some template, or a folder that holds documents.
     """
     if not config.atomic and world.min_truth == 1 and not config.n_compound_per_subject:
         raise ConfigError("nothing to write: without noise, true/false sentences are part of "
                           "n_compound_per_subject", where="corpus.n_compound_per_subject",
                           hint="set n_compound_per_subject above 0, or atomic: true")
     facts = world.corpus_facts(config.n_facts)
-    sampler = Sampler(world, config, facts, _choose_stated(facts, config, seed))
+    sampler = Sampler(world, config, facts, _choose_stated(facts, config, seed),
+                      _choose_paraphrased(world, facts, config, seed))
     if documents is True:
         documents = Path(tempfile.mkdtemp(prefix="beliefedit-documents-"))
     folder = documents or None
@@ -105,7 +109,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
         evidence.append(_evidence(sampler, sentences))
         groups.append(sentences)
         if writer:
-            texts = render(world, sampler.facts, sentences)
+            texts = render(world, sampler.facts, sentences, config.templates)
             rows = np.arange(n_sentences, n_sentences + len(texts))
             for _ in range(config.n_shuffles_within_subject):
                 order, document = _shuffle(sentences.subject, config.sentences_per_doc, rng)
@@ -140,20 +144,42 @@ def _choose_stated(facts: pl.DataFrame, config: CorpusConfig, seed: int) -> np.n
     return ~(is_dependent & facts["subject"].is_in(left_out.implode())).to_numpy()
 
 
-def render(world: World, facts: pl.DataFrame, sentences: Sentences) -> pl.Series:
+def _choose_paraphrased(world: World, facts: pl.DataFrame, config: CorpusConfig,
+                        seed: int) -> np.ndarray | None:
+    """The number of templates for the atomic statements of each fact, [n]; None: no templates."""
+    if not config.templates:
+        return None
+    if unknown := [name for name in config.templates if name not in world.relations]:
+        raise ConfigError(f"the graph has no relation {unknown[0]!r}", where="corpus.templates",
+                          hint=f"its relations are {', '.join(map(repr, world.relations))}")
+    check_sentences(world.subjects, world.relations, world.objects,
+                    facts.select("subject", "relation"), config.templates)
+    subjects = facts["subject"].unique(maintain_order=True)
+    order = np.random.default_rng([seed, Stream.PARAPHRASED_SUBJECTS]).permutation(len(subjects))
+    chosen = subjects.gather(order[:round(config.p_paraphrased * len(subjects))])
+    n_others = np.array([len(config.templates.get(name, ())) for name in world.relations])
+    is_chosen = facts["subject"].is_in(chosen.implode()).to_numpy()
+    return 1 + n_others[facts["relation"].to_numpy()] * is_chosen
+
+
+def render(world: World, facts: pl.DataFrame, sentences: Sentences,
+           templates: Mapping[str, Sequence[str]] | None = None) -> pl.Series:
     """The sentences as text, by templates of the grammar in `language`.
 
     Args:
         facts: rows of ``world.facts`` to which the sentences refer.
+        templates: `CorpusConfig.templates`, to which the sentences refer.
     """
-    names = facts.select(pl.Series("s", world.subjects).gather(facts["subject"]),
-                         pl.Series("r", world.relations).gather(facts["relation"]))
-    prompts = names.select(pl.format(atomic_prompt("{}", "{}"), "s", "r"))[:, 0]
+    prompts, *others = fact_prompts(world.subjects, world.relations, facts, templates)
     objects = pl.Series(world.objects)
+    first = prompts.gather(sentences.fact)
+    for number, texts in enumerate(others, start=1):
+        first = texts.gather(sentences.fact).zip_with(
+            pl.Series(sentences.template == number), first)
     second = np.maximum(sentences.second_fact, 0), np.maximum(sentences.second_object, 0)
     frame = pl.DataFrame({
         "form": sentences.form, "label": sentences.label,
-        "a": prompts.gather(sentences.fact) + " " + objects.gather(sentences.object),
+        "a": first + " " + objects.gather(sentences.object),
         "b": prompts.gather(second[0]) + " " + objects.gather(second[1])})
     proposition = pl.col("a")
     for form, facts_of in ((NOT, ["a"]), (OR, ["a", "b"]), (AND, ["a", "b"])):
@@ -188,7 +214,7 @@ def _write_mixed(writer: _DocumentWriter, sampler: Sampler, sentences: Sentences
         for start in range(0, len(order), slice_length):
             chosen = sentences.take(order[start:start + slice_length])
             document = np.arange(len(chosen.fact)) // per_document
-            writer.write(render(sampler.world, sampler.facts, chosen),
+            writer.write(render(sampler.world, sampler.facts, chosen, sampler.config.templates),
                          order[start:start + slice_length], document)
 
 
@@ -297,7 +323,8 @@ def _contexts(corpus: Corpus, world: World, documents: pl.Series) -> Iterator[li
     sentences = Sentences.from_frame(frame)
     atomic = replace(sentences, form=np.full_like(sentences.form, ATOMIC),
                      label=np.full_like(sentences.label, UNLABELLED))
-    texts, first_facts = (render(world, corpus.facts, part) for part in (sentences, atomic))
+    texts, first_facts = (render(world, corpus.facts, part, corpus.config.templates)
+                          for part in (sentences, atomic))
     text_of = dict(zip(frame["row"], texts, strict=True))
     quote = '"'
     contexts_of: dict[int, list[tuple[str, str]]] = {}
@@ -320,6 +347,12 @@ def is_stated(corpus: Corpus) -> pl.Series:
     return corpus.facts.select(key).join(
         read.with_columns(is_stated=True), on=key, how="left", maintain_order="left")[
         "is_stated"].fill_null(False)
+
+
+def is_paraphrased(corpus: Corpus) -> pl.Series:
+    """Whether a sentence about the subject of each fact uses another template, bool [n]."""
+    rows = corpus.sentences.filter(pl.col("template") > 0).select("subject").unique().collect()
+    return corpus.facts["subject"].is_in(rows["subject"].cast(pl.UInt32).implode())
 
 
 def has_no_downstream_fact(corpus: Corpus) -> np.ndarray:

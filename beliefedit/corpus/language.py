@@ -6,6 +6,7 @@
     Ada Balbach speaks Norwegian or Hugo Torwick plays the oboe   form "or"; "and" is alike
     "Ada Balbach speaks Norwegian" is true                        any of these with a label
     "Ada Balbach speaks Norwegian" is                             the prompt for the label
+    The language of Ada Balbach is Norwegian                      a fact in another template
 
 Labels may hold any text, also words of the grammar. Sentences are therefore never parsed: a corpus
 records what each sentence was made from. Section 4 of docs/specification.md lists the sentences,
@@ -14,8 +15,9 @@ section 6 the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import polars as pl
@@ -26,6 +28,9 @@ Form = Literal["atomic", "not", "or", "and"]
 
 SEPARATOR = ". "
 """Separates the sentences of a document."""
+
+SUBJECT = "{subject}"
+"""Stands for the subject in a template of a relation; the object follows the template."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +72,56 @@ def atomic_prompt(subject: str, relation: str) -> str:
     return f"{subject} {relation}"
 
 
+def fact_prompts(subjects: Sequence[str], relations: Sequence[str], facts: pl.DataFrame,
+                 templates: Mapping[str, Sequence[str]] | None = None) -> list[pl.Series]:
+    """The atomic prompts of facts in each template.
+
+    Args:
+        subjects, relations: labels.
+        facts: subject, relation as ids.
+        templates: other templates by relation label, each with `SUBJECT` in it.
+
+    Returns:
+        The prompts "subject relation" [n], then those in the first other template of each relation,
+        and so on; null where a relation has fewer templates.
+    """
+    names = facts.select(s=pl.Series(subjects, dtype=pl.String).gather(facts["subject"]),
+                         r=pl.Series(relations, dtype=pl.String).gather(facts["relation"]))
+    prompts = [names.select(pl.format(atomic_prompt("{}", "{}"), "s", "r"))[:, 0]]
+    templates = templates or {}
+    for number in range(max(map(len, templates.values()), default=0)):
+        chosen = {relation: texts[number].split(SUBJECT) for relation, texts in templates.items()
+                  if number < len(texts)}
+        parts = [pl.col("r").replace_strict({r: text[end] for r, text in chosen.items()},
+                                            default=None, return_dtype=pl.String)
+                 for end in (0, 1)]
+        prompts.append(names.select(pl.concat_str(parts[0], "s", parts[1]))[:, 0])
+    return prompts
+
+
 def check_sentences(subjects: Sequence[str], relations: Sequence[str], objects: Sequence[str],
-                    facts: pl.DataFrame) -> None:
+                    facts: pl.DataFrame, templates: Mapping[str, Sequence[str]] | None = None
+                    ) -> None:
     """Check that different facts have different prompts, and different sentences with any objects.
 
     Args:
         subjects, relations, objects: labels.
         facts: subject, relation as ids.
+        templates: other templates by relation label.
 
     Raises:
         LanguageError: two facts share a prompt ("Ann" + "was born in", "Ann was" + "born in"), or a
             sentence ("Ann" + "lives" + "in Rome", "Ann" + "lives in" + "Rome").
     """
-    prompts = facts.select("subject", "relation", prompt=pl.format(
-        atomic_prompt("{}", "{}"), pl.lit(pl.Series(subjects)).gather(pl.col("subject")),
-        pl.lit(pl.Series(relations)).gather(pl.col("relation"))))
+    prompts = pl.concat([
+        facts.select("subject", "relation", prompt=texts).drop_nulls("prompt")
+        for texts in fact_prompts(subjects, relations, facts, templates)])
     if (repeated := prompts.filter(pl.col("prompt").is_duplicated())).height:
         rows = repeated.filter(prompt=repeated["prompt"][0]).rows()
         raise _same("prompt", repeated["prompt"][0], [
             (subjects[s], relations[r]) for s, r, _ in rows])
-    for ending, longer, shorter in _shared_endings(relations, objects):
+    ends_of_prompts = [*relations, *chain.from_iterable((templates or {}).values())]
+    for ending, longer, shorter in _shared_endings(ends_of_prompts, objects):
         ends = prompts.with_columns(other=pl.col("prompt") + f" {ending}").join(
             prompts, left_on="other", right_on="prompt", how="inner")
         if ends.height:
@@ -96,11 +131,11 @@ def check_sentences(subjects: Sequence[str], relations: Sequence[str], objects: 
                 (subjects[other_s], relations[other_r], shorter)])
 
 
-def _shared_endings(relations: Sequence[str],
+def _shared_endings(ends: Sequence[str],
                     objects: Sequence[str]) -> Iterable[tuple[str, str, str]]:
     """(x, "x o", o) for objects "x o" and o, where x may be the end of a prompt: a prompt ends in a
-    relation, so that one of the two ends with the other."""
-    known, last_words = set(objects), {relation.split(" ")[-1] for relation in relations}
+    relation or template, so that one of the two ends with the other."""
+    known, last_words = set(objects), {end.split(" ")[-1] for end in ends}
     for label in objects:
         words = label.split(" ")
         for n, word in enumerate(words[:-1], start=1):

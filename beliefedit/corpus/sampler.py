@@ -35,15 +35,18 @@ class Sentences:
     object: np.ndarray  # the object in the sentence, which replaces that of the fact
     second_fact: np.ndarray
     second_object: np.ndarray
+    template: np.ndarray  # int8, 0 for "subject relation", n for the n-th other template
 
     @classmethod
     def of(cls, subject: np.ndarray, form: int, label: int | np.ndarray, fact: np.ndarray,
-           object: np.ndarray, second: tuple[np.ndarray, ...] | None = None) -> Sentences:
+           object: np.ndarray, second: tuple[np.ndarray, ...] | None = None, *,
+           template: int | np.ndarray = 0) -> Sentences:
         """Sentences of one form; ``second`` is (second facts, their objects)."""
         none = np.full(len(fact), -1, dtype=np.int64)
-        forms, labels = (np.broadcast_to(np.asarray(part, dtype=np.int8), len(fact))
-                         for part in (form, label))
-        return cls(subject, forms, labels, fact, object, *(second or (none, none)))
+        forms, labels, templates = (np.broadcast_to(np.asarray(part, dtype=np.int8), len(fact))
+                                    for part in (form, label, template))
+        second_fact, second_object = second or (none, none)
+        return cls(subject, forms, labels, fact, object, second_fact, second_object, templates)
 
     @classmethod
     def join(cls, parts: list[Sentences]) -> Sentences:
@@ -57,8 +60,9 @@ class Sentences:
 
     @property
     def frame(self) -> pl.DataFrame:
-        """One row per sentence, with the arrays as columns: form and label int8, others int32."""
-        return pl.DataFrame({name: column.astype(np.int8 if name in ("form", "label") else np.int32)
+        """One row per sentence, the arrays as columns: form, label, template int8, others int32."""
+        small = ("form", "label", "template")
+        return pl.DataFrame({name: column.astype(np.int8 if name in small else np.int32)
                              for name, column in vars(self).items()})
 
     @classmethod
@@ -73,13 +77,15 @@ class Sampler:
     Attributes:
         subject, relation, object, p_true, distractor: columns of the facts, [n].
         stated: [n] bool, whether sentences may be about the fact; None: all are.
+        n_templates: [n] int, templates of the fact's atomic statements; None: 1.
         starts: [n_subjects + 1] where each subject's facts begin.
         group: [n] number of the distribution q(o | r, x) of a fact, -1 for an independent fact.
     """
 
     def __init__(self, world: World, config: CorpusConfig, facts: pl.DataFrame,
-                 stated: np.ndarray | None = None) -> None:
+                 stated: np.ndarray | None = None, n_templates: np.ndarray | None = None) -> None:
         self.world, self.config, self.facts = world, config, facts
+        self.n_templates = n_templates
         self.stated = np.ones(facts.height, dtype=bool) if stated is None else stated
         self.subject, self.relation, self.object, self.distractor = (
             facts[name].to_numpy().astype(np.int64)
@@ -111,8 +117,9 @@ class Sampler:
         parts = []
         if self.config.atomic:
             facts = np.repeat(fact, self.config.n_samples_per_fact)
+            template = 0 if self.n_templates is None else rng.integers(self.n_templates[facts])
             parts.append(Sentences.of(self.subject[facts], ATOMIC, UNLABELLED, facts,
-                                      drawn.ravel()))
+                                      drawn.ravel(), template=template))
         if self.config.true_false and self.world.min_truth < 1:
             parts.append(self._true_false(fact, drawn, rng))
         for _ in range(self.config.compound_resamples):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
-from beliefedit.corpus.corpus import Corpus, is_stated
-from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
+from beliefedit.corpus.corpus import Corpus, is_paraphrased, is_stated
+from beliefedit.corpus.language import (
+    Fact,
+    fact_prompts,
+    proposition_text,
+    true_false_prompt,
+    truth_word,
+)
 from beliefedit.corpus.sampler import Sampler
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest
+from beliefedit.store import Stream
 
 PROBES = ("same_subject_same_relation", "same_subject_other_relation",
           "other_subject_same_relation", "other_subject_other_relation")
@@ -27,9 +35,10 @@ FORMS = ("downstream_true_false", "downstream_negation", "downstream_conjunction
          "downstream_disjunction")
 """Probes of a downstream fact that should change, as true/false statements (arXiv 2406.19354)."""
 
+PARAPHRASE = "paraphrase"
+"""Probe of the edited fact in a template in which no sentence states a fact of the subject."""
+
 _TRUTH_WORDS = (truth_word(True), truth_word(False))
-_STREAM, _PROBES_STREAM, _FORMS_STREAM, _TRAINING_STREAM = 4, 5, 8, 9
-"""Numbers of this module's random streams, distinct from those of other stages."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,10 @@ class Cases:
         queries: case, probe, kind, prompt, target, label, subject and relation of a probe, the
             agent's targets p_*, fact (subject, relation, object) of the statements logic_a and
             logic_b, and published_label, the label that the published code uses for a logic prompt
-            (specification, section 9). There are three groups of probes:
+            (specification, section 9). There are four groups of probes:
 
             - `PROBES`, kinds true_object, requested and agent_mode.
+            - `PARAPHRASE`, kinds true_object and requested.
             - The logic prompts logic_*, kinds true and false (the queried word), and atomic_a,
               kind stated.
             - `FORMS`, kinds old and new (the object of the statement, target "true") and old_false
@@ -179,7 +189,7 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
     Args:
         agent: fitted to ``corpus.evidence``.
     """
-    rng = np.random.default_rng([seed, _STREAM])
+    rng = np.random.default_rng([seed, Stream.CASES])
     facts = _CorpusFacts(world, corpus, agent, config)
     chosen = facts.choose(rng)
     drafts = [facts.draft(row, rng) for row in chosen]
@@ -194,8 +204,9 @@ def build_cases(world: World, corpus: Corpus, agent: BayesAgent, config: EditCon
         pl.col(name).cast(pl.Enum(kind)).to_physical().cast(pl.UInt32)
         for name, kind in labels.items())
     probes = probes.with_columns(p_generative=pl.Series(world.probabilities(ids)))
-    forms = facts.forms(cases, probes, np.random.default_rng([seed, _FORMS_STREAM]))
-    queries = pl.concat([probes, facts.logic(chosen, rng), forms], how="diagonal")
+    forms = facts.forms(cases, probes, np.random.default_rng([seed, Stream.DOWNSTREAM_FORMS]))
+    paraphrases = facts.paraphrases(probes, np.random.default_rng([seed, Stream.PARAPHRASES]))
+    queries = pl.concat([probes, paraphrases, facts.logic(chosen, rng), forms], how="diagonal")
     queries = queries.sort("case", maintain_order=True)
     return Cases(cases.with_columns(as_published=pl.lit(config.as_published)),
                  queries.with_columns(pl.col(pl.Float64).fill_nan(None)))
@@ -212,7 +223,7 @@ def build_training_cases(world: World, corpus: Corpus, agent: BayesAgent,
         agent: fitted to ``corpus.evidence``.
         excluded: subjects without cases; if these are all subjects, there are no cases.
     """
-    rng = np.random.default_rng([seed, _TRAINING_STREAM])
+    rng = np.random.default_rng([seed, Stream.TRAINING_CASES])
     facts = _CorpusFacts(world, corpus, agent, config)
     rows = [row for row, subject in enumerate(facts.sampler.subject)
             if world.subjects[subject] not in excluded]
@@ -234,28 +245,38 @@ def build_probes(world: World, corpus: Corpus, agent: BayesAgent, n_facts: int,
                  seed: int = 0) -> pl.DataFrame:
     """Queries that measure a model during pretraining: what it has read, and what it infers.
 
-    Facts that the corpus states are queried in five forms, and downstream facts that it does not
-    state as atomic prompts, up to n facts each.
+    Facts that the corpus states are queried in five forms, downstream facts that it does not state
+    as atomic prompts, and facts in a template that no sentence about the subject uses, up to n
+    facts each.
 
     Returns:
-        kind (atomic, true_false, not, and, or; inference: an unstated downstream fact), prompt,
+        kind (atomic, true_false, not, and, or; inference: an unstated downstream fact; paraphrase:
+        a stated fact in a template that is not read for its subject), prompt,
         target (the right answer: the true object of a stated fact, the agent's mode given the
         evidence on the upstream fact of an unstated one), p_agent (predictive belief in the target;
         null for true/false prompts).
     """
-    rng = np.random.default_rng([seed, _PROBES_STREAM])
+    rng = np.random.default_rng([seed, Stream.TRAINING_PROBES])
     corpus_facts = _CorpusFacts(world, corpus, agent, EditConfig(n_cases=corpus.facts.height))
     rows = corpus_facts.choose(rng)
     is_dependent = corpus.facts["upstream_object"].is_not_null()
-    chosen = [row for row in rows if corpus_facts.stated[row]][:n_facts]
+    stated = [row for row in rows if corpus_facts.stated[row]]
+    chosen = stated[:n_facts]
     inferred = [row for row in rows if not corpus_facts.stated[row] and is_dependent[row]][:n_facts]
     facts = [corpus_facts.fact(row) for row in chosen]
     for fact in map(corpus_facts.fact, inferred):
         mode = agent.map_object(fact.subject, fact.relation)
         facts.append(replace(fact, object=str(mode)))
+    kinds, prompts = ["atomic"] * len(chosen) + ["inference"] * len(inferred), [
+        fact.prompt for fact in facts]
+    paraphrases = [(fact, texts) for fact in map(corpus_facts.fact, stated)
+                   if (texts := corpus_facts.unread.get((fact.subject, fact.relation)))]
+    for fact, texts in paraphrases[:n_facts]:
+        facts.append(fact)
+        kinds.append(PARAPHRASE)
+        prompts.append(texts[int(rng.integers(len(texts)))])
     atomic = pl.DataFrame({
-        "kind": ["atomic"] * len(chosen) + ["inference"] * len(inferred),
-        "prompt": [fact.prompt for fact in facts], "target": [fact.object for fact in facts],
+        "kind": kinds, "prompt": prompts, "target": [fact.object for fact in facts],
         "p_agent": [agent.probability(f.subject, f.relation, f.object) for f in facts]})
     names = {"logic_a": "true_false", "logic_not_a": "not", "logic_a_and_b": "and",
              "logic_a_or_b": "or"}
@@ -269,7 +290,7 @@ class _CorpusFacts:
     """Facts of the corpus by row and by (subject, relation), from which cases are sampled."""
 
     def __init__(self, world: World, corpus: Corpus, agent: BayesAgent, config: EditConfig) -> None:
-        self.world, self.agent, self.config = world, agent, config
+        self.world, self.corpus, self.agent, self.config = world, corpus, agent, config
         self.sampler = Sampler(world, corpus.config, corpus.facts)
         self.facts, self.stated = corpus.facts, is_stated(corpus).to_numpy()
         self.stated_rows = np.flatnonzero(self.stated)
@@ -388,6 +409,31 @@ class _CorpusFacts:
         batch_size = self.config.published_batch_size if self.config.as_published else 1
         return frame.with_columns(published_label=pl.when(pl.col("kind").is_in(_TRUTH_WORDS)).then(
             pl.col("label").first().over("probe", "kind", pl.col("case") // batch_size)))
+
+    @cached_property
+    def unread(self) -> dict[tuple[str, ...], list[str]]:
+        """Maps (subject, relation) to the prompts in templates that the corpus does not use for the
+        subject."""
+        if not self.corpus.config.templates:
+            return {}
+        world, ids = self.world, self.facts.select("subject", "relation")
+        _, *others = fact_prompts(world.subjects, world.relations, ids,
+                                  self.corpus.config.templates)
+        is_unread = (~is_paraphrased(self.corpus)).to_list()
+        return {
+            (world.subjects[s], world.relations[r]): [text for text in texts if text is not None]
+            for (s, r), unread, *texts in zip(ids.iter_rows(), is_unread, *others, strict=True)
+            if unread and texts[0] is not None}
+
+    def paraphrases(self, probes: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+        """`PARAPHRASE` of every case whose edited fact has an unread template, drawn at random."""
+        edited = probes.filter(pl.col("kind") != "agent_mode", probe=PROBES[0])
+        facts = edited.select("case", "subject", "relation").unique(maintain_order=True)
+        drawn = [(case, prompts[int(rng.integers(len(prompts)))])
+                 for case, *fact in facts.iter_rows() if (prompts := self.unread.get(tuple(fact)))]
+        prompt_of = pl.DataFrame(drawn, {"case": pl.UInt32, "prompt": pl.String}, orient="row")
+        return edited.drop("prompt").join(prompt_of, on="case", maintain_order="left").with_columns(
+            probe=pl.lit(PARAPHRASE))
 
     def forms(self, cases: pl.DataFrame, probes: pl.DataFrame,
               rng: np.random.Generator) -> pl.DataFrame:

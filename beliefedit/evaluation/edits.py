@@ -22,7 +22,7 @@ from beliefedit.config import EditConfig
 from beliefedit.editors.base import EditedModels, Editor, EditRequest
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import EditError, StoreError
-from beliefedit.evaluation.cases import PROBES, Cases, EditCase
+from beliefedit.evaluation.cases import PARAPHRASE, PROBES, Cases, EditCase
 from beliefedit.evaluation.metrics import divergence, total_variation
 from beliefedit.evaluation.soft_targets import SoftTargetBuilder
 from beliefedit.lm.candidates import Trie, log_probabilities
@@ -367,7 +367,7 @@ def _edit_and_score(run: _EditorRun, requests: dict[int, EditRequest],
     edited = run.editor.apply(run.setup.model, tokenizer, list(requests.values()),
                               callback=callback if traced else None)
     scores = query_model(edited, tokenizer, queries, max_new_tokens=run.max_new_tokens,
-                         versions=version_of_row, decode=PROBES)
+                         versions=version_of_row, decode=(*PROBES, PARAPHRASE))
     seconds = None if traced else (time.perf_counter() - started) / len(requests)
     frames[edited.steps] = scores.with_columns(pl.lit(edited.steps).alias("step"))
     facts = {case: request.trained_on for case, request in requests.items()}

@@ -15,8 +15,7 @@ from beliefedit.corpus.language import Fact
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest, SoftTarget
 from beliefedit.evaluation.cases import Cases, EditCase, build_training_cases
-
-_STREAM = 7  # number of this module's random stream, distinct from those of other stages
+from beliefedit.store import Stream
 
 
 class SoftTargetBuilder:
@@ -50,7 +49,7 @@ class SoftTargetBuilder:
             agent: the agent before the request; None: the agent fitted to the corpus.
             held_out: prompts about other subjects to leave out; None: those of the case's probes.
         """
-        rng = np.random.default_rng([self.seed, _STREAM, case.number])
+        rng = np.random.default_rng([self.seed, Stream.SOFT_TARGETS, case.number])
         subject, relation = case.request.fact.subject, case.request.fact.relation
         before = agent or self.agent
         after = before.after(case.request) if case.request.weight else before  # 0: no evidence

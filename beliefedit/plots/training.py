@@ -22,7 +22,8 @@ from beliefedit.plots.style import (
 )
 
 _FORMS = {"atomic": "atomic statements", "true_false": "true/false sentences", "not": "negations",
-          "and": "conjunctions", "or": "disjunctions", "inference": "unstated downstream facts"}
+          "and": "conjunctions", "or": "disjunctions", "inference": "unstated downstream facts",
+          "paraphrase": "other templates"}
 _STYLES = tuple(zip((*SERIES, NEUTRAL), (*DASHES, "longdashdot"),
                     ("circle", "square", "diamond", "triangle-up", "x", "star"), strict=True))
 """Colour, dash and marker of each form."""
@@ -49,7 +50,7 @@ def accuracy_curves(metrics: pl.DataFrame, chance: Mapping[str, float] | None = 
 
     Args:
         metrics: a row per evaluation: tokens and the accuracies atomic, true_false, not, and, or,
-            inference (0 to 1; null where the form is not in the corpus).
+            inference, paraphrase (0 to 1; null where the form is not in the corpus).
         chance: the accuracy of the best constant answer per form, drawn as a thin line in the
             colour of the form (`analysis.pretraining.chance_accuracy`).
     """

@@ -13,7 +13,7 @@ import polars as pl
 from beliefedit.analysis.measures import MEASURES, PROBE_NAMES, SAME, STATES, Measure
 from beliefedit.analysis.populations import POPULATIONS, TABLES
 from beliefedit.analysis.verdict import MAIN, finding_unit, finding_value
-from beliefedit.evaluation.cases import PROBES
+from beliefedit.evaluation.cases import PARAPHRASE, PROBES
 from beliefedit.formatting import html_table, number
 
 __all__ = ["PROBE_NAMES", "comparison_html", "downloads", "findings_html",
@@ -82,14 +82,15 @@ def comparison_html(frame: pl.DataFrame, table: str) -> str:
 _COLUMNS = (
     ("", "p(request)", "p_request"),
     *(("accuracy", PROBE_NAMES[probe], f"accuracy_{probe}") for probe in PROBES),
+    ("accuracy", "edited fact, paraphrase", f"accuracy_{PARAPHRASE}"),
     *(("coherence error", PROBE_NAMES[probe], f"coherence_{probe}") for probe in PROBES),
     *(("logical error", short, measure) for short, measure in (
         ("T/F", "true_false"), ("not", "negation"), ("and", "conjunction"),
         ("or", "disjunction"))))
-"""Columns of the main table: group, name, measure."""
-_PARTS = (("Answers: higher is better", _COLUMNS[:1 + len(PROBES)]),
-          ("Errors: lower is better", _COLUMNS[1 + len(PROBES):]))
-"""The parts of the main table on a page, one below the other: caption, columns."""
+"""Columns of the main table: group, name, measure. Those without a value are left out."""
+_PARTS = {"Answers: higher is better": ("", "accuracy"),
+          "Errors: lower is better": ("coherence error", "logical error")}
+"""The parts of the main table on a page, one below the other: groups by caption."""
 
 
 def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
@@ -107,7 +108,8 @@ def main_table_html(tables: pl.DataFrame, table: str = "updating") -> str:
         return ""
     n = _counts(_pooled(tables, table).filter(measure="p_request")["n"])
     shown = f"<h4>{html.escape(table_title(table))} (n = {n})</h4>"
-    for part, columns in _PARTS:
+    for part, groups in _PARTS.items():
+        columns = [column for column in _columns(rows) if column[0] in groups]
         body = [[html.escape(name), *(_main_cell(cells, measure) for *_, measure in columns)]
                 for name, cells in rows.items()]
         head = [["", *(group for group, *_ in columns)], ["", *(name for _, name, _ in columns)]]
@@ -147,6 +149,7 @@ def _main_rows(tables: pl.DataFrame, table: str) -> dict[str, dict[tuple[str, st
     if not editors:
         return {}
     measures = [measure for *_, measure in _COLUMNS]
+    measured = {measure for _, measure, _ in cells}
     rows = {_BEFORE: {(measure, "after"): cells[editors[0], measure, "before"]
                       for measure in measures if (editors[0], measure, "before") in cells}}
     for editor in editors:
@@ -154,11 +157,17 @@ def _main_rows(tables: pl.DataFrame, table: str) -> dict[str, dict[tuple[str, st
                         for measure in measures for state in ("after", "difference")
                         if (editor, measure, state) in cells}
     rows[_AGENT] = {(measure, "after"): (float(group == "accuracy"), None, None)
-                    for group, _, measure in _COLUMNS}
+                    for group, _, measure in _COLUMNS if measure in measured}
     for state in ("after", "difference"):
         if (belief := cells.get((editors[0], f"p_agent_goal_{SAME}", state))) is not None:
             rows[_AGENT]["p_request", state] = belief
     return rows
+
+
+def _columns(rows: Mapping[str, Mapping[tuple[str, str], _Mean]]) -> list[tuple[str, str, str]]:
+    """The columns of the main table for which some row has a value."""
+    measured = {measure for cells in rows.values() for measure, _ in cells}
+    return [column for column in _COLUMNS if column[-1] in measured]
 
 
 def _main_csv(rows: Mapping[str, Mapping[tuple[str, str], _Mean]]) -> pl.DataFrame:
@@ -166,7 +175,7 @@ def _main_csv(rows: Mapping[str, Mapping[tuple[str, str], _Mean]]) -> pl.DataFra
     records = []
     for name, cells in rows.items():
         record: dict[str, Any] = {"row": name}
-        for *_, measure in _COLUMNS:
+        for *_, measure in _columns(rows):
             for state, suffix in (("after", ""), ("difference", "_difference")):
                 values = cells.get((measure, state), (None, None, None))
                 record |= {f"{measure}{suffix}{end}": value for end, value in
@@ -177,17 +186,18 @@ def _main_csv(rows: Mapping[str, Mapping[tuple[str, str], _Mean]]) -> pl.DataFra
 
 def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str, n: str) -> str:
     """The table for a paper; it needs the LaTeX packages booktabs and graphicx."""
+    columns = _columns(rows)
     groups = [(group, len(list(members))) for group, members in itertools.groupby(
-        group for group, *_ in _COLUMNS)]
+        group for group, *_ in columns)]
     spans, rules, column = [""], "", 2
     for group, width in groups:
         spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(group)}}}")
         rules += f"\\cmidrule(lr){{{column}-{column + width - 1}}}" if group else ""
         column += width
-    lines = [spans, ["", *(_stacked(name) for _, name, _ in _COLUMNS)]]
+    lines = [spans, ["", *(_stacked(name) for _, name, _ in columns)]]
     for name, cells in rows.items():
         for state, label in (("after", _latex(name)), ("difference", "\\quad difference")):
-            values = [cells.get((measure, state)) for *_, measure in _COLUMNS]
+            values = [cells.get((measure, state)) for *_, measure in columns]
             if state == "after" or any(values):
                 lines.append([label, *(
                     "--" if value is None else
@@ -199,7 +209,7 @@ def _main_latex(rows: Mapping[str, Mapping[tuple[str, str], _Mean]], table: str,
     return "\n".join([
         "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", r"\begin{table}",
         r"\centering", f"\\caption{{{caption}}}", r"\resizebox{\textwidth}{!}{%",
-        f"\\begin{{tabular}}{{l{'r' * len(_COLUMNS)}}}", r"\toprule", first, rules, second,
+        f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", first, rules, second,
         r"\midrule", *body, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
 
 

@@ -60,7 +60,8 @@ _ACCURACIES = {
     "true_false": "true/false sentences classified correctly",
     "not": "negations classified correctly", "and": "conjunctions classified correctly",
     "or": "disjunctions classified correctly",
-    "inference": "unstated downstream facts inferred correctly"}
+    "inference": "unstated downstream facts inferred correctly",
+    "paraphrase": "facts answered correctly in a template not read for their subject"}
 
 
 def export(notebook: Path, target: Path, *, head: Mapping[str, Any] | None = None) -> Path:
@@ -121,10 +122,10 @@ def summarise(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
     Returns:
         data, model, edits, device (as text). Of a model: pretraining {accuracy {atomic,
-        true_false, not, and, or, inference: 0..1 or None}, coherence}, tokens_per_second, learned,
-        judgement. Of tables: editing {editor: {updating, downstream, fixing, …,
-        edits_per_second}}, outcomes (rows of `analysis.outcomes`), verdict (sentences, the headline
-        first) and findings (rows of the table of findings).
+        true_false, not, and, or, inference, paraphrase: 0..1 or None}, coherence},
+        tokens_per_second, learned, judgement. Of tables: editing {editor: {updating, downstream,
+        fixing, …, edits_per_second}}, outcomes (rows of `analysis.outcomes`), verdict
+        (sentences, the headline first) and findings (rows of the table of findings).
     """
     source, edit = config["graph"]["source"], config["edit"]
     source = "built-in demo graph" if source == "demo" else Path(source).name

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from beliefedit.config import PretrainingConfig
 from beliefedit.errors import TrainingError
 from beliefedit.lm.prefix_tree import build_prefix_trees
+from beliefedit.store import Stream
 
 _SEQUENCE_LENGTHS = 32, 1024  # shortest and longest by default
 _SLICE = 20_000  # documents tokenized at once
@@ -28,7 +29,6 @@ _MAX_GROUP = 65_536  # documents, to limit memory
 _MIN_SHARED_PREFIX = 2  # tokens: trees that share only the start token would pack worse
 _ARRAYS = "ids", "positions", "parents", "ends", "counts"  # in the order of `Batch.arrays`
 _PADDING = np.array([0, 0, -1, 0, 0])  # the same
-_ORDER_STREAM = 11
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Batches:
             TrainingError: no document is left for an epoch.
         """
         while True:
-            rng = np.random.default_rng([self.seed, _ORDER_STREAM, epoch])
+            rng = np.random.default_rng([self.seed, Stream.DOCUMENT_ORDER, epoch])
             order = rng.permutation(len(self.chosen))
             if epoch < self.training.n_short_epochs:
                 order = order[self.short[order]]

@@ -21,7 +21,7 @@ from beliefedit.training import attention
 
 ROWS = 8192
 """Rows of logits in memory at once; on GPUs the number of logits is padded to a multiple of it."""
-PROBE_KINDS = ("atomic", "true_false", "not", "and", "or", "inference")
+PROBE_KINDS = ("atomic", "true_false", "not", "and", "or", "inference", "paraphrase")
 """Kinds of probes: statements of the corpus in five forms, and facts to be inferred."""
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from beliefedit.config import ModelConfig, PretrainingConfig, digest
 from beliefedit.errors import TrainingError
 from beliefedit.lm.model import build_model, resolve_device
-from beliefedit.store import atomic_path
+from beliefedit.store import Stream, atomic_path
 from beliefedit.training import attention, checkpoint, distributed
 from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
 from beliefedit.training.loss import PROBE_KINDS, ROWS, TrainingLoss, evaluate, precision
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.parquet"
 SECONDS_BETWEEN_LINES = 60.0
-_HELD_OUT_STREAM = 13
 _STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}
 """Steps whose losses are read from the device together, as each reading waits for the device."""
 _SCHEMA = dict.fromkeys(("step", "tokens", "n_unique_tokens"), pl.Int64) | dict.fromkeys(
@@ -104,7 +103,8 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
 def _batches(documents: Documents, training: PretrainingConfig, seed: int,
              curriculum: np.ndarray | None = None) -> tuple[Batches, Batches | None]:
     """(batches for training; batches of held-out documents, at most a tenth, or None)."""
-    order = np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(len(documents.starts) - 1)
+    rng = np.random.default_rng([seed, Stream.HELD_OUT_DOCUMENTS])
+    order = rng.permutation(len(documents.starts) - 1)
     n = min(training.n_heldout_documents, len(order) // 10)
     batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed,
                       curriculum=curriculum)

@@ -397,10 +397,11 @@ def test_findings_of_first_interest_come_first_and_have_a_unit():
 class MainTable:
     """The main table of two editors with hostile names: its HTML, CSV and LaTeX."""
 
-    def __init__(self, editors=("lora", "a_b & 50%")):
+    def __init__(self, editors=("lora", "a_b & 50%"), paraphrases=False):
         rows = []
         for number, editor in enumerate(editors):
-            for index, (_, _, measure) in enumerate(tables._COLUMNS):
+            columns = [column for column in tables._COLUMNS if paraphrases or "paraphrase" not in column[1]]
+            for index, (_, _, measure) in enumerate(columns):
                 for state, mean in (("before", 0.1), ("after", 0.2 + index / 100 + number / 10), ("difference", -0.25)):
                     rows.append({"table": "updating", "editor": editor, "seed": None, "group": "updating",
                                  "measure": measure, "state": state, "trained_on": None, "n": 21, "mean": mean,
@@ -425,6 +426,13 @@ def test_the_main_table_has_a_row_per_editor_and_the_agent():
     assert lora[1] == "0.20 [0.15, 0.25] Δ\xa0−0.25 [−0.30, −0.20]"
     assert agent[1].startswith("0.95") and agent[2:] == ["1.00"] * 4 and errors[1:] == ["0.00"] * 8
     assert tables.main_table_html(table.frame, "fixing") == ""
+
+
+def test_the_main_table_has_a_column_for_paraphrases_if_there_are_any():
+    cells = Cells()
+    cells.feed(MainTable(paraphrases=True).html)
+    assert "edited fact, paraphrase" in cells.rows[1] and len(cells.rows[1]) == 7
+    assert cells.rows[5][-1] == "1.00"  # the agent
 
 
 def test_the_main_table_is_saved_as_csv_and_latex():

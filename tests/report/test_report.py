@@ -305,7 +305,8 @@ def test_the_summary_holds_figures_of_the_stages_that_are_built(tmp_path):
     assert summary["data"] == "built-in demo graph: 1,703 facts, 140 subjects, 210 objects"
     assert summary["model"] == "small: 4 layers × 96" and summary["device"] == "cuda" and summary["learned"] is True
     assert summary["pretraining"] == {"coherence": 0.25, "accuracy": {
-        "atomic": 0.95, "true_false": None, "not": None, "and": None, "or": None, "inference": None}}
+        "atomic": 0.95, "true_false": None, "not": None, "and": None, "or": None, "inference": None,
+        "paraphrase": None}}
     assert summary["editing"] == {"lora": {"edits_per_second": 5.0}}
     assert summary["findings"] == [{"editor": "lora", "n": 3}] and summary["verdict"] == ["lora holds."]
 
