@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from beliefedit.analysis.measures import MEASURES, PROBES, Measure
 from beliefedit.config import EDITOR_PARAMETERS, PRESETS, Experiment
+from beliefedit.evaluation.cases import PARAPHRASE
 from beliefedit.evaluation.metrics import divergence, total_variation
 
 DOCS = Path(__file__).resolve().parent
@@ -126,6 +127,9 @@ EXAMPLE = {
         "Hector Salmond works as …", "baker", "baker", (0.90, 0.05, 0.05), (0.82, 0.08, 0.10))}
 """Probe -> beliefs."""
 
+PARAPHRASED = "The home country of Olga Galland is …", "Norway"
+"""The paraphrase of the edited fact's prompt, and the answer."""
+
 STATEMENTS = {"logic_a": (0.68, 0.17), "logic_b": (0.81, 0.09), "logic_not_a": (0.18, 0.72),
               "logic_a_and_b": (0.60, 0.30), "logic_b_and_a": (0.54, 0.36),
               "logic_a_or_b": (0.85, 0.05)}
@@ -194,13 +198,16 @@ PROBE_NAMES_ELSEWHERE = {
         "other subject, same relation: locality",
         "neighbourhood score, specificity (CounterFact); locality (EasyEdit)"),
     "other_subject_other_relation": (
-        "other subject, other relation: locality", "locality (EasyEdit), drawdown")}
+        "other subject, other relation: locality", "locality (EasyEdit), drawdown"),
+    PARAPHRASE: (
+        "edited fact, paraphrase: the prompt is in another template than the request",
+        "paraphrase score (CounterFact), generalization (EasyEdit)")}
 
 
 def family(name: str) -> str:
     """The family of a measure: its name without probe, form or "_published"."""
     name = name.removesuffix("_published")
-    for probe in PROBES:
+    for probe in (*PROBES, PARAPHRASE):
         name = name.removesuffix(f"_{probe}")
     return "downstream" if name.startswith("downstream_") else name
 
@@ -225,6 +232,7 @@ def example_frame() -> pl.DataFrame:
             truth = (kind == "new") != (form == "negation")
             row |= {f"credence.downstream_{form}.{kind}": credence,
                     f"true.downstream_{form}.{kind}": truth}
+    row[f"decoded.{PARAPHRASE}"] = PARAPHRASED[1]
     return pl.DataFrame(row)
 
 
@@ -233,6 +241,8 @@ def example() -> str:
     probes = [(f"`{probe}`", answer.prompt, answer.decoded, answer.target,
                *(", ".join(map(_number, p)) for p in (answer.p_lm, answer.p_agent)))
               for probe, answer in EXAMPLE.items()]
+    edited = EXAMPLE[PROBES[0]].target
+    probes.append((f"`{PARAPHRASE}`", *PARAPHRASED, edited, "", ""))
     text = {"logic_a": "A", "logic_b": "B", "logic_not_a": "not A", "logic_a_and_b": "A and B",
             "logic_b_and_a": "B and A", "logic_a_or_b": "A or B"}
     statements = [(text[name], *map(_number, (p_true, p_false, p_true / (p_true + p_false))))
