@@ -338,6 +338,10 @@ class SoftTargetsConfig(Config):
         4, description="other subjects with a fact of the same relation")
     min_probability: Annotated[float, Field(ge=1e-3, lt=1)] = Field(
         0.02, description="objects with a smaller belief are not targets")
+    n_statements: NonNegative = Field(
+        0, description="true/false statements about the edited and the downstream fact to train on "
+                       "besides, drawn at random: atomic, not, and, or; with the object that is "
+                       "most probable before or after the request")
     request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
 

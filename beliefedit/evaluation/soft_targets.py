@@ -11,7 +11,8 @@ import polars as pl
 from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig, SoftTargetsConfig
 from beliefedit.corpus.corpus import Corpus, with_labels
-from beliefedit.corpus.language import Fact
+from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
+from beliefedit.corpus.sampler import FORMS
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest, SoftTarget
 from beliefedit.evaluation.cases import Cases, EditCase, build_training_cases
@@ -45,6 +46,9 @@ class SoftTargetBuilder:
                  held_out: Collection[str] | None = None) -> tuple[SoftTarget, ...]:
         """Soft targets of one case; the first is that of the edited fact.
 
+        Statements (``config.n_statements``) are about the edited or the downstream fact, with the
+        most probable object before or after the request.
+
         Args:
             agent: the agent before the request; None: the agent fitted to the corpus.
             held_out: prompts about other subjects to leave out; None: those of the case's probes.
@@ -57,14 +61,22 @@ class SoftTargetBuilder:
         kind = {case.downstream_relation: "downstream", self.upstream.get(relation): "upstream"}
         chosen += [self._belief(after, subject, r, config) for r in self.relations[subject]
                    if r != relation and kind.get(r, "same_subject") in config.target_kinds]
+        excluded = self.held_out.get(case.number, ()) if held_out is None else held_out
         if "same_relation" in config.target_kinds:
-            excluded = self.held_out.get(case.number, ()) if held_out is None else held_out
             subjects = self.subjects[relation]
             drawn = [subjects[index] for index in rng.permutation(len(subjects))[:64]]
             other_subjects = [s for s in drawn
                               if s != subject and Fact(s, relation, "").prompt not in excluded]
             chosen += [self._belief(after, s, relation, config)
                        for s in other_subjects[:config.n_other_subjects]]
+        downstream = case.downstream_relation if "downstream" in config.target_kinds else None
+        for _ in range(config.n_statements):
+            stated = downstream if downstream and rng.random() < 0.5 else relation
+            agent = before if rng.random() < 0.5 else after
+            fact = Fact(subject, stated, str(agent.map_object(subject, stated)))
+            p = after.probability(*vars(fact).values(),
+                                  view="direct" if stated == relation else "predictive")
+            chosen.append(self._statement(after, fact, p, excluded, rng))
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
     def training_requests(self, config: SoftTargetsConfig, edit: EditConfig, n: int,
@@ -83,6 +95,35 @@ class SoftTargetBuilder:
                                      n=n, seed=seed)
         return tuple(replace(case.request, soft_targets=self(case, config, held_out=probes))
                      for case in cases)
+
+    def _statement(self, after: BayesAgent, fact: Fact, p: float, excluded: Collection[str],
+                   rng: np.random.Generator) -> SoftTarget:
+        """The agent's belief that a statement of a random form about a fact is true.
+
+        The second part of a compound is a fact of another subject, independent of the first, with
+        its most probable object or, half of the time, any object.
+
+        Args:
+            p: the agent's belief in the fact.
+            excluded: prompts of facts that the second part may not be about.
+        """
+        form, facts = FORMS[rng.integers(len(FORMS))], [fact]
+        if form in ("or", "and"):
+            others = ((s, r) for s in rng.permutation(list(self.relations))[:64]
+                      for r in rng.permutation(self.relations[s])
+                      if s != fact.subject and Fact(s, r, "").prompt not in excluded)
+            if (other := next(others, None)) is None:
+                form = "atomic"
+            else:
+                drawn = (after.map_object(*other) if rng.random() < 0.5
+                         else after.objects[rng.integers(len(after.objects))])
+                second = Fact(str(other[0]), str(other[1]), str(drawn))
+                q = after.probability(*vars(second).values())
+                p = p * q if form == "and" else p + q - p * q
+                facts = [fact, second] if rng.random() < 0.5 else [second, fact]
+        p = 1 - p if form == "not" else p
+        return SoftTarget(true_false_prompt(proposition_text(form, *facts)),
+                          (truth_word(True), truth_word(False)), (p, 1 - p))
 
     @staticmethod
     def _belief(after: BayesAgent, subject: str, relation: str, config: SoftTargetsConfig,

@@ -214,3 +214,38 @@ def test_without_a_subject_to_learn_from_there_are_no_training_requests(world) -
     setup = EditSetup(sample_model(), sample_tokenizer(), DOCUMENTS, builder)
     with pytest.raises(EditError, match="no training requests"):
         setup.prepared(be.editor("propagate", n_requests=10, n_steps=1), EditConfig())
+
+
+def test_statements_have_the_agents_belief_that_they_are_true(setting) -> None:
+    builder, cases = setting
+    case = case_that_changes(cases)
+    plain, config = builder(case, PropagateConfig()), PropagateConfig(n_statements=40)
+    statements = [soft for soft in builder(case, config) if soft.targets == ("true", "false")]
+    assert builder(case, config)[:len(plain)] == plain and len(statements) > 12
+    after, subject = builder.agent.after(case.request), case.request.subject
+    held_out, forms = builder.held_out[case.number], dict.fromkeys(["atomic", "not", "or", "and"], 0)
+    facts = {f"{s} {r}": (s, r) for s, of in builder.relations.items() for r in of}
+
+    def belief(text: str) -> float:
+        prompt = max((prompt for prompt in facts if text.startswith(f"{prompt} ")), key=len)
+        s, r = facts[prompt]
+        edited = (s, r) == (subject, case.request.fact.relation)
+        assert s == subject or prompt not in held_out
+        return after.probability(s, r, text.removeprefix(f"{prompt} "), "direct" if edited else "predictive")
+
+    for prompt, _, (p_true, p_false) in (soft[:3] for soft in statements):
+        text = prompt.removeprefix('"').removesuffix('" is')
+        form = next((form for form in ("or", "and") if f" {form} " in text), "not" if text.startswith("not ") else "atomic")
+        forms[form] += 1
+        p, *q = map(belief, text.removeprefix("not ").split(f" {form} "))
+        expected = {"atomic": lambda: p, "not": lambda: 1 - p, "and": lambda: p * q[0],
+                    "or": lambda: p + q[0] - p * q[0]}[form]()
+        assert (p_true, p_false) == pytest.approx((expected, 1 - expected))
+    assert min(forms.values()) > 0
+
+
+def test_statements_without_downstream_targets_are_about_the_edited_fact(setting) -> None:
+    builder, cases = setting
+    case = case_that_changes(cases)
+    for soft in builder(case, PropagateConfig(n_statements=20, target_kinds=())):
+        assert case.request.prompt in soft.prompt
