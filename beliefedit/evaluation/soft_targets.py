@@ -74,8 +74,8 @@ class SoftTargetBuilder:
             stated = downstream if downstream and rng.random() < 0.5 else relation
             agent = before if rng.random() < 0.5 else after
             fact = Fact(subject, stated, str(agent.map_object(subject, stated)))
-            p = after.probability(*vars(fact).values(),
-                                  view="direct" if stated == relation else "predictive")
+            p = after.probability(subject, stated, fact.object,
+                                  "direct" if stated == relation else "predictive")
             chosen.append(self._statement(after, fact, p, excluded, rng))
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
@@ -118,7 +118,7 @@ class SoftTargetBuilder:
                 drawn = (after.map_object(*other) if rng.random() < 0.5
                          else after.objects[rng.integers(len(after.objects))])
                 second = Fact(str(other[0]), str(other[1]), str(drawn))
-                q = after.probability(*vars(second).values())
+                q = after.probability(second.subject, second.relation, second.object)
                 p = p * q if form == "and" else p + q - p * q
                 facts = [fact, second] if rng.random() < 0.5 else [second, fact]
         p = 1 - p if form == "not" else p

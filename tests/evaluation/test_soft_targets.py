@@ -237,9 +237,8 @@ def test_statements_have_the_agents_belief_that_they_are_true(setting) -> None:
         text = prompt.removeprefix('"').removesuffix('" is')
         form = next((form for form in ("or", "and") if f" {form} " in text), "not" if text.startswith("not ") else "atomic")
         forms[form] += 1
-        p, *q = map(belief, text.removeprefix("not ").split(f" {form} "))
-        expected = {"atomic": lambda: p, "not": lambda: 1 - p, "and": lambda: p * q[0],
-                    "or": lambda: p + q[0] - p * q[0]}[form]()
+        p, q = ([*map(belief, text.removeprefix("not ").split(f" {form} ")), 0.0])[:2]
+        expected = {"atomic": p, "not": 1 - p, "and": p * q, "or": p + q - p * q}[form]
         assert (p_true, p_false) == pytest.approx((expected, 1 - expected))
     assert min(forms.values()) > 0
 
