@@ -373,6 +373,25 @@ class BayesHeldoutConfig(BayesConfig):
         return target_kinds
 
 
+class DocumentsConfig(SoftTargetsConfig, LoraConfig):
+    """LoRA (arXiv 2106.09685) on new sentences about the world after the edit and old documents.
+
+    ``target_kinds: []`` trains on sentences about the requested fact only, ``forms: [true_false]``
+    on sentences with a label only.
+    """
+
+    rank: Positive = Field(4, description="rank of the adapters")
+    lr: PositiveFloat = Field(5e-3, description="learning rate of AdamW")
+    steps: Positive = Field(60, description="steps per edit")
+    append_end_token: bool = Field(True, description="also train on the end of a sentence")
+    forms: tuple[Literal["atomic", "true_false", "not"], ...] = Field(
+        ("atomic",), min_length=1, description="forms of the sentences, equally frequent")
+    n_tokens: Positive = Field(800, le=100_000, description="tokens of sentences per edit")
+    n_replay: NonNegative = Field(4, le=1000, description="old documents per step and edit")
+    n_minibatches: Positive = Field(
+        4, le=1000, description="minibatches of the sentences; each step uses one")
+
+
 class PropagateConfig(SoftTargetsConfig):
     """A network that turns the gradient of a request into a weight change (arXiv 2110.11309).
 
@@ -432,7 +451,8 @@ EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
     "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
-    "bayes_heldout": BayesHeldoutConfig, "propagate": PropagateConfig}
+    "bayes_heldout": BayesHeldoutConfig, "documents": DocumentsConfig,
+    "propagate": PropagateConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""
 
 BUILT_IN_EDITORS = tuple(EDITOR_PARAMETERS)
