@@ -2,12 +2,11 @@
 
     python benchmarks/results_page.py                                  # write the page
     python benchmarks/results_page.py --run runs/demo                  # first record a finished run
-    python benchmarks/results_page.py --editors FILE                   # … the output of benchmarks/bayes.py runs/demo 200 0
     python benchmarks/results_page.py --as-published FILE              # … the output of benchmarks/as_published.py runs/demo
 
 Every JSON file has a `provenance`: command, date, commit and machine. A new record takes today, the checkout's commit and
 this machine, unless --date, --commit or --machine says otherwise; the date of a run is that of its summary.json.
-`pretraining-demo.json` is written by benchmarks/pretraining.py; `gpu-h100.json` is put together from the files of benchmarks/gpu.py; `agreement.json` is written by hand.
+`pretraining-demo.json` is written by benchmarks/pretraining.py, `editors-*.json` by benchmarks/editors.py; `gpu-h100.json` is put together from the files of benchmarks/gpu.py; `agreement.json` is written by hand.
 """
 
 import argparse
@@ -83,6 +82,7 @@ TESTS = (
 EDITOR_COLUMNS = {
     "success": "edit success",
     "downstream": "downstream accuracy",
+    "downstream, unstated": "downstream facts that the corpus does not state",
     "stays": "downstream accuracy where the answer stays",
     "other subject": "accuracy, same relation of another subject",
     "true_false": "true/false statements about the downstream fact",
@@ -134,24 +134,6 @@ def record_run(folder: Path, **given: str) -> dict[str, Any]:
             pl.DataFrame([row[:2] for row in SEQUENTIAL], orient="row", schema=["group", "measure"]),
             on=["group", "measure"], how="semi", maintain_order="left")),
         "rationality": _rows(run.rationality)}
-
-
-def record_editors(text: str, **given: str) -> dict[str, Any]:
-    """The first table that benchmarks/bayes.py prints, as `editors-demo.json` has it."""
-    lines = text.splitlines()
-    start = next(at for at, line in enumerate(lines) if re.fullmatch(r"\d+ edits", line.strip()))
-    header, rows = re.split(r"\s{2,}", lines[start + 1].strip()), []
-    for line in lines[start + 2:]:
-        cells = re.findall(r"(\S+) \[(\S+), (\S+)\]", line)
-        if not cells:
-            break
-        trained_on, seconds = re.search(r"([\d.]+|nan)%\s+([\d.]+)\s*$", line).groups()
-        values = {name: [None if cell == "nan" else float(cell) for cell in found]
-                  for name, found in zip(header, cells, strict=False)}
-        rows.append({"editor": re.split(r"\s\s|\s+\S+ \[", line)[0].strip(), **values,
-                     "trained_on": float(trained_on) / 100, "seconds": float(seconds)})
-    n = int(lines[start].split()[0])
-    return {"provenance": provenance(f"python benchmarks/bayes.py runs/demo {n} 0", **given), "n": n, "rows": rows}
 
 
 def record_as_published(text: str, **given: str) -> dict[str, Any]:
@@ -268,23 +250,36 @@ A Bayesian agent passes each test, so its column is the reference. The distance 
 """
 
 
-def editors_section(record: Mapping[str, Any]) -> str:
+SCOREBOARDS = {
+    "demo": "## All editors\n\n**The demo's world**", "inference": "**The world of `params/inference.yaml`**, where the model "
+    "infers downstream facts that it has not read", "graph": "**FB13**, a real graph of people, places and professions "
+    "(`params/graph.yaml`)"}
+"""File editors-NAME.json -> the head of its section."""
+
+
+def editors_section(record: Mapping[str, Any], head: str = SCOREBOARDS["demo"]) -> str:
     """All editors on the same requests."""
-    columns = {name: text for name, text in EDITOR_COLUMNS.items() if name in record["rows"][0]}
+    columns = {name: text for name, text in EDITOR_COLUMNS.items()
+               if any(row.get(name, [None])[0] is not None for row in record["rows"])}
     lines = []
     for row in record["rows"]:
         name = f"`{row['editor']}`" if row["editor"].isidentifier() else row["editor"]
         lines.append([name, *(interval(*row[column]) for column in columns), "yes" if row["trained_on"] == 1 else "no"])
     note = f"\n{record['note']}\n" if "note" in record else ""
-    return f"""## All editors
+    explained = """ Means with 95 % intervals clustered by subject. [Editors](editors.md) describes each method.
+The last column says whether the editor is trained on the downstream fact itself. If it is, a right answer is not an inference.""" if head.startswith("#") else ""
+    return f"""{head}. {source(record)}
 
-{source(record)}
-
-{record["n"]} requests on the demo's model; half of them change the downstream answer. Means with 95 % intervals clustered by subject. [Editors](editors.md) describes each method.
-The last column says whether the editor is trained on the downstream fact itself. If it is, a right answer is not an inference.
+{record["n"]} requests; half of them change the downstream answer.{explained}
 {note}
 {table(["editor", *columns.values(), "trained on it"], lines)}
 """
+
+
+def scoreboards(results: Mapping[str, Any]) -> list[str]:
+    """The sections of the editors, by world."""
+    return [editors_section(results[f"editors-{name}"], head) for name, head in SCOREBOARDS.items()
+            if f"editors-{name}" in results]
 
 
 def pretraining_section(record: Mapping[str, Any]) -> str:
@@ -389,7 +384,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 Today's figures. `python benchmarks/results_page.py` writes this page from the JSON files in `benchmarks/results`, so change those. Each section gives command, date, commit and machine.
 Measures are defined in the [glossary](glossary.md) and in the [specification](specification.md), section 8. Older figures and trials that failed: [experiments](experiments/README.md).
-""", demo_section(demo), sequential_section(demo), rationality_section(demo), editors_section(results["editors-demo"]),
+""", demo_section(demo), sequential_section(demo), rationality_section(demo), *scoreboards(results),
         pretraining_section(results["pretraining-demo"]), gpu_section(results["gpu-h100"]),
         agreement_section(results["as-published"], results["agreement"])])
 
@@ -397,7 +392,6 @@ Measures are defined in the [glossary](glossary.md) and in the [specification](s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="folder of a finished demo run")
-    parser.add_argument("--editors", type=Path, help="saved output of benchmarks/bayes.py")
     parser.add_argument("--as-published", type=Path, help="saved output of benchmarks/as_published.py")
     for name in ("date", "commit", "machine"):
         parser.add_argument(f"--{name}", default="", help="of the new records")
@@ -405,8 +399,6 @@ def main() -> None:
     given = {name: getattr(arguments, name) for name in ("date", "commit", "machine")}
     if arguments.run:
         write_json(RESULTS / "demo.json", record_run(arguments.run, **given))
-    if arguments.editors:
-        write_json(RESULTS / "editors-demo.json", record_editors(arguments.editors.read_text(), **given))
     if arguments.as_published:
         write_json(RESULTS / "as-published.json", record_as_published(arguments.as_published.read_text(), **given))
     PAGE.write_text(page(load_results()), encoding="utf-8")

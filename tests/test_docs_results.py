@@ -11,15 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GIVEN = {"commit": "0000000", "machine": "a machine"}
 
-BAYES = """200 edits
-                                     success        downstream     other subject    true_false   coherence error  trained_on  s/edit
-lora                       0.98 [0.96, 1.00] 0.02 [0.00, 0.05] 0.90 [0.85, 0.94] 0.36 [0.31, 0.41] 0.18 [0.17, 0.20]    0%    0.04
-lora, ends learned         0.99 [0.98, 1.00] 0.02 [0.00, 0.05] 0.91 [0.87, 0.95] 0.36 [0.31, 0.41] 0.18 [0.17, 0.20]    0%    0.04
-bayes                      1.00 [1.00, 1.00]     nan [nan, nan] 0.94 [0.90, 0.97] 0.38 [0.34, 0.42] 0.09 [0.08, 0.09]  100%    0.78
-48 edits
-"""
-
-
 @pytest.fixture(scope="module")
 def results_page() -> ModuleType:
     spec = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks" / "results_page.py")
@@ -48,19 +39,6 @@ def test_a_run_is_recorded_and_shown(results_page, smoke_run):
     success = results_page.find(record["edits"], editor="lora", **dict(
         zip(("table", "group", "measure", "state"), results_page.OUTCOMES[0][2:], strict=True)))
     assert results_page.cell(success) in page
-
-
-def test_the_output_of_the_editors_benchmark_is_read(results_page):
-    record = results_page.record_editors(BAYES, date="2026-01-01", **GIVEN)
-    assert record["n"] == 200
-    assert record["provenance"]["command"] == "python benchmarks/bayes.py runs/demo 200 0"
-    assert [row["editor"] for row in record["rows"]] == ["lora", "lora, ends learned", "bayes"]
-    first, _, last = record["rows"]
-    assert first["other subject"] == [0.90, 0.85, 0.94]
-    assert first["coherence error"] == [0.18, 0.17, 0.20]
-    assert last["downstream"] == [None, None, None]
-    assert (last["trained_on"], last["seconds"]) == (1.0, 0.78)
-    assert "| `bayes` | 1.00 [1.00, 1.00] | – |" in results_page.editors_section(record)
 
 
 def test_the_output_of_the_published_comparison_is_read(results_page):

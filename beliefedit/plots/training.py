@@ -24,8 +24,8 @@ from beliefedit.plots.style import (
 _FORMS = {"atomic": "atomic statements", "true_false": "true/false sentences", "not": "negations",
           "and": "conjunctions", "or": "disjunctions", "inference": "unstated downstream facts",
           "paraphrase": "other templates"}
-_STYLES = tuple(zip((*SERIES, NEUTRAL), (*DASHES, "longdashdot"),
-                    ("circle", "square", "diamond", "triangle-up", "x", "star"), strict=True))
+_STYLES = tuple(zip((*SERIES, NEUTRAL, BEFORE), (*DASHES, "longdashdot", "12px,3px"), (
+    "circle", "square", "diamond", "triangle-up", "x", "star", "hexagon"), strict=True))
 """Colour, dash and marker of each form."""
 
 

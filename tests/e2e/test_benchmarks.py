@@ -31,3 +31,19 @@ def test_a_step_that_fails_writes_its_error_and_the_next_one_runs(tmp_path):
     assert finished.returncode == 1 and "failed: throughput" in finished.stdout
     assert "KeyError" in json.loads((tmp_path / "throughput.json").read_text())["error"]
     assert json.loads((tmp_path / "corpus.json").read_text())["statistics"]["facts"] >= 60
+
+
+def test_the_scoreboard_of_editors_resumes_and_pairs_them(tmp_path, smoke_run):
+    out = tmp_path / "editors.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "editors.py"), str(smoke_run), "--out", str(out), "--n", "8", "--editors"]
+    for editors in (["finetune", "lora"], ["lora", "grace"]):
+        finished = subprocess.run([*command, *editors], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        assert finished.returncode == 0, finished.stderr
+    assert "lora" not in finished.stdout and "grace" in finished.stdout  # finished editors are not repeated
+    record = json.loads(out.read_text())
+    rows = {row["editor"]: row for row in record["rows"]}
+    assert list(rows) == ["lora", "finetune", "grace"] and record["reference"] == "lora"
+    for row in rows.values():
+        for name in ("success", "other subject"):
+            paired = row["minus_reference"][name][0]
+            assert abs(paired - (row[name][0] - rows["lora"][name][0])) < 2e-4
