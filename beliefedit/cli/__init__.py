@@ -9,6 +9,7 @@ import click
 from beliefedit.errors import BeliefEditError
 
 COMMANDS = {
+    "edit": "Edit a model by requests from a file, and score the edits.",
     "playground": "Open the playground of a run as a page in the browser.",
 }
 """Commands and their descriptions. `beliefedit.cli.<name>` has the command of that name."""

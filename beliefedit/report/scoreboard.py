@@ -82,7 +82,7 @@ def _edits(board: Scoreboard) -> str:
 
 
 def _answers(board: Scoreboard) -> str:
-    """The answers to the prompts of the first requests, a column per editor; right ones are bold."""
+    """The answers to the first requests, a column per editor; right ones are bold."""
     asked = board.scores.filter(pl.col("request") < N_SHOWN, measure="edit success")
     editors = asked["editor"].unique(maintain_order=True).to_list()
     columns = asked.select("editor", "request", "refused", "answer").iter_rows()

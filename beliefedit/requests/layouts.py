@@ -29,7 +29,7 @@ def plain(item: Item) -> list[RequestCase]:
     if unknown := [key for key in item.value if key not in _KEYS]:
         raise item.error(str(unknown[0]), f"unknown key {short(unknown[0])}",
                          hint=f"choose from {', '.join(_KEYS)}")
-    item = Item(item.value | {key: _list(item, key) for key in _KEYS[4:]}, item.where)
+    item = Item({**item.value, **{key: _list(item, key) for key in _KEYS[4:]}}, item.where)
     prompt, subject = item.text("prompt"), item.text("subject", "")
     item.check_subject(prompt, subject)
     request = edit_request(prompt, item.text("target"), subject, item.text("old", ""))

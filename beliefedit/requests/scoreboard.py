@@ -42,8 +42,8 @@ SCORINGS = ("exact", "teacher-forced", "contains")
 UNEDITED = "before editing"
 _VERSION = 1  # increase it when the same requests give other results
 _LEVEL, _RESAMPLES = 0.95, 2000
-_QUERY = {"request": pl.UInt32, "measure": pl.String, "prompt": pl.String,
-          "answers": pl.List(pl.String)}
+_QUERY = pl.Schema({"request": pl.UInt32, "measure": pl.String, "prompt": pl.String,
+                    "answers": pl.List(pl.String)})
 SCORES = pl.Schema({
     "editor": pl.String, **_QUERY, "answer": pl.String, "log_p": pl.Float64,
     "teacher_forced": pl.Float64, "ms": pl.Float64, "refused": pl.String, "diverged": pl.Boolean})
@@ -311,7 +311,7 @@ def _scores(frame: pl.DataFrame, editor: str) -> pl.DataFrame:
     return frame.with_columns(
         **missing | {"diverged": frame["diverged"] if "diverged" in frame.columns else False,
                      "editor": pl.lit(editor)}
-    ).select(list(SCORES)).cast(dict(SCORES)).with_columns(
+    ).select(list(SCORES)).cast(SCORES).with_columns(
         pl.col("log_p", "teacher_forced").fill_nan(None))
 
 
@@ -353,7 +353,7 @@ def _edits(scores: pl.DataFrame) -> pl.DataFrame:
         ["editor", "request"], keep="first", maintain_order=True)
     return edits.group_by("editor", maintain_order=True).agg(
         requests=pl.len(), refused=pl.col("refused").count(), diverged=pl.col("diverged").sum(),
-        ms=pl.col("ms").mean()).cast(dict(EDITS))
+        ms=pl.col("ms").mean()).cast(EDITS)
 
 
 def _plain(config: Any) -> Any:
