@@ -42,8 +42,8 @@ SCORINGS = ("exact", "teacher-forced", "contains")
 UNEDITED = "before editing"
 _VERSION = 1  # increase it when the same requests give other results
 _LEVEL, _RESAMPLES = 0.95, 2000
-_QUERY = pl.Schema({"request": pl.UInt32, "measure": pl.String, "prompt": pl.String,
-                    "answers": pl.List(pl.String)})
+_QUERY: dict[str, Any] = {"request": pl.UInt32, "measure": pl.String, "prompt": pl.String,
+                          "answers": pl.List(pl.String)}
 SCORES = pl.Schema({
     "editor": pl.String, **_QUERY, "answer": pl.String, "log_p": pl.Float64,
     "teacher_forced": pl.Float64, "ms": pl.Float64, "refused": pl.String, "diverged": pl.Boolean})
