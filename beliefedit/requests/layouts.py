@@ -11,6 +11,7 @@ import os.path
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from beliefedit.editors.request import find_words
 from beliefedit.errors import EditError
 from beliefedit.formatting import short
 from beliefedit.requests.request import Item, Probe, RequestCase, edit_request
@@ -147,7 +148,8 @@ def knowedit(item: Item) -> list[RequestCase]:
     prompt, target, subject = (item.text(first if item.has(first) else second)
                                for first, second in (("prompt", "text"), ("target_new", "labels"),
                                                      ("subject", "concept")))
-    subject = subject if subject in prompt else ""  # some items name it in another form
+    if find_words(prompt, subject) is None:
+        subject = ""  # some items name it in another form
     old = next(iter(_flat(item, "ground_truth")), "")
     request = edit_request(prompt, target, subject, old)
     rephrase = "rephrase" if item.has("rephrase") else "rephrase_prompt"
