@@ -241,8 +241,9 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
         while remaining:
             n_traced = sum(case.number in traced for case in remaining)
             batch = remaining[:min(size, n_traced or size)]
-            frames = fits(partial(_edit_batch, run, batch, traced=n_traced > 0), len(batch),
-                          setup.model.device, f"case {batch[0].number}")
+            frames = unless_out_of_memory(
+                partial(_edit_batch, run, batch, traced=n_traced > 0), len(batch),
+                setup.model.device, f"case {batch[0].number}")
             if frames is None:
                 size = len(batch) // 2
                 continue
@@ -296,8 +297,8 @@ class _EditorRun:
     max_new_tokens: int
 
 
-def fits(compute: Callable[[], Result], n: int, device: torch.device, where: str
-         ) -> Result | None:
+def unless_out_of_memory(compute: Callable[[], Result], n: int, device: torch.device,
+                         where: str) -> Result | None:
     """The result of a computation over n edits; None if it does not fit in memory, to halve it.
 
     Raises:

@@ -27,7 +27,7 @@ from beliefedit.config import digest, editor_parameters
 from beliefedit.editors.base import Editor
 from beliefedit.editors.registry import editor_class
 from beliefedit.errors import EditError, StoreError, os_hint
-from beliefedit.evaluation.edits import fits, read_intermediate
+from beliefedit.evaluation.edits import read_intermediate, unless_out_of_memory
 from beliefedit.evaluation.metrics import bootstrap_interval, normalize
 from beliefedit.lm.scoring import Model, encode_pairs, generate, score_and_match
 from beliefedit.report.scoreboard import write_scoreboard
@@ -272,8 +272,9 @@ class _Evaluation:
         with tqdm(total=len(remaining), desc=name, unit="edit") as bar:
             while remaining:
                 batch = remaining[:size]
-                frame = fits(partial(self._batch, editor, batch), len(batch), self.model.device,
-                             f"request {batch[0] + 1}")
+                frame = unless_out_of_memory(
+                    partial(self._batch, editor, batch), len(batch), self.model.device,
+                    f"request {batch[0] + 1}")
                 if frame is None:
                     size = len(batch) // 2
                     continue
