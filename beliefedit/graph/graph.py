@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,7 +36,8 @@ class Graph:
 
     Attributes:
         subjects, relations, objects: labels, unique in each list, by first appearance in the facts.
-        ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact.
+        ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact; with
+            ``weight`` (float64, positive) where the source has the strength of the evidence.
         counts: numbers of lines and facts that the reader found and dropped.
     """
 
@@ -47,7 +49,7 @@ class Graph:
 
     @classmethod
     def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
-        """The graph of a frame (subject, relation, object) of labels.
+        """The graph of a frame (subject, relation, object) of labels, optionally with ``weight``.
 
         Facts are grouped by subject, in order of first appearance. Of several objects of one
         (subject, relation) the first is kept.
@@ -58,6 +60,7 @@ class Graph:
         factors = {key: factorize(facts[key]) for key in KEYS}
         subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
         ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
+        ids = ids.hstack(facts.select(pl.col("^weight$").cast(pl.Float64)))
         return cls(subjects, relations, objects, ids, counts or {})
 
     @cached_property
@@ -215,7 +218,7 @@ def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
-    """Hash of the names and contents of files below a folder, 64 hexadecimal digits."""
+    """Hash of the names, relative to a folder, and contents of files, 64 hexadecimal digits."""
     hashes = {}
     for path in files:
         try:
@@ -223,7 +226,7 @@ def files_digest(folder: Path, files: Iterable[Path]) -> str:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise unreadable(path, error) from error
-        hashes[str(path.relative_to(folder))] = content
+        hashes[os.path.relpath(path, folder)] = content
     return digest(hashes)
 
 
