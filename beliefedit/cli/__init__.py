@@ -9,6 +9,7 @@ import click
 from beliefedit.errors import BeliefEditError
 
 COMMANDS = {
+    "graph": "Show what a file or folder of triples would be as a graph.",
     "playground": "Open the playground of a run as a page in the browser.",
 }
 """Commands and their descriptions. `beliefedit.cli.<name>` has the command of that name."""

@@ -16,6 +16,9 @@ from beliefedit.graph.graph import KEYS, Graph, factorize, log
 from beliefedit.graph.table import WEIGHT
 from beliefedit.graph.triples import Triples
 
+MAX_PAIRS = 10**8
+"""Pairs of relations that are counted; Wikidata5m has 0.7 million."""
+
 DROPPED = {
     "lines_without_alias": "triples with an id that has no label",
     "lines_excluded": "triples with an excluded id",
@@ -50,15 +53,17 @@ def select_facts(source: Triples, *, n_relations: int = 10, min_relations: int =
     first, columns = source.rows["relation"][0], source.columns
     del source  # the strings of all lines are the bulk of the memory
     facts, relation_labels = _name_relations(facts, relations["label"], counts)
+    wrong_order = column_order_problem(facts, first, name, columns)
     try:
         chosen = choose_relations(cooccurrence(facts, min_relations), n_relations,
                                   min_cooccurrence)
     except GraphError as error:
-        wrong_order = column_order_problem(facts, first, name, columns)
         if wrong_order is None:
             raise
         raise GraphError(f"{error.problem}\n{wrong_order.problem}", where=wrong_order.where,
                          hint=f"{wrong_order.hint}; otherwise {error.hint}") from None
+    if wrong_order is not None:
+        log.warning("%s", wrong_order)
     facts = keep_facts(facts, chosen, min_relations, counts)
     if weights is not None:
         facts = facts.with_columns(weights.gather(facts["row"]).alias(WEIGHT))
@@ -131,6 +136,10 @@ def cooccurrence(facts: pl.DataFrame, min_relations: int) -> np.ndarray:
     has = sparse.csr_array((np.ones(facts.height, dtype=np.int32), cells))  # sums repeated facts
     has.data[:] = 1  # ... so that they count once
     has = has[np.diff(has.indptr) >= min_relations]
+    n_pairs = min(has.shape[1]**2, int((np.diff(has.indptr).astype(np.int64)**2).sum()))
+    if n_pairs > MAX_PAIRS:
+        raise GraphError(f"{has.shape[1]:,} relations have up to {n_pairs:,} pairs, too many to "
+                         "count", where="graph", hint="leave out rare relations")
     common = sparse.triu(has.T @ has, k=1).tocoo()
     order = np.lexsort((common.col, common.row, -common.data))
     return np.stack([common.row, common.col, common.data], axis=1)[order].astype(np.int64)

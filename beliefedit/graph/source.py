@@ -161,6 +161,11 @@ def _resolve(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
     return _FORMATS[name], config.model_copy(update={"source": path, "format": name})
 
 
+def format_of(config: GraphConfig) -> str:
+    """The name of the format of the configured source."""
+    return str(_resolve(config)[1].format)
+
+
 def recognise(path: Path) -> str:
     """The format of a file or folder, by its name and content.
 
