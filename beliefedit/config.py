@@ -795,8 +795,10 @@ class GraphConfig(Config):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _one_file(cls, labels: Any) -> Any:
-        return (labels,) if isinstance(labels, str) else labels
+    def _paths(cls, labels: Any) -> Any:
+        files = (labels,) if isinstance(labels, str | Path) else labels
+        return [str(file) if isinstance(file, Path) else file for file in files] if isinstance(
+            files, list | tuple) else files
 
 
 class WorldConfig(Config):

@@ -109,10 +109,12 @@ class GraphPreview:
 
 
 def _sizes(graph: Graph) -> str:
-    merged = graph.counts.get("objects_merged")
+    merged, n_against = graph.counts.get("objects_merged"), graph.counts.get("lines_against")
     return (f"{graph.ids.height:,} facts of {len(graph.subjects):,} subjects, with "
             f"{len(graph.relations):,} relations and {len(graph.objects):,} objects"
-            + (f"; {merged:,} objects have the label of another and are merged" if merged else ""))
+            + (f"; {merged:,} objects have the label of another and are merged" if merged else "")
+            + (f"; evidence against {graph.against.height:,} of {n_against:,} false statements, "
+               "those about a fact and an object that are kept" if n_against else ""))
 
 
 def _section(title: str, lines: list[str]) -> str:

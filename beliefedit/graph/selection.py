@@ -6,13 +6,14 @@ Section 2 of docs/specification.md defines which facts are kept. Facts are handl
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
 from beliefedit.errors import GraphError
-from beliefedit.graph.graph import KEYS, Graph, factorize, log
+from beliefedit.graph.graph import KEYS, Graph, factorize, false_facts, log
 from beliefedit.graph.table import WEIGHT
 from beliefedit.graph.triples import Triples
 
@@ -49,9 +50,17 @@ def select_facts(source: Triples, *, n_relations: int = 10, min_relations: int =
     """
     name, entities, relations = source.name, source.entities, source.relations
     facts, counts = _usable(source, exclude_relations, exclude_entities)
-    weights = source.rows[WEIGHT] if WEIGHT in source.rows.columns else None
+    against = facts.clear()
+    if WEIGHT in source.rows.columns:
+        weights = source.rows[WEIGHT].gather(facts["row"])
+        facts, against = (facts.with_columns(sign * weights).filter(sign * weights > 0)
+                          for sign in (1, -1))
+        counts["lines_against"] = against.height
+        if (facts[WEIGHT] == 1).all():
+            facts = facts.drop(WEIGHT)
     first, columns = source.rows["relation"][0], source.columns
     del source  # the strings of all lines are the bulk of the memory
+    of_relation = facts.select("row", "relation")
     facts, relation_labels = _name_relations(facts, relations["label"], counts)
     wrong_order = column_order_problem(facts, first, name, columns)
     try:
@@ -65,9 +74,12 @@ def select_facts(source: Triples, *, n_relations: int = 10, min_relations: int =
     if wrong_order is not None:
         log.warning("%s", wrong_order)
     facts = keep_facts(facts, chosen, min_relations, counts)
-    if weights is not None:
-        facts = facts.with_columns(weights.gather(facts["row"]).alias(WEIGHT))
     graph = _label(facts, entities["label"], relation_labels, counts)
+    if against.height:
+        codes = of_relation.join(facts, on="row").select("relation", new="relation_right").unique()
+        against = against.join(codes, on="relation").with_columns(relation="new")
+        graph = _with_false_facts(graph, against.join(facts, on=["subject", "relation"], how="semi"),
+                                  entities["label"], relation_labels)
     log.info("read %s: %d facts, %d subjects, %d objects; %s", name, graph.ids.height,
              len(graph.subjects), len(graph.objects), counts)
     return graph
@@ -225,3 +237,14 @@ def _label(facts: pl.DataFrame, entities: pl.Series, relations: pl.Series,
                "facts_with_taken_label": facts.height - kept.height,
                "objects_merged": kept["object"].n_unique() - labelled["object"].n_unique()}
     return Graph.from_facts(labelled.drop("row"), counts)
+
+
+def _with_false_facts(graph: Graph, against: pl.DataFrame, entities: pl.Series,
+                      relations: pl.Series) -> Graph:
+    """The graph with coded false statements about its facts, whose objects occur in the graph."""
+    known = (graph.subjects, entities), (graph.relations, relations), (graph.objects, entities)
+    against = against.with_columns(
+        labels.gather(against[key]).replace_strict(
+            names, range(len(names)), default=None, return_dtype=pl.UInt32).alias(key)
+        for key, (names, labels) in zip(KEYS, known, strict=True))
+    return replace(graph, against=false_facts(against.select(*KEYS, WEIGHT), graph.ids))

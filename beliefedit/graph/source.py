@@ -78,7 +78,8 @@ def read_source(source: str | Path | pl.DataFrame,
         raise GraphError(f"cannot read a graph from {short(source)}",
                          hint="give a path, or a polars DataFrame")
     try:
-        config = GraphConfig(source="frame" if is_frame else str(source), **options)
+        frame = {"source": "the frame", "format": "a polars frame"}
+        config = GraphConfig(**options, **(frame if is_frame else {"source": str(source)}))
     except ValidationError as error:
         raise ConfigError(explain(error, GraphConfig), where="the options of the graph") from None
     if isinstance(source, pl.DataFrame):
@@ -163,7 +164,7 @@ def _resolve(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
 
 def format_of(config: GraphConfig) -> str:
     """The name of the format of the configured source."""
-    return str(_resolve(config)[1].format)
+    return config.format or str(_resolve(config)[1].format)
 
 
 def recognise(path: Path) -> str:
