@@ -1,8 +1,8 @@
-"""What a graph would be, before anything is built: facts in words, pairs, what is left out and why.
-"""
+"""What a graph would be, before it is built: facts in words, pairs, what is left out and why."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ class GraphPreview:
     def __str__(self) -> str:
         parts = [self._source(), _section("Facts in words", self._facts())]
         if self.graph is None:
-            parts.append(_section("Most frequent relations", self._frequent_relations(())))
+            parts.append(_section("Most frequent relations", self._relations()))
             parts.append(f"There is no graph with these parameters: {self.error}")
         else:
-            parts += [_section("Relations in pairs: downstream <- upstream", self._pairs()),
+            parts += [_section("Relations in pairs: downstream <- upstream", _pairs(self.graph)),
                       _section("Kept", [_sizes(self.graph)]),
-                      _section("Left out", self._left_out())]
+                      _section("Left out", self._left_out(self.graph))]
         return "\n\n".join(parts)
 
     __repr__ = __str__
@@ -78,16 +78,8 @@ class GraphPreview:
         labelled = _labelled(self.found, self.found.rows.head(N_FACTS))
         return [" ".join(row) for row in labelled.iter_rows()]
 
-    def _pairs(self) -> list[str]:
-        assert self.graph is not None
-        counts = relation_cooccurrence(self.graph)
-        pairs, names = match_relations(counts), self.graph.relations
-        lines = [f"{names[down]} <- {names[up]} ({counts[down, up]:,} subjects have both)"
-                 for down, up in pairs.items()]
-        single = set(range(len(names))) - set(pairs) - set(pairs.values())
-        return lines + [f"{names[relation]} (in no pair)" for relation in sorted(single)]
-
-    def _frequent_relations(self, without: tuple[str, ...]) -> list[str]:
+    def _relations(self, without: Sequence[str] = ()) -> list[str]:
+        """The most frequent relations in the source, without some of them."""
         if isinstance(self.found, Graph):
             return []
         counts = self.found.rows.group_by("relation", maintain_order=True).len().sort(
@@ -98,14 +90,21 @@ class GraphPreview:
         more = [f"and {len(named) - N_RELATIONS:,} more"] if len(named) > N_RELATIONS else []
         return [f"{label} ({n:,} triples)" for label, n in named[:N_RELATIONS]] + more
 
-    def _left_out(self) -> list[str]:
-        assert self.graph is not None
-        counts = self.graph.counts
-        lines = [f"{counts[key]:,} {what}" for key, what in DROPPED.items() if counts.get(key)]
-        others = self._frequent_relations(tuple(self.graph.relations))
-        if others:
+    def _left_out(self, graph: Graph) -> list[str]:
+        lines = [f"{graph.counts[key]:,} {what}" for key, what in DROPPED.items()
+                 if graph.counts.get(key)]
+        if others := self._relations(without=graph.relations):
             lines.append(f"relations that are not chosen: {', '.join(others)}")
         return lines or ["nothing"]
+
+
+def _pairs(graph: Graph) -> list[str]:
+    counts, names = relation_cooccurrence(graph), graph.relations
+    pairs = match_relations(counts)
+    lines = [f"{names[down]} <- {names[up]} ({counts[down, up]:,} subjects have both)"
+             for down, up in pairs.items()]
+    single = set(range(len(names))) - set(pairs) - set(pairs.values())
+    return lines + [f"{names[relation]} (in no pair)" for relation in sorted(single)]
 
 
 def _sizes(graph: Graph) -> str:

@@ -77,9 +77,9 @@ def select_facts(source: Triples, *, n_relations: int = 10, min_relations: int =
     graph = _label(facts, entities["label"], relation_labels, counts)
     if against.height:
         codes = of_relation.join(facts, on="row").select("relation", new="relation_right").unique()
-        against = against.join(codes, on="relation").with_columns(relation="new")
-        graph = _with_false_facts(graph, against.join(facts, on=["subject", "relation"], how="semi"),
-                                  entities["label"], relation_labels)
+        against = against.join(codes, on="relation").with_columns(relation="new").join(
+            facts, on=["subject", "relation"], how="semi")
+        graph = _with_false_facts(graph, against, entities["label"], relation_labels)
     log.info("read %s: %d facts, %d subjects, %d objects; %s", name, graph.ids.height,
              len(graph.subjects), len(graph.objects), counts)
     return graph

@@ -55,15 +55,16 @@ class Triples:
 def with_labels(name: str, rows: pl.DataFrame, labels: pl.DataFrame | None, *,
                 columns: Iterable[str] = KEYS, notes: Iterable[str] = ()) -> Triples:
     """Triples with the given labels (id, label), and labels derived from the ids without one."""
-    entities = pl.concat([rows["subject"], rows["object"].alias("subject")])
-    tables = [label_table(ids.unique(maintain_order=True), labels, derive) for ids, derive in (
-        (entities, entity_names), (rows["relation"], relation_names))]
+    entity_ids = pl.concat([rows["subject"], rows["object"].alias("subject")])
+    entities = label_table(entity_ids.unique(maintain_order=True), labels, entity_names)
+    relations = label_table(rows["relation"].unique(maintain_order=True), labels, relation_names)
     if labels is not None:
-        n_missing = [len(table.join(labels.drop_nulls(), on="id", how="anti")) for table in tables]
-        if any(n_missing):
-            notes = [*notes, f"named by id, as they have no label: {n_missing[0]:,} entities, "
-                             f"{n_missing[1]:,} relations"]
-    return Triples(name, rows, *tables, columns=tuple(columns)[:3], notes=tuple(notes))
+        n_entities, n_relations = (len(table.join(labels.drop_nulls(), on="id", how="anti"))
+                                   for table in (entities, relations))
+        if n_entities or n_relations:
+            notes = [*notes, f"named by id, as they have no label: {n_entities:,} entities, "
+                             f"{n_relations:,} relations"]
+    return Triples(name, rows, entities, relations, tuple(columns)[:3], tuple(notes))
 
 
 def read_table(source: Path | pl.DataFrame, format: str, columns: Sequence[str | int] | None,

@@ -114,7 +114,7 @@ def find_files(folder: str | Path) -> dict[str, Path]:
     if missing := [f"{name} (or {archive})" for name, archive in ARCHIVE_OF.items()
                    if name not in holders]:
         raise GraphError(f"the folder lacks {', '.join(missing)}", where=str(folder),
-                         hint="put the files there, unpacked, as Parquet or as Wikidata5m's archives")
+                         hint="put the files there, unpacked, as Parquet or as the two archives")
     return holders
 
 
