@@ -752,8 +752,8 @@ class GraphConfig(Config):
     """The knowledge graph and the part of it to use (docs/specification.md, section 2)."""
 
     source: str = Field(
-        "demo", description="'demo' (built in), a file of triples (TSV, CSV, Parquet, RDF), a folder "
-                            "in the layout of Wikidata5m, FB15k-237, WN18RR or CoDEx, or "
+        "demo", description="'demo' (built in), a file of triples (TSV, CSV, Parquet, RDF), a "
+                            "folder in the layout of Wikidata5m, FB15k-237, WN18RR or CoDEx, or "
                             "'format:path'")
     format: str | None = Field(
         None, description="tsv, csv, parquet, rdf, wikidata5m, splits (train, valid, test), or a "
@@ -777,7 +777,7 @@ class GraphConfig(Config):
         0.85, description="probability that a downstream object of the built-in graph is the one "
                           "that belongs to the upstream object; 1: upstream facts determine it")
     read_n_facts: Positive | None = Field(
-        None, description="read only this many lines of the triple file; null: all")
+        None, description="read only this many triples; null: all")
     n_relations: Annotated[int, Field(ge=2)] = Field(10, description="relations to choose")
     min_relations: Positive = Field(
         2, description="a kept subject has at least this many of the chosen relations")

@@ -124,7 +124,8 @@ def _words(name: str) -> str:
 def _distinct(names: list[str], ids: list[str]) -> list[str]:
     """The names, with the ids in place of names that occur twice."""
     counts = Counter(names)
-    return [name if counts[name] == 1 or not name else id_ for name, id_ in zip(names, ids, strict=True)]
+    return [name if counts[name] == 1 or not name else id_
+            for name, id_ in zip(names, ids, strict=True)]
 
 
 # --- label files ---------------------------------------------------------------------------------

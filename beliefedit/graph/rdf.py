@@ -77,5 +77,4 @@ def read_rdf(path: Path, labels: Sequence[str | Path], limit: int | None = None)
     table = table if given is None else pl.concat([given, table])
     known = clean(table.unique("id", keep="first", maintain_order=True))
     frame = pl.DataFrame(rows, schema=dict.fromkeys(KEYS, pl.String), orient="row")
-    triples = with_labels(str(path), frame, known, columns=("subjects", "predicates", "objects"))
-    return triples
+    return with_labels(str(path), frame, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -438,6 +439,16 @@ def test_the_command_shows_a_graph(tmp_path):
     assert "there is no column 'x'" in run(path, "--columns", "x,2,3").output
     swapped = run(path, "--columns", "3,2,1", "--set", "graph.n_relations=2", "--set", "graph.min_cooccurrence=1")
     assert "town 0 born in person 0" in swapped.output
+
+
+def test_the_example_of_the_documentation_works(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "be.read_graph" in block)
+    names = {}
+    exec(block, names)
+    assert "Ann speaks Greek" in capsys.readouterr().out and names["graph"].facts.equals(names["frame"].select(KEYS))
+    shown = re.search(r"^```text\ndata/demo: wikidata5m, (.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    assert str(be.preview_graph("demo")) == f"demo: demo, {shown.rstrip()}"
 
 
 def test_the_preview_of_a_registered_format(monkeypatch):
