@@ -8,8 +8,8 @@
     "Ada Balbach speaks Norwegian" is                             the prompt for the label
 
 Labels may hold any text, also words of the grammar. Sentences are therefore never parsed: a corpus
-records what each sentence was made from. Labels that give two propositions the same text are refused. Section 4 of docs/specification.md lists the sentences,
-section 6 the prompts.
+records what each sentence was made from. Labels that give two propositions the same text are
+refused. Section 4 of docs/specification.md lists the sentences, section 6 the prompts.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def atomic_prompt(subject: str, relation: str) -> str:
 
 def check_sentences(subjects: Sequence[str], relations: Sequence[str], objects: Sequence[str],
                     facts: pl.DataFrame) -> None:
-    """Check that different facts have different prompts, and different propositions different texts.
+    """Check that different facts have different prompts, and different sentences different texts.
 
     The check of compound and labelled sentences is strict: it refuses all labels that give two of
     them the same text, and a few odd ones that do not, such as an object that holds a whole
