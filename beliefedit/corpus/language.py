@@ -109,6 +109,8 @@ def check_sentences(subjects: Sequence[str], relations: Sequence[str], objects: 
 
 
 _CONNECTIVE = "(?:^| )(?:or|and)(?: |$)"
+_LABEL_ENDS = {'" is (true|false)$': "", "^is (true|false)$": '"', "^(true|false)$": '" is'}
+"""Objects, and the end of the prompt before them, that are the end of a labelled sentence."""
 
 
 def _check_grammar(prompts: pl.Series, objects: pl.Series, endings: Sequence[str]) -> None:
@@ -169,8 +171,10 @@ def _check_grammar(prompts: pl.Series, objects: pl.Series, endings: Sequence[str
     negated = prompts.filter(prompts.str.starts_with("not "))
     refuse(negated.filter(is_prompt(negated.str.strip_prefix("not "))).to_frame(), "prompt",
            'is another prompt behind "not"')
-    if objects.str.contains('(^|" |^is )(is )?(true|false)$').any():
-        quoted = prompts.filter(prompts.str.starts_with('"'))
+    for pattern, ending in _LABEL_ENDS.items():
+        quoted = prompts.filter(prompts.str.starts_with('"') & prompts.str.ends_with(ending))
+        if not len(quoted) or not objects.str.contains(pattern).any():
+            continue
         inner = quoted.str.slice(1).str.strip_prefix("not ").str.split(" ")
         begins = pl.DataFrame({"prompt": quoted, "words": inner}).with_columns(
             n=pl.int_ranges(1, pl.col("words").list.len() + 1)).explode("n").drop_nulls("n")
