@@ -58,7 +58,8 @@ def read_rdf(path: Path, labels: Sequence[str | Path], limit: int | None = None)
     try:
         for quad in islice(parse(path=str(path), format=syntax), limit):
             if quad.predicate.value in LABELS and isinstance(quad.object, Literal):
-                labels_of = foreign if (quad.object.language or "en")[:2] != "en" else named
+                language = (quad.object.language or "en").partition("-")[0]
+                labels_of = named if language == "en" else foreign
                 id_ = id_of(quad.subject)
                 labels_of[id_] = labels_of.get(id_) or quad.object.value
             else:

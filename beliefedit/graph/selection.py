@@ -29,6 +29,8 @@ DROPPED = {
     "facts_of_subjects_with_few_relations": "triples of subjects with fewer than min_relations "
                                             "of the chosen relations",
     "facts_with_taken_label": "triples of subjects whose label another subject has",
+    "facts_with_rare_upstream_object": "facts without one of the max_upstream_objects most "
+                                       "frequent upstream objects, or of subjects left with few",
 }
 """Counts of a graph, in the order in which triples are left out, and what they count."""
 

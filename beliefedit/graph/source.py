@@ -18,7 +18,13 @@ from beliefedit.config import GraphConfig, explain
 from beliefedit.errors import BeliefEditError, ConfigError, GraphError
 from beliefedit.formatting import short
 from beliefedit.graph import demo, rdf, triples, wikidata5m
-from beliefedit.graph.graph import KEYS, Graph, files_digest, keep_frequent_upstream
+from beliefedit.graph.graph import (
+    KEYS,
+    Graph,
+    files_digest,
+    keep_frequent_upstream,
+    unreadable,
+)
 from beliefedit.graph.selection import select_facts
 from beliefedit.graph.triples import Triples
 from beliefedit.lock import TemporaryFolder
@@ -29,6 +35,10 @@ ENTRY_POINTS = "beliefedit.graphs"
 """Group of entry points by which an installed package adds formats: name to reader."""
 
 _FORMATS: dict[str, tuple[Reader, Digest]] = {}
+_PATHS = {"tsv", "csv", "parquet", "splits", "wikidata5m", "rdf"}
+"""Built-in formats of files and folders."""
+_NOT_READ = {"demo": ("columns", "labels"), "wikidata5m": ("columns",), "rdf": ("columns",)}
+"""Parameters that a format does not use."""
 
 
 def register_graph_format(name: str, *, digest: Digest | None = None) -> Callable[[Reader], Reader]:
@@ -115,6 +125,10 @@ def select(found: Graph | Triples, config: GraphConfig) -> Graph:
 def read_configured_source(config: GraphConfig) -> Graph | Triples:
     """What the reader of the configured source gives, checked."""
     (read, _), reader_config = _resolve(config)
+    for name in _NOT_READ.get(str(reader_config.format), ()):
+        if getattr(config, name):
+            raise GraphError(f"{name} is not used by the format {reader_config.format}",
+                             where=f"graph.{name}", hint="remove it, or set graph.format")
     try:
         found = read(reader_config)
         bad = isinstance(found, Graph) and _is_not_whole(found)
@@ -149,6 +163,8 @@ def _resolve(config: GraphConfig) -> tuple[tuple[Reader, Digest], GraphConfig]:
     name, colon, path = config.source.partition(":")
     if config.format is not None:
         name, path = config.format, config.source
+    elif name in _PATHS and not colon:
+        name = ""  # a file or folder of this name
     for point in entry_points(group=ENTRY_POINTS, name=name) if name not in _FORMATS else ():
         _FORMATS.setdefault(name, (point.load(), _path_digest))
     if name not in _FORMATS:
@@ -174,16 +190,23 @@ def recognise(path: Path) -> str:
         GraphError: it is missing, or in no format that is known.
     """
     if path.is_dir():
-        if triples.split_files(path) and not wikidata5m.has_files(path):
+        if wikidata5m.has_files(path):
+            return "wikidata5m"
+        if triples.split_files(path):
             return "splits"
-        return "wikidata5m"
+        raise GraphError("the folder has no files of a known format", where=str(path),
+                         hint="give a file of triples, or a folder with train.txt or with the "
+                              "three files of Wikidata5m")
     if not path.exists():
-        return "wikidata5m"  # its reader says what is missing
+        return "wikidata5m"  # its reader says so, and where graphs come from
     ending = path.suffix.lower()
     if ending in rdf.ENDINGS:
         return "rdf"
-    with open(path, "rb") as file:
-        start = file.read(4096)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if start[:4] == b"PAR1":
         return "parquet"
     if start[:2] in (b"\x1f\x8b", b"PK", b"BZ"):
@@ -207,10 +230,10 @@ def _path_digest(config: GraphConfig) -> str:
 # Readers of the built-in formats
 
 
-@register_graph_format("wikidata5m",
-                       digest=lambda config: wikidata5m.content_digest(config.source))
+@register_graph_format("wikidata5m", digest=lambda config: wikidata5m.content_digest(
+    config.source, config.labels))
 def _read_wikidata5m(config: GraphConfig) -> Triples:
-    return wikidata5m.read_triples(config.source, config.read_n_facts)
+    return wikidata5m.read_triples(config.source, config.read_n_facts, config.labels)
 
 
 @register_graph_format("demo", digest=lambda _: f"demo {demo.VERSION}")

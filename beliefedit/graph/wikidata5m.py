@@ -20,7 +20,7 @@ import polars as pl
 
 from beliefedit.errors import GraphError
 from beliefedit.graph.graph import KEYS, Graph, files_digest, truncate_labels
-from beliefedit.graph.labels import clean, read_aliases
+from beliefedit.graph.labels import clean, read_aliases, read_label_files
 from beliefedit.graph.selection import select_facts
 from beliefedit.graph.table import read_label_table, read_triple_table
 from beliefedit.graph.text import SourceFile, raise_for_first, read_fields
@@ -66,12 +66,14 @@ def read_wikidata5m(folder: str | Path, *, n_relations: int = 10, min_relations:
     return truncate_labels(graph, tokenizer, max_object_tokens) if max_object_tokens else graph
 
 
-def read_triples(folder: str | Path, limit: int | None = None) -> Triples:
+def read_triples(folder: str | Path, limit: int | None = None,
+                 labels: Sequence[str | Path] = ()) -> Triples:
     """The triples of a folder, with the first aliases as labels.
 
     Args:
         folder: holds the three files, or Wikidata5m's archives.
         limit: read only this many lines of the triple file.
+        labels: label files, which come before the aliases.
 
     Raises:
         GraphError: missing, damaged or malformed files.
@@ -79,6 +81,12 @@ def read_triples(folder: str | Path, limit: int | None = None) -> Triples:
     with open_files(folder) as files:
         entities, relations = (_read_labels(files[name]) for name in (ENTITIES, RELATIONS))
         rows = _read_rows(files[TRIPLES], limit)
+    given = read_label_files(labels)
+    if given is not None:
+        entities, relations = (
+            table.join(given, on="id", how="left", maintain_order="left").select(
+                "id", label=pl.coalesce("label_right", "label"))
+            for table in (entities, relations))
     return Triples(TRIPLES, rows, entities, relations)
 
 
@@ -129,9 +137,9 @@ def _holders(folder: Path) -> dict[str, Path]:
             if path.is_file()}
 
 
-def content_digest(folder: str | Path) -> str:
-    """Hash of the files or archives of this folder that are read, 64 hexadecimal digits."""
-    return files_digest(Path(folder), find_files(folder).values())
+def content_digest(folder: str | Path, labels: Sequence[str | Path] = ()) -> str:
+    """Hash of the files or archives that are read, 64 hexadecimal digits."""
+    return files_digest(Path(folder), [*find_files(folder).values(), *map(Path, labels)])
 
 
 @contextmanager

@@ -84,6 +84,32 @@ def pairs(graph):
     return match_relations(relation_cooccurrence(graph))
 
 
+def test_parameters_that_a_format_does_not_use_are_refused(source, tmp_path):
+    for path, options in (("demo", {"labels": "x"}), (source.folder, {"columns": [1, 2, 3]}),
+                          (LAYOUTS["turtle"](source, tmp_path), {"columns": [1, 2, 3]})):
+        with pytest.raises(GraphError, match="is not used by the format"):
+            be.read_graph(path, **options)
+
+
+def test_label_files_come_before_the_aliases_of_wikidata5m(source, tmp_path):
+    first = source.rows[0][0]
+    labels = write(tmp_path, (first, "Another Name"), name="labels.txt")
+    graph = be.read_graph(source.folder, labels=labels, **OPTIONS)
+    assert graph.subjects[0] == "Another Name" and graph.subjects[1:] == be.read_graph(source.folder, **OPTIONS).subjects[1:]
+    config = GraphConfig(source=str(source.folder))
+    assert source_digest(config) != source_digest(config.model_copy(update={"labels": (str(labels),)}))
+
+
+def test_a_folder_may_have_the_name_of_a_format(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    LAYOUTS["wn18rr"](source, tmp_path).rename("splits")
+    write(tmp_path, *FACTS, name="csv")
+    assert be.read_graph("splits", **OPTIONS).ids.height > 100 and be.read_graph("csv", **SMALL).facts.rows() == FACTS
+    assert be.read_graph("tsv:csv", **SMALL).facts.rows() == FACTS
+    with pytest.raises(GraphError, match="rdf is missing"):
+        be.read_graph("rdf")
+
+
 def as_triples(folder, target):
     """The triples of a folder in Wikidata5m's layout as (labels, ids with a file of labels)."""
     read = kg.read_triples(folder)
@@ -277,8 +303,11 @@ def test_splits_are_read_one_after_another(tmp_path):
     write(tmp_path, ("Ann", "born in"), name="test.tsv")
     with pytest.raises(GraphError, match="test.tsv, line 1"):
         be.read_graph(tmp_path, **SMALL)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(GraphError, match="lacks train.txt"):
-        be.read_graph(tmp_path.parent, format="splits")
+        be.read_graph(tmp_path / "empty", format="splits")
+    with pytest.raises(GraphError, match="no files of a known format(.|\n)*train.txt"):
+        be.read_graph(tmp_path / "empty")
 
 
 def test_rdf_labels_literals_and_blank_nodes(tmp_path):
@@ -308,6 +337,16 @@ def test_errors_of_rdf_name_line_and_column(name, content, where, tmp_path):
 def test_formats_are_recognised_by_name_and_content(name, content, expected, tmp_path):
     (tmp_path / name).write_bytes(content)
     assert recognise(tmp_path / name) == expected
+
+
+def test_a_source_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(GraphError, match="nowhere.tsv is missing"):
+        be.preview_graph(tmp_path / "nowhere.tsv")
+    for format in ("tsv", "csv", "parquet", "rdf"):
+        with pytest.raises(GraphError, match=str(tmp_path)):
+            be.read_graph(tmp_path / "nowhere", format=format)
+        with pytest.raises(GraphError, match=str(tmp_path)):
+            be.read_graph(tmp_path, format=format)
 
 
 def test_archives_and_unknown_formats_are_refused(tmp_path):
@@ -412,10 +451,10 @@ def run(*arguments):
 
 
 def test_the_preview_accounts_for_every_triple(source):
-    preview = be.preview_graph(source.folder, n_relations=4, min_cooccurrence=20)
+    preview = be.preview_graph(source.folder, n_relations=4, min_cooccurrence=20, max_upstream_objects=10)
     counts, text = preview.graph.counts, str(preview)
     from beliefedit.graph.selection import DROPPED
-    assert counts["lines"] - sum(counts[key] for key in DROPPED) == preview.graph.ids.height
+    assert counts["lines"] - sum(counts.get(key, 0) for key in DROPPED) == preview.graph.ids.height
     assert f"{counts['facts_of_other_relations']:,} triples of relations that are not chosen" in text
     for row in (0, -1):
         assert " ".join(preview.graph.facts.row(row)) in text
