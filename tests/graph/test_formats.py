@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import beliefedit as be
 from beliefedit.cli import main
 from beliefedit.config import CorpusConfig, GraphConfig
+from beliefedit.corpus.corpus import corpus_facts
 from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError, GraphError
 from beliefedit.graph import wikidata5m as kg
@@ -434,6 +435,19 @@ def test_false_statements_are_saved_and_follow_the_graph(tmp_path):
         labels = part.subjects[s], part.relations[r], part.objects[o]
         assert labels not in facts and any(fact[:2] == labels[:2] for fact in facts)
         assert weighted().filter(pl.col("weight") < 0, subject=labels[0], relation=labels[1], object=labels[2]).height
+
+
+def test_an_experiment_with_weights_and_false_statements_reaches_the_cases(tmp_path):
+    weighted(150).write_parquet(tmp_path / "facts.parquet")
+    overrides = {"graph.source": str(tmp_path / "facts.parquet"), "graph.n_relations": 2, "graph.min_cooccurrence": 5,
+                 "corpus.n_facts": 200, "edit.n_cases": 20}
+    for _ in range(2):  # computed, then read from the folder
+        run = be.Run(tmp_path / "run", "params/smoke.yaml", overrides)
+        assert run.world.against.height == run.graph.against.height - 2 > 50  # true in this world: p28, p112
+        assert run.world.facts["weight"].unique().sort().to_list() == [1, 3]
+        assert run.corpus.statistics["false_facts"] > 20 and run.cases.cases.height >= 20
+    assert set(map(tuple, corpus_facts(run.corpus, run.world).select("subject", "relation").rows())) <= set(
+        run.graph.facts.select("subject", "relation").rows())
 
 
 def test_codex_negatives_are_evidence_against(source, tmp_path):
