@@ -179,7 +179,7 @@ def _without_false(facts: pl.DataFrame, conditional: pl.DataFrame,
     p_true = (pl.when(pl.col("upstream_object").is_not_null())
               .then(pl.col("p_true") / pl.col("possible").fill_null(1.0))
               .when(pl.col("is_false")).then(1.0).otherwise("p_true"))
-    return joined.with_columns(p_true=p_true).select(facts.columns)
+    return joined.with_columns(p_true=p_true.clip(upper_bound=1.0)).select(facts.columns)
 
 
 def _possible(facts: pl.DataFrame, conditional: pl.DataFrame,
