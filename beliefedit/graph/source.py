@@ -77,7 +77,8 @@ def read_graph(source: str | Path | pl.DataFrame, **options: Any) -> Graph:
         ConfigError: an unknown or invalid option.
         GraphError: the source cannot be read, or too few relations or facts.
     """
-    return select(*read_source(source, options))
+    found, config = read_source(source, options)
+    return select(found, config)
 
 
 def read_source(source: str | Path | pl.DataFrame,
@@ -111,8 +112,10 @@ def read_configured(config: GraphConfig) -> Graph:
 def select(found: Graph | Triples, config: GraphConfig) -> Graph:
     """The configured part of what a reader gives."""
     if isinstance(found, Triples):
+        source = [found]
+        del found  # so that `select_facts` can free the strings of a large source
         graph = select_facts(
-            found, n_relations=config.n_relations, min_relations=config.min_relations,
+            source.pop(), n_relations=config.n_relations, min_relations=config.min_relations,
             min_cooccurrence=config.min_cooccurrence, exclude_relations=config.exclude_relations,
             exclude_entities=config.exclude_entities)
     else:
