@@ -21,7 +21,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 _HOMES = {
     "Run": "run", "load_params": "config", "Experiment": "config",
     "read_wikidata5m": "graph.wikidata5m", "Graph": "graph.graph",
-    "register_graph_format": "graph.source",
+    "register_graph_format": "graph.source", "read_graph": "graph.source",
+    "preview_graph": "graph.preview",
     "Fact": "corpus.language", "build_world": "corpus.world", "sample_corpus": "corpus.corpus",
     "BayesAgent": "agent.agent", "build_cases": "evaluation.cases",
     "Editor": "editors.base", "EditRequest": "editors.request", "editor": "editors.registry",

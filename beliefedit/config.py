@@ -27,6 +27,8 @@ from pydantic import (
     ConfigDict,
     Field,
     RootModel,
+    StrictInt,
+    StrictStr,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -767,11 +769,24 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+GraphColumn = Annotated[StrictStr, Field(min_length=1)] | Annotated[StrictInt, Field(ge=1)]
+
+
 class GraphConfig(Config):
     """The knowledge graph and the part of it to use (docs/specification.md, section 2)."""
 
     source: str = Field(
-        "demo", description="'demo' (built in), a folder in Wikidata5m's layout, or 'format:path'")
+        "demo", description="'demo' (built in), a file of triples (TSV, CSV, Parquet, RDF), a "
+                            "folder in the layout of Wikidata5m, FB15k-237, WN18RR or CoDEx, or "
+                            "'format:path'")
+    format: str | None = Field(
+        None, description="tsv, csv, parquet, rdf, wikidata5m, splits (train, valid, test), or a "
+                          "registered format; null: recognised by name and content")
+    columns: Annotated[tuple[GraphColumn, ...], Field(min_length=3, max_length=4)] | None = Field(
+        None, description="names or numbers (from 1) of the columns of subject, relation, object "
+                          "and, optionally, weight; null: recognised by name, or the only three")
+    labels: tuple[str, ...] = Field(
+        (), description="files that map ids to labels: text with tabs, CSV, JSON or Parquet")
     demo_subjects: Positive = Field(4000, description="people in the built-in graph")
     demo_seed: Seed = Field(0, description="seed of the built-in graph")
     demo_pairs: Annotated[int, Field(ge=1, le=5)] = Field(
@@ -786,7 +801,7 @@ class GraphConfig(Config):
         0.85, description="probability that a downstream object of the built-in graph is the one "
                           "that belongs to the upstream object; 1: upstream facts determine it")
     read_n_facts: Positive | None = Field(
-        None, description="read only this many lines of the triple file; null: all")
+        None, description="read only this many triples; null: all")
     n_relations: Annotated[int, Field(ge=2)] = Field(10, description="relations to choose")
     min_relations: Positive = Field(
         2, description="a kept subject has at least this many of the chosen relations")
@@ -801,6 +816,13 @@ class GraphConfig(Config):
         ("P735", "P131"), description="ids of relations to leave out")
     exclude_entities: tuple[str, ...] = Field(
         ("Q16521", "Q5"), description="ids of subjects and objects to leave out")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _paths(cls, labels: Any) -> Any:
+        files = (labels,) if isinstance(labels, str | Path) else labels
+        return [str(file) if isinstance(file, Path) else file for file in files] if isinstance(
+            files, list | tuple) else files
 
 
 class WorldConfig(Config):

@@ -30,7 +30,7 @@ from beliefedit.evaluation import cases as evaluation_cases
 from beliefedit.evaluation import metrics
 from beliefedit.formatting import flatten, short
 from beliefedit.graph import graph as graphs
-from beliefedit.graph.source import read_graph, source_digest
+from beliefedit.graph.source import read_configured, source_digest
 from beliefedit.lock import LOCK, locked
 from beliefedit.record import SUMMARY, read_record
 from beliefedit.store import (
@@ -298,7 +298,7 @@ class Run:
                               as_published=self.config.edit.as_published)
 
     def _build_graph(self, folder: Path) -> dict[str, Any]:
-        graph = read_graph(self.config.graph)
+        graph = read_configured(self.config.graph)
         graphs.save(graph, folder)
         return {"counts": graph.counts}
 

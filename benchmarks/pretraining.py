@@ -29,7 +29,7 @@ from beliefedit.corpus.world import build_world
 from beliefedit.errors import ConfigError
 from beliefedit.evaluation.cases import build_probes
 from beliefedit.graph.graph import truncate_labels
-from beliefedit.graph.source import read_graph
+from beliefedit.graph.source import read_configured
 from beliefedit.lm.tokenizer import make_tokenizer
 from beliefedit.store import atomic_path, package_versions, write_json
 
@@ -149,7 +149,7 @@ def with_training(experiment: Experiment, **changes) -> Experiment:
 
 def prepare(experiment: Experiment, folder: Path) -> dict:
     """Write documents, tokenizer and probes, and return their paths."""
-    graph = read_graph(experiment.graph)
+    graph = read_configured(experiment.graph)
     tokenizer = make_tokenizer(experiment.model, graph, experiment.corpus.n_facts)
     tokenizer.save_pretrained(folder / "tokenizer")
     if experiment.graph.max_object_tokens:

@@ -1,6 +1,7 @@
 """Names that attack whatever shows them: markup, scripts, links, formulas, formats, writing systems."""
 
 import re
+import unicodedata
 
 LONG = "longname" * 30
 
@@ -81,5 +82,5 @@ NAMES = {
 
 
 def label(name: str) -> str:
-    """A name as a graph's label: control characters are spaces."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", name).strip()
+    """A name as a graph's label: control characters are spaces, characters are composed."""
+    return unicodedata.normalize("NFC", re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", name).strip())

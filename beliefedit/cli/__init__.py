@@ -11,6 +11,7 @@ from beliefedit.errors import BeliefEditError
 COMMANDS = {
     "edit": "Edit a model by requests from a file, and score the edits.",
     "tune": "Find hyperparameters of an editor for the model of a run.",
+    "graph": "Show what a file or folder of triples would be as a graph.",
     "playground": "Open the playground of a run as a page in the browser.",
 }
 """Commands and their descriptions. `beliefedit.cli.<name>` has the command of that name."""

@@ -276,6 +276,7 @@ def _statistics(sampler: Sampler, sentences: Sentences, evidence: pl.DataFrame,
     n_unstated = int((~sampler.stated).sum())
     return {"facts": sampler.facts.height,
             **({"unstated_facts": n_unstated} if n_unstated else {}),
+            **({"false_facts": len(sampler.false_fact)} if len(sampler.false_fact) else {}),
             "subjects": len(sampler.starts) - 1,
             "objects": evidence["object"].n_unique(), "sentences": len(sentences.form),
             "unique_sentences": rows.n_unique(), "passes": passes, "documents": documents,

@@ -80,6 +80,9 @@ class Sampler:
         n_templates: [n] int, templates of the fact's atomic statements; None: 1.
         starts: [n_subjects + 1] where each subject's facts begin.
         group: [n] number of the distribution q(o | r, x) of a fact, -1 for an independent fact.
+        n_samples: [n] int, samples of a fact: n_samples_per_fact times its weight.
+        false_fact, false_object, n_false: [n_false_statements] rows of facts, objects, and numbers
+            of sentences that label this statement false.
     """
 
     def __init__(self, world: World, config: CorpusConfig, facts: pl.DataFrame,
@@ -104,6 +107,16 @@ class Sampler:
         within[self._last] = 1.0
         self._cumulative = within + group
         self._outcome = conditional["object"].to_numpy().astype(np.int64)
+        weight = facts["weight"].to_numpy() if "weight" in facts.columns else np.ones(facts.height)
+        self.n_samples = self._n_samples(weight)
+        rows = facts.select("subject", "relation").with_row_index("fact")
+        against = world.against.join(rows, on=["subject", "relation"], maintain_order="left")
+        self.false_fact, self.false_object = (
+            against[name].to_numpy().astype(np.int64) for name in ("fact", "object"))
+        self.n_false = self._n_samples(against["weight"].to_numpy())
+
+    def _n_samples(self, weight: np.ndarray) -> np.ndarray:
+        return np.maximum(1, np.rint(weight * self.config.n_samples_per_fact)).astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """(block number, first fact, last fact + 1)."""
@@ -113,22 +126,52 @@ class Sampler:
     def sentences(self, first: int, last: int, rng: np.random.Generator) -> Sentences:
         """All sentences about the subjects with the facts in rows first … last - 1, once each."""
         fact = first + np.flatnonzero(self.stated[first:last])
-        drawn = self._draw_until_majority(fact, rng)
         parts = []
+        for n_samples in np.unique(self.n_samples[fact]):
+            parts += self._samples(fact[self.n_samples[fact] == n_samples], int(n_samples), rng)
+        parts.append(self._false_statements(first, last))
+        for _ in range(self.config.compound_resamples):
+            parts += self._compound(fact, rng)
+        return Sentences.join(parts)
+
+    def _samples(self, fact: np.ndarray, n_samples: int,
+                 rng: np.random.Generator) -> list[Sentences]:
+        """Atomic and true/false sentences from this many samples of each fact."""
+        drawn, parts = self._draw_until_majority(fact, n_samples, rng), []
         if self.config.atomic:
-            facts = np.repeat(fact, self.config.n_samples_per_fact)
+            facts = np.repeat(fact, n_samples)
             template = 0 if self.n_templates is None else rng.integers(self.n_templates[facts])
             parts.append(Sentences.of(self.subject[facts], ATOMIC, UNLABELLED, facts,
                                       drawn.ravel(), template=template))
         if self.config.true_false and self.world.min_truth < 1:
             parts.append(self._true_false(fact, drawn, rng))
-        for _ in range(self.config.compound_resamples):
-            parts += self._compound(fact, rng)
-        return Sentences.join(parts)
+        return parts
 
-    def _draw(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[n_facts, n_samples_per_fact] objects from the generative model."""
-        uniform = rng.random((len(fact), self.config.n_samples_per_fact))
+    def _false_statements(self, first: int, last: int) -> Sentences:
+        """The false statements about facts in rows first … last - 1, labelled false.
+
+        None without `true_false`.
+        """
+        chosen = (self.false_fact >= first) & (self.false_fact < last)
+        chosen &= self.stated[self.false_fact] & self.config.true_false
+        fact, object_ = (np.repeat(column[chosen], self.n_false[chosen])
+                         for column in (self.false_fact, self.false_object))
+        return Sentences.of(self.subject[fact], ATOMIC, 0, fact, object_)
+
+    def _draw(self, fact: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+        """[n_facts, n_samples] objects from the generative model, none of them a false one."""
+        drawn = self._draw_any(fact, n_samples, rng)
+        while len(self.false_fact):
+            n_objects = len(self.world.objects)
+            is_false = np.isin(fact[:, None] * n_objects + drawn,
+                               self.false_fact * n_objects + self.false_object)
+            if not is_false.any():
+                break
+            drawn[is_false] = self._draw_any(fact[is_false.nonzero()[0]], 1, rng)[:, 0]
+        return drawn
+
+    def _draw_any(self, fact: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+        uniform = rng.random((len(fact), n_samples))
         group = self.group[fact][:, None]
         independent = np.where(uniform < self.p_true[fact][:, None], self.object[fact][:, None],
                                self.distractor[fact][:, None])
@@ -139,12 +182,13 @@ class Sampler:
         dependent = self._outcome[np.minimum(drawn, self._last[some_group])]
         return np.where(group < 0, independent, dependent)
 
-    def _draw_until_majority(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        drawn, wrong = self._draw(fact, rng), np.arange(len(fact))
+    def _draw_until_majority(self, fact: np.ndarray, n_samples: int,
+                             rng: np.random.Generator) -> np.ndarray:
+        drawn, wrong = self._draw(fact, n_samples, rng), np.arange(len(fact))
         while self.config.true_object_most_frequent and len(wrong):
             share = (drawn[wrong] == self.object[fact[wrong]][:, None]).mean(axis=1)
             wrong = wrong[share <= 0.5]
-            drawn[wrong] = self._draw(fact[wrong], rng)
+            drawn[wrong] = self._draw(fact[wrong], n_samples, rng)
         return drawn
 
     def _true_false(self, fact: np.ndarray, drawn: np.ndarray,

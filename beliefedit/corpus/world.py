@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,14 @@ import polars as pl
 
 from beliefedit.corpus.language import check_sentences
 from beliefedit.errors import ConfigError, GraphError
-from beliefedit.graph.graph import Graph, match_relations, relation_cooccurrence
+from beliefedit.graph.graph import (
+    AGAINST,
+    KEYS,
+    Graph,
+    false_facts,
+    match_relations,
+    relation_cooccurrence,
+)
 from beliefedit.store import Stream, read_json, write_json
 
 
@@ -25,10 +32,13 @@ class World:
         pairs: maps downstream to upstream relations, as labels.
         facts: one row per (subject, relation), in the order of the graph: subject, relation,
             object (the *true* object), graph_object, upstream_object (null: independent), p_true
-            (probability of the true object), distractor.
+            (probability of the true object), distractor; with weight (strength of the evidence)
+            where the graph has it.
         conditional: relation, upstream_object, object, p = q_r(o | x), sorted by these ids.
         cooccurrence: [n_relations, n_relations] subjects with both relations, diagonal 0.
         p_false_from_same_relation: share of false objects drawn from the fact's relation.
+        against: false statements with evidence against them: subject, relation, object (not the
+            true one), weight.
     """
 
     subjects: list[str]
@@ -40,6 +50,7 @@ class World:
     conditional: pl.DataFrame
     cooccurrence: np.ndarray
     p_false_from_same_relation: float = 0.0
+    against: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=AGAINST))
 
     def corpus_facts(self, n_facts: int) -> pl.DataFrame:
         """All facts of the first subjects that together have at least ``n_facts``."""
@@ -92,6 +103,14 @@ class World:
                        .otherwise(0.0))
         is_independent = pl.col("upstream_object").is_null()
         p = pl.when(is_independent).then(independent).otherwise(pl.col("p").fill_null(0.0))
+        if self.against.height:
+            possible = _possible(facts, self.conditional, self.against)
+            false = self.against.select(*KEYS, is_false=True)
+            rows = rows.join(possible, on=["subject", "relation"], how="left",
+                             maintain_order="left").join(false, on=KEYS, how="left",
+                                                         maintain_order="left")
+            p = pl.when(pl.col("is_false")).then(0.0).when(is_independent).then(independent
+                ).otherwise(p / pl.col("possible").fill_null(1.0))
         is_fact = pl.col("true_object").is_not_null()
         return rows.select(pl.when(is_fact).then(p).otherwise(float("nan")))[:, 0].to_numpy()
 
@@ -136,19 +155,45 @@ def build_world(graph: Graph, min_truth: float = 0.6, seed: int = 0,
     true_object = facts["mode"].fill_null(facts["graph_object"])
     facts = facts.select(
         "subject", "relation", true_object.alias("object"), "graph_object", "upstream_object",
-        pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"))
+        pl.coalesce("p_mode", pl.Series(certainty)).alias("p_true"), pl.col("^weight$"))
+    against = false_facts(graph.against, facts.select(KEYS))
     labels = {graph.relations[d]: graph.relations[u] for d, u in sorted(pairs.items())}
     world = World(graph.subjects, graph.relations, graph.objects, labels, min_truth, facts,
-                  conditional, cooccurrence, p_false_from_same_relation)
+                  conditional, cooccurrence, p_false_from_same_relation, against)
     relation, true = (facts[name].to_numpy().astype(np.int64) for name in ("relation", "object"))
     distractor = pl.Series(world.sample_false_objects(relation, true, rng), dtype=pl.UInt32)
-    return replace(world, facts=facts.with_columns(distractor=distractor))
+    facts = facts.with_columns(distractor=distractor)
+    return replace(world, facts=_without_false(facts, conditional, against))
+
+
+def _without_false(facts: pl.DataFrame, conditional: pl.DataFrame,
+                   against: pl.DataFrame) -> pl.DataFrame:
+    """Facts with p_true given that the object is none of the false ones."""
+    if against.is_empty():
+        return facts
+    possible = _possible(facts, conditional, against)
+    is_false = against.select(*KEYS, is_false=True).rename({"object": "distractor"})
+    joined = facts.join(possible, on=["subject", "relation"], how="left", maintain_order="left")
+    joined = joined.join(is_false, on=["subject", "relation", "distractor"], how="left",
+                         maintain_order="left")
+    p_true = (pl.when(pl.col("upstream_object").is_not_null())
+              .then(pl.col("p_true") / pl.col("possible").fill_null(1.0))
+              .when(pl.col("is_false")).then(1.0).otherwise("p_true"))
+    return joined.with_columns(p_true=p_true.clip(upper_bound=1.0)).select(facts.columns)
+
+
+def _possible(facts: pl.DataFrame, conditional: pl.DataFrame,
+              against: pl.DataFrame) -> pl.DataFrame:
+    """1 - q_r(the false objects | x) of the dependent facts with false objects, as ``possible``."""
+    of_fact = against.join(facts, on=["subject", "relation"]).join(
+        conditional, on=["relation", "upstream_object", "object"])
+    return of_fact.group_by("subject", "relation").agg(possible=1 - pl.col("p").sum())
 
 
 def _with_upstream(ids: pl.DataFrame, pairs: dict[int, int]) -> pl.DataFrame:
     """Facts with the object of their upstream fact (null: independent)."""
     upstream = pl.col("relation").replace_strict(pairs, default=None, return_dtype=pl.UInt32)
-    upstream_facts = ids.rename({"relation": "upstream", "object": "upstream_object"})
+    upstream_facts = ids.select(KEYS).rename({"relation": "upstream", "object": "upstream_object"})
     return (ids.rename({"object": "graph_object"}).with_columns(upstream=upstream)
             .join(upstream_facts, on=["subject", "upstream"], how="left", maintain_order="left")
             .drop("upstream"))
@@ -182,6 +227,8 @@ def save(world: World, folder: Path) -> None:
     """Write a world as Parquet frames and one JSON file."""
     world.facts.write_parquet(folder / "facts.parquet")
     world.conditional.write_parquet(folder / "conditional.parquet")
+    if world.against.height:
+        world.against.write_parquet(folder / "against.parquet")
     write_json(
         folder / "world.json", {
             "subjects": world.subjects, "relations": world.relations, "objects": world.objects,
@@ -194,6 +241,8 @@ def save(world: World, folder: Path) -> None:
 def load(folder: Path) -> World:
     """Read what `save` wrote."""
     values = read_json(folder / "world.json")
+    if (folder / "against.parquet").exists():
+        values["against"] = pl.read_parquet(folder / "against.parquet")
     return World(facts=pl.read_parquet(folder / "facts.parquet"),
                  conditional=pl.read_parquet(folder / "conditional.parquet"),
                  **values | {"cooccurrence": np.array(values["cooccurrence"])})

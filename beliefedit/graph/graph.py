@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS = ("subject", "relation", "object")
-FACTS, LABELS = "facts.parquet", "labels.json"
+FACTS, LABELS, FALSE_FACTS = "facts.parquet", "labels.json", "against.parquet"
+AGAINST = {**dict.fromkeys(KEYS, pl.UInt32), "weight": pl.Float64}
+"""Columns of `Graph.against`."""
 REPLACEMENT = "\ufffd"
 """What a decoder writes in place of an incomplete character."""
 
@@ -35,8 +38,12 @@ class Graph:
 
     Attributes:
         subjects, relations, objects: labels, unique in each list, by first appearance in the facts.
-        ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact.
+        ids: frame (subject, relation, object) of u32 positions in these lists, a row per fact; with
+            ``weight`` (float64, positive) where the source has the strength of the evidence.
         counts: numbers of lines and facts that the reader found and dropped.
+        against: false statements about facts of the graph, with evidence against them: frame
+            (subject, relation, object, weight), ids as in ``ids``, weight float64 and positive; the
+            object is not that of the fact.
     """
 
     subjects: list[str]
@@ -44,10 +51,11 @@ class Graph:
     objects: list[str]
     ids: pl.DataFrame
     counts: dict[str, int] = field(default_factory=dict)
+    against: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=AGAINST))
 
     @classmethod
     def from_facts(cls, facts: pl.DataFrame, counts: dict[str, int] | None = None) -> Graph:
-        """The graph of a frame (subject, relation, object) of labels.
+        """The graph of a frame (subject, relation, object) of labels, optionally with ``weight``.
 
         Facts are grouped by subject, in order of first appearance. Of several objects of one
         (subject, relation) the first is kept.
@@ -58,6 +66,7 @@ class Graph:
         factors = {key: factorize(facts[key]) for key in KEYS}
         subjects, relations, objects = (labels.to_list() for labels, _ in factors.values())
         ids = pl.DataFrame({key: codes for key, (_, codes) in factors.items()})
+        ids = ids.hstack(facts.select(pl.col("^weight$").cast(pl.Float64)))
         return cls(subjects, relations, objects, ids, counts or {})
 
     @cached_property
@@ -84,9 +93,19 @@ def truncate_labels(graph: Graph, tokenizer: PreTrainedTokenizerBase, max_tokens
     if n_cut:
         log.warning("%d of %d object labels (%.1f %%) are truncated to %d tokens, which merges %d "
                     "objects with other objects", n_cut, n, 100 * n_cut / n, max_tokens, n_merged)
-    ids = graph.ids.with_columns(codes.gather(graph.ids["object"]).alias("object"))
+    ids, against = (frame.with_columns(codes.gather(frame["object"]).alias("object"))
+                    for frame in (graph.ids, graph.against))
     counts = graph.counts | {"object_labels_cut": n_cut, "objects_merged_by_cut": n_merged}
-    return replace(graph, objects=objects.to_list(), ids=ids, counts=counts)
+    return replace(graph, objects=objects.to_list(), ids=ids, counts=counts,
+                   against=false_facts(against, ids))
+
+
+def false_facts(against: pl.DataFrame, ids: pl.DataFrame) -> pl.DataFrame:
+    """The rows of ``against`` with another object than the fact of ``ids`` that they are about."""
+    against = against.drop_nulls().unique(KEYS, keep="first", maintain_order=True)
+    return against.join(ids, on=["subject", "relation"], how="semi").join(
+        ids, on=list(KEYS), how="anti").select(pl.col(key).cast(dtype)
+                                               for key, dtype in AGAINST.items())
 
 
 def relation_cooccurrence(graph: Graph) -> np.ndarray:
@@ -162,21 +181,25 @@ def _with_frequent_upstream(ids: pl.DataFrame, n_objects: int, min_relations: in
 
 def _part(graph: Graph, ids: pl.DataFrame) -> Graph:
     """A graph with some rows of ``graph.ids``; labels without a fact are left out."""
-    labels, columns = [], {}
+    labels, against = [], graph.against
     for key, names in zip(KEYS, (graph.subjects, graph.relations, graph.objects), strict=True):
         used = ids[key].unique().sort() if key == "relation" else ids[key].unique(
             maintain_order=True)
         labels.append([names[code] for code in used])
-        columns[key] = ids[key].replace_strict(used, range(len(used)), return_dtype=pl.UInt32)
+        ids, against = (frame.with_columns(pl.col(key).replace_strict(
+            used, range(len(used)), default=None, return_dtype=pl.UInt32))
+            for frame in (ids, against))
     subjects, relations, objects = labels
-    return Graph(subjects, relations, objects, pl.DataFrame(columns), graph.counts)
+    return Graph(subjects, relations, objects, ids, graph.counts, false_facts(against, ids))
 
 
 def save(graph: Graph, folder: str | Path) -> None:
-    """Write facts.parquet and labels.json, which `load` reads."""
+    """Write facts.parquet, labels.json and, if there are false facts, against.parquet."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     graph.ids.write_parquet(folder / FACTS)
+    if graph.against.height:
+        graph.against.write_parquet(folder / FALSE_FACTS)
     write_json(folder / LABELS, {"subjects": graph.subjects, "relations": graph.relations,
                                  "objects": graph.objects, "counts": graph.counts})
 
@@ -188,6 +211,8 @@ def load(folder: str | Path) -> Graph:
         labels, ids = read_json(folder / LABELS), pl.read_parquet(folder / FACTS)
         if not (ids.height and all((ids[key] < len(labels[f"{key}s"])).all() for key in KEYS)):
             raise ValueError("facts and labels do not belong together")
+        if (folder / FALSE_FACTS).exists():
+            labels["against"] = pl.read_parquet(folder / FALSE_FACTS)
         return Graph(**labels, ids=ids)
     except (StoreError, OSError, pl.exceptions.PolarsError, LookupError, TypeError,
             ValueError) as error:
@@ -215,7 +240,7 @@ def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
 
 
 def files_digest(folder: Path, files: Iterable[Path]) -> str:
-    """Hash of the names and contents of files below a folder, 64 hexadecimal digits."""
+    """Hash of the names, relative to a folder, and contents of files, 64 hexadecimal digits."""
     hashes = {}
     for path in files:
         try:
@@ -223,7 +248,7 @@ def files_digest(folder: Path, files: Iterable[Path]) -> str:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise unreadable(path, error) from error
-        hashes[str(path.relative_to(folder))] = content
+        hashes[os.path.relpath(path, folder)] = content
     return digest(hashes)
 
 

@@ -19,7 +19,7 @@ from beliefedit.graph.graph import (
     relation_cooccurrence,
     truncate_labels,
 )
-from beliefedit.graph.source import read_graph, register_graph_format, source_digest
+from beliefedit.graph.source import read_configured, register_graph_format, source_digest
 from beliefedit.graph.wikidata5m import content_digest, read_wikidata5m
 from beliefedit.lm.tokenizer import train_tokenizer
 from tests.worlds import graph_of
@@ -46,18 +46,18 @@ def write_lines(folder, last="Bob|speaks|Polish"):
 
 def test_the_demo_graph_is_read_as_written(tmp_path):
     write_demo_graph(tmp_path, n_subjects=80, seed=5)
-    graph = read_graph(GraphConfig(**SMALL))
+    graph = read_configured(GraphConfig(**SMALL))
     assert graph.facts.equals(read_wikidata5m(tmp_path, min_cooccurrence=3, n_relations=4).facts)
     for name in (tmp_path, f"wikidata5m:{tmp_path}"):
         config = GraphConfig(source=str(name), min_cooccurrence=3, n_relations=4)
-        assert read_graph(config).facts.equals(graph.facts)
+        assert read_configured(config).facts.equals(graph.facts)
         assert source_digest(config) == content_digest(tmp_path) != source_digest(GraphConfig())
 
 
 def test_labels_are_read_whole_and_truncated_later():
     config = GraphConfig(**SMALL | {"max_object_tokens": 2})
-    graph = read_graph(config)
-    assert graph.facts.equals(read_graph(GraphConfig(**SMALL, max_object_tokens=0)).facts)
+    graph = read_configured(config)
+    assert graph.facts.equals(read_configured(GraphConfig(**SMALL, max_object_tokens=0)).facts)
     tokenizer = train_tokenizer(graph.facts["object"].to_list(), 300)
     shorter = truncate_labels(graph, tokenizer, config.max_object_tokens)
     assert max(map(len, shorter.objects)) < max(map(len, graph.objects))
@@ -66,7 +66,7 @@ def test_labels_are_read_whole_and_truncated_later():
 def test_a_format_of_ones_own(tmp_path):
     register_graph_format("lines")(read_lines)
     config = GraphConfig(source=f"lines:{write_lines(tmp_path)}")
-    assert read_graph(config).facts.row(-1) == ("Bob", "speaks", "Polish")
+    assert read_configured(config).facts.row(-1) == ("Bob", "speaks", "Polish")
     before = source_digest(config)
     assert source_digest(config) == before and len(before) == 64
     write_lines(tmp_path, "Bob|speaks|German")
@@ -93,23 +93,23 @@ def test_a_format_may_bring_its_own_digest():
         return graph_of([("Ann", "speaks", "Greek"), ("Ann", "lives in", config.source)])
 
     config = GraphConfig(source="invented:7:b")
-    assert read_graph(config).objects == ["Greek", "7:b"] and source_digest(config) == "revision 7:b"
+    assert read_configured(config).objects == ["Greek", "7:b"] and source_digest(config) == "revision 7:b"
 
 
 def test_unknown_formats_are_named(tmp_path):
     with pytest.raises(GraphError, match="unknown graph format 'lines'(.|\n)*wikidata5m, demo"):
-        read_graph(GraphConfig(source="lines:somewhere"))
+        read_configured(GraphConfig(source="lines:somewhere"))
     with pytest.raises(GraphError, match="nowhere is missing"):
         source_digest(GraphConfig(source=str(tmp_path / "nowhere")))
     write_demo_graph(tmp_path / "with:colon", n_subjects=80, seed=5)
-    assert read_graph(GraphConfig(**SMALL | {"source": str(tmp_path / "with:colon")})).ids.height > 50
+    assert read_configured(GraphConfig(**SMALL | {"source": str(tmp_path / "with:colon")})).ids.height > 50
 
 
 ASK = """
 from beliefedit.config import GraphConfig
-from beliefedit.graph.source import read_graph, source_digest
+from beliefedit.graph.source import read_configured, source_digest
 config = GraphConfig(source="installed:Rome")
-assert read_graph(config).objects == ["Rome"] and source_digest(config) == "of Rome"
+assert read_configured(config).objects == ["Rome"] and source_digest(config) == "of Rome"
 """
 
 
@@ -137,20 +137,20 @@ def test_a_reader_must_give_a_whole_graph(objects, ids, tmp_path):
     frame = pl.DataFrame(ids, schema=dict.fromkeys(("subject", "relation", "object"), pl.UInt32))
     register_graph_format("odd")(lambda config: Graph(["a"], ["r"], objects, frame))
     with pytest.raises(GraphError, match="missing, repeated or without a label"):
-        read_graph(GraphConfig(source=f"odd:{tmp_path}"))
+        read_configured(GraphConfig(source=f"odd:{tmp_path}"))
 
 
 def test_a_reader_that_fails_is_named(tmp_path):
     register_graph_format("broken")(lambda config: 1 / 0)
     with pytest.raises(GraphError, match="cannot be read: ZeroDivisionError") as raised:
-        read_graph(GraphConfig(source=f"broken:{tmp_path}"))
+        read_configured(GraphConfig(source=f"broken:{tmp_path}"))
     assert str(tmp_path) in str(raised.value)
 
 
 @pytest.mark.parametrize("n_objects", [1, 3, 8])
 def test_rare_upstream_objects_are_left_out_with_their_downstream_facts(n_objects):
     config = GraphConfig(demo_subjects=900, demo_seed=5, min_cooccurrence=3, max_upstream_objects=n_objects)
-    whole, graph = read_graph(config.model_copy(update={"max_upstream_objects": None})), read_graph(config)
+    whole, graph = read_configured(config.model_copy(update={"max_upstream_objects": None})), read_configured(config)
     world = build_world(graph)
     assert world.pairs == build_world(whole).pairs  # the relations keep their order, and so their direction
     assert graph.relations == whole.relations and set(graph.facts.iter_rows()) < set(whole.facts.iter_rows())
