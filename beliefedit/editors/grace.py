@@ -57,7 +57,8 @@ class Codebooks(EditedModels):
             nearest, entry = distance.min(2)  # [rows, tokens]
             index = entry[..., None].expand(*entry.shape, output.shape[2])
             in_radius = nearest <= self.radii[versions].gather(1, entry)
-            return torch.where(in_radius[..., None], self.values[versions].gather(1, index), output)
+            values = self.values[versions].gather(1, index).to(output.dtype)
+            return torch.where(in_radius[..., None], values, output)
 
         with hooked(self.model, {self.name: look_up}):
             return self.model(**inputs)
@@ -117,7 +118,8 @@ class GraceEditor(Editor):
         positions = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
         inputs = _inputs(model, name, sentences.ids)
         keys = inputs[torch.arange(len(requests)), positions][:, None]
-        start = keys @ model.get_submodule(name).weight.detach().T
+        start = model.get_submodule(name)(keys).detach().to(
+            torch.promote_types(model.dtype, torch.float32))
         radii = torch.full(keys.shape[:2], self.radius, device=model.device)
 
         def result(values: Tensor, rows: Tensor | slice = slice(None)) -> Codebooks:
