@@ -195,12 +195,18 @@ def load(folder: str | Path) -> Graph:
                          hint="build it again") from error
 
 
+def tokens_in_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text after another word, without those of a new text: ids, possibly none."""
+    before = len(tokenizer.encode("a", add_special_tokens=False))
+    return list(tokenizer.encode(f"a {text}", add_special_tokens=False))[before:]
+
+
 def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The label, or its longest prefix of whole tokens and whole characters that fits."""
     def fits(text: str) -> bool:
-        return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens
+        return len(tokens_in_sentence(tokenizer, text)) <= max_tokens
 
-    ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
+    ids = tokens_in_sentence(tokenizer, label)
     if len(ids) <= max_tokens:
         return label
     prefixes = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]

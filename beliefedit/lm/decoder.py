@@ -150,8 +150,9 @@ def logit_map(model: PreTrainedModel) -> LogitMap:
     z = z.to(model.device)
     handle = model.get_output_embeddings().register_forward_hook(lambda *_: z[None, None])
     try:
-        logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device),
-                       use_cache=False).logits.flatten()
+        with torch.compiler.set_stance("force_eager"):  # compiled layers would compile again
+            logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device),
+                           use_cache=False).logits.flatten()
     finally:
         handle.remove()
     scale, largest = round(float(logits[3] / z[3]), 6), float(logits[-1])
