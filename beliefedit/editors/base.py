@@ -21,6 +21,7 @@ from beliefedit.editors.request import EditRequest
 from beliefedit.editors.request import SoftTarget as SoftTarget
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.formatting import shorten
+from beliefedit.graph.graph import tokens_in_sentence
 from beliefedit.lm.decoder import Projection, mlp_projections, position_limit
 
 
@@ -247,7 +248,7 @@ class Editor(ABC):
         if prompt != prompt.strip() or target != target.strip():
             return "spaces around the prompt or the target; editors put one between them"
         if max_target_tokens is not None:
-            n = len(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+            n = len(tokens_in_sentence(tokenizer, [target])[0])
             if n > max_target_tokens:
                 return f"the target {target!r} has {n} tokens, {max_target_tokens} are allowed"
         if self.needs_subject and not subject.strip():

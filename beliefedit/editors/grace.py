@@ -33,6 +33,7 @@ from beliefedit.editors.optimization import (
 from beliefedit.editors.registry import register_editor
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
+from beliefedit.lm.model import at_least_float32
 
 _MAX_KEYS = 16_384  # whose distances are compared, which needs 1 GB
 
@@ -52,7 +53,7 @@ class Codebooks(EditedModels):
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """See `EditedModels`."""
         def look_up(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            distance = torch.cdist(inputs[0], self.keys[versions],
+            distance = torch.cdist(at_least_float32(inputs[0]), self.keys[versions],
                                    compute_mode="donot_use_mm_for_euclid_dist")
             nearest, entry = distance.min(2)  # [rows, tokens]
             index = entry[..., None].expand(*entry.shape, output.shape[2])
@@ -118,8 +119,7 @@ class GraceEditor(Editor):
         positions = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
         inputs = _inputs(model, name, sentences.ids)
         keys = inputs[torch.arange(len(requests)), positions][:, None]
-        start = model.get_submodule(name)(keys).detach().to(
-            torch.promote_types(model.dtype, torch.float32))
+        start = at_least_float32(model.get_submodule(name)(keys.to(model.dtype)).detach())
         radii = torch.full(keys.shape[:2], self.radius, device=model.device)
 
         def result(values: Tensor, rows: Tensor | slice = slice(None)) -> Codebooks:
@@ -185,4 +185,4 @@ def _inputs(model: PreTrainedModel, name: str, ids: Tensor) -> Tensor:
     recorded: list[Tensor] = []
     with hooked(model, {name: lambda module, inputs, output: recorded.append(inputs[0])}):
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return recorded[0]
+    return at_least_float32(recorded[0])

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
-from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import UnmodifiedModel
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.request import EditRequest
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.scoring import encode_pairs
+from beliefedit.lm.tokenizer import separator_token
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def append_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     In a corpus, the end token or the separator of sentences follows a sentence. The function
     appends the one that is likelier under the unedited model.
     """
-    separator = tokenizer(SEPARATOR.strip(), add_special_tokens=False)["input_ids"][0]
-    ends = torch.tensor([tokenizer.eos_token_id, separator], device=sentences.ids.device)
+    ends = torch.tensor([tokenizer.eos_token_id, separator_token(tokenizer)],
+                        device=sentences.ids.device)
     row = torch.arange(len(sentences.ids), device=ends.device)
     length = sentences.is_target.shape[1] - sentences.is_target.int().flip(1).argmax(1)
     ids, is_target = pad(sentences.ids, (0, 1)), pad(sentences.is_target, (0, 1))

@@ -35,6 +35,7 @@ from beliefedit.editors.optimization import (
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.lm.model import at_least_float32
+from beliefedit.lm.tokenizer import n_start_tokens
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 64
 
@@ -231,7 +232,7 @@ class PropagateEditor(Editor):
         u, d, _ = _pass(model, self.config.layers, sentences.ids, sentences.is_target)
         is_read = sentences.is_target.int().flip(1).cummax(1).values.flip(1).bool()
         is_edited = is_read[:, 1:].clone()  # tokens that predict another one
-        is_edited[:, 0] = False  # the start token
+        is_edited[:, :n_start_tokens(tokenizer)] = False
         keys, values = self.network(u, d, is_edited)
         names = list(chosen_projections(model, self.config.layers))
         return Adapters(model, dict(zip(names, keys, strict=True)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -195,18 +195,21 @@ def load(folder: str | Path) -> Graph:
                          hint="build it again") from error
 
 
-def tokens_in_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text after another word, without those of a new text: ids, possibly none."""
-    before = len(tokenizer.encode("a", add_special_tokens=False))
-    return list(tokenizer.encode(f"a {text}", add_special_tokens=False))[before:]
+def tokens_in_sentence(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text where it follows another word; some tokenizers (Llama 2) put a
+    space in front of a whole text, so that ``" poet"`` alone has one token more.
+    """
+    first, *others = tokenizer(["a", *(f"a {text}" for text in texts)],
+                               add_special_tokens=False)["input_ids"]
+    return [ids[len(first):] for ids in others]
 
 
 def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The label, or its longest prefix of whole tokens and whole characters that fits."""
     def fits(text: str) -> bool:
-        return len(tokens_in_sentence(tokenizer, text)) <= max_tokens
+        return len(tokens_in_sentence(tokenizer, [text])[0]) <= max_tokens
 
-    ids = tokens_in_sentence(tokenizer, label)
+    [ids] = tokens_in_sentence(tokenizer, [label])
     if len(ids) <= max_tokens:
         return label
     prefixes = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]

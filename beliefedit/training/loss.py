@@ -197,7 +197,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         if queries.is_empty():
             continue
         prompts, targets = queries["prompt"].to_list(), queries["target"].to_list()
-        longest = max(len(tokens_in_sentence(tokenizer, target)) for target in set(targets))
+        longest = max(map(len, tokens_in_sentence(tokenizer, targets)))
         answers = generate(model, tokenizer, prompts, longest, labels=set(targets))
         metrics[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
                                        for answer, target in zip(answers, targets, strict=True)]))
