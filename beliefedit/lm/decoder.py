@@ -146,7 +146,7 @@ def logit_map(model: PreTrainedModel) -> LogitMap:
     Raises:
         LanguageError: the model changes its logits in another way.
     """
-    z = torch.tensor([-30, -2, -0.5, 0.01, 0.5, 2, 30, 1e6], dtype=torch.float64)
+    z = torch.tensor([-30, -2, -0.5, 1e-4, 0.5, 2, 30, 1e6], dtype=torch.float64)
     z = z.to(model.device)
     handle = model.get_output_embeddings().register_forward_hook(lambda *_: z[None, None])
     try:
@@ -155,7 +155,7 @@ def logit_map(model: PreTrainedModel) -> LogitMap:
                            use_cache=False).logits.flatten()
     finally:
         handle.remove()
-    scale, largest = round(float(logits[3] / z[3]), 6), float(logits[-1])
+    scale, largest = float(f"{float(logits[3] / z[3]):.7g}"), float(logits[-1])
     cap = largest if largest < 0.5 * scale * 1e6 else None
     expected = scale * z if cap is None else cap * (scale * z / cap).tanh()
     if not torch.allclose(logits.double(), expected, rtol=1e-3):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Mixt
 
 import beliefedit as be
 from beliefedit.editors.export import merged, save_adapter
+from beliefedit.editors.lora import fresh_adapters
 from beliefedit.editors.low_rank import hooked
 from beliefedit.editors.memit import _output_factor
 from beliefedit.editors.locate_and_edit import add_at, find_subjects, mean_at
@@ -82,15 +83,14 @@ def nll(model: PreTrainedModel, request) -> tuple[torch.Tensor, int]:
     return -sum(log_p[index - 1, ids[0, index]] for index in range(int(pairs.starts[0]), n)), n - 1
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_is_that_of_peft_and_torch(family, tmp_path) -> None:
     """The published loop: AdamW on the adapters of `peft`, one request at a time, from the same initial weights."""
     model, request, lr = family_model(family), REQUESTS[1], 3e-2
     editor = be.editor("lora", rank=2, lr=lr, steps=4)
     edited = editor.apply(model, TOKENIZER, REQUESTS[:2])
-    # without a step the adapters are the initial ones; `peft` loads them
-    start = be.editor("lora", rank=2, lr=0.0, steps=1).apply(model, TOKENIZER, [request])
-    save_adapter(start, 0, tmp_path / "start")
+    save_adapter(fresh_adapters(model, 1, editor.config), 0, tmp_path / "start")
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "start", is_trainable=True).eval()
     parameters = [value for value in adapted.parameters() if value.requires_grad]
     assert len(parameters) == 2 * len(mlp_projections(model))
@@ -101,7 +101,7 @@ def test_lora_is_that_of_peft_and_torch(family, tmp_path) -> None:
         (loss / n).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-    expected = [-float(nll(adapted, request)[0])]
+    expected = [-nll(adapted, request)[0].item()]
     np.testing.assert_allclose(score(edited, TOKENIZER, [request.prompt], [request.target], versions=[1]), expected, atol=1e-3)
     save_adapter(edited, 1, tmp_path / "after")
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "after").eval()
@@ -142,12 +142,15 @@ def test_memit_reaches_the_state_that_it_searched(family) -> None:
 
 
 @pytest.mark.parametrize("name", EDITORS)
-def test_weights_in_bfloat16_are_edited(name) -> None:
-    model = family_model("Llama").bfloat16()
-    together = prepared(name, model).apply(model, TOKENIZER, REQUESTS[:2])
-    alone = prepared(name, model).apply(model, TOKENIZER, REQUESTS[1:2])
-    assert np.abs(scores(alone, 0) - scores(model)).max() > 1e-2
-    np.testing.assert_allclose(scores(together, 1), scores(alone, 0), atol=0.1)  # bfloat16 has three digits
+def test_weights_in_bfloat16_are_edited_as_in_float32(name) -> None:
+    half = family_model("Llama").bfloat16()
+    stronger = {"lr": 0.5, "steps": 10} if name in ("rome", "memit", "alphaedit") else {}
+    query, changes = ([REQUESTS[0].prompt], [REQUESTS[0].target]), []
+    for model in (half, copy.deepcopy(half).float()):
+        edited = prepared(name, model, **stronger).apply(model, TOKENIZER, REQUESTS[:2])
+        changes.append(score(edited, TOKENIZER, *query, versions=[0]) - score(model, TOKENIZER, *query))
+    assert np.abs(changes[1]) > 0.15
+    np.testing.assert_allclose(*changes, atol=0.05)  # bfloat16 has three digits
 
 
 def test_models_without_one_dense_mlp_per_layer_are_refused() -> None:
