@@ -42,6 +42,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    text, n = PART.subn(lambda part: f"{part[1]}\n{table()}\n\n{part[2]}", PAGE.read_text())
-    assert n == 1, "docs/editors.md has no such table"
-    PAGE.write_text(text)
+    PAGE.write_text(PART.sub(lambda part: f"{part[1]}\n{table()}\n\n{part[2]}", PAGE.read_text()))

@@ -137,8 +137,9 @@ class _WeightedLogSumExp(torch.autograd.Function):
     """`weighted_logsumexp` and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
-                cap: float | None, with_gradients: bool) -> Tensor:
+    def forward(  # noqa: PLR0917 - torch passes them by position
+            ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
+            cap: float | None, with_gradients: bool) -> Tensor:
         fused = _compiled() if hidden.device.type == "cuda" else _logsumexp_and_gradient
         total, cast = at_least_float32(hidden.new_zeros(())), weight.to(hidden.dtype)
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)

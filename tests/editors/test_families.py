@@ -9,15 +9,21 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    PreTrainedModel,
+)
 
 import beliefedit as be
+from beliefedit.editors.base import UnmodifiedModel
 from beliefedit.editors.export import merged, save_adapter
+from beliefedit.editors.locate_and_edit import add_at, find_subjects, mean_at
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.editors.low_rank import hooked
 from beliefedit.editors.memit import _output_factor
-from beliefedit.editors.locate_and_edit import add_at, find_subjects, mean_at
-from beliefedit.editors.base import UnmodifiedModel
 from beliefedit.errors import EditError
 from beliefedit.lm.decoder import layer_name, mlp_projections
 from beliefedit.lm.scoring import encode_pairs, generate, score

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import errno
-from dataclasses import replace
 
 import numpy as np
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 import beliefedit as be
 from beliefedit.config import LoraConfig
 from beliefedit.corpus.language import Fact
-from beliefedit.editors.base import EditRequest, SoftTarget, add_delta
+from beliefedit.editors.base import EditRequest, add_delta
 from beliefedit.editors.export import load_delta, merged, save_adapter, save_delta
 from beliefedit.editors.lora import fresh_adapters
 from beliefedit.editors.optimization import optimize_per_edit
