@@ -90,7 +90,7 @@ class GraceEditor(Editor):
         require_texts(texts)
         n_documents = self.config.n_calibration_documents
         chosen = texts[::max(1, len(texts) // n_documents)][:n_documents]
-        ids, mask = encode_texts(tokenizer, chosen, 64, model.device)
+        ids, mask = encode_texts(model, tokenizer, chosen, 64)
         if (n_keys := int(mask.sum())) > _MAX_KEYS:
             raise EditError(f"{len(chosen)} documents have {n_keys:,} keys, {_MAX_KEYS:,} are "
                             "compared at most", where="n_calibration_documents",

@@ -32,7 +32,7 @@ from beliefedit.editors.optimization import (
 )
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
-from beliefedit.lm.decoder import n_outputs
+from beliefedit.lm.decoder import n_outputs, position_limit
 from beliefedit.lm.model import at_least_float32
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 128
@@ -89,7 +89,7 @@ def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     n_seen, ordered = 0, [texts[index] for index in evenly_spread_order(len(texts))]
     for start in range(0, len(ordered), _BATCH_SIZE):
         batch = ordered[start:start + _BATCH_SIZE]
-        ids, mask = encode_texts(tokenizer, batch, _MAX_TOKENS, model.device)
+        ids, mask = encode_texts(model, tokenizer, batch, _MAX_TOKENS)
 
         def add(name: str, mask: Tensor = mask) -> Hook:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -171,9 +171,13 @@ class LocateAndEditEditor(Editor):
         key = weights_key(model, names)
         if self.statistics is None or self.statistics.key != key:
             generator = torch.Generator().manual_seed(self.config.seed)
+            templates = find_context_templates(texts, self.config.n_context_templates, generator)
+            if limit := position_limit(model):  # with room for the request
+                templates = tuple(template for template in templates if not template
+                                  or len(tokenizer(template)["input_ids"]) <= limit // 2)
             self.statistics = Statistics(
                 key_covariances(model, tokenizer, texts, list(names), self.config.n_tokens),
-                find_context_templates(texts, self.config.n_context_templates, generator), key)
+                templates, key)
 
     def _statistics_of(self, model: PreTrainedModel) -> Statistics:
         """The statistics that `prepare` computed for this model or the model it was edited from."""

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from beliefedit.editors.base import EditedModels
 from beliefedit.lm.decoder import stored_as
+from beliefedit.lm.scoring import check_length
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 
@@ -23,12 +24,15 @@ def hooked(model: PreTrainedModel, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Register forward hooks on modules by name, and remove them at the end of the block.
 
     The hooks get tensors [rows, tokens, width], also of modules that a model calls with its tokens
-    in one dimension, as OPT calls its MLPs.
+    in one dimension, as OPT calls its MLPs. A text longer than the learned positions of the model
+    is a `LanguageError`.
     """
     n_rows: list[int] = []  # of the last call of the model
 
     def count_rows(module: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
-        n_rows[:] = [len(inputs["input_ids"])]
+        rows, length = inputs["input_ids"].shape
+        check_length(model, length)
+        n_rows[:] = [rows]
 
     def by_row(hook: Hook) -> Hook:
         def wrapped(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Any:

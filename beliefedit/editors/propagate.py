@@ -141,8 +141,8 @@ class PropagateEditor(Editor):
         self.texts, self.model_key, self.is_trained = texts, key, config.n_steps == 0
         inputs, gradients, outputs, n_seen = [], [], [], 0
         for rows in torch.randperm(len(texts), generator=generator).split(_BATCH_SIZE):
-            ids, mask = encode_texts(tokenizer, [texts[row] for row in rows.tolist()], _MAX_TOKENS,
-                                     model.device)
+            ids, mask = encode_texts(model, tokenizer, [texts[row] for row in rows.tolist()],
+                                     _MAX_TOKENS)
             u, d, output = _pass(model, config.layers, ids, mask)
             is_token = mask[:, :-1] & mask[:, 1:]  # tokens that predict another one
             inputs.append(u[:, is_token])
@@ -219,7 +219,7 @@ class PropagateEditor(Editor):
                 versions += [version] * len(others)
             if not texts:
                 continue
-            ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, adapters.device)
+            ids, mask = encode_texts(adapters.model, tokenizer, texts, _MAX_TOKENS)
             if is_fact:
                 mask &= mask.cumsum(1) == mask.sum(1, keepdim=True)  # the last token
             loss = loss + _divergence(adapters, ids, mask, torch.tensor(versions).to(ids))

@@ -98,7 +98,7 @@ def corpus_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     n_seen, ordered = 0, [texts[index] for index in evenly_spread_order(len(texts))]
     for start in range(0, len(ordered), _BATCH_SIZE):
         batch = ordered[start:start + _BATCH_SIZE]
-        ids, mask = encode_texts(tokenizer, batch, _MAX_TOKENS, model.device)
+        ids, mask = encode_texts(model, tokenizer, batch, _MAX_TOKENS)
         mask[:, :2] = False
         if not mask.any():
             continue

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import beliefedit as be
+from beliefedit.corpus.corpus import SampledDocuments
 from beliefedit.editors.base import UnmodifiedModel
 from beliefedit.editors.export import merged, save_adapter
 from beliefedit.editors.locate_and_edit import add_at, find_subjects, mean_at
@@ -173,3 +174,14 @@ def test_a_request_longer_than_the_positions_of_a_model_is_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), n_embd=16, n_layer=2, n_head=2, n_positions=6))
     with pytest.raises(EditError, match=r"a request has \d+ tokens, the model reads 6"):
         be.editor("lora", steps=1).apply(model, TOKENIZER, REQUESTS)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_texts_of_the_corpus_that_are_longer_than_the_positions_are_cut(name) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=2, n_positions=24)).eval()
+    long = [". ".join(DOCUMENTS[:8])] * 20
+    assert len(TOKENIZER(long[0])["input_ids"]) > 24
+    documents = SampledDocuments(long, [[(". ", long[0]), ("not", '"not ')]] * 20)
+    editor = be.editor(name, **EDITORS[name])
+    editor.prepare(model, TOKENIZER, documents)
+    assert np.isfinite(score(editor.apply(model, TOKENIZER, REQUESTS[:1]), TOKENIZER, *zip(ASKED[0], strict=True), versions=[0]))
