@@ -42,7 +42,7 @@ def gpt2(folder: Path, texts: list[str], *, start: bool, padding: bool, prefix_s
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer) + 12, n_embd=32, n_layer=2, n_head=2, n_positions=256,
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer) + 12, n_embd=32, n_layer=2, n_head=2, n_positions=512,
                                            bos_token_id=0, eos_token_id=0))
     save_model(model.to(dtype), tokenizer, folder)
     return str(folder)
