@@ -26,43 +26,37 @@ from tests.test_run import experiment
 END = "<|endoftext|>"
 
 
-def gpt2(folder: Path, texts: list[str], *, start: bool, padding: bool, prefix_space: bool, dtype: torch.dtype) -> str:
+def gpt2(folder: Path, texts: list[str]) -> str:
     """The folder of a random GPT-2 and of a byte-level tokenizer trained on texts."""
-    special = [END, *["<s>"] * start, *["<pad>"] * padding]
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=500, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=500, special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False))
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    if start:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokens = {"eos_token": END} | ({"bos_token": "<s>"} if start else {}) | ({"pad_token": "<pad>"} if padding else {})
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer) + 12, n_embd=32, n_layer=2, n_head=2, n_positions=512,
                                            bos_token_id=0, eos_token_id=0))
-    save_model(model.to(dtype), tokenizer, folder)
+    save_model(model.bfloat16(), tokenizer, folder)
     return str(folder)
 
 
-@pytest.mark.parametrize(("start", "padding", "prefix_space", "dtype"), [
-    (False, False, True, torch.bfloat16), (True, True, False, torch.float32)], ids=["prefix space", "start and padding"])
-def test_a_gpt2_learns_the_corpus_and_is_edited(tmp_path, start, padding, prefix_space, dtype) -> None:
+def test_a_gpt2_learns_the_corpus_and_is_edited(tmp_path) -> None:
+    """The tokenizer has a space before every text, and neither a start nor a padding token; the weights are in bfloat16."""
     graph = be.Run(tmp_path / "graph", experiment()).graph
     texts = [" ".join(fact) for fact in graph.facts.iter_rows()]
-    folder = gpt2(tmp_path / "gpt2", texts, start=start, padding=padding, prefix_space=prefix_space, dtype=dtype)
+    folder = gpt2(tmp_path / "gpt2", texts)
     run = be.Run(tmp_path / "run", experiment(
-        model={"init_from": folder, "tokenizer": folder}, pretraining__n_evals=3, pretraining__token_budget=20_000,
-        pretraining__lr=1e-2, edit__n_cases=4, edit__n_trajectories=0, edit__n_distributions=2, edit__rationality__n_cases=0,
-        edit__editors={"lora": {"lr": 1e-2, "steps": 20}, "memit": {"steps": 2}, "grace": {"steps": 2}, "in_context": {}}))
+        model={"init_from": folder, "tokenizer": folder}, pretraining__n_evals=3, pretraining__token_budget=10_000,
+        pretraining__lr=1e-2, edit__n_cases=3, edit__n_trajectories=0, edit__n_distributions=2, edit__batch_size=4,
+        edit__editors={"lora": {"lr": 1e-2, "steps": 20}, "memit": {"steps": 2}, "grace": {"steps": 2}}))
     losses = run.training_metrics["eval_loss"]
     assert losses.is_sorted(descending=True) and losses[-1] < losses[0] - 0.3
     assert run.model.dtype == torch.float32 and run.model.config.model_type == "gpt2"
-    assert set(run.edits["editor"]) == {"lora", "memit", "grace", "in_context"}
-    assert run.tables.height and run.sequential["value"].is_finite().all()
+    assert set(run.edits["editor"]) == {"lora", "memit", "grace"}
 
 
 @pytest.mark.parametrize(("name", "editor", "says"), [
