@@ -908,7 +908,8 @@ class ModelConfig(Config):
     """Tokenizer and language model, a Mistral decoder (docs/specification.md, section 7)."""
 
     init_from: str | None = Field(
-        None, description="Hugging Face model to start from; null: random weights")
+        None, description="folder or Hugging Face name of a decoder to start from; null: random "
+                          "weights")
     tokenizer: str = Field("bpe", description="'bpe' trains one; else a Hugging Face name or path")
     vocab_size: Annotated[int, Field(ge=300)] = Field(
         2000, description="vocabulary size of a trained tokenizer")

@@ -151,13 +151,16 @@ class Run:
                               lambda folder: build(folder, *arguments))
 
     def _check_existing_model(self) -> None:
-        """Check the model that training starts from, once, before the first stage is computed."""
+        """Check the model that training starts from, and the editors, before the first stage."""
         if (self.config.model.init_from is None or self._checked_model or self.store.read_only
                 or self.has("model")):
             return
+        from beliefedit.editors.registry import editor_class
         from beliefedit.lm.model import check_existing
 
-        check_existing(self.config.model)
+        model = check_existing(self.config.model)
+        for name, parameters in self.config.edit.editors.items():
+            editor_class(name)(parameters).check_model(model)
         self._checked_model = True
 
     def manifest(self, stage: str) -> dict[str, Any]:
@@ -372,8 +375,7 @@ class Run:
         """Length limit of decoded answers: `max_object_tokens`, or that of the longest label."""
         if self.config.graph.max_object_tokens:
             return self.config.graph.max_object_tokens
-        labels = [f" {label}" for label in self.world.objects]
-        return max(map(len, self.tokenizer(labels, add_special_tokens=False)["input_ids"]))
+        return max(map(len, graphs.tokens_in_sentence(self.tokenizer, self.world.objects)))
 
     def _build_cases(self, folder: Path) -> None:
         evaluation_cases.save(evaluation_cases.build_cases(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import polars as pl
@@ -11,7 +12,7 @@ from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig
 from beliefedit.corpus.corpus import SampledDocuments
-from beliefedit.editors.base import Editor, EditRequest
+from beliefedit.editors.base import Editor, EditRequest, SoftTarget
 from beliefedit.errors import EditError
 from beliefedit.evaluation.cases import Cases
 from beliefedit.lm.model import build_model
@@ -20,6 +21,9 @@ from beliefedit.lm.tokenizer import train_tokenizer
 REQUESTS = [EditRequest.from_pair(*pair) for pair in (
     ("Ada works as", "poet", "Ada"), ("Bo Berg is a citizen of", "New Norway", "Bo Berg"),
     ("Ada", "x", "Ada"), ("Cy speaks", "Norwegian", "Cy"))]
+REQUESTS_WITH_SOFT_TARGETS = [replace(request, soft_targets=(
+    SoftTarget(request.prompt, (request.target, "cook"), (0.8, 0.1)), SoftTarget("Cy speaks", ("Danish",), (0.9,))))
+    for request in REQUESTS]
 ASKED = [("Ada works as", "poet"), ("Cy speaks", "Danish"), ('"Ada works as poet" is', "true")]
 SENTENCES = [request.sentence for request in REQUESTS] + [
     "Cy speaks Danish", '"Ada works as poet" is true', '"not Cy speaks Danish" is false',

@@ -21,6 +21,8 @@ from beliefedit.editors.request import EditRequest
 from beliefedit.editors.request import SoftTarget as SoftTarget
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.formatting import shorten
+from beliefedit.graph.graph import tokens_in_sentence
+from beliefedit.lm.decoder import Projection, mlp_projections, position_limit
 
 
 @dataclass
@@ -204,7 +206,7 @@ class Editor(ABC):
         """Carry out independent edits in one batch; the model itself does not change.
 
         Args:
-            model: a Mistral- or Llama-like causal LM.
+            model: a causal LM of transformers; docs/editors.md has a table of families.
             requests: n requests, or (prompt, target) pairs.
             callback: called after every optimizer step with (step, current edited models).
 
@@ -222,6 +224,11 @@ class Editor(ABC):
             if error := self.validation_error(tokenizer, request):
                 raise EditError(error, where=f"{request.prompt!r} -> {request.target!r}",
                                 hint="change the request, or leave it out")
+        if limit := position_limit(model):
+            n = max(map(len, tokenizer([request.sentence for request in valid])["input_ids"]))
+            if n > limit:
+                raise EditError(f"a request has {n:,} tokens, the model reads {limit:,}",
+                                hint="shorten the request, or leave it out")
         try:
             return self._edit(model, tokenizer, valid, callback)
         except torch.linalg.LinAlgError as error:
@@ -241,7 +248,7 @@ class Editor(ABC):
         if prompt != prompt.strip() or target != target.strip():
             return "spaces around the prompt or the target; editors put one between them"
         if max_target_tokens is not None:
-            n = len(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+            n = len(tokens_in_sentence(tokenizer, [target])[0])
             if n > max_target_tokens:
                 return f"the target {target!r} has {n} tokens, {max_target_tokens} are allowed"
         if self.needs_subject and not subject.strip():
@@ -282,24 +289,19 @@ def require_texts(texts: Sequence[str]) -> None:
 
 
 def chosen_projections(model: PreTrainedModel,
-                       layers: Sequence[int] | None) -> dict[str, nn.Linear]:
+                       layers: Sequence[int] | None) -> dict[str, Projection]:
     """MLP output projections of some layers, by module name and in ascending order.
 
     Args:
         layers: layer indices; negative ones count from the last layer. None: all layers.
 
     Raises:
-        EditError: the model is not built like Mistral or Llama, or has no such layer.
+        EditError: the layers do not end in such projections, or there is no such layer.
     """
-    modules = [getattr(getattr(layer, "mlp", None), "down_proj", None)
-               for layer in getattr(model.get_decoder(), "layers", None) or ()]
-    if not modules or not all(isinstance(module, nn.Linear) for module in modules):
-        raise EditError(f"{type(model).__name__} has no layers with mlp.down_proj",
-                        hint="edit a model of the Mistral or Llama family")
-    n = len(modules)
+    projections = list(mlp_projections(model).items())
+    n = len(projections)
     chosen = range(n) if layers is None else layers
     if wrong := [layer for layer in chosen if not -n <= layer < n]:
         raise EditError(f"the model has no layer {wrong[0]}", where="layers of the editor",
                         hint=f"choose from 0 to {n - 1}")
-    names = {module: name for name, module in model.named_modules()}
-    return {names[modules[index]]: modules[index] for index in sorted({i % n for i in chosen})}
+    return dict(projections[index] for index in sorted({i % n for i in chosen}))

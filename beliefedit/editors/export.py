@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from beliefedit.editors.base import EditedModels, add_delta, check_delta
 from beliefedit.editors.low_rank import Adapters
@@ -89,9 +90,11 @@ def save_adapter(edited: EditedModels, index: int, folder: str | Path) -> None:
     for name in edited.down:
         tensors[f"base_model.model.{name}.lora_A.weight"] = _on_cpu(edited.down[name][index])
         tensors[f"base_model.model.{name}.lora_B.weight"] = _on_cpu(edited.up[name][index])
+    is_transposed = any(isinstance(edited.model.get_submodule(name), Conv1D)
+                        for name in edited.down)
     config = peft.LoraConfig(
         r=rank, lora_alpha=edited.scale * rank, target_modules=list(edited.down), lora_dropout=0.0,
-        bias="none", task_type="CAUSAL_LM", inference_mode=True,
+        bias="none", task_type="CAUSAL_LM", inference_mode=True, fan_in_fan_out=is_transposed,
         base_model_name_or_path=edited.model.name_or_path or None)
     with _writing(folder), atomic_folder(Path(folder)) as partial:
         config.save_pretrained(partial)

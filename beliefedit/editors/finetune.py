@@ -20,6 +20,7 @@ from beliefedit.editors.base import Callback, EditedModels, Editor, EditRequest,
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import encode_requests, losses_per_edit, optimize_per_edit
 from beliefedit.editors.registry import register_editor
+from beliefedit.lm.decoder import n_inputs, n_outputs, stored_as
 
 
 @dataclass
@@ -43,8 +44,9 @@ class WeightChanges(EditedModels):
             return self.model(**inputs)
 
     def delta(self, index: int) -> dict[str, Tensor]:
-        """Weight changes of one edit: {"….down_proj.weight": [outputs, inputs]}."""
-        return {f"{name}.weight": change[index].detach() for name, change in self.changes.items()}
+        """Weight changes of one edit by parameter name, in the layout of the weights."""
+        return {f"{name}.weight": stored_as(self.model.get_submodule(name), change[index].detach())
+                for name, change in self.changes.items()}
 
 
 def _add_row_by_row(change: Tensor) -> Hook:
@@ -94,7 +96,8 @@ class FinetuneEditor(Editor):
             return losses_per_edit(result(values), model, sentences.of(versions), len(versions))
 
         n, device = len(requests), model.device
-        start = [torch.zeros(n, *p.weight.shape, device=device) for p in projections.values()]
+        start = [torch.zeros(n, n_outputs(p), n_inputs(p), device=device)
+                 for p in projections.values()]
         values, losses = optimize_per_edit(
             model, start, losses_of, lr=config.lr, steps=config.steps,
             early_stop_loss=config.early_stop_loss, project=self._clamp,

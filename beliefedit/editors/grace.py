@@ -33,6 +33,7 @@ from beliefedit.editors.optimization import (
 from beliefedit.editors.registry import register_editor
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
+from beliefedit.lm.model import at_least_float32
 
 _MAX_KEYS = 16_384  # whose distances are compared, which needs 1 GB
 
@@ -52,12 +53,13 @@ class Codebooks(EditedModels):
     def __call__(self, *, versions: Tensor, **inputs: Any) -> ModelOutput:
         """See `EditedModels`."""
         def look_up(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            distance = torch.cdist(inputs[0], self.keys[versions],
+            distance = torch.cdist(at_least_float32(inputs[0]), self.keys[versions],
                                    compute_mode="donot_use_mm_for_euclid_dist")
             nearest, entry = distance.min(2)  # [rows, tokens]
             index = entry[..., None].expand(*entry.shape, output.shape[2])
             in_radius = nearest <= self.radii[versions].gather(1, entry)
-            return torch.where(in_radius[..., None], self.values[versions].gather(1, index), output)
+            values = self.values[versions].gather(1, index).to(output.dtype)
+            return torch.where(in_radius[..., None], values, output)
 
         with hooked(self.model, {self.name: look_up}):
             return self.model(**inputs)
@@ -88,7 +90,7 @@ class GraceEditor(Editor):
         require_texts(texts)
         n_documents = self.config.n_calibration_documents
         chosen = texts[::max(1, len(texts) // n_documents)][:n_documents]
-        ids, mask = encode_texts(tokenizer, chosen, 64, model.device)
+        ids, mask = encode_texts(model, tokenizer, chosen, 64)
         if (n_keys := int(mask.sum())) > _MAX_KEYS:
             raise EditError(f"{len(chosen)} documents have {n_keys:,} keys, {_MAX_KEYS:,} are "
                             "compared at most", where="n_calibration_documents",
@@ -117,7 +119,7 @@ class GraceEditor(Editor):
         positions = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
         inputs = _inputs(model, name, sentences.ids)
         keys = inputs[torch.arange(len(requests)), positions][:, None]
-        start = keys @ model.get_submodule(name).weight.detach().T
+        start = at_least_float32(model.get_submodule(name)(keys.to(model.dtype)).detach())
         radii = torch.full(keys.shape[:2], self.radius, device=model.device)
 
         def result(values: Tensor, rows: Tensor | slice = slice(None)) -> Codebooks:
@@ -183,4 +185,4 @@ def _inputs(model: PreTrainedModel, name: str, ids: Tensor) -> Tensor:
     recorded: list[Tensor] = []
     with hooked(model, {name: lambda module, inputs, output: recorded.append(inputs[0])}):
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return recorded[0]
+    return at_least_float32(recorded[0])

@@ -32,6 +32,7 @@ from beliefedit.editors.optimization import (
 )
 from beliefedit.editors.request import EditRequest
 from beliefedit.errors import EditError
+from beliefedit.lm.decoder import n_outputs, position_limit
 from beliefedit.lm.model import at_least_float32
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 128
@@ -88,7 +89,7 @@ def key_covariances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     n_seen, ordered = 0, [texts[index] for index in evenly_spread_order(len(texts))]
     for start in range(0, len(ordered), _BATCH_SIZE):
         batch = ordered[start:start + _BATCH_SIZE]
-        ids, mask = encode_texts(tokenizer, batch, _MAX_TOKENS, model.device)
+        ids, mask = encode_texts(model, tokenizer, batch, _MAX_TOKENS)
 
         def add(name: str, mask: Tensor = mask) -> Hook:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -170,9 +171,13 @@ class LocateAndEditEditor(Editor):
         key = weights_key(model, names)
         if self.statistics is None or self.statistics.key != key:
             generator = torch.Generator().manual_seed(self.config.seed)
+            templates = find_context_templates(texts, self.config.n_context_templates, generator)
+            if limit := position_limit(model):  # with room for the request
+                templates = tuple(template for template in templates if not template
+                                  or len(tokenizer(template)["input_ids"]) <= limit // 2)
             self.statistics = Statistics(
                 key_covariances(model, tokenizer, texts, list(names), self.config.n_tokens),
-                find_context_templates(texts, self.config.n_context_templates, generator), key)
+                templates, key)
 
     def _statistics_of(self, model: PreTrainedModel) -> Statistics:
         """The statistics that `prepare` computed for this model or the model it was edited from."""
@@ -229,7 +234,7 @@ def mean_at(edited: EditedModels, tokens: TokenPositions, name: str, *, entering
     with hooked(edited.model, {name: record}):
         edited(versions=tokens.versions, input_ids=tokens.ids, use_cache=False, logits_to_keep=1)
     n = int(tokens.versions.max()) + 1
-    return recorded[0].view(n, -1, recorded[0].shape[1]).mean(1)
+    return at_least_float32(recorded[0]).view(n, -1, recorded[0].shape[1]).mean(1)
 
 
 def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
@@ -269,14 +274,14 @@ def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         bare = [EditRequest.from_pair(r.subject, r.target, r.subject) for r in requests]
         neutral = find_subjects(tokenizer, bare, [""], model.device)
         before = _log_p_at(model, neutral)
-    width = model.get_submodule(name).out_features
+    width = n_outputs(model.get_submodule(name))
     unit = torch.ones_like(size)[:, None]
     if config.relative_lr:  # norms of values differ by orders of magnitude between models
         unit = size[:, None] / width**0.5
 
     def model_with(change: Tensor, chosen: EncodedSentences) -> Callable[..., ModelOutput]:
         def changed(*, versions: Tensor, **inputs: Any) -> ModelOutput:
-            with hooked(model, {name: _add_at(change[versions], chosen.positions)}):
+            with hooked(model, {name: add_at(change[versions], chosen.positions)}):
                 return model(**inputs)
 
         return changed
@@ -286,7 +291,7 @@ def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         loss = losses_per_edit(model_with(change, chosen), model, chosen, len(versions))
         if kl_factor:
             tokens = TokenPositions(neutral.ids[versions], neutral.positions[versions], versions)
-            with hooked(model, {name: _add_at(change, tokens.positions)}):
+            with hooked(model, {name: add_at(change, tokens.positions)}):
                 after = _log_p_at(model, tokens)
             loss = loss + kl_factor * (after.exp() * (after - before[versions])).sum(1)
         return loss + config.value_weight_decay * change.norm(dim=1) / size[versions].square()
@@ -317,7 +322,7 @@ def _log_p_at(model: PreTrainedModel, tokens: TokenPositions) -> Tensor:
     return at_least_float32(logits[row, tokens.positions]).log_softmax(-1)
 
 
-def _add_at(changes: Tensor, positions: Tensor) -> Hook:
+def add_at(changes: Tensor, positions: Tensor) -> Hook:
     """Adds each row's change, of [rows, outputs], at the row's position."""
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         is_position = torch.arange(output.shape[1], device=output.device) == positions[:, None]

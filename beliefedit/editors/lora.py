@@ -21,6 +21,7 @@ from beliefedit.editors.optimization import (
 )
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
+from beliefedit.lm.decoder import n_inputs, n_outputs
 
 
 @register_editor("lora", label="LoRA")
@@ -62,7 +63,7 @@ def fresh_adapters(model: PreTrainedModel, n: int, config: LoraConfig) -> Adapte
     generator = torch.Generator().manual_seed(config.seed)
     down, up, dtype = {}, {}, torch.promote_types(model.dtype, torch.float32)
     for name, projection in chosen_projections(model, None).items():
-        n_in, n_out = projection.in_features, projection.out_features
+        n_in, n_out = n_inputs(projection), n_outputs(projection)
         bound = 1 / math.sqrt(n_in)  # Kaiming uniform with a = sqrt(5), as in peft
         draw = (torch.rand(config.rank, n_in, generator=generator) * 2 - 1) * bound
         down[name] = draw.expand(n, -1, -1).clone().to(model.device, dtype).requires_grad_()

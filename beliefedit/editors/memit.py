@@ -24,14 +24,27 @@ from beliefedit.editors.base import (
     chosen_projections,
 )
 from beliefedit.editors.locate_and_edit import LocateAndEditEditor
-from beliefedit.editors.low_rank import Adapters
+from beliefedit.editors.low_rank import Adapters, hooked
 from beliefedit.editors.registry import register_editor
+from beliefedit.errors import EditError
+from beliefedit.lm.decoder import layer_name, n_inputs, n_outputs, normalizes_mlp_output
 
 
 class MultiLayerEditor(LocateAndEditEditor):
     """Base class: updates layers in order, each by its share of the remaining residual."""
 
     config: MultiLayerConfig
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Also check that the layers add the outputs of their MLPs without a norm.
+
+        Raises:
+            EditError: they do not, as in Gemma 2; or as in `LocateAndEditEditor.check_model`.
+        """
+        super().check_model(model)
+        *_, last = chosen_projections(model, self.layers)
+        if normalizes_mlp_output(model, last):
+            raise _not_added(layer_name(last))
 
     @abstractmethod
     def directions(self, name: str, covariance: Tensor, keys: Tensor) -> Tensor:
@@ -49,24 +62,51 @@ class MultiLayerEditor(LocateAndEditEditor):
         statistics, projections = self._statistics_of(model), chosen_projections(model, self.layers)
         templates = statistics.context_templates
         *_, last = projections
-        layer = last.removesuffix(".mlp.down_proj")
+        layer = layer_name(last)
         without_context = locate.find_subjects(tokenizer, requests, [""], model.device)
         in_contexts = locate.find_subjects(tokenizer, requests, templates, model.device)
         hidden = locate.mean_at(UnmodifiedModel(model), without_context, layer, entering=False)
         changes, losses = locate.optimize_value(model, tokenizer, requests, templates, self.config,
                                                 at=(last, hidden))
-        goal, n = hidden + changes, len(requests)
+        factor = _output_factor(model, without_context, last, hidden)
+        goal, n = hidden + factor * changes, len(requests)
         adapters = Adapters(
-            model, {name: goal.new_zeros(n, 1, p.in_features) for name, p in projections.items()},
-            {name: goal.new_zeros(n, p.out_features, 1) for name, p in projections.items()},
+            model, {name: goal.new_zeros(n, 1, n_inputs(p)) for name, p in projections.items()},
+            {name: goal.new_zeros(n, n_outputs(p), 1) for name, p in projections.items()},
             losses=losses)
         for n_left, name in zip(range(len(projections), 0, -1), projections, strict=True):
             keys = locate.mean_at(adapters, in_contexts, name, entering=True)
             reached = locate.mean_at(adapters, without_context, layer, entering=False)
             directions = self.directions(name, statistics.covariances[name], keys)
             adapters.down[name] = directions[:, None].to(goal)
-            adapters.up[name] = ((goal - reached) / n_left)[:, :, None]
+            adapters.up[name] = ((goal - reached) / (n_left * factor))[:, :, None]
         return adapters
+
+
+def _output_factor(model: PreTrainedModel, tokens: locate.TokenPositions, projection: str,
+                   hidden: Tensor) -> float:
+    """The factor by which a layer multiplies the output of its MLP, measured at the edited tokens.
+
+    Args:
+        projection: the output projection of the layer's MLP.
+        hidden: output of the layer at the tokens, [n, width]; here also added to the projection's.
+
+    Raises:
+        EditError: a change of the MLP's output changes that of the layer in another direction.
+    """
+    with hooked(model, {projection: locate.add_at(hidden, tokens.positions)}):
+        added = locate.mean_at(UnmodifiedModel(model), tokens, layer_name(projection),
+                               entering=False) - hidden
+    factor = float((added * hidden).sum() / hidden.square().sum())
+    if (added - factor * hidden).norm() > 0.01 * added.norm():
+        raise _not_added(layer_name(projection))
+    return round(factor, 5)
+
+
+def _not_added(layer: str) -> EditError:
+    return EditError("the layer does not add the output of its MLP as it is, so a change of its "
+                     "hidden state cannot be divided among layers", where=layer,
+                     hint="choose an editor that needs no such sum, for example rome or lora")
 
 
 @register_editor("memit", label="MEMIT")
@@ -103,7 +143,7 @@ class AlphaEditEditor(MultiLayerEditor):
 
     def describe(self) -> dict[str, str]:
         """Also the rank of P at each layer, after `prepare`."""
-        layers = {name.removesuffix(".mlp.down_proj").rpartition(".")[2]: projection
+        layers = {layer_name(name).rpartition(".")[2]: projection
                   for name, projection in (self.null_space_projection or {}).items()}
         return super().describe() | {
             f"rank of P, layer {layer}": f"{round(float(projection.trace()))} of {len(projection)}"

@@ -12,12 +12,13 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
-from beliefedit.corpus.language import SEPARATOR
 from beliefedit.editors.base import UnmodifiedModel
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.request import EditRequest
+from beliefedit.lm.decoder import position_limit
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.scoring import encode_pairs
+from beliefedit.lm.tokenizer import separator_token
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,15 @@ def encode_requests(tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditR
     return encode_sentences(tokenizer, prompts, targets, device)
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], n_tokens: int,
-                 device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, mask of tokens other than the start token and padding) of texts cut to n tokens."""
+def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
+                 n_tokens: int) -> tuple[Tensor, Tensor]:
+    """(ids, mask of tokens other than the first and padding) of texts cut to n tokens.
+
+    Texts are no longer than the learned positions of the model.
+    """
+    n_tokens = min(n_tokens, position_limit(model) or n_tokens)
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=n_tokens,
-                        padding_side="right", return_tensors="pt").to(device)
+                        padding_side="right", return_tensors="pt").to(model.device)
     mask = encoded["attention_mask"].bool()
     mask[:, 0] = False
     return encoded["input_ids"], mask
@@ -74,8 +79,8 @@ def append_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     In a corpus, the end token or the separator of sentences follows a sentence. The function
     appends the one that is likelier under the unedited model.
     """
-    separator = tokenizer(SEPARATOR.strip(), add_special_tokens=False)["input_ids"][0]
-    ends = torch.tensor([tokenizer.eos_token_id, separator], device=sentences.ids.device)
+    ends = torch.tensor([tokenizer.eos_token_id, separator_token(tokenizer)],
+                        device=sentences.ids.device)
     row = torch.arange(len(sentences.ids), device=ends.device)
     length = sentences.is_target.shape[1] - sentences.is_target.int().flip(1).argmax(1)
     ids, is_target = pad(sentences.ids, (0, 1)), pad(sentences.is_target, (0, 1))

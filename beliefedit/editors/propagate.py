@@ -35,6 +35,7 @@ from beliefedit.editors.optimization import (
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.lm.model import at_least_float32
+from beliefedit.lm.tokenizer import n_start_tokens
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 64
 
@@ -140,8 +141,8 @@ class PropagateEditor(Editor):
         self.texts, self.model_key, self.is_trained = texts, key, config.n_steps == 0
         inputs, gradients, outputs, n_seen = [], [], [], 0
         for rows in torch.randperm(len(texts), generator=generator).split(_BATCH_SIZE):
-            ids, mask = encode_texts(tokenizer, [texts[row] for row in rows.tolist()], _MAX_TOKENS,
-                                     model.device)
+            ids, mask = encode_texts(model, tokenizer, [texts[row] for row in rows.tolist()],
+                                     _MAX_TOKENS)
             u, d, output = _pass(model, config.layers, ids, mask)
             is_token = mask[:, :-1] & mask[:, 1:]  # tokens that predict another one
             inputs.append(u[:, is_token])
@@ -218,7 +219,7 @@ class PropagateEditor(Editor):
                 versions += [version] * len(others)
             if not texts:
                 continue
-            ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, adapters.device)
+            ids, mask = encode_texts(adapters.model, tokenizer, texts, _MAX_TOKENS)
             if is_fact:
                 mask &= mask.cumsum(1) == mask.sum(1, keepdim=True)  # the last token
             loss = loss + _divergence(adapters, ids, mask, torch.tensor(versions).to(ids))
@@ -231,7 +232,7 @@ class PropagateEditor(Editor):
         u, d, _ = _pass(model, self.config.layers, sentences.ids, sentences.is_target)
         is_read = sentences.is_target.int().flip(1).cummax(1).values.flip(1).bool()
         is_edited = is_read[:, 1:].clone()  # tokens that predict another one
-        is_edited[:, 0] = False  # the start token
+        is_edited[:, :n_start_tokens(tokenizer)] = False
         keys, values = self.network(u, d, is_edited)
         names = list(chosen_projections(model, self.config.layers))
         return Adapters(model, dict(zip(names, keys, strict=True)),

@@ -19,6 +19,7 @@ from beliefedit.config import RetrainConfig
 from beliefedit.editors.base import Callback, EditedModels, Editor, EditRequest, require_texts
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
+from beliefedit.lm.decoder import position_limit
 from beliefedit.lm.scoring import CACHE
 
 
@@ -105,7 +106,9 @@ class RetrainEditor(Editor):
 def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
           texts: Sequence[str]) -> Tensor:
     """Mean negative log-likelihood over all tokens of some documents and their end tokens."""
-    rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
+    limit = position_limit(model)  # one token more is predicted
+    rows = [(ids + [tokenizer.eos_token_id])[:limit and limit + 1]
+            for ids in tokenizer(list(texts))["input_ids"]]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows],
                        device=model.device)

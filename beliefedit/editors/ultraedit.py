@@ -30,6 +30,7 @@ from beliefedit.editors.low_rank import Adapters
 from beliefedit.editors.optimization import encode_requests, encode_texts, projection_gradients
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
+from beliefedit.lm.decoder import n_inputs
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 128
 
@@ -97,7 +98,7 @@ def corpus_moments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     n_seen, ordered = 0, [texts[index] for index in evenly_spread_order(len(texts))]
     for start in range(0, len(ordered), _BATCH_SIZE):
         batch = ordered[start:start + _BATCH_SIZE]
-        ids, mask = encode_texts(tokenizer, batch, _MAX_TOKENS, model.device)
+        ids, mask = encode_texts(model, tokenizer, batch, _MAX_TOKENS)
         mask[:, :2] = False
         if not mask.any():
             continue
@@ -161,7 +162,7 @@ class UltraEditEditor(Editor):
             features = found.new_zeros(*mask.shape, found.shape[1])  # [n, most targets, width]
             features[mask] = found
             moments[name] = statistics.moments[name].updated(Moments.of(features, mask))
-            keys = features[..., :projections[name].in_features]
+            keys = features[..., :n_inputs(projections[name])]
             values = self._values(moments[name].normalized(features), keys.shape[2], mask)
             system = keys @ keys.transpose(1, 2)  # Woodbury: as large as the number of targets
             system.diagonal(dim1=1, dim2=2).add_(self.config.l2)

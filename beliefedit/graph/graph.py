@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -220,12 +220,21 @@ def load(folder: str | Path) -> Graph:
                          hint="build it again") from error
 
 
+def tokens_in_sentence(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text where it follows another word; some tokenizers (Llama 2) put a
+    space in front of a whole text, so that ``" poet"`` alone has one token more.
+    """
+    first, *others = tokenizer(["a", *(f"a {text}" for text in texts)],
+                               add_special_tokens=False)["input_ids"]
+    return [ids[len(first):] for ids in others]
+
+
 def _truncate(label: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The label, or its longest prefix of whole tokens and whole characters that fits."""
     def fits(text: str) -> bool:
-        return len(tokenizer.encode(f" {text}", add_special_tokens=False)) <= max_tokens
+        return len(tokens_in_sentence(tokenizer, [text])[0]) <= max_tokens
 
-    ids = list(tokenizer.encode(f" {label}", add_special_tokens=False))
+    [ids] = tokens_in_sentence(tokenizer, [label])
     if len(ids) <= max_tokens:
         return label
     prefixes = [str(tokenizer.decode(ids[:n])).strip() for n in range(max_tokens, 0, -1)]

@@ -19,7 +19,17 @@ from transformers import PreTrainedTokenizerFast
 from beliefedit.errors import LanguageError
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import additive, build_prefix_trees, tree_mask
-from beliefedit.lm.scoring import Model, batches, distinct, dtype_of, encode_pairs, pad_left
+from beliefedit.lm.scoring import (
+    Model,
+    batches,
+    check_length,
+    distinct,
+    dtype_of,
+    encode_pairs,
+    pad_left,
+    reads_trees,
+    score,
+)
 
 _NODES_AT_ONCE = 256  # the cost of attention in a pass grows with their square
 _TOKENS_AT_ONCE = 8192  # of a batch, padding included
@@ -50,7 +60,7 @@ class Trie:
         lengths = pairs.lengths - pairs.starts
         index = pairs.starts[:, None] + np.arange(lengths.max())
         ids = np.take_along_axis(pairs.ids, index.clip(max=pairs.ids.shape[1] - 1), axis=1)
-        self.tokenizer, self.first_name = tokenizer, objects[0]
+        self.tokenizer, self.objects = tokenizer, tuple(objects)
         self.paths = [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         if len(set(self.paths)) < len(self.paths):
             repeated = next(objects[i] for i, path in enumerate(self.paths)
@@ -66,7 +76,7 @@ class Trie:
 
     def tokens_behind(self, prompt: str) -> list[int]:
         """The prompt's tokens; LanguageError if its last token would merge with a name."""
-        ids, name = self.tokenizer(prompt)["input_ids"], self.first_name
+        ids, name = self.tokenizer(prompt)["input_ids"], self.objects[0]
         if self.tokenizer(f"{prompt} {name}")["input_ids"] != [*ids, *self.paths[0]]:
             raise LanguageError(f"the tokens of {name!r} depend on the prompt {prompt!r}",
                                 hint="score its objects one by one, with beliefedit.lm.score")
@@ -115,6 +125,13 @@ def log_probabilities(model: Model, trie: Trie, prompts: Sequence[str], *,
     """
     texts, version_of, row_of = distinct(model, prompts, versions)
     tokens, tree = [trie.tokens_behind(text) for text in texts], trie.tree
+    longest = max(map(len, tokens)) + int(tree.depths.max())
+    if not reads_trees(model, longest):
+        log_p = score(model, trie.tokenizer, [prompt for prompt in prompts for _ in trie.objects],
+                      trie.objects * len(prompts),
+                      versions=None if versions is None else np.repeat(versions, len(trie.objects)))
+        return log_p.reshape(len(prompts), -1)
+    check_length(model, longest)
     log_p = np.zeros((len(texts), len(tree.tokens)))  # of each node given its ancestors
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     for trie_pass in trie.passes:

@@ -78,16 +78,19 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, generat
         return MistralForCausalLM(architecture).eval()
 
 
-def check_existing(config: ModelConfig) -> None:
+def check_existing(config: ModelConfig) -> PreTrainedModel | None:
     """Check the model that training starts from and its tokenizer, without reading the weights.
 
     The weights of a folder are checked for their sizes; `build_model` also finds missing ones.
+
+    Returns:
+        The model on the meta device, without weights; None: training starts from random ones.
 
     Raises:
         ConfigError: as in `build_model`.
     """
     if config.init_from is None:
-        return
+        return None
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.init_from))
@@ -95,6 +98,7 @@ def check_existing(config: ModelConfig) -> None:
     except Exception as error:  # transformers raises many types
         raise _not_usable(config.init_from, error) from error
     _check_tokenizer(config.init_from, model, load_tokenizer(config.tokenizer))
+    return model.eval()
 
 
 def _check_files(folder: Path, model: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from beliefedit.corpus.language import SEPARATOR
 from beliefedit.errors import LanguageError
+from beliefedit.lm.decoder import position_limit, reads_prefix_trees
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import Ints, build_prefix_trees
 
@@ -147,9 +148,51 @@ def _target_tokens(model: Model, queries: PreparedQueries
 def _encode_queries(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
                     targets: Sequence[str], versions: Sequence[int] | None) -> PreparedQueries:
     pairs = encode_pairs(tokenizer, with_prefix(model, prompts, versions), targets)
-    return PreparedQueries(
-        len(pairs.ids),
-        _query_batches(pairs, versions, tokenizer.pad_token_id, model.device, dtype_of(model)))
+    longest = int(pairs.lengths.max(initial=1)) - 1  # the last token is predicted, not read
+    check_length(model, longest)
+    if reads_trees(model, longest):
+        queries = _query_batches(pairs, versions, tokenizer.pad_token_id, model.device,
+                                 dtype_of(model))
+    else:
+        queries = _plain_batches(pairs, versions, model.device)
+    return PreparedQueries(len(pairs.ids), queries)
+
+
+def _unedited(model: Model) -> PreTrainedModel | None:
+    """The `transformers` model that answers; None for another callable."""
+    inner = model if isinstance(model, PreTrainedModel) else getattr(model, "model", None)
+    return inner if isinstance(inner, PreTrainedModel) else None
+
+
+def reads_trees(model: Model, longest: int) -> bool:
+    """`reads_prefix_trees` of the model or of the model that was edited."""
+    unedited = _unedited(model)
+    return unedited is None or reads_prefix_trees(unedited, longest)
+
+
+def check_length(model: Model, n_tokens: int) -> None:
+    """LanguageError if a text is longer than the learned positions of a model."""
+    unedited = _unedited(model)
+    limit = position_limit(unedited) if unedited is not None else None
+    if limit is not None and n_tokens > limit:
+        raise LanguageError(f"a text has {n_tokens:,} tokens, the model reads at most {limit:,}",
+                            hint="shorten the prompt, or the in-context edits before it")
+
+
+def _plain_batches(pairs: EncodedPairs, versions: Sequence[int] | None,
+                   device: torch.device) -> Iterator[_Batch]:
+    """`_query_batches` with a row per pair, without a mask or positions, for any causal LM."""
+    for batch in batches(pairs.lengths - 1, _BATCH_TOKENS[device.type]):
+        width = int(pairs.lengths[batch].max()) - 1
+        row, index = np.nonzero(pairs.is_target[batch])
+        first = int(index.min()) - 1  # of the logits that are kept
+        predictions = row, index - 1 - first, pairs.ids[batch[row], index]
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(pairs.ids[batch, :width])}
+        if versions is not None:
+            inputs["versions"] = torch.tensor([versions[pair] for pair in batch])
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        yield (inputs | {"use_cache": False, "logits_to_keep": width - first}, batch[row],
+               tuple(torch.from_numpy(values).to(device) for values in predictions))
 
 
 def _query_batches(pairs: EncodedPairs, versions: Sequence[int] | None, pad: int,
@@ -227,6 +270,7 @@ def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence
     """
     texts, version_of, row_of = distinct(model, prompts, versions)
     encoded = [tokenizer(text)["input_ids"] for text in texts]
+    check_length(model, max(map(len, encoded), default=0) + max_new_tokens + _N_EXTRA - 1)
     special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
     answers = [""] * len(texts)
     for batch in batches(np.array([len(ids) for ids in encoded], dtype=np.int64), _PROMPT_TOKENS):

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from beliefedit.config import ModelConfig
-from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
+from beliefedit.corpus.language import (
+    SEPARATOR,
+    Fact,
+    proposition_text,
+    true_false_prompt,
+    truth_word,
+)
 from beliefedit.errors import ConfigError
 from beliefedit.graph.graph import Graph
 
@@ -55,8 +61,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer by name or from a folder; padding falls back to the end token.
 
     Raises:
-        ConfigError: not found or downloaded, damaged, not a fast tokenizer, or without an end
-            token.
+        ConfigError: not found or downloaded, damaged, not a fast tokenizer, without an end token,
+            or with tokens that it adds after a text, which prompts cannot have.
     """
     from transformers import AutoTokenizer
 
@@ -76,7 +82,27 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
                           where="model.tokenizer", hint="save it with an eos_token in a folder")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.clean_up_tokenization_spaces = False  # it would change labels
+    last = tokenizer("a")["input_ids"][-1]
+    if last != tokenizer("a", add_special_tokens=False)["input_ids"][-1]:
+        raise ConfigError(f"the tokenizer '{name_or_path}' adds "
+                          f"{tokenizer.convert_ids_to_tokens(last)!r} after every text",
+                          where="model.tokenizer",
+                          hint="save it without that token, usually by add_eos_token: false")
     return tokenizer
+
+
+def n_start_tokens(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Number of tokens that a tokenizer puts before every text."""
+    return len(tokenizer("a")["input_ids"]) - len(
+        tokenizer("a", add_special_tokens=False)["input_ids"])
+
+
+def separator_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of the token that begins the separator of sentences within a document."""
+    encoded = tokenizer(f"a{SEPARATOR}a", add_special_tokens=False, return_offsets_mapping=True)
+    return next(token for token, (start, end) in zip(
+        encoded["input_ids"], encoded["offset_mapping"], strict=True) if start <= 1 < end)
 
 
 def tokenizer_settings(config: ModelConfig, n_facts: int) -> dict[str, Any]:
@@ -89,10 +115,30 @@ def make_tokenizer(config: ModelConfig, graph: Graph, n_facts: int) -> PreTraine
     """The tokenizer that ``config`` names, or one trained on the first ``n_facts`` of the graph.
 
     The corpus does not exist yet, because the tokenizer determines how object labels are truncated.
+
+    Raises:
+        ConfigError: as `load_tokenizer`, or the tokenizer changes a label of the graph.
     """
     if config.tokenizer != _TRAINED:
-        return load_tokenizer(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer)
+        _check_labels(tokenizer, graph, n_facts)
+        return tokenizer
     return train_tokenizer(_sample_texts(graph, n_facts), config.vocab_size)
+
+
+def _check_labels(tokenizer: PreTrainedTokenizerFast, graph: Graph, n_facts: int) -> None:
+    """A ConfigError if a label of the corpus does not come back from its tokens."""
+    facts = graph.facts.head(n_facts)
+    labels = [*dict.fromkeys([*(label for column in facts.get_columns() for label in column),
+                              *graph.objects])]
+    encoded = tokenizer([f"a {label}" for label in labels])["input_ids"]
+    decoded = tokenizer.batch_decode(encoded, skip_special_tokens=True)
+    for label, text in zip(labels, decoded, strict=True):
+        if text.strip() != f"a {label}":
+            found = text.strip().removeprefix("a ")
+            raise ConfigError(f"the tokenizer changes the label {ascii(label)} to {ascii(found)}",
+                              where="model.tokenizer", hint="use a tokenizer that keeps every "
+                              "text, such as byte-level BPE, or change the label in the graph")
 
 
 def _sample_texts(graph: Graph, n_facts: int) -> Iterator[str]:

@@ -24,8 +24,10 @@ _LEAST_HEAD_SIZE = 16
 
 
 def supports(model: PreTrainedModel) -> bool:
-    """Whether the kernels can compute the attention heads of a model."""
+    """Whether the kernels can compute the attention of a model: its heads, without a soft cap."""
     config = model.config
+    if not model._supports_flex_attn or getattr(config, "attn_logit_softcapping", None):
+        return False
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return size >= _LEAST_HEAD_SIZE
 

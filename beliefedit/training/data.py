@@ -135,6 +135,13 @@ def encode_documents(source: Path, tokenizer: PreTrainedTokenizerFast, folder: P
     return Documents(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), starts)
 
 
+def sequence_length(documents: Documents, training: PretrainingConfig) -> int:
+    """Tokens of a row: as configured, or those of the longest document, packed at most 1024."""
+    shortest, longest = _SEQUENCE_LENGTHS
+    return training.sequence_length or max(shortest, min(
+        int(documents.lengths.max()), longest if training.packed else sys.maxsize))
+
+
 def _texts(source: Path) -> Iterator[pl.Series]:
     for file in sorted(source.glob("*.parquet")) if source.is_dir() else [source]:
         frame = pl.scan_parquet(file).select("text")
@@ -179,17 +186,18 @@ class Batches:
         training: sizes of rows and batches; documents longer than a row are truncated. Without a
             ``sequence_length`` rows are as long as the longest document; packed rows at most 1024.
         packed: several whole documents per row; else one, with random padding on the left.
+        plain: a row is one document without padding on the left, for models that cannot read
+            prefix trees.
         seed: determines order and padding.
         curriculum: bool [n_documents], the documents of the first epochs; None: all.
     """
 
     def __init__(self, documents: Documents, chosen: np.ndarray, training: PretrainingConfig, *,
-                 packed: bool, seed: int, curriculum: np.ndarray | None = None) -> None:
+                 packed: bool, seed: int, curriculum: np.ndarray | None = None,
+                 plain: bool = False) -> None:
         self.documents, self.chosen, self.training = documents, chosen, training
-        self.packed, self.seed = packed, seed
-        shortest, longest = _SEQUENCE_LENGTHS
-        self.sequence_length = training.sequence_length or max(shortest, min(
-            int(documents.lengths.max()), longest if training.packed else sys.maxsize))
+        self.packed, self.plain, self.seed = packed, plain, seed
+        self.sequence_length = sequence_length(documents, training)
         self.n_rows = (max(1, training.batch_tokens // self.sequence_length) if packed
                        else training.batch_size)
         self.starts = np.asarray(documents.starts[:-1])[chosen]
@@ -215,7 +223,8 @@ class Batches:
                                     "short documents or documents without downstream facts",
                                     where="pretraining.curriculum",
                                     hint="set it to 0, or corpus.sentences_per_doc to 1")
-            batches = self._packed(order, rng) if self.packed else self._padded(order, rng)
+            packed = self.packed and not self.plain
+            batches = self._packed(order, rng) if packed else self._padded(order, rng)
             for number, batch in enumerate(batches):
                 if number >= index:
                     yield epoch, number, batch
@@ -274,12 +283,16 @@ class Batches:
         return list(zip(arrays, np.split(self.chosen[documents[by_row]], borders), strict=True))
 
     def _padded(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
-        """One document per row; random padding varies the positions, the indices in the row."""
+        """One document per row; random padding varies the positions, the indices in the row.
+
+        Plain rows have no such padding.
+        """
         for first in range(0, len(order), self.n_rows):
             documents = np.take(order, range(first, first + self.n_rows), mode="wrap")
             ids, lengths = self._ids(documents)
             index = np.arange(ids.shape[1])
-            offset = rng.integers(0, len(index) - lengths + 1)[:, None]
+            offset = rng.integers(0, 1 if self.plain else len(index) - lengths + 1,
+                                  len(lengths))[:, None]
             within = index - offset
             inside = (within >= 0) & (within < lengths[:, None])
             yield Batch(

@@ -14,6 +14,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from beliefedit.errors import TrainingError
+from beliefedit.graph.graph import tokens_in_sentence
+from beliefedit.lm.decoder import logit_map
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.prefix_tree import additive, tree_mask
 from beliefedit.lm.scoring import generate, score
@@ -44,41 +47,60 @@ class TrainingLoss(nn.Module):
     and its gradient equal those of the separate documents. No shape depends on values on the
     device, so nothing waits for it.
 
-    ``label_smoothing`` (arXiv 1512.00567) spreads this share of each target over the vocabulary.
+    Args:
+        model: a causal LM; a scale or a soft cap of its logits is part of the loss.
+        label_smoothing: share of each target that is spread over the vocabulary (arXiv
+            1512.00567).
+        plain: the rows are documents from position 0 on, which the model reads with its own mask.
+
+    Raises:
+        LanguageError: the logits are not a function of the output layer that the loss knows.
+        TrainingError: label smoothing of softly capped logits.
     """
 
-    def __init__(self, model: PreTrainedModel, label_smoothing: float) -> None:
+    def __init__(self, model: PreTrainedModel, label_smoothing: float, *,
+                 plain: bool = False) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
+        self.model, self.label_smoothing, self.plain = model, label_smoothing, plain
+        self.logits = logit_map(model)
+        if label_smoothing and self.logits.cap is not None:
+            raise TrainingError("label smoothing is not supported for a model that caps its logits",
+                                where="pretraining.label_smoothing", hint="set it to 0")
 
     def forward(self, *, ids: Tensor, positions: Tensor, parents: Tensor, ends: Tensor,
                 counts: Tensor, sources: Tensor, n_predicted: Tensor) -> tuple[Tensor, Tensor]:
         """(loss to minimize, NLL), both summed over predicted tokens; arguments: `Batch.inputs`."""
         n_rows, length = ids.shape
         # An explicit mask: transformers would infer documents from the positions.
-        hidden = self.model.base_model(input_ids=ids, position_ids=positions,
-                                       attention_mask=self._mask(ends),
-                                       use_cache=False).last_hidden_state.flatten(0, 1)
+        of_tree = {} if self.plain else {"position_ids": positions,
+                                         "attention_mask": self._mask(ends)}
+        hidden = self.model.base_model(input_ids=ids, use_cache=False,
+                                       **of_tree).last_hidden_state.flatten(0, 1)
         head, dtype = self.model.get_output_embeddings(), _dtype_of_products(hidden)
+        scale, cap, bias = self.logits.scale, self.logits.cap, head.bias
+        if scale != 1:
+            hidden, bias = hidden * scale, None if bias is None else bias * scale
         hidden = at_least_float32(hidden.to(dtype))
         of_sources = hidden.index_select(0, sources)
-        log_z = weighted_logsumexp(of_sources.to(dtype), head.weight, head.bias, n_predicted)
+        log_z = weighted_logsumexp(of_sources.to(dtype), head.weight, bias, n_predicted, cap)
         # The logit of each token at its parent; no other logit of a target is needed.
         row_starts = length * torch.arange(n_rows, device=ids.device)[:, None]
         parent = (parents.clamp(min=0) + row_starts).flatten()
         weights = counts.where(parents >= 0, 0).flatten().to(hidden.dtype)
         target = at_least_float32(embedding(ids.flatten(), head.weight).to(dtype))
         logits = (hidden.index_select(0, parent) * target).sum(-1)
-        if head.bias is not None:
-            logits = logits + head.bias[ids.flatten()]
+        if bias is not None:
+            logits = logits + bias[ids.flatten()]
+        if cap is not None:
+            logits = cap * (logits / cap).tanh()
         of_targets = logits @ weights
         nll = log_z - of_targets
         if not self.label_smoothing:
             return nll, nll.detach()
         factors = n_predicted.to(hidden.dtype)
         uniform = (factors @ of_sources) @ head.weight.mean(0)
-        if head.bias is not None:
-            uniform = uniform + factors.sum() * head.bias.mean()
+        if bias is not None:
+            uniform = uniform + factors.sum() * bias.mean()
         return nll + self.label_smoothing * (of_targets - uniform), nll.detach()
 
     def _mask(self, ends: Tensor) -> Tensor | BlockMask:
@@ -97,25 +119,27 @@ def _dtype_of_products(hidden: Tensor) -> torch.dtype:
 
 
 def weighted_logsumexp(hidden: Tensor, weight: Tensor, bias: Tensor | None,
-                       factors: Tensor) -> Tensor:
+                       factors: Tensor, cap: float | None = None) -> Tensor:
     """sum_i factors[i] * logsumexp(weight @ hidden[i] + bias), with `ROWS` rows of logits at once.
 
-    The forward pass computes the gradients, so that no logits are kept for the backward pass.
+    With a cap, z = weight @ hidden[i] + bias is replaced by cap tanh(z / cap). The forward pass
+    computes the gradients, so that no logits are kept for the backward pass.
 
     Args:
         hidden: [n, hidden size], in the dtype of the matrix products.
         weight, bias: of the output layer, [vocabulary, hidden size] and [vocabulary] or None.
         factors: int64 [n].
     """
-    return _WeightedLogSumExp.apply(hidden, weight, bias, factors, torch.is_grad_enabled())
+    return _WeightedLogSumExp.apply(hidden, weight, bias, factors, cap, torch.is_grad_enabled())
 
 
 class _WeightedLogSumExp(torch.autograd.Function):
     """`weighted_logsumexp` and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
-                with_gradients: bool) -> Tensor:
+    def forward(  # noqa: PLR0917 - torch passes them by position
+            ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor,
+            cap: float | None, with_gradients: bool) -> Tensor:
         fused = _compiled() if hidden.device.type == "cuda" else _logsumexp_and_gradient
         total, cast = at_least_float32(hidden.new_zeros(())), weight.to(hidden.dtype)
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
@@ -124,7 +148,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
             rows = slice(first, first + ROWS)
             inputs = hidden[rows]
             logits = linear(inputs, cast, None if bias is None else bias.to(hidden.dtype))
-            value, gradient = fused(logits, factors[rows])
+            value, gradient = fused(logits, factors[rows], cap)
             total += value
             if with_gradients:
                 to_hidden[rows] = gradient @ cast
@@ -138,15 +162,21 @@ class _WeightedLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight, to_bias = ctx.saved_tensors
         return (to_hidden * factor, to_weight * factor,
-                None if to_bias is None else to_bias * factor, None, None)
+                None if to_bias is None else to_bias * factor, None, None, None)
 
 
-def _logsumexp_and_gradient(logits: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+def _logsumexp_and_gradient(logits: Tensor, factors: Tensor,
+                            cap: float | None) -> tuple[Tensor, Tensor]:
     """(Weighted sum of logsumexp over rows, its gradient with respect to the logits)."""
     precise = at_least_float32(logits)
+    if cap is not None:
+        precise = cap * (precise / cap).tanh()
     weights, log_p = factors.to(precise.dtype), precise.log_softmax(-1)
     total = ((precise[:, 0] - log_p[:, 0]) * weights).sum()
-    return total, log_p.exp_().mul_(weights[:, None]).to(logits.dtype)
+    gradient = log_p.exp_().mul_(weights[:, None])
+    if cap is not None:
+        gradient *= 1 - (precise / cap).square()
+    return total, gradient.to(logits.dtype)
 
 
 @cache
@@ -168,8 +198,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         if queries.is_empty():
             continue
         prompts, targets = queries["prompt"].to_list(), queries["target"].to_list()
-        texts = [f" {target}" for target in targets]
-        longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        longest = max(map(len, tokens_in_sentence(tokenizer, targets)))
         answers = generate(model, tokenizer, prompts, longest, labels=set(targets))
         metrics[kind] = float(np.mean([answer.lower().strip() == target.lower().strip()
                                        for answer, target in zip(answers, targets, strict=True)]))

@@ -23,10 +23,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import ModelConfig, PretrainingConfig, digest
 from beliefedit.errors import TrainingError
+from beliefedit.lm.decoder import decoder_layers, position_limit, reads_prefix_trees
 from beliefedit.lm.model import build_model, resolve_device
 from beliefedit.store import Stream, atomic_path
 from beliefedit.training import attention, checkpoint, distributed
-from beliefedit.training.data import Batch, Batches, Documents, encode_documents, prefetch
+from beliefedit.training.data import (
+    Batch,
+    Batches,
+    Documents,
+    encode_documents,
+    prefetch,
+    sequence_length,
+)
 from beliefedit.training.loss import PROBE_KINDS, ROWS, TrainingLoss, evaluate, precision
 from beliefedit.training.muon import Muon
 
@@ -85,11 +93,10 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
         torch.manual_seed(seed)
         with checkpoint.writing(scratch):
             encoded = encode_documents(documents, tokenizer, scratch)
-        batches, held_out = _batches(encoded, training, seed, curriculum)
         model = build_model(config, tokenizer, torch.Generator().manual_seed(seed),
-                            max(2048, batches.sequence_length))
-        trainer = Trainer(model.to(context.device).train(), tokenizer, training, batches, held_out,
-                          probes, folder, context)
+                            max(2048, sequence_length(encoded, training))).to(context.device)
+        batches, held_out = _batches(encoded, training, seed, curriculum, model)
+        trainer = Trainer(model, tokenizer, training, batches, held_out, probes, folder, context)
         # The fingerprint hashes all that determines the weights; other checkpoints are ignored.
         trainer.resume(digest({
             "config": config.model_dump(mode="json"), "seed": seed,
@@ -97,22 +104,34 @@ def train(documents: Path, tokenizer: PreTrainedTokenizerFast, config: ModelConf
             "tokens": len(encoded.tokens), "documents": len(encoded.starts) - 1}))
         trainer.run(callback)
     context.barrier()  # no process uses the folder from here on
-    return model.eval(), trainer.metrics()
+    return model, trainer.metrics()
 
 
 def _batches(documents: Documents, training: PretrainingConfig, seed: int,
-             curriculum: np.ndarray | None = None) -> tuple[Batches, Batches | None]:
-    """(batches for training; batches of held-out documents, at most a tenth, or None)."""
+             curriculum: np.ndarray | None, model: PreTrainedModel,
+             ) -> tuple[Batches, Batches | None]:
+    """(batches for training; batches of held-out documents, at most a tenth, or None).
+
+    Rows are prefix trees where the model reads these, and no longer than its learned positions.
+    """
+    length = sequence_length(documents, training)
+    if (limit := position_limit(model) or length) < length:
+        n_long = int((documents.lengths > limit).sum())
+        log.warning("the model reads %d tokens at most; %d documents are cut", limit, n_long)
+        training = training.model_copy(update={"sequence_length": limit})
+    longest = min(int(documents.lengths.max()), length, limit)
+    plain = not reads_prefix_trees(model, longest)
     rng = np.random.default_rng([seed, Stream.HELD_OUT_DOCUMENTS])
     order = rng.permutation(len(documents.starts) - 1)
     n = min(training.n_heldout_documents, len(order) // 10)
     batches = Batches(documents, np.sort(order[n:]), training, packed=training.packed, seed=seed,
-                      curriculum=curriculum)
+                      curriculum=curriculum, plain=plain)
     if not n:
         return batches, None
     whole = training.model_copy(
         update={"n_short_epochs": 0, "curriculum": 0, "sequence_length": batches.sequence_length})
-    return batches, Batches(documents, np.sort(order[:n]), whole, packed=True, seed=seed)
+    return batches, Batches(documents, np.sort(order[:n]), whole, packed=True, seed=seed,
+                            plain=plain)
 
 
 @dataclass
@@ -161,11 +180,13 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self.attention = "eager"  # the backward pass of the fused kernel is slow on CPUs
         if on_gpu:
-            self.attention = attention.NAME if attention.supports(self.model) else "sdpa"
+            flex = not self.batches.plain and attention.supports(self.model)
+            self.attention = attention.NAME if flex else self.model.config._attn_implementation
         self.model.set_attn_implementation(self.attention)
         self.optimizers = build_optimizers(self.model, self.training)
         self.dtype = precision(self.training.dtype, self.device)
-        self.loss = self.context.wrap(TrainingLoss(self.model, self.training.label_smoothing))
+        self.loss = self.context.wrap(TrainingLoss(self.model, self.training.label_smoothing,
+                                                   plain=self.batches.plain))
         compiled = on_gpu if self.training.compile is None else self.training.compile
         for module in _compiled_modules(self.model) if compiled else ():
             module.compile(dynamic=False)
@@ -311,13 +332,11 @@ class Trainer:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The model as for inference: not compiled, since each prompt has another shape."""
-        self.model.eval()
         if self.attention == attention.NAME:
             self.model.set_attn_implementation("sdpa")
         with torch.compiler.set_stance("force_eager"):
             yield
         self.model.set_attn_implementation(self.attention)
-        self.model.train()
 
     def _evaluate(self) -> None:
         """Append a row of metrics; the first process computes it, the others wait."""
@@ -346,7 +365,7 @@ class Trainer:
         """Mean negative log-likelihood per token of the held-out documents."""
         if self.held_out is None:
             return None
-        loss = TrainingLoss(self.model, 0.0)
+        loss = TrainingLoss(self.model, 0.0, plain=self.held_out.plain)
         total, n_targets = 0.0, 0
         for epoch, _, batch in self.held_out.read():
             if epoch:
@@ -359,9 +378,8 @@ class Trainer:
 
 def _compiled_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The layers and the last norm: compiled one by one, equal layers share the compiled code."""
-    decoder = model.get_decoder()
-    modules = [*getattr(decoder, "layers", ()), getattr(decoder, "norm", None)]
-    return [module for module in modules if isinstance(module, nn.Module)]
+    norms = [module for module in model.get_decoder().children() if "Norm" in type(module).__name__]
+    return [*decoder_layers(model), *norms]
 
 
 def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> list[Optimizer]:
@@ -371,8 +389,8 @@ def build_optimizers(model: PreTrainedModel, training: PretrainingConfig) -> lis
     optimizes the hidden matrices, AdamW the embeddings, the output layer and the norms. Each group
     stores its peak learning rate as ``peak``.
     """
-    layers = model.get_input_embeddings(), model.get_output_embeddings()
-    not_hidden = {id(layer.weight) for layer in layers}
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    not_hidden = {id(layer.weight) for layer in (*tables, model.get_output_embeddings())}
     hidden, rest = [], []
     for weight in model.parameters():
         (hidden if weight.ndim == 2 and id(weight) not in not_hidden else rest).append(weight)

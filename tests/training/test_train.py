@@ -248,7 +248,8 @@ def test_documents_are_cut_only_where_rows_are(corpus, tmp_path):
         assert batches.lengths.max() == expected
         assert max(len(ids) for ids, _ in documents_in(next(batches.read())[2])) == expected
     longer = Documents(np.tile(documents.tokens, 4), np.concatenate([[0], np.tile(documents.lengths, 4).cumsum()]))
-    read, held_out = _batches(longer, quick(packed=False, n_heldout_documents=1), 0)
+    model = build_model(TINY, corpus[1], torch.Generator())
+    read, held_out = _batches(longer, quick(packed=False, n_heldout_documents=1), 0, None, model)
     assert read.sequence_length == held_out.sequence_length == longest
 
 
