@@ -87,6 +87,12 @@ def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 _CELL = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .5em;text-align:"
 
 

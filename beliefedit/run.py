@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,8 @@ class Run:
             self.config = load_params(params, overrides)
         else:
             self.config = with_overrides(record["config"] if params is None else params, overrides)
-        self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
+        self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only,
+                           run_name=self.folder.name)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
         self._checked_model = False
 
@@ -134,6 +136,11 @@ class Run:
             record = self._record(stage)
             self._keys[stage] = stage_key(stage, record), record
         return self._keys[stage][0]
+
+    def stage_config(self, stage: str) -> dict[str, Any]:
+        """The part of the configuration that a stage's key is made of."""
+        self.key(stage)
+        return self._keys[stage][1]["config"]
 
     def has(self, stage: str) -> bool:
         """Whether a stage is computed; 'edits' means those of all editors."""
@@ -184,18 +191,35 @@ class Run:
         Raises:
             StoreError: an unknown stage.
         """
+        unwanted = self.computed_from(stages)
+        return [path for stage, key in self.keys().items() if stage in unwanted
+                for path in self.store.discard(stage, key)]
+
+    def computed_from(self, stages: Iterable[str]) -> set[str]:
+        """These stages and all that are computed from them, those of editors one by one.
+
+        Raises:
+            StoreError: an unknown stage.
+        """
         known = dict.fromkeys([*VERSIONS, *self.keys()])
-        unwanted: set[str] = set()
+        found: set[str] = set()
         for stage in stages:
             if stage not in known:
                 raise StoreError(f"this run has no stage '{stage}'",
                                  hint=f"choose from {', '.join(known)}")
-            unwanted |= {stage, *self._parts(stage)}
+            found |= {stage, *self._parts(stage)}
         for stage in self.keys():  # each after its inputs
-            if unwanted & set(self._keys[stage][1]["inputs"]):
-                unwanted.add(stage)
-        return [path for stage, key in self.keys().items() if stage in unwanted
-                for path in self.store.discard(stage, key)]
+            if found & set(self._keys[stage][1]["inputs"]):
+                found.add(stage)
+        return found & set(self.keys())
+
+    def needed_for(self, stages: Iterable[str]) -> list[str]:
+        """These stages and all that they are computed from, each after its inputs."""
+        found = {part for stage in stages for part in self._parts(stage)}
+        for stage in reversed(self.keys()):
+            if stage in found:
+                found |= set(self._keys[stage][1]["inputs"])
+        return [stage for stage in self.keys() if stage in found]
 
     def _parts(self, stage: str) -> list[str]:
         if stage in EDITING_STAGES:
@@ -607,7 +631,9 @@ class Run:
             missing = context.broadcast([part for part in self._parts("edits")
                                          if not self.has(part)])
             for part in missing:
-                local._edit(part.partition("/")[2], (context.rank, context.n_processes))
+                with (self.store.recording(part, self.key(part)) if context.is_main
+                      else nullcontext()):
+                    local._edit(part.partition("/")[2], (context.rank, context.n_processes))
             context.barrier()
             if context.is_main:  # gather the edits of all processes
                 for part in missing:

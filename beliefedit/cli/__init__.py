@@ -9,7 +9,14 @@ import click
 from beliefedit.errors import BeliefEditError
 
 COMMANDS = {
+    "run": "Run the notebooks, and write HTML reports and an index.",
+    "report": "Write the reports of a run, or of any executed notebook.",
+    "compare": "Write a page that compares runs.",
+    "bundle": "Write all pages of a run as one HTML file.",
     "playground": "Open the playground of a run as a page in the browser.",
+    "watch": "Show the progress of a run or sweep from another terminal.",
+    "clean": "Remove the artifacts of a folder that no recorded run uses.",
+    "new": "Create a folder with the notebooks and parameter files.",
 }
 """Commands and their descriptions. `beliefedit.cli.<name>` has the command of that name."""
 

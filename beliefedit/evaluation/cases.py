@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
@@ -19,6 +18,7 @@ from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt
 from beliefedit.corpus.sampler import Sampler
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest
+from beliefedit.progress import tqdm
 
 PROBES = ("same_subject_same_relation", "same_subject_other_relation",
           "other_subject_same_relation", "other_subject_other_relation")

@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.agent.agent import BayesAgent
@@ -34,6 +33,7 @@ from beliefedit.lm.scoring import (
     score,
     score_queries,
 )
+from beliefedit.progress import tqdm
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,44 @@
+"""`beliefedit watch`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from beliefedit.cli import complete
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LINES = 15.0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), shell_complete=complete.folders)
+@click.option("--once", is_flag=True, help="show the state and return")
+def watch(folder: Path, once: bool) -> None:
+    """Show the progress of the run or sweep in FOLDER until nothing runs in it any more.
+
+    The exit code is 0 if all runs have finished or, with --once, still run, and 1 if one has
+    failed or was stopped.
+    """
+    from beliefedit.batch.watch import status
+
+    live, shown, n_lines = sys.stdout.isatty() and not once, -SECONDS_BETWEEN_LINES, 0
+    while True:
+        runs = status(folder)
+        is_last = once or not any(run.state in ("running", "waiting") for run in runs)
+        lines = [line for run in runs for line in run.lines]
+        if live:  # in place of the lines before
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\x1b[{n_lines}F\x1b[J" * bool(n_lines)
+                       + "\n".join(line[:width] for line in lines))
+            n_lines = len(lines)
+        elif is_last or time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+            shown = time.monotonic()
+            click.echo("\n".join(lines))
+        if is_last:
+            sys.exit(int(any(run.state in ("failed", "stopped") for run in runs)))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
