@@ -76,8 +76,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-NOT_COMPARED = {"plugins", "notebooks"}
-"""Parameters that do not distinguish configurations: paths of plugins, notebooks to run."""
+NOT_COMPARED = {"plugins", "notebooks", "metrics"}
+"""Parameters that do not distinguish configurations: paths of plugins, notebooks to run, packages
+that show metrics."""
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -999,6 +1000,9 @@ class Experiment(Config):
     plugins: tuple[str, ...] = Field(
         (), description="modules (name, or path of a .py file) that register editors or measures; "
         "paths are relative to the parameter file, in overrides to the working directory")
+    metrics: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="packages that get the metrics of the training: tensorboard, wandb "
+        "(Weights & Biases, offline); they write to the run folder")
     graph: GraphConfig = GraphConfig()
     world: WorldConfig = WorldConfig()
     corpus: CorpusConfig = CorpusConfig()

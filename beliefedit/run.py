@@ -23,6 +23,7 @@ from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import verdict
 from beliefedit.analysis.populations import SPLIT
+from beliefedit.cards import CARD, corpus_card, model_card
 from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
 from beliefedit.corpus import corpus as corpora
 from beliefedit.corpus import world as worlds
@@ -104,7 +105,7 @@ class Run:
         self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only,
                            run_name=self.folder.name)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
-        self._checked_model = False
+        self._checked_training = False
 
     @classmethod
     def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
@@ -153,19 +154,24 @@ class Run:
         build = getattr(self, f"_build_{name}")
         arguments = [stage.partition("/")[2]] if name in EDITING_STAGES else []
         if not self.store.has(stage, key):
-            self._check_existing_model()
+            self._check_training()
         return self.store.get(stage, key, self._keys[stage][1],
                               lambda folder: build(folder, *arguments))
 
-    def _check_existing_model(self) -> None:
-        """Check the model that training starts from, once, before the first stage is computed."""
-        if (self.config.model.init_from is None or self._checked_model or self.store.read_only
-                or self.has("model")):
+    def _check_training(self) -> None:
+        """Check the model that training starts from and the packages that take its metrics, once,
+        before the first stage is computed."""
+        config = self.config
+        if (config.model.init_from is None and not config.metrics or self._checked_training
+                or self.store.read_only or self.has("model")):
             return
         from beliefedit.lm.model import check_existing
+        from beliefedit.training.metrics import check_installed
 
-        check_existing(self.config.model)
-        self._checked_model = True
+        check_installed(config.metrics)
+        if config.model.init_from is not None:
+            check_existing(config.model)
+        self._checked_training = True
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The record of a stage's artifact.
@@ -340,6 +346,7 @@ class Run:
         sampled = corpora.sample_corpus(self.world, self.config.corpus, self.config.seed,
                                         documents=folder / "documents")
         corpora.save(sampled, folder)
+        write_text(folder / CARD, corpus_card(self.config, sampled.statistics))
         return {"statistics": sampled.statistics}
 
     # Model
@@ -410,6 +417,7 @@ class Run:
         save_model(model, self.tokenizer, folder)
         trained.write_parquet(folder / "metrics.parquet")
         last = trained.row(-1, named=True)
+        write_text(folder / CARD, model_card(self.config, model.num_parameters(), last))
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
@@ -421,14 +429,22 @@ class Run:
 
     def _train(self) -> tuple[PreTrainedModel, pl.DataFrame]:
         """(the trained model, its metrics)."""
+        from beliefedit.training.metrics import MetricsWriter
         from beliefedit.training.train import train
 
-        return train(self.corpus.documents, self.tokenizer, self.config.model,
-                     self.config.pretraining, probes=self.training_probes,
-                     curriculum=corpora.has_no_downstream_fact(self.corpus)
-                     if self.config.pretraining.curriculum else None, seed=self.config.seed,
-                     folder=self.store.working_folder("model", self.key("model")),
-                     device=self.config.device, callback=self._on_evaluation)
+        title = f"{self.name}-{self.key('model')[:8]}"
+        with MetricsWriter(self.config.metrics, self.folder, title, self.flat_config) as write:
+            def on_evaluation(metrics: pl.DataFrame) -> None:
+                write(metrics)
+                if self._on_evaluation is not None:
+                    self._on_evaluation(metrics)
+
+            return train(self.corpus.documents, self.tokenizer, self.config.model,
+                         self.config.pretraining, probes=self.training_probes,
+                         curriculum=corpora.has_no_downstream_fact(self.corpus)
+                         if self.config.pretraining.curriculum else None, seed=self.config.seed,
+                         folder=self.store.working_folder("model", self.key("model")),
+                         device=self.config.device, callback=on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
         from beliefedit.evaluation.edits import query_model

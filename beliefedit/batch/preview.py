@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,9 @@ def show(plans: Sequence[runner.RunPlan], rebuild: Sequence[str]) -> None:
             for path in plan.notebooks for name in [path.stem]]))
         click.echo("\n" + text_table([("stage", "", "estimate", "from"), *rows]))
         known = [value for value in seconds if value is not None]
-        if seconds:
-            n_unknown = len(seconds) - len(known)
-            more = f"; {n_unknown} unknown" if n_unknown else ""
-            click.echo(f"\n{len(seconds)} stages to compute: {_about(sum(known))}{more}\n"
-                       if known else f"\n{len(seconds)} stages to compute: time unknown\n")
-        else:
-            click.echo("\nno stage to compute\n")
+        more = f"; {len(seconds) - len(known)} unknown" if len(known) < len(seconds) else ""
+        click.echo(f"\n{len(seconds)} stages to compute, about {duration(sum(known))}{more}\n"
+                   if seconds else "\nno stage to compute\n")
 
 
 def stages(plan: runner.RunPlan, record: Mapping[str, Any], rebuild: Sequence[str],
@@ -69,13 +66,8 @@ def stages(plan: runner.RunPlan, record: Mapping[str, Any], rebuild: Sequence[st
         shared.add(key)
         estimate, source = _estimate(run, stage, earlier)
         seconds.append(estimate)
-        rows.append((stage, "compute", UNKNOWN if estimate is None else _about(estimate), source))
+        rows.append((stage, "compute", UNKNOWN if estimate is None else duration(estimate), source))
     return rows, seconds
-
-
-def _about(seconds: float) -> str:
-    return "under a minute" if seconds < 60 else f"about {round(seconds / 60)} min" \
-        if seconds < 5400 else f"about {duration(seconds)}"
 
 
 def _last_time(record: Mapping[str, Any], name: str) -> str:
@@ -100,10 +92,12 @@ def _earlier(run: Run) -> list[tuple[Path, Mapping[str, Any]]]:
 
 def _estimate(run: Run, stage: str, earlier: Sequence[tuple[Path, Mapping[str, Any]]]
               ) -> tuple[float | None, str]:
-    """(Seconds, name of the run they are from) by the newest artifact of the same stage, with the
-    same model and graph where they matter; None where there is none."""
+    """(Seconds, name of the run they are from) by the earlier artifact of the same stage whose
+    amount of work is nearest, with the same model and graph where they matter; None where there is
+    none."""
     inputs = {name: run.stage_config(name) for name in ("graph", "cases", "model")}
-    wanted = _work(stage, run.stage_config(stage), inputs)
+    like, amount = _work(stage, run.stage_config(stage), inputs)
+    found = []
     for folder, manifest in earlier:
         try:
             if manifest["stage"] != stage:
@@ -111,12 +105,14 @@ def _estimate(run: Run, stage: str, earlier: Sequence[tuple[Path, Mapping[str, A
             store = Store(folder, read_only=True)
             inputs = {name: store.manifest(name, key)["config"]
                       for name, key in manifest["inputs"].items() if store.has(name, key)}
-            like, amount = _work(stage, manifest["config"], inputs)
-            if like == wanted[0] and amount:
-                return manifest["seconds"] * wanted[1] / amount, folder.name
-        except (StoreError, KeyError, TypeError):  # damaged, or its inputs are gone: no estimate
-            continue
-    return None, ""
+            other, other_amount = _work(stage, manifest["config"], inputs)
+            if other == like:
+                ratio = amount / other_amount
+                found.append((abs(math.log(ratio)), manifest["seconds"] * ratio, folder.name))
+        except (StoreError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            continue  # it is damaged, or its inputs are gone
+    _, seconds, name = min(found, key=lambda entry: entry[0], default=(0, None, ""))
+    return seconds, name
 
 
 def _work(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]

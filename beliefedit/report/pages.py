@@ -328,8 +328,8 @@ def write_comparison(folder: Path, section: Mapping[str, Any] | None = None, *,
     points = _points([*records.values()])
     keys = list(dict.fromkeys(key for point in points for key in point))
     names = _names([*records])
-    rows = [{"folder": name, "href": quote(Path(os.path.relpath(
-                 path / "index.html", folder)).as_posix()), "point": [point.get(key) for key in keys],
+    rows = [{"folder": name, "point": [point.get(key) for key in keys],
+             "href": quote(Path(os.path.relpath(path / "index.html", folder)).as_posix()),
              "label": ", ".join(f"{key.rpartition('.')[2]} = {value}"
                                 for key, value in point.items()),
              "status": status(record), "summary": record,
