@@ -46,7 +46,7 @@ NOT_RUN = {
     r"python run_all.py .*--engine ray": "tests/batch/test_cluster.py runs sweeps with Ray",
     r"export RAY_AUTH_MODE|ray (get-auth-token|start|stop)": "for several machines",
     r"torchrun ": "tests/batch/test_run_all.py starts two processes",
-    r"python -m beliefedit.report .*--figures": "needs kaleido and a browser",
+    r"beliefedit report .*--figures": "needs kaleido and a browser",
 }
 """Beginnings of commands that are not run, and why."""
 
