@@ -28,7 +28,9 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def write_reports(folder: Path) -> list[Path]:
-    """Write the reports and the index of a run, or of all runs of a sweep and its index, again.
+    """Write the reports and the index of a run, or of all runs in a folder, again.
+
+    A sweep also gets its index.
 
     Returns:
         The paths of the pages.
@@ -42,7 +44,7 @@ def write_reports(folder: Path) -> list[Path]:
             record, run = read_record(path), Run.open(path)
             paths += [*runner.write_pages(run, record, list(record["notebooks"])),
                       path / "index.html"]
-        if folders != [folder]:
+        if folders != [folder] and all(read_record(path)["point"] for path in folders):
             paths.append(_compare(folder, folders))
     return paths
 
