@@ -1,6 +1,7 @@
 """Metrics of a real training run in TensorBoard's and Weights & Biases' own files."""
 
 import importlib.util
+import struct
 
 import pytest
 
@@ -43,22 +44,34 @@ def test_tensorboard_reads_every_evaluation(tmp_path):
 @needs("wandb")
 def test_weights_and_biases_records_offline(tmp_path, monkeypatch):
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     rows = run(tmp_path, metrics=["wandb"]).training_metrics
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    store, losses, tokens = DataStore(), [], []
-    store.open_for_scan(str(path))
-    while data := store.scan_data():
+    losses, tokens = [], []
+    for data in log_records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
         if "train_loss" in items:
             losses.append(float(items["train_loss"]))
             tokens.append(int(items["tokens"]))
-    store.close()
     assert tokens == rows["tokens"].to_list() and losses == pytest.approx(rows["train_loss"].to_list())
+
+
+def log_records(content, block=32768):
+    """Records of a file in the log format of LevelDB; seven bytes of the first block are a header of the file."""
+    at, record = 7, b""
+    while at + 7 <= len(content):
+        if block - at % block < 7:  # padding
+            at += block - at % block
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        record += content[at + 7:at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or last part
+            yield record
+            record = b""
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
