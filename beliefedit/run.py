@@ -97,7 +97,7 @@ class Run:
         self.recorded: Mapping[str, Any] | None = record.get("config")
         if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
-                             hint="give the parameters, or compute the run with run_all.py")
+                             hint="give the parameters, or compute the run with beliefedit run")
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:

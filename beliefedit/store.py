@@ -97,7 +97,7 @@ class Store:
         if not self.has(stage, key):
             raise StoreError(f"this run folder holds no {stage} of this configuration",
                              where=str(self.folder),
-                             hint="run the notebook that computes it, or run_all.py")
+                             hint="run the notebook that computes it, or beliefedit run")
         path = self.path(stage, key) / MANIFEST
         try:
             manifest = read_json(path)
@@ -147,7 +147,7 @@ class Store:
             return self.path(stage, key)
         if self.read_only:
             raise StoreError(f"{self.folder} holds no {stage} of this configuration",
-                             hint="make the run with run_all.py, or choose another run folder")
+                             hint="make the run with beliefedit run, or choose another run folder")
         try:
             self.tidy()
             try:
@@ -226,6 +226,7 @@ class Store:
                         shutil.rmtree(path, ignore_errors=True)
                     elif ending == PROGRESS:
                         path.unlink(missing_ok=True)
+        remove_torn(self.folder / WORKING)
         with suppress(OSError):
             (self.folder / WORKING).rmdir()
 
@@ -239,7 +240,7 @@ class Store:
 def _damaged(stage: str, path: Path) -> StoreError:
     return StoreError(f"the {stage} of this run is damaged: {path.name} is missing or was changed",
                       where=str(path), hint="restore the file, or compute the stage again: "
-                      f"run_all.py with --rebuild {stage}")
+                      f"beliefedit run with --rebuild {stage}")
 
 
 def _checksums(folder: Path) -> dict[str, tuple[int, str]]:
@@ -268,7 +269,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def remove_torn(folder: Path) -> None:
     """Remove the temporary files of `atomic_path` that killed processes have left in a folder.
 
-    No other process may write into the folder.
+    No other process may write into the folder, except files of progress, which may get lost.
     """
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():

@@ -25,7 +25,7 @@ from beliefedit.progress import ProgressFile
 
 SECONDS_BETWEEN_LINES = 15.0
 PARAMETERS = {"params_file", "run_folder", "overrides"}
-MORE_PARAMETERS = {"compare_with"}  # optional parameters, which run_all does not set
+MORE_PARAMETERS = {"compare_with"}  # optional parameters, which beliefedit run does not set
 _BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
 _CLEAR = "\r\x1b[K"
 
@@ -91,7 +91,7 @@ class Progress:
 
 
 def check_parameters(notebook: Path) -> None:
-    """Check that a notebook has exactly the parameters that run_all sets.
+    """Check that a notebook has exactly the parameters that `beliefedit run` sets.
 
     Raises:
         ReportError: it has others, or the file is not a notebook.

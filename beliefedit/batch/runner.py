@@ -31,8 +31,8 @@ STAGES = {"01_corpus": ("corpus",), "02_pretraining": ("beliefs",),
 
 def shared_stages(notebooks: Iterable[str]) -> set[str]:
     """The stages of these notebooks that several processes can compute together."""
-    shared = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
-    return {stage for name in notebooks for stage in shared.get(name, ("model",))}
+    read = {stage for name in notebooks for stage in STAGES.get(name, ("model",))}
+    return {*["model"] * bool(read - {"corpus"}), *["edits"] * ("tables" in read)}
 
 
 @dataclass(frozen=True)

@@ -420,7 +420,7 @@ def _require_record(run_folder: Path) -> dict[str, Any]:
     record = read_record(run_folder)
     if not record:
         raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
-                          hint="run_all.py creates run folders")
+                          hint="beliefedit run creates run folders")
     return record
 
 

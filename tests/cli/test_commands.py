@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
 from click.testing import CliRunner
 
@@ -240,3 +242,13 @@ def test_the_shell_completes_commands_names_and_keys(line, wanted, tmp_path):
         text=True, env=os.environ | {"_BELIEFEDIT_COMPLETE": "bash_complete", "COMP_WORDS": words,
                                      "COMP_CWORD": str(len(words.split()) - 1)})
     assert f"plain,{wanted}\n" in shown.stdout, shown.stderr
+
+
+def test_papermill_finds_the_parameters_from_any_folder(tmp_path):
+    notebook = write(tmp_path / "one.ipynb", "# One", "import beliefedit as be\nbe.Run(run_folder, params_file).config.name",
+                     "be.load_params('smoke').name")
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", {"params_file": "../params/smoke.yaml", "run_folder": "runs/x"},
+                               cwd=tmp_path, progress_bar=False)
+    outputs = [output["data"]["text/plain"] for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells
+               for output in cell.get("outputs", ()) if "data" in output]
+    assert outputs == ["'smoke'"] * 2 and (tmp_path / "runs" / "x").is_dir()
