@@ -39,7 +39,8 @@ def model_card(config: Experiment, n_parameters: int, metrics: Mapping[str, Any]
                   if metrics.get(name) is not None and metrics[name] == metrics[name]}
     data = ModelCardData(
         model_name=f"Model of {_source(config)}", library_name="transformers",
-        pipeline_tag="text-generation", base_model=initial and _portable(initial),
+        pipeline_tag="text-generation",
+        base_model=None if initial and initial.startswith(("/", ".")) else initial,
         tags=["beliefedit", "model-editing"],
         eval_results=[EvalResult("text-generation", "beliefedit", _source(config),
                                  "accuracy", value, metric_name=f"accuracy, {_ACCURACIES[name]}")

@@ -46,4 +46,6 @@ def test_cards_depend_on_nothing_but_key_results_and_code(run, tmp_path):
     config = be.config.with_overrides({}, {"model.init_from": "/home/me/llama", "model.tokenizer": "/home/me/llama",
                                            "graph.source": "/home/me/graph"})
     assert "/home/me" not in model_card(config, 7, row) + corpus_card(config, {})
-    assert "continued from `llama`" in model_card(config, 7, row) and ModelCard(model_card(config, 7, row)).data.base_model == "llama"
+    assert "continued from `llama`" in model_card(config, 7, row) and ModelCard(model_card(config, 7, row)).data.base_model is None
+    hub = be.config.with_overrides({}, {"model.init_from": "someone/llama", "model.tokenizer": "someone/llama"})
+    assert ModelCard(model_card(hub, 7, row)).data.base_model == "someone/llama"
