@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,14 @@ def watch(folder: Path, once: bool) -> None:
     The exit code is 0 if all runs have finished or, with --once, still run, and 1 if one has
     failed or was stopped.
     """
+    try:
+        sys.exit(_show(folder, once=once))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _show(folder: Path, *, once: bool) -> int:
+    """Show the state until nothing runs; return the exit code."""
     from beliefedit.batch.watch import status
 
     live, shown, n_lines = sys.stdout.isatty() and not once, -SECONDS_BETWEEN_LINES, 0
@@ -32,13 +41,15 @@ def watch(folder: Path, once: bool) -> None:
         is_last = once or not any(run.state in ("running", "waiting") for run in runs)
         lines = [line for run in runs for line in run.lines]
         if live:  # in place of the lines before
-            width = shutil.get_terminal_size().columns - 1
+            width, height = shutil.get_terminal_size()
+            if len(lines) >= height:
+                lines = [*lines[:height - 2], f"and {len(lines) - height + 2} lines more"]
             click.echo(f"\x1b[{n_lines}F\x1b[J" * bool(n_lines)
-                       + "\n".join(line[:width] for line in lines))
+                       + "\n".join(line[:width - 1] for line in lines))
             n_lines = len(lines)
         elif is_last or time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
             shown = time.monotonic()
             click.echo("\n".join(lines))
         if is_last:
-            sys.exit(int(any(run.state in ("failed", "stopped") for run in runs)))
+            return int(any(run.state in ("failed", "stopped") for run in runs))
         time.sleep(SECONDS_BETWEEN_LOOKS)

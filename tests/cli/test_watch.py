@@ -1,10 +1,14 @@
 """`beliefedit watch`: what it says about runs that run, wait, have finished, failed or were killed."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -164,3 +168,25 @@ def test_watch_ends_when_the_run_ends(tmp_path):
         run.stdin.close()
     shown, _ = watcher.communicate(timeout=30)
     assert watcher.returncode == 0 and shown.splitlines()[-1] == f"{tmp_path.name}: finished, 1 notebooks in 61 s"
+
+
+def test_a_terminal_is_renewed_and_never_overfull(tmp_path):
+    """Under a pseudo-terminal of six lines and forty columns; Ctrl-C ends the watcher, not the run."""
+    for n in range(9):
+        write_record(tmp_path / f"seed={n}", Experiment(), notebooks={"01_corpus": entry("done")})
+    with ProgressFile(tmp_path / PROGRESS, runs=["seed=9"]):
+        parent, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 6, 40, 0, 0))
+        environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+        process = subprocess.Popen([sys.executable, "-m", "beliefedit", "watch", str(tmp_path)], stdin=child, stdout=child,
+                                   stderr=child, env=environment | {"PYTHONPATH": str(ROOT)})
+        shown = b""
+        while shown.count(b"lines more") < 2:
+            shown += os.read(parent, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert (tmp_path / PROGRESS).exists()
+    os.close(parent), os.close(child)
+    first, second = shown.decode().split("\x1b[5F\x1b[J")[:2]
+    assert first.splitlines()[0] == "seed=0: finished, 1 notebooks in 61 s"[:39] and first.splitlines()[-1] == "and 6 lines more"
+    assert len(first.splitlines()) == 5 and second.startswith("seed=0")
