@@ -35,22 +35,27 @@ class ProgressFile:
     """
 
     def __init__(self, path: Path, **values: Any) -> None:
-        self.path, self._written = path, -SECONDS_BETWEEN_WRITES
+        self.path, self._written = path, 0.0
         self._head = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(),
                       **values}
 
     def __enter__(self) -> ProgressFile:
-        self.write()
+        self.write(at_once=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
-    def write(self, **values: Any) -> None:
-        """Replace the values, unless the file was written less than a second ago."""
+    def write(self, *, at_once: bool = False, **values: Any) -> None:
+        """Replace the values, unless the file was written less than a second ago.
+
+        Args:
+            at_once: replace them in any case: the next values may come late.
+            values: what `watch` shows, see `report`.
+        """
         now = time.monotonic()
-        if now - self._written < SECONDS_BETWEEN_WRITES:
+        if now - self._written < SECONDS_BETWEEN_WRITES and not at_once:
             return
         self._written = now
         content = {**self._head, "updated": time.time(), **values}

@@ -56,14 +56,14 @@ class Progress:
             expected: seconds that this and the later notebooks took last time; None: unknown.
         """
         self._head, self._expected, self._started = head, expected, time.monotonic()
-        self._record(0)
+        self._record(0, at_once=True)
         self.message(f"{head} -> {report}{self._time_left(0)}")
 
     def cell(self, step: str, bar: str = "") -> None:
         """Show a code cell, e.g. 'cell 3/12: Training', and the text of its progress bar."""
         now, text = time.monotonic(), f"{step}: {bar}" if bar else step
         elapsed = now - self._started
-        self._record(elapsed, cell=step, bar=bar)
+        self._record(elapsed, at_once=not bar, cell=step, bar=bar)
         if self.live:
             line = f"  {self._head}  {text}  ({duration(elapsed)}{self._time_left(elapsed)})"
             self._write(_CLEAR + line[:shutil.get_terminal_size().columns - 1])
@@ -75,7 +75,7 @@ class Progress:
         """Print a permanent line."""
         self._write(f"{_CLEAR if self.live else ''}{self.title}{text}\n")
 
-    def _record(self, elapsed: float, **values: str) -> None:
+    def _record(self, elapsed: float, **values: Any) -> None:
         if self.file is not None:
             left = None if self._expected is None else max(self._expected - elapsed, 0)
             self.file.write(notebook=self._head, seconds=elapsed, seconds_left=left, **values)

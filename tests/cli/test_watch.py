@@ -91,6 +91,8 @@ def test_progress_is_written_at_most_once_a_second_and_never_stops_the_work(tmp_
         for n in range(1000):
             file.write(done=n)
         assert (tmp_path / "a").read_bytes() == first and [path.name for path in tmp_path.iterdir()] == ["a"]
+        file.write(at_once=True, done=7)
+        assert json.loads((tmp_path / "a").read_text())["done"] == 7
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_WRITES", 0.0)
     with ProgressFile(tmp_path / "missing" / "b") as file:  # no such folder
         file.write(done=1)
