@@ -41,6 +41,7 @@ class ProgressFile:
 
     def __enter__(self) -> ProgressFile:
         self.write(at_once=True)
+        self._written = 0.0  # the first values follow soon
         return self
 
     def __exit__(self, *_: object) -> None:
