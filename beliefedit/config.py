@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -77,8 +78,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-NOT_COMPARED = {"plugins", "notebooks"}
-"""Parameters that do not distinguish configurations: paths of plugins, notebooks to run."""
+NOT_COMPARED = {"plugins", "notebooks", "metrics"}
+"""Parameters that do not distinguish configurations: paths of plugins, notebooks to run, packages
+that show metrics."""
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -1070,6 +1072,9 @@ class Experiment(Config):
     plugins: tuple[str, ...] = Field(
         (), description="modules (name, or path of a .py file) that register editors or measures; "
         "paths are relative to the parameter file, in overrides to the working directory")
+    metrics: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="packages that get the metrics of the training: tensorboard, wandb "
+        "(Weights & Biases, offline); they write to the run folder")
     graph: GraphConfig = GraphConfig()
     world: WorldConfig = WorldConfig()
     corpus: CorpusConfig = CorpusConfig()
@@ -1092,11 +1097,39 @@ class Experiment(Config):
         return digest(self.model_dump(mode="json", exclude=NOT_COMPARED) | {"notebooks": None})[:12]
 
 
+_SHIPPED = Path(__file__).with_name("_data")
+
+
+def shipped(name: str) -> Path:
+    """The package's folder 'notebooks' or 'params': inside the installed package, or in the
+    checkout that it is imported from."""
+    return (_SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1]) / name
+
+
+def find_params(path: str | Path) -> Path:
+    """The parameter file that a path or name means.
+
+    A name such as ``demo`` is ``params/demo.yaml``. If there is no file ``params/NAME`` or
+    ``../params/NAME``, it is that of the working directory's folder ``params``, else the one that
+    the package ships. Any other path is returned as it is.
+    """
+    path = Path(path)
+    is_name = path.name == str(path) and not path.suffix
+    candidate = Path("params") / (f"{path}.yaml" if is_name else path.name)
+    if not is_name and path not in (candidate, ".." / candidate):
+        return path
+    places = [path, candidate, shipped("params") / candidate.name]
+    with suppress(OSError, ValueError):  # of a name that no file can have
+        return next((place for place in places if place.is_file()), path)
+    return path
+
+
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read an experiment from YAML and apply overrides.
 
     Args:
-        path: YAML file with a section per stage; other parameters have their defaults.
+        path: YAML file with a section per stage; other parameters have their defaults. A name
+            such as ``demo`` is found as `find_params` describes.
         overrides: values by dotted key, e.g. ``{"edit.n_cases": 50}``, or by section as in the
             file, ``{"edit": {"n_cases": 50}}``. Sections are merged with those of the file, and
             the value of a parameter replaces its value there; ``edit.editors``, an editor and
@@ -1110,7 +1143,7 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if not isinstance(path, str | Path):
         raise ConfigError(f"the path of the parameter file is not text: {short(path)}",
                           hint="write it in quotes; with papermill, use -r instead of -p")
-    path, where = Path(path), shorten(str(path), 1000)
+    path, where = find_params(path), shorten(str(path), 1000)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_TEXT + 1)

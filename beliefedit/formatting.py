@@ -87,14 +87,17 @@ def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as text for a terminal; all but the first are aligned to the right."""
-    lines = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def text_table(rows: Sequence[Sequence[str]], *, right: bool = False) -> str:
+    """Rows of texts as lines with aligned columns.
+
+    Args:
+        right: align all columns but the first to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(
-        text.ljust(width) if index == 0 else text.rjust(width)
-        for index, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines)
+        text.rjust(width) if right and index else text.ljust(width)
+        for index, (text, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows)
 
 
 _CELL = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .5em;text-align:"

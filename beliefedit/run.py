@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import verdict
 from beliefedit.analysis.populations import SPLIT
+from beliefedit.cards import CARD, corpus_card, model_card
 from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
 from beliefedit.corpus import corpus as corpora
 from beliefedit.corpus import world as worlds
@@ -95,14 +97,15 @@ class Run:
         self.recorded: Mapping[str, Any] | None = record.get("config")
         if params is None and self.recorded is None:
             raise StoreError(f"{self.folder} holds no finished run", where=str(self.folder),
-                             hint="give the parameters, or compute the run with run_all.py")
+                             hint="give the parameters, or compute the run with beliefedit run")
         if isinstance(params, str | Path):
             self.config = load_params(params, overrides)
         else:
             self.config = with_overrides(record["config"] if params is None else params, overrides)
-        self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only)
+        self.store = Store(store or self.folder / record.get("store", "."), read_only=read_only,
+                           run_name=self.folder.name)
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
-        self._checked_model = False
+        self._checked_training = False
 
     @classmethod
     def open(cls, folder: str | Path, *, read_only: bool = False) -> Run:
@@ -135,6 +138,11 @@ class Run:
             self._keys[stage] = stage_key(stage, record), record
         return self._keys[stage][0]
 
+    def stage_config(self, stage: str) -> dict[str, Any]:
+        """The part of the configuration that a stage's key is made of."""
+        self.key(stage)
+        return self._keys[stage][1]["config"]
+
     def has(self, stage: str) -> bool:
         """Whether a stage is computed; 'edits' means those of all editors."""
         return all(self.store.has(part, self.key(part)) for part in self._parts(stage))
@@ -146,22 +154,27 @@ class Run:
         build = getattr(self, f"_build_{name}")
         arguments = [stage.partition("/")[2]] if name in EDITING_STAGES else []
         if not self.store.has(stage, key):
-            self._check_existing_model()
+            self._check_training()
         return self.store.get(stage, key, self._keys[stage][1],
                               lambda folder: build(folder, *arguments))
 
-    def _check_existing_model(self) -> None:
-        """Check the model that training starts from, and the editors, before the first stage."""
-        if (self.config.model.init_from is None or self._checked_model or self.store.read_only
-                or self.has("model")):
+    def _check_training(self) -> None:
+        """Check the model that training starts from, the editors of it and the packages that take
+        metrics, once, before the first stage is computed."""
+        config = self.config
+        if (config.model.init_from is None and not config.metrics or self._checked_training
+                or self.store.read_only or self.has("model")):
             return
         from beliefedit.editors.registry import editor_class
         from beliefedit.lm.model import check_existing
+        from beliefedit.training.metrics import check_installed
 
-        model = check_existing(self.config.model)
-        for name, parameters in self.config.edit.editors.items():
-            editor_class(name)(parameters).check_model(model)
-        self._checked_model = True
+        check_installed(config.metrics)
+        if config.model.init_from is not None:
+            model = check_existing(config.model)
+            for name, parameters in config.edit.editors.items():
+                editor_class(name)(parameters).check_model(model)
+        self._checked_training = True
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The record of a stage's artifact.
@@ -187,18 +200,35 @@ class Run:
         Raises:
             StoreError: an unknown stage.
         """
+        unwanted = self.computed_from(stages)
+        return [path for stage, key in self.keys().items() if stage in unwanted
+                for path in self.store.discard(stage, key)]
+
+    def computed_from(self, stages: Iterable[str]) -> set[str]:
+        """These stages and all that are computed from them, those of editors one by one.
+
+        Raises:
+            StoreError: an unknown stage.
+        """
         known = dict.fromkeys([*VERSIONS, *self.keys()])
-        unwanted: set[str] = set()
+        found: set[str] = set()
         for stage in stages:
             if stage not in known:
                 raise StoreError(f"this run has no stage '{stage}'",
                                  hint=f"choose from {', '.join(known)}")
-            unwanted |= {stage, *self._parts(stage)}
+            found |= {stage, *self._parts(stage)}
         for stage in self.keys():  # each after its inputs
-            if unwanted & set(self._keys[stage][1]["inputs"]):
-                unwanted.add(stage)
-        return [path for stage, key in self.keys().items() if stage in unwanted
-                for path in self.store.discard(stage, key)]
+            if found & set(self._keys[stage][1]["inputs"]):
+                found.add(stage)
+        return found & set(self.keys())
+
+    def needed_for(self, stages: Iterable[str]) -> list[str]:
+        """These stages and all that they are computed from, each after its inputs."""
+        found = {part for stage in stages for part in self._parts(stage)}
+        for stage in reversed(self.keys()):
+            if stage in found:
+                found |= set(self._keys[stage][1]["inputs"])
+        return [stage for stage in self.keys() if stage in found]
 
     def _parts(self, stage: str) -> list[str]:
         if stage in EDITING_STAGES:
@@ -319,6 +349,7 @@ class Run:
         sampled = corpora.sample_corpus(self.world, self.config.corpus, self.config.seed,
                                         documents=folder / "documents")
         corpora.save(sampled, folder)
+        write_text(folder / CARD, corpus_card(self.config, sampled.statistics))
         return {"statistics": sampled.statistics}
 
     # Model
@@ -388,6 +419,7 @@ class Run:
         save_model(model, self.tokenizer, folder)
         trained.write_parquet(folder / "metrics.parquet")
         last = trained.row(-1, named=True)
+        write_text(folder / CARD, model_card(self.config, model.num_parameters(), last))
         return {"device": str(resolve_device(self.config.device)),
                 "tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None}
 
@@ -399,14 +431,22 @@ class Run:
 
     def _train(self) -> tuple[PreTrainedModel, pl.DataFrame]:
         """(the trained model, its metrics)."""
+        from beliefedit.training.metrics import MetricsWriter
         from beliefedit.training.train import train
 
-        return train(self.corpus.documents, self.tokenizer, self.config.model,
-                     self.config.pretraining, probes=self.training_probes,
-                     curriculum=corpora.has_no_downstream_fact(self.corpus)
-                     if self.config.pretraining.curriculum else None, seed=self.config.seed,
-                     folder=self.store.working_folder("model", self.key("model")),
-                     device=self.config.device, callback=self._on_evaluation)
+        title = f"{self.name}-{self.key('model')[:8]}"
+        with MetricsWriter(self.config.metrics, self.folder, title, self.flat_config) as write:
+            def on_evaluation(metrics: pl.DataFrame) -> None:
+                write(metrics)
+                if self._on_evaluation is not None:
+                    self._on_evaluation(metrics)
+
+            return train(self.corpus.documents, self.tokenizer, self.config.model,
+                         self.config.pretraining, probes=self.training_probes,
+                         curriculum=corpora.has_no_downstream_fact(self.corpus)
+                         if self.config.pretraining.curriculum else None, seed=self.config.seed,
+                         folder=self.store.working_folder("model", self.key("model")),
+                         device=self.config.device, callback=on_evaluation)
 
     def _build_beliefs(self, folder: Path) -> None:
         from beliefedit.evaluation.edits import query_model
@@ -609,7 +649,9 @@ class Run:
             missing = context.broadcast([part for part in self._parts("edits")
                                          if not self.has(part)])
             for part in missing:
-                local._edit(part.partition("/")[2], (context.rank, context.n_processes))
+                with (self.store.recording(part, self.key(part)) if context.is_main
+                      else nullcontext()):
+                    local._edit(part.partition("/")[2], (context.rank, context.n_processes))
             context.barrier()
             if context.is_main:  # gather the edits of all processes
                 for part in missing:

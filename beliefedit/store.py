@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import IntEnum, unique
 from importlib import metadata
 from pathlib import Path
@@ -26,13 +26,14 @@ from typing import Any
 from beliefedit.config import digest
 from beliefedit.errors import StoreError, os_hint
 from beliefedit.lock import locked
+from beliefedit.progress import recording
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _FORMAT = 2  # of manifests; part of all keys
 _KEY_LENGTH = 16  # hexadecimal digits in the name of a folder; the manifest has all digits
-WORKING, _PARTIAL, _LOCK = ".working", ".partial", ".lock"
+WORKING, _PARTIAL, _LOCK, PROGRESS = ".working", ".partial", ".lock", ".progress"
 _verified: set[tuple[Path, int, str]] = set()  # (file, time it was written, checksum)
 
 
@@ -63,13 +64,14 @@ class Store:
     Args:
         folder: the folder of the artifacts, created if missing.
         read_only: a missing artifact is an error instead of being built.
+        run_name: of the run that uses it, for `beliefedit watch`.
 
     Raises:
         StoreError: the folder is a file or cannot be created.
     """
 
-    def __init__(self, folder: str | Path, *, read_only: bool = False) -> None:
-        self.folder, self.read_only = Path(folder), read_only
+    def __init__(self, folder: str | Path, *, read_only: bool = False, run_name: str = "") -> None:
+        self.folder, self.read_only, self.run_name = Path(folder), read_only, run_name
         if self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{self.folder} is a file, not a folder",
                              hint="choose another --out")
@@ -98,7 +100,7 @@ class Store:
         if not self.has(stage, key):
             raise StoreError(f"this run folder holds no {stage} of this configuration",
                              where=str(self.folder),
-                             hint="run the notebook that computes it, or run_all.py")
+                             hint="run the notebook that computes it, or beliefedit run")
         path = self.path(stage, key) / MANIFEST
         try:
             manifest = read_json(path)
@@ -148,7 +150,7 @@ class Store:
             return self.path(stage, key)
         if self.read_only:
             raise StoreError(f"{self.folder} holds no {stage} of this configuration",
-                             hint="make the run with run_all.py, or choose another run folder")
+                             hint="make the run with beliefedit run, or choose another run folder")
         try:
             self.tidy()
             try:
@@ -175,7 +177,8 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         try:
-            extra = build(partial) or {}
+            with self.recording(stage, key):
+                extra = build(partial) or {}
             manifest = {"stage": stage, "key": key, **record, "built": time.time(),
                         "seconds": round(time.perf_counter() - started, 3),
                         "versions": package_versions(), **extra, "files": _checksums(partial)}
@@ -186,6 +189,10 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(working, ignore_errors=True)  # its results are whole in the artifact now
         log.info("%s: built in %.1f s", stage, time.perf_counter() - started)
+
+    def recording(self, stage: str, key: str) -> AbstractContextManager[None]:
+        """While the block runs, the progress of the stage is in a file; see `progress`."""
+        return recording(self._working(stage, key, PROGRESS), stage=stage, run=self.run_name)
 
     def working_folder(self, stage: str, key: str) -> Path:
         """Folder for the intermediate results of a long stage, so that the same command resumes.
@@ -214,11 +221,15 @@ class Store:
         built = {self._working(path.parent.relative_to(self.folder).as_posix(), path.name)
                  for path in self.artifacts()}
         for path in (self.folder / WORKING).glob("*"):
-            name = path.with_name(path.name.removesuffix(_LOCK).removesuffix(_PARTIAL))
+            ending = next(filter(path.name.endswith, (_LOCK, _PARTIAL, PROGRESS)), "")
+            name = path.with_name(path.name.removesuffix(ending))
             if path != name or name in built:
                 with suppress(StoreError), locked(name.with_name(name.name + _LOCK), "a stage"):
                     if path.is_dir():
                         shutil.rmtree(path, ignore_errors=True)
+                    elif ending == PROGRESS:
+                        path.unlink(missing_ok=True)
+        remove_torn(self.folder / WORKING)
         with suppress(OSError):
             (self.folder / WORKING).rmdir()
 
@@ -232,7 +243,7 @@ class Store:
 def _damaged(stage: str, path: Path) -> StoreError:
     return StoreError(f"the {stage} of this run is damaged: {path.name} is missing or was changed",
                       where=str(path), hint="restore the file, or compute the stage again: "
-                      f"run_all.py with --rebuild {stage}")
+                      f"beliefedit run with --rebuild {stage}")
 
 
 def _checksums(folder: Path) -> dict[str, tuple[int, str]]:
@@ -261,7 +272,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def remove_torn(folder: Path) -> None:
     """Remove the temporary files of `atomic_path` that killed processes have left in a folder.
 
-    No other process may write into the folder.
+    No other process may write into the folder, except files of progress, which may get lost.
     """
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():

@@ -46,7 +46,7 @@ NOT_RUN = {
     r"python run_all.py .*--engine ray": "tests/batch/test_cluster.py runs sweeps with Ray",
     r"export RAY_AUTH_MODE|ray (get-auth-token|start|stop)": "for several machines",
     r"torchrun ": "tests/batch/test_run_all.py starts two processes",
-    r"python -m beliefedit.report .*--figures": "needs kaleido and a browser",
+    r"beliefedit report .*--figures": "needs kaleido and a browser",
 }
 """Beginnings of commands that are not run, and why."""
 
@@ -152,7 +152,7 @@ def is_key(dotted: str) -> bool:
 
 @pytest.mark.parametrize("path", [page for page in PAGES if "experiments" not in page.parts], ids=name_of)
 def test_parameters_that_are_named_exist(path):
-    sections = "|".join(name for name, field in Experiment.model_fields.items() if name not in ("name", "seed"))
+    sections = "|".join(name for name, field in Experiment.model_fields.items() if fields_of(field.annotation))
     codes = re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))
     named = {key for code in codes for key in re.findall(rf"(?<![\w./])(?:{sections})(?:\.[a-z]\w*)+", code)}
     assert {key for key in named if not is_key(key) and not key.endswith((".py", ".md"))} == set()

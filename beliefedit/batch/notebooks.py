@@ -21,10 +21,11 @@ from papermill.exceptions import PapermillExecutionError
 from beliefedit import errors
 from beliefedit.errors import ReportError
 from beliefedit.formatting import duration
+from beliefedit.progress import ProgressFile
 
 SECONDS_BETWEEN_LINES = 15.0
 PARAMETERS = {"params_file", "run_folder", "overrides"}
-MORE_PARAMETERS = {"compare_with"}  # optional parameters, which run_all does not set
+MORE_PARAMETERS = {"compare_with"}  # optional parameters, which beliefedit run does not set
 _BAR = re.compile(r"\[\d+:\d+(:\d+)?(<|&lt;)")
 _CLEAR = "\r\x1b[K"
 
@@ -35,7 +36,12 @@ class Progress:
     Args:
         stream: the output, usually stderr.
         title: title of the run, printed before each notebook.
+
+    Attributes:
+        file: also gets the progress, for `beliefedit watch`; None: no file.
     """
+
+    file: ProgressFile | None = None
 
     def __init__(self, stream: TextIO, title: str = "") -> None:
         self.stream, self.title, self.live = stream, f"{title}  " if title else "", stream.isatty()
@@ -50,12 +56,14 @@ class Progress:
             expected: seconds that this and the later notebooks took last time; None: unknown.
         """
         self._head, self._expected, self._started = head, expected, time.monotonic()
+        self._record(0, at_once=True)
         self.message(f"{head} -> {report}{self._time_left(0)}")
 
     def cell(self, step: str, bar: str = "") -> None:
         """Show a code cell, e.g. 'cell 3/12: Training', and the text of its progress bar."""
         now, text = time.monotonic(), f"{step}: {bar}" if bar else step
         elapsed = now - self._started
+        self._record(elapsed, at_once=not bar, cell=step, bar=bar)
         if self.live:
             line = f"  {self._head}  {text}  ({duration(elapsed)}{self._time_left(elapsed)})"
             self._write(_CLEAR + line[:shutil.get_terminal_size().columns - 1])
@@ -66,6 +74,11 @@ class Progress:
     def message(self, text: str) -> None:
         """Print a permanent line."""
         self._write(f"{_CLEAR if self.live else ''}{self.title}{text}\n")
+
+    def _record(self, elapsed: float, **values: Any) -> None:
+        if self.file is not None:
+            left = None if self._expected is None else max(self._expected - elapsed, 0)
+            self.file.write(notebook=self._head, seconds=elapsed, seconds_left=left, **values)
 
     def _time_left(self, elapsed: float) -> str:
         if self._expected is None:
@@ -78,7 +91,7 @@ class Progress:
 
 
 def check_parameters(notebook: Path) -> None:
-    """Check that a notebook has exactly the parameters that run_all sets.
+    """Check that a notebook has exactly the parameters that `beliefedit run` sets.
 
     Raises:
         ReportError: it has others, or the file is not a notebook.

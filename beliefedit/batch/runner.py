@@ -12,22 +12,27 @@ from typing import Any
 import nbformat
 
 from beliefedit.batch.notebooks import Progress, check_parameters, execute
-from beliefedit.config import Experiment, differences, digest, load_params
+from beliefedit.config import Experiment, differences, digest, load_params, shipped
 from beliefedit.errors import ConfigError, ReportError, StoreError, os_hint
 from beliefedit.formatting import shorten
 from beliefedit.lock import remove_abandoned
+from beliefedit.progress import PROGRESS, ProgressFile
 from beliefedit.record import SUMMARY, read_record, write_record
 from beliefedit.report.cells import notebook_description
 from beliefedit.report.pages import export, page_head, summarise, write_index
 from beliefedit.run import VERSIONS, Run
 from beliefedit.store import file_digest, package_versions, remove_torn
 
-_STAGES = {"01_corpus": (), "03_editing": ("model", "edits"), "04_analysis": ("model", "edits")}
+STAGES = {"01_corpus": ("corpus",), "02_pretraining": ("beliefs",),
+          "03_editing": ("tables", "sequential"), "04_analysis": ("tables", "rationality"),
+          "05_playground": ("cases", "model")}
+"""The stages that a notebook reads, without those that these are computed from."""
 
 
 def shared_stages(notebooks: Iterable[str]) -> set[str]:
     """The stages of these notebooks that several processes can compute together."""
-    return {stage for name in notebooks for stage in _STAGES.get(name, ("model",))}
+    read = {stage for name in notebooks for stage in STAGES.get(name, ("model",))}
+    return {*["model"] * bool(read - {"corpus"}), *["edits"] * ("tables" in read)}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class RunPlan:
         force: accept a folder of another configuration, and run everything again.
         point: the swept parameters of this run; the runs of a sweep share the artifacts in their
             parent folder.
+        read_only: the plan is only looked at; the folder is not created.
     """
 
     experiment: Experiment
@@ -55,25 +61,39 @@ class RunPlan:
     only: frozenset[str]
     force: bool
     point: Mapping[str, Any]
+    read_only: bool = False
 
     @cached_property
     def run(self) -> Run:
         """The stages of the run."""
         store = self.folder.parent if self.point else self.folder
-        return Run(self.folder, self.experiment, store=store)
+        return Run(self.folder, self.experiment, store=store, read_only=self.read_only)
+
+    @property
+    def chosen(self) -> list[Path]:
+        """The notebooks that may have to run now."""
+        return [path for path in self.notebooks if not self.only or path.stem in self.only]
 
     def executed(self, name: str) -> Path:
         """Path of the executed copy of a notebook."""
-        return self.folder / "notebooks" / f"{name}.ipynb"
+        return _executed(self.folder, name)
 
     def report(self, name: str) -> Path:
         """Path of the report of a notebook."""
-        return self.folder / "reports" / f"{name}.html"
+        return _report(self.folder, name)
+
+
+def _executed(folder: Path, name: str) -> Path:
+    return folder / "notebooks" / f"{name}.ipynb"
+
+
+def _report(folder: Path, name: str) -> Path:
+    return folder / "reports" / f"{name}.html"
 
 
 def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
               notebooks: Sequence[Path], *, only: Iterable[str], force: bool,
-              point: Mapping[str, Any]) -> RunPlan:
+              point: Mapping[str, Any], read_only: bool = False) -> RunPlan:
     """The plan of a run with the notebooks of its parameters and of ``only``; by default all.
 
     If ``only`` has names, no other notebooks run.
@@ -95,7 +115,7 @@ def make_plan(params_file: Path, overrides: Mapping[str, Any], folder: Path,
         chosen = only_names | select(notebooks, experiment.notebooks, f"notebooks in {params_file}")
     return RunPlan(experiment, params_file, overrides, folder,
                    tuple(path for path in notebooks if path.stem in chosen), names, only_names,
-                   force, point)
+                   force, point, read_only)
 
 
 def check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
@@ -143,13 +163,25 @@ def _check_folder(folder: Path, notebooks: Sequence[Path]) -> None:
                              hint=hint)
 
 
+def default_notebooks() -> Path:
+    """The working directory's folder ``notebooks`` if it has numbered notebooks, else that of the
+    package."""
+    local = Path("notebooks")
+    return local if numbered(local) else shipped("notebooks")
+
+
+def numbered(folder: Path) -> tuple[Path, ...]:
+    """The notebooks of a folder whose names begin with two digits, in order."""
+    return tuple(sorted(folder.glob("[0-9][0-9]_*.ipynb")))
+
+
 def find_notebooks(folder: Path) -> tuple[Path, ...]:
     """The numbered notebooks of a folder in order, with checked parameters.
 
     Raises:
         ReportError: there is no notebook, or one has other parameters.
     """
-    notebooks = tuple(sorted(folder.glob("[0-9][0-9]_*.ipynb")))
+    notebooks = numbered(folder)
     if not notebooks:
         raise ReportError(f"no notebooks in {folder}",
                           hint="names begin with two digits: 01_corpus.ipynb")
@@ -216,19 +248,19 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
     remove_abandoned()
     for folder in (plan.folder, plan.folder / "notebooks", plan.folder / "reports"):
         remove_torn(folder)
+    with ProgressFile(plan.folder / PROGRESS) as progress.file:
+        return _run(plan, record, progress)
+
+
+def _run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
     code, finished, ran = _package_hash(), True, False
     stale: list[str] = []
-    chosen = [path for path in plan.notebooks if not plan.only or path.stem in plan.only]
+    chosen = plan.chosen
     try:
         for n, notebook in enumerate(chosen):
-            cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
             number = plan.notebooks.index(notebook) + 1
             head = f"[{number}/{len(plan.notebooks)}] {notebook.stem}"
-            title = cells[0].split("\n", 1)[0]
-            entry = {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
-                     "description": notebook_description(cells[0]),
-                     "status": "unfinished", "source_hash": digest([code, cells]),
-                     "config_hash": plan.experiment.hash}
+            entry = _entry(plan, notebook, code)
             if not plan.only and not ran and _up_to_date(plan, record, notebook.stem, entry):
                 report, more = plan.report(notebook.stem), ""
                 if file_digest(report) != record["notebooks"][notebook.stem]["report_digest"]:
@@ -243,7 +275,7 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
             if not finished:
                 break
         # The headers of the first reports depend on results of the last notebooks.
-        _write_pages(plan, record, list(record["notebooks"]) if ran else stale)
+        write_pages(plan.run, record, list(record["notebooks"]) if ran else stale)
     except OSError as error:
         raise StoreError(
             f"cannot read or write: {error.strerror or error}",
@@ -252,7 +284,26 @@ def run(plan: RunPlan, record: dict[str, Any], progress: Progress) -> bool:
     return finished
 
 
-def _up_to_date(plan: RunPlan, record: dict[str, Any], name: str, entry: dict[str, Any]) -> bool:
+def notebooks_to_run(plan: RunPlan, record: Mapping[str, Any]) -> list[str]:
+    """The names of the notebooks that `run` would run; it writes nothing."""
+    names, code = [path.stem for path in plan.chosen], _package_hash()
+    for n, notebook in enumerate(() if plan.only else plan.chosen):
+        if not _up_to_date(plan, record, notebook.stem, _entry(plan, notebook, code)):
+            return names[n:]
+    return names if plan.only else []
+
+
+def _entry(plan: RunPlan, notebook: Path, code: str) -> dict[str, Any]:
+    """The entry of a notebook in the record before it runs; ``code`` is the package's hash."""
+    cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
+    title = cells[0].split("\n", 1)[0]
+    return {"title": title[2:].strip() if title.startswith("# ") else notebook.stem,
+            "description": notebook_description(cells[0]),
+            "status": "unfinished", "source_hash": digest([code, cells]),
+            "config_hash": plan.experiment.hash}
+
+
+def _up_to_date(plan: RunPlan, record: Mapping[str, Any], name: str, entry: dict[str, Any]) -> bool:
     """Whether notebook, executed copy and artifacts are those of the last run of the notebook."""
     before, store, keys = record["notebooks"].get(name, {}), plan.run.store, plan.run.keys()
     is_current = (before.get("status") == "done" and "executed" in before
@@ -270,7 +321,7 @@ def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[
     name, run = notebook.stem, plan.run
     before = record["notebooks"].get(name, {})
     record["notebooks"][name] = entry | {k: v for k, v in before.items() if k == "seconds"}
-    _summarise(plan, record)
+    _summarise(run, record)
     write_record(plan.folder, record)
     started = time.perf_counter()
     parameters = {"params_file": str(plan.params_file.resolve()),
@@ -286,31 +337,42 @@ def _run_one(plan: RunPlan, record: dict[str, Any], notebook: Path, entry: dict[
         progress.message(f"{name} failed\n{problem}")
     record["notebooks"][name] = entry
     record["finished"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    _write_pages(plan, record, [name])
+    write_pages(run, record, [name])
     return problem is None
 
 
-def _write_pages(plan: RunPlan, record: dict[str, Any], names: Sequence[str]) -> None:
-    """Write the reports of notebooks whose executed copy has not changed, the record, the index."""
-    _summarise(plan, record)
+def write_pages(run: Run, record: dict[str, Any], names: Sequence[str]) -> list[Path]:
+    """Write the reports of notebooks whose executed copy has not changed, the record, the index.
+
+    Args:
+        record: of the run.
+        names: of notebooks.
+
+    Returns:
+        The paths of the reports.
+    """
+    _summarise(run, record)
+    written = []
     for name in names:
-        entry, executed = record["notebooks"][name], plan.executed(name)
+        entry, executed = record["notebooks"][name], _executed(run.folder, name)
         if executed.exists() and entry.get("executed") == file_digest(executed):
-            head = page_head(record, plan.folder)
+            head = page_head(record, run.folder)
             if not shared_stages([name]):
                 head["learned"] = None  # the corpus does not depend on the model
-            entry["report_digest"] = file_digest(export(executed, plan.report(name), head=head))
-    write_record(plan.folder, record)
-    write_index(plan.folder)
+            written.append(export(executed, _report(run.folder, name), head=head))
+            entry["report_digest"] = file_digest(written[-1])
+    write_record(run.folder, record)
+    write_index(run.folder)
+    return written
 
 
-def _summarise(plan: RunPlan, record: dict[str, Any]) -> None:
+def _summarise(run: Run, record: dict[str, Any]) -> None:
     """Add the results of the computed stages to the record."""
     record["notebooks"] = dict(sorted(record["notebooks"].items()))
     seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()
                if "seconds" in entry}
     record |= {"durations": seconds, "seconds": round(sum(seconds.values()), 1)}
-    record |= summarise(record["config"], plan.run)
+    record |= summarise(record["config"], run)
 
 
 def _package_hash() -> str:

@@ -9,10 +9,17 @@ import click
 from beliefedit.errors import BeliefEditError
 
 COMMANDS = {
+    "run": "Run the notebooks, and write HTML reports and an index.",
+    "watch": "Show the progress of a run or sweep from another terminal.",
+    "report": "Write the reports of a run, or of any executed notebook.",
+    "compare": "Write a page that compares runs.",
+    "bundle": "Write all pages of a run as one HTML file.",
+    "graph": "Show what a file or folder of triples would be as a graph.",
     "edit": "Edit a model by requests from a file, and score the edits.",
     "tune": "Find hyperparameters of an editor for the model of a run.",
-    "graph": "Show what a file or folder of triples would be as a graph.",
     "playground": "Open the playground of a run as a page in the browser.",
+    "clean": "Remove the artifacts of a folder that no recorded run uses.",
+    "new": "Create a folder with the notebooks and parameter files.",
 }
 """Commands and their descriptions. `beliefedit.cli.<name>` has the command of that name."""
 

@@ -130,4 +130,4 @@ def board_text(board: Scoreboard) -> str:
         rows.append([editor, *(cells.get((editor, measure), "–") for measure in measures),
                      *(f"{counts[key]:,}" if counts else "–" for key in ("refused", "diverged")),
                      number(counts.get("ms"), 1)])
-    return text_table(["", *measures, "refused", "diverged", "ms per edit"], rows)
+    return text_table([["", *measures, "refused", "diverged", "ms per edit"], *rows], right=True)

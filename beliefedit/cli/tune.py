@@ -65,4 +65,4 @@ def tuning_text(tuning: Tuning) -> str:
              f"{row['n']:,}", *(number(row[name], 3) for name in SCORES)]
             for row in tuning.table.iter_rows(named=True)]
     heads = [name.replace("_", " ") for name in SCORES]
-    return text_table(["", *keys, "requests", *heads], rows)
+    return text_table([["", *keys, "requests", *heads], *rows], right=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
 from beliefedit.config import CorpusConfig
 from beliefedit.corpus.language import (
@@ -23,6 +22,7 @@ from beliefedit.corpus.language import (
 from beliefedit.corpus.sampler import AND, ATOMIC, FORMS, NOT, OR, UNLABELLED, Sampler, Sentences
 from beliefedit.corpus.world import World
 from beliefedit.errors import ConfigError, StoreError
+from beliefedit.progress import tqdm
 from beliefedit.store import Stream, read_json, write_json
 
 WEIGHTS: dict[tuple[str, bool | None], float] = {

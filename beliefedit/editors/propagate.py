@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import PropagateConfig
@@ -36,6 +35,7 @@ from beliefedit.editors.registry import register_editor
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.lm.model import at_least_float32
 from beliefedit.lm.tokenizer import n_start_tokens
+from beliefedit.progress import tqdm
 
 _BATCH_SIZE, _MAX_TOKENS = 64, 64
 

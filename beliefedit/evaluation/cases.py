@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
@@ -26,6 +25,7 @@ from beliefedit.corpus.language import (
 from beliefedit.corpus.sampler import Sampler
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest
+from beliefedit.progress import tqdm
 from beliefedit.store import Stream
 
 PROBES = ("same_subject_same_relation", "same_subject_other_relation",

@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.agent.agent import BayesAgent
@@ -35,6 +34,7 @@ from beliefedit.lm.scoring import (
     score,
     score_queries,
 )
+from beliefedit.progress import tqdm
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)

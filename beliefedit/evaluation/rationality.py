@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig
@@ -27,6 +26,7 @@ from beliefedit.errors import DivergenceError
 from beliefedit.evaluation.cases import Cases, EditCase, evidence_weight
 from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.sequential import beliefs, probabilities, sequential_requests
+from beliefedit.progress import tqdm
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
 from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig, SequenceConfig
@@ -23,6 +22,7 @@ from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.metrics import SEQUENCE
 from beliefedit.lm.scoring import encode_pairs, generate, score
+from beliefedit.progress import tqdm
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)

@@ -191,11 +191,11 @@ def load_model(folder: Path, device: str | torch.device = "cpu",
     """
     if not (Path(folder) / "config.json").exists():
         raise StoreError(f"no model in {folder}",
-                         hint="run the pretraining notebook, or run_all.py")
+                         hint="run the pretraining notebook, or beliefedit run")
     try:
         model, tokenizer = _load(folder), load_tokenizer(str(folder))
     except Exception as error:  # transformers raises many types
         problem = error.problem if isinstance(error, ConfigError) else _reason(error)
         raise StoreError(f"damaged model: {problem}", where=str(folder),
-                         hint="compute it again: run_all.py with --rebuild model") from error
+                         hint="compute it again: beliefedit run with --rebuild model") from error
     return model.to(device).eval(), tokenizer

@@ -47,7 +47,11 @@ MAX_BYTES = 64_000_000  # of a session file
 _END_WITH_PARENT = """import ctypes, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 sys.argv.pop(0)
-runpy.run_path(sys.argv[0], run_name="__main__")"""
+run = runpy.run_path
+if sys.argv[0] == "-m":
+    run = runpy.run_module
+    sys.argv.pop(0)
+run(sys.argv[0], run_name="__main__")"""
 
 
 def open_run(run: Run) -> tuple[Session, Run]:
@@ -113,28 +117,29 @@ def runs_beside(folder: Path) -> list[Path]:
 
 
 def run_command(params: Path, folder: Path) -> str:
-    """The shell command that creates a run with run_all.py, in any working directory."""
-    script = params.resolve().parent.parent / "run_all.py"
-    return shlex.join(["python", *map(str, (
-        script, "--params", params.resolve(), "--out", folder.resolve()))])
+    """The shell command that creates a run, in any working directory."""
+    return shlex.join(["python", *_run_arguments(params.resolve(), folder.resolve())])
+
+
+def _run_arguments(params: Path, folder: Path) -> list[str]:
+    """Arguments of Python: those of run_all.py beside the parameter file's folder, or, without
+    it, of `beliefedit run`."""
+    script = params.parent.parent / "run_all.py"
+    start = [str(script)] if script.exists() else ["-m", "beliefedit", "run"]
+    return [*start, "--params", str(params), "--out", str(folder)]
 
 
 def make_run(params: Path, folder: Path, progress: StepCallback) -> None:
-    """Create graph, corpus and model with run_all.py, which is beside the parameter file's folder.
+    """Create graph, corpus and model with the command of `run_command`, for two notebooks.
 
     It runs in a child process that ends with this one, or when ``progress``, called with (notebook
-    cell, number of cells, description), raises; TrainingError if run_all.py is missing or fails.
+    cell, number of cells, description), raises; TrainingError if it fails.
     """
     params, folder = params.resolve(), folder.resolve()
-    script = params.parent.parent / "run_all.py"
-    if not script.exists():
-        raise TrainingError(f"no run_all.py beside {params.parent}",
-                            hint="start the playground in a checkout")
-    command = [str(script), "--params", str(params), "--out", str(folder),
-               "--only", "01_corpus", "--only", "02_pretraining"]
+    command = [*_run_arguments(params, folder), "--only", "01_corpus", "--only", "02_pretraining"]
     python = [sys.executable, *(["-c", _END_WITH_PARENT] if sys.platform == "linux" else [])]
     line = ""
-    with subprocess.Popen([*python, *command], cwd=script.parent, stdout=subprocess.DEVNULL,
+    with subprocess.Popen([*python, *command], cwd=params.parent.parent, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True, errors="replace") as process:
         try:
             for text in process.stderr or ():

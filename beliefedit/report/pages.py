@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import click
 import jinja2
 import nbformat
 import polars as pl
@@ -27,8 +26,8 @@ from beliefedit import __version__
 from beliefedit.analysis.headline import QUESTION, headline, outcomes, outcomes_by_run
 from beliefedit.analysis.pretraining import learned_corpus
 from beliefedit.analysis.tables import compare
-from beliefedit.config import AnalysisConfig
-from beliefedit.errors import BeliefEditError, ReportError
+from beliefedit.config import NOT_COMPARED, AnalysisConfig
+from beliefedit.errors import ReportError
 from beliefedit.formatting import duration, flatten, number, percent, whole_percent
 from beliefedit.record import SUMMARY, read_record
 from beliefedit.report.cells import (
@@ -54,7 +53,8 @@ log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).with_name("templates")
 PICTURE = "result"
 """Name of the picture beside the index of a run or sweep, as PNG and SVG."""
-N_DRAWN = 10  # runs of a sweep in its chart
+N_DRAWN = 10  # runs of a comparison in its chart
+N_NAMED = 6  # parameters in the title of a comparison
 _ACCURACIES = {
     "atomic": "atomic statements answered correctly",
     "true_false": "true/false sentences classified correctly",
@@ -212,7 +212,7 @@ def _links(head: Mapping[str, Any], target: Path, name: str = "") -> dict[str, A
     return {"up": up, **neighbours, **image}
 
 
-def _head_of(notebook: Path) -> dict[str, Any]:
+def head_of(notebook: Path) -> dict[str, Any]:
     """The head of a run's pages for a notebook that this run executed; empty for any other, which
     may show another configuration."""
     folder = notebook.resolve().parent
@@ -307,30 +307,40 @@ def _index(record: Mapping[str, Any], addresses: Mapping[str, str], folder: Path
     return page, index
 
 
-def write_comparison(folder: Path, section: Mapping[str, Any] | None = None) -> Path:
-    """Write index.html over the runs in the sub-folders of a folder, and the picture of its chart.
+def write_comparison(folder: Path, section: Mapping[str, Any] | None = None, *,
+                     runs: Sequence[Path] | None = None) -> Path:
+    """Write index.html that compares runs, and the picture of its chart.
 
     Args:
-        folder: of a sweep.
+        folder: for the page, for example that of a sweep.
         section: title, html (escaped) and figure (plotly JSON), as from `edit_section`.
+        runs: folders of the runs; None: the sub-folders of ``folder`` that hold runs. A row of
+            the page has the swept parameters of its run, or, of runs of several sweeps or of none,
+            the parameters in which the runs differ.
 
     Raises:
-        ReportError: no sub-folder holds a run.
+        ReportError: there is no run.
     """
-    runs = {path.parent.name: read_record(path.parent) for path in folder.glob(f"*/{SUMMARY}")}
-    runs = dict(sorted(runs.items(), key=lambda run: (
-        [*map(_rank, run[1]["point"].values())], run[0])))
-    if not runs:
+    paths = [path.parent for path in folder.glob(f"*/{SUMMARY}")] if runs is None else runs
+    records = {path: _require_record(path) for path in paths}
+    if not records:
         raise ReportError("no runs to compare", where=str(folder),
-                          hint="give the folder of a sweep")
-    keys = list(dict.fromkeys(key for record in runs.values() for key in record["point"]))
-    rows = [{"folder": name, "point": [record["point"].get(key) for key in keys],
-             "status": _status(record), "summary": record,
+                          hint="give the folders of runs or of a sweep")
+    points = _points([*records.values()])
+    keys = list(dict.fromkeys(key for point in points for key in point))
+    names = _names([*records])
+    rows = [{"folder": name, "point": [point.get(key) for key in keys],
+             "href": quote(Path(os.path.relpath(path / "index.html", folder)).as_posix()),
+             "label": ", ".join(f"{key.rpartition('.')[2]} = {value}"
+                                for key, value in point.items()),
+             "status": status(record), "summary": record,
              "figures": dict(pair for _, group in key_figures(record) for pair in group)}
-            for name, record in runs.items()]
+            for (path, record), name, point in zip(records.items(), names, points, strict=True)]
+    if runs is None:
+        rows.sort(key=lambda row: ([*map(_rank, row["point"])], row["folder"]))
     columns = list(dict.fromkeys(label for row in rows for label in row["figures"]))
-    swept = ", ".join(keys)
-    page = ReportPage(f"{len(runs)} runs compared" + (f": {swept}" if swept else ""),
+    swept = ", ".join(keys) if len(keys) <= N_NAMED else ""
+    page = ReportPage(f"{len(rows)} runs compared" + (f": {swept}" if swept else ""),
                       QUESTION, file_prefix="comparison-")
     page.headings = [Heading(2, "Runs", "runs")]
     if section:
@@ -338,14 +348,15 @@ def write_comparison(folder: Path, section: Mapping[str, Any] | None = None) -> 
                    "figure": {"kind": "figure", **figure_json(section["figure"], page)}}
         page.headings.append(Heading(2, section["title"], "edits"))
     result, links = {"question": QUESTION, "chart": ""}, {}
-    of_runs = {label: record["outcomes"] for label, record in _labelled(runs).items()
-               if record.get("outcomes")}
+    is_unique = len({row["label"] for row in rows}) == len(rows) and len(keys) <= N_NAMED
+    of_runs = {row["label" if is_unique else "folder"]: row["summary"]["outcomes"] for row in rows
+               if row["summary"].get("outcomes")}
     if by_run := outcomes_by_run(dict(itertools.islice(of_runs.items(), N_DRAWN))):
         title = "Edit success and downstream facts that should change, by run"
         page.headings.insert(0, Heading(2, title, "result"))
         page.description = (f"{headline([*itertools.chain(*of_runs.values())])} "
                             "Ranges are over editors and runs.")
-        level = next(iter(runs.values()))["config"]["analysis"].get("level", 0.95)
+        level = rows[0]["summary"]["config"]["analysis"].get("level", 0.95)
         note = f"The chart shows the first {N_DRAWN} runs." if len(of_runs) > N_DRAWN else ""
         result |= {"title": title, "note": note} | _chart(by_run, page.title, level, page, folder)
         links = {"image": f"{PICTURE}.png"}
@@ -356,11 +367,25 @@ def write_comparison(folder: Path, section: Mapping[str, Any] | None = None) -> 
     return target
 
 
-def _labelled(runs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Records by a label with their swept parameters; by folder where labels are not unique."""
-    labelled = {", ".join(f"{key.rpartition('.')[2]} = {value}" for key, value in
-                          record["point"].items()): record for record in runs.values()}
-    return labelled if len(labelled) == len(runs) else dict(runs)
+def _points(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parameters of each run that distinguish it: the swept ones if all runs have the same,
+    else those in which the runs differ."""
+    swept = [record["point"] for record in records]
+    if all(swept) and len({*map(tuple, swept)}) == 1:
+        return [dict(point) for point in swept]
+    flat = [flatten(record["config"]) for record in records]
+    keys = [key for key in dict.fromkeys(key for config in flat for key in config)
+            if key.split(".")[0] not in {"name", *NOT_COMPARED}
+            and any(config.get(key) != flat[0].get(key) for config in flat)]
+    return [{key: config.get(key) for key in keys} for config in flat]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The names of folders, with as many parents as distinguish them."""
+    parts, n = [folder.resolve().parts for folder in folders], 1
+    while len({path[-n:] for path in parts}) < len(parts) and n < max(map(len, parts)):
+        n += 1
+    return ["/".join(path[-n:]) for path in parts]
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:
@@ -374,7 +399,8 @@ def edit_section(runs: Sequence[Run], config: AnalysisConfig) -> dict[str, Any] 
     from beliefedit.plots.edits import contrasts  # plotly is slow to load
 
     edited = [run for run in runs
-              if run.config.edit.editors and run.has("beliefs") and run.has("edits")]
+              if run.config.edit.editors and run.has("beliefs") and run.has("edits")
+              and (run.has("tables") or not run.store.read_only)]
     if not edited:
         return None
     frames = {table: compare(edited, config, table=table)
@@ -385,7 +411,8 @@ def edit_section(runs: Sequence[Run], config: AnalysisConfig) -> dict[str, Any] 
                             if frame["n"].max())}
 
 
-def _status(record: Mapping[str, Any]) -> str:
+def status(record: Mapping[str, Any]) -> str:
+    """'done', 'failed' or 'unfinished'."""
     states = {entry["status"] for entry in record["notebooks"].values()}
     return "failed" if "failed" in states else "done" if states == {"done"} else "unfinished"
 
@@ -394,7 +421,7 @@ def _require_record(run_folder: Path) -> dict[str, Any]:
     record = read_record(run_folder)
     if not record:
         raise ReportError(f"no {SUMMARY}: not the folder of a run", where=str(run_folder),
-                          hint="run_all.py creates run folders")
+                          hint="beliefedit run creates run folders")
     return record
 
 
@@ -447,29 +474,3 @@ def _html(template: str, **values: Any) -> str:
                "version": __version__}
     nonce = hashlib.sha256(repr(values).encode()).hexdigest()[:32]
     return environment.get_template(template).render(values | assets, nonce=nonce)
-
-
-@click.command()
-@click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="HTML file to write  [beside the notebook]")
-@click.option("--figures", metavar="FORMAT",
-              help="write its figures as png, svg or pdf instead of the page (needs kaleido); "
-                   "-o is then a folder  [NOTEBOOK_figures]")
-@click.option("--width", type=click.IntRange(100, 10_000), default=900, show_default=True,
-              help="of the figures, in pixels")
-@click.option("--no-titles", is_flag=True, help="write the figures without their titles")
-def main(*, notebook: Path, output: Path | None, figures: str | None, width: int,
-         no_titles: bool) -> None:
-    """Write an executed NOTEBOOK as one self-contained HTML file."""
-    try:
-        if figures:
-            folder = output or notebook.with_name(f"{notebook.stem}_figures")
-            for path in save_figures(notebook, folder, figures, width=width,
-                                     titles=not no_titles):
-                click.echo(path)
-        else:
-            click.echo(export(notebook, output or notebook.with_suffix(".html"),
-                              head=_head_of(notebook)))
-    except BeliefEditError as error:
-        raise click.ClickException(str(error)) from None

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from beliefedit import progress
 from beliefedit.config import ModelConfig, PretrainingConfig, digest
 from beliefedit.errors import TrainingError
 from beliefedit.lm.decoder import decoder_layers, position_limit, reads_prefix_trees
@@ -230,8 +231,11 @@ class Trainer:
                     saved = time.monotonic()
 
     def _report(self, bar: tqdm) -> None:
-        """Update the progress bar; without a terminal log a line at intervals."""
+        """Update progress file and progress bar; without a terminal log a line at intervals."""
         state, n_tokens, loss = self.state, self.training.token_budget, self._mean_loss()
+        progress.report(what="pretraining", step=state.step, done=state.tokens, total=n_tokens,
+                        unit="tokens", loss=loss or None, accuracy=self._last("atomic"),
+                        seconds_left=max(n_tokens / state.tokens - 1, 0) * state.seconds)
         accuracy = "-" if self._last("atomic") is None else f"{self._last('atomic'):.2f}"
         if not bar.disable:
             bar.set_postfix({"loss": f"{loss:.3f}", "accuracy": accuracy}, refresh=False)

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from polars.testing import assert_frame_equal
 
+from beliefedit.cli.run import run as main
 from beliefedit.run import Run
-from run_all import main
 from tests.sample_notebooks import write
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from beliefedit.batch.notebooks import Progress
+from beliefedit.cli.run import run as main
 from beliefedit.config import load_params
 from beliefedit.lock import locked
 from beliefedit.run import VERSIONS
-from run_all import main
 from tests.sample_notebooks import write
 from tests.worlds import write_record
 
@@ -236,7 +236,7 @@ def test_a_forced_run_leaves_the_reports_of_the_other_configuration_as_they_are(
 
 def test_clean_removes_what_no_run_uses_and_runs_nothing(place, monkeypatch):
     cleaned = []
-    monkeypatch.setattr("run_all.remove_unused", lambda folder: cleaned.append(folder) or [folder / "model" / "a"])
+    monkeypatch.setattr("beliefedit.run.clean", lambda folder: cleaned.append(folder) or [folder / "model" / "a"])
     result = run("--out", "out", "--clean")
     assert result.exit_code == 0 and cleaned == [Path("out")] and result.stdout == "removed out/model/a\n"
     assert not Path("out").exists()

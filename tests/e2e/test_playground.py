@@ -512,12 +512,15 @@ def test_without_a_run_the_page_offers_to_create_one(browser, no_run, folder, ar
     visit = Visit(browser, no_run)
     visit.page.goto(no_run, wait_until="commit")
     expect(visit.page.get_by_text("The playground needs a trained model.")).to_be_visible(timeout=WAIT)
-    command = visit.page.locator("pre").filter(has_text="run_all.py").inner_text()
+    command = visit.page.locator("pre").filter(has_text="beliefedit run").inner_text()
     assert f"--out {folder / 'runs' / 'none'}" in command and f"--params {folder / 'params' / 'tiny.yaml'}" in command
     assert overflow(visit.page) <= 0
     look(visit.page, artifacts, "voila-5-no-run")
+    (folder / "runs" / "none").mkdir()
+    (folder / "runs" / "none" / "graph").touch()  # a file in the way
     press(visit.page, "Create the smoke run (about a minute)")
-    expect(visit.page.get_by_role("alert")).to_contain_text("No run_all.py", timeout=WAIT)
+    expect(visit.page.get_by_role("alert")).to_contain_text("The run failed", timeout=WAIT)
+    shutil.rmtree(folder / "runs" / "none")
     visit.context.close()
     assert visit.problems == []
 

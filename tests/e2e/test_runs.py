@@ -40,7 +40,7 @@ def test_a_notebook_of_other_parameters_computes_beside_a_run_and_spoils_nothing
     overrides = {"graph.source": source, "graph.max_object_tokens": 0, "edit.n_cases": 12}
     command("-m", "papermill", ROOT / "notebooks" / "03_editing.ipynb", "out.ipynb", "-p", "params_file", SMOKE,
             "-p", "run_folder", "runs/smoke", "-y", yaml.safe_dump({"overrides": overrides}), folder=tmp_path)
-    command("-m", "beliefedit.report", "out.ipynb", folder=tmp_path)
+    command("-m", "beliefedit", "report", "out.ipynb", folder=tmp_path)
     warning = "another configuration than the reports of runs/smoke: edit.n_cases 40 -> 12;"
     assert warning in (tmp_path / "out.html").read_text().replace("&gt;", ">")
     beside = files(folder)
@@ -50,7 +50,7 @@ def test_a_notebook_of_other_parameters_computes_beside_a_run_and_spoils_nothing
     assert be.Run.open(folder).edit_log.height == 40
 
     shutil.copy(tmp_path / "out.ipynb", folder / "notebooks" / "03_editing.ipynb")  # papermill's output is anywhere
-    command("-m", "beliefedit.report", folder / "notebooks" / "03_editing.ipynb", "-o",
+    command("-m", "beliefedit", "report", folder / "notebooks" / "03_editing.ipynb", "-o",
             folder / "reports" / "03_editing.html", folder=tmp_path)
     assert warning in (folder / "reports" / "03_editing.html").read_text().replace("&gt;", ">")
     repaired = command(*again, folder=tmp_path)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from beliefedit.analysis.tables import build_tables
+from beliefedit.cli import main as cli
 from beliefedit.config import AnalysisConfig, Experiment
 from beliefedit.errors import ReportError
 from beliefedit.plots import style
@@ -222,15 +223,15 @@ def test_a_file_that_is_no_notebook_is_an_error_with_its_name(tmp_path, content)
         path.write_text(content)
     with pytest.raises(ReportError, match="notebook"):
         report.export(path, tmp_path / "bad.html")
-    result = CliRunner().invoke(report.main, [str(path)])
+    result = CliRunner().invoke(cli, ["report", str(path)])
     assert result.exit_code == 1 and "notebook" in result.output
     assert not (tmp_path / "bad.html").exists()
 
 
 def test_the_command_writes_beside_the_notebook_or_to_the_output_option(tmp_path):
     nbformat.write(notebook(code("1")), tmp_path / "a.ipynb")
-    assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb")]).exit_code == 0
-    assert CliRunner().invoke(report.main, [str(tmp_path / "a.ipynb"), "-o", str(tmp_path / "b.html")]).exit_code == 0
+    assert CliRunner().invoke(cli, ["report", str(tmp_path / "a.ipynb")]).exit_code == 0
+    assert CliRunner().invoke(cli, ["report", str(tmp_path / "a.ipynb"), "-o", str(tmp_path / "b.html")]).exit_code == 0
     assert (tmp_path / "a.html").exists() and (tmp_path / "b.html").exists()
 
 
@@ -376,11 +377,11 @@ def test_a_notebook_of_a_run_has_its_head_and_an_overwritten_one_has_none(tmp_pa
     record["notebooks"]["04_analysis"] = {"title": "x", "status": "done", "source_hash": "", "config_hash": "",
                                           "executed": hashlib.sha256(path.read_bytes()).hexdigest()}
     write_record(folder, record)
-    result = CliRunner().invoke(report.main, [str(path)])
+    result = CliRunner().invoke(cli, ["report", str(path)])
     assert result.exit_code == 0, result.output
     assert "has not learned" in page.read_text() and "another configuration" not in page.read_text()
     nbformat.write(notebook(header, code("y")), path)
-    assert CliRunner().invoke(report.main, [str(path)]).exit_code == 0
+    assert CliRunner().invoke(cli, ["report", str(path)]).exit_code == 0
     assert "has not learned" not in page.read_text() and "another configuration" in page.read_text()
 
 
@@ -417,12 +418,12 @@ def test_figures_of_a_notebook_are_saved_by_title(tmp_path, monkeypatch):
         (figure.layout.title.text, figure.layout.height, path.name, width)) or path)
     nbformat.write(notebook(*(code("show", new_output("display_data", data={PLOTLY: plot(title=name, height=400, margin_t=60)}))
                               for name in ("One<br>a <b>part</b>", HOSTILE[0], "One", ""))), tmp_path / "a.ipynb")
-    command = [str(tmp_path / "a.ipynb"), "--figures", "svg"]
-    assert CliRunner().invoke(report.main, command).exit_code == 0
+    command = ["report", str(tmp_path / "a.ipynb"), "--figures", "svg"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
     assert [row[2] for row in saved] == ["a-one.svg", "a-script-alert-1-script.svg", "a-one-2.svg", "a-04.svg"]
     assert saved[0] == ("One<br>a <b>part</b>", 400, "a-one.svg", 900)
     saved.clear()
-    assert CliRunner().invoke(report.main, [*command, "--width", "650", "--no-titles"]).exit_code == 0
+    assert CliRunner().invoke(cli, [*command, "--width", "650", "--no-titles"]).exit_code == 0
     assert saved[0] == (None, 364, "a-one.svg", 650)
 
 
