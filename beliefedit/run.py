@@ -56,11 +56,11 @@ log = logging.getLogger(__name__)
 
 VERSIONS = {
     "graph": 2, "tokenizer": 1, "world": 1, "corpus": 2, "cases": 7, "model": 6, "beliefs": 3,
-    "edits": 7, "sequential": 3, "rationality": 3, "tables": 9
+    "edits": 7, "sequential": 3, "rationality": 3, "experiments": 1, "tables": 9
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
-EDITING_STAGES = ("edits", "sequential", "rationality")
+EDITING_STAGES = ("edits", "sequential", "rationality", "experiments")
 """Stages that have an artifact per editor."""
 
 
@@ -216,6 +216,8 @@ class Run:
             chosen = {"editor": editor, "parameters": edit["editors"][editor],
                       "editor_version": _editor_version(editor), **seed}
             chosen |= {key: edit[key] for key in _EDITING_KEYS[name]}
+            if name == "experiments":
+                chosen["experiments"] = config.experiments.model_dump(mode="json")
             inputs = ["cases", "model"]
         else:
             chosen, inputs = {
@@ -457,6 +459,16 @@ class Run:
             n_resamples=self.config.analysis.n_resamples, level=self.config.analysis.level)
 
     @cached_property
+    def experiments(self) -> dict[str, pl.DataFrame]:
+        """Values of the experiments on negation, prior strength, decay and protocol by name
+        (`evaluation.experiments.run_experiments`)."""
+        from beliefedit.evaluation.experiments import SCHEMAS
+
+        return {name: pl.concat([pl.DataFrame(schema=schema), *(
+            pl.read_parquet(self.path(part) / f"{name}.parquet")
+            for part in self._parts("experiments"))]) for name, schema in SCHEMAS.items()}
+
+    @cached_property
     def setup(self) -> EditSetup:
         """The model with the data that editors and scoring need."""
         from beliefedit.evaluation.edits import Comparison, EditSetup
@@ -511,6 +523,16 @@ class Run:
         from beliefedit.evaluation.rationality import run_tests
 
         self._build_values(folder, f"rationality/{editor}", run_tests)
+
+    def _build_experiments(self, folder: Path, editor: str) -> None:
+        from beliefedit.evaluation.experiments import Setting, run_experiments
+
+        setting = Setting(self.setup, self.agent, self.world, self.corpus, self.cases, self.config,
+                          self.max_answer_tokens)
+        part = f"experiments/{editor}"
+        working = self.store.working_folder(part, self.key(part))
+        for name, frame in run_experiments(setting, editor, working).items():
+            frame.write_parquet(folder / f"{name}.parquet")
 
     def _build_values(self, folder: Path, part: str, run: Callable[..., pl.DataFrame]) -> None:
         """Write the result of ``run``, which stores intermediate results in a working folder."""
@@ -619,7 +641,8 @@ _CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "min_downstream_b
               "p_reinforce", "as_published", "published_batch_size")
 _EDITING_KEYS = {
     "edits": ("n_edited", "n_trajectories", "trajectory_every", "n_distributions"),
-    "sequential": ("sequence",), "rationality": ("rationality", "target_probability")}
+    "sequential": ("sequence",), "rationality": ("rationality", "target_probability"),
+    "experiments": ()}
 
 
 def _editor_version(editor: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
         rng = np.random.default_rng([seed, Stream.CORPUS, block])
         sentences = sampler.sentences(first, last, rng)
-        evidence.append(_evidence(sampler, sentences))
+        evidence.append(_evidence(sentences))
         groups.append(sentences)
         if writer:
             texts = render(world, sampler.facts, sentences)
@@ -119,10 +119,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     key = ["fact", "object", "weight"]
     counted = pl.concat(evidence).group_by(key).agg(pl.col("count").sum() * passes).sort(key)
     statistics = _statistics(sampler, all_sentences, counted, passes)
-    ids = counted.select(sampler.facts["subject"].gather(counted["fact"]),
-                         sampler.facts["relation"].gather(counted["fact"]),
-                         "object", "weight", pl.col("count").cast(pl.UInt32))
-    return Corpus(config, sampler.facts, with_labels(ids, world), statistics,
+    return Corpus(config, sampler.facts, _of_facts(counted, sampler.facts, world), statistics,
                   all_sentences.frame.lazy(), folder)
 
 
@@ -214,8 +211,8 @@ class _DocumentWriter:
         self.n_files += 1
 
 
-def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
-    """(fact, object, weight, count) of a block; a compound sentence counts for both facts."""
+def _evidence(sentences: Sentences) -> pl.DataFrame:
+    """(fact, object, weight, count) of sentences; a compound sentence counts for both facts."""
     weight = np.zeros(len(sentences.form))
     for (form, label), value in WEIGHTS.items():
         code = UNLABELLED if label is None else int(label)
@@ -226,6 +223,14 @@ def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
         "object": np.r_[sentences.object, sentences.second_object[is_compound]].astype(np.uint32),
         "weight": np.r_[weight, weight[is_compound]]})
     return frame.group_by("fact", "object", "weight").len("count")
+
+
+def _of_facts(counted: pl.DataFrame, facts: pl.DataFrame, world: World) -> pl.DataFrame:
+    """`Corpus.evidence` from (fact: row of ``facts``, object, weight, count)."""
+    ids = counted.select(facts["subject"].gather(counted["fact"]),
+                         facts["relation"].gather(counted["fact"]),
+                         "object", "weight", pl.col("count").cast(pl.UInt32))
+    return with_labels(ids, world)
 
 
 def with_labels(ids: pl.DataFrame, world: World) -> pl.DataFrame:
@@ -287,6 +292,35 @@ def sample_documents(corpus: Corpus, world: World, n: int = 20_000) -> SampledDo
     chosen = _documents(corpus).select("text", "sentences").gather_every(step).collect()
     contexts = _contexts(corpus, world, chosen["sentences"])
     return SampledDocuments(chosen["text"], contexts)
+
+
+def document_texts(corpus: Corpus, numbers: Sequence[int]) -> list[str]:
+    """The texts of documents, in the order of their numbers, which may repeat.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
+    return _chosen(corpus, numbers)["text"].to_list()
+
+
+def document_evidence(corpus: Corpus, world: World, numbers: Sequence[int]) -> pl.DataFrame:
+    """The evidence of the sentences in documents, as `Corpus.evidence`; numbers may repeat.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
+    rows = _chosen(corpus, numbers)["sentences"].explode().to_frame("row")
+    sentences = corpus.sentences.with_row_index("row").join(
+        rows.lazy(), on="row", how="inner").collect()
+    key = ["fact", "object", "weight"]
+    counted = _evidence(Sentences.from_frame(sentences)).sort(key)
+    return _of_facts(counted, corpus.facts, world)
+
+
+def _chosen(corpus: Corpus, numbers: Sequence[int]) -> pl.DataFrame:
+    """Documents by number."""
+    chosen = pl.LazyFrame({"doc": numbers}, {"doc": pl.UInt32})
+    return chosen.join(_documents(corpus), on="doc", how="left", maintain_order="left").collect()
 
 
 def _contexts(corpus: Corpus, world: World, documents: pl.Series) -> Iterator[list]:
