@@ -971,7 +971,7 @@ class ExperimentsConfig(Config):
     evidence_weight: Annotated[float, Field(ge=1)] = Field(
         100.0, description="prior strength: evidence of every request, in observations")
     n_decay_cases: NonNegative = Field(
-        16, description="decay: cases, each with a model that continues training")
+        12, description="decay: cases, each with a model that continues training")
     decay_steps: tuple[NonNegative, ...] = Field(
         (0, 1, 3, 10, 30), min_length=1,
         description="decay: steps of further training after which the edit is measured")

@@ -294,33 +294,19 @@ def sample_documents(corpus: Corpus, world: World, n: int = 20_000) -> SampledDo
     return SampledDocuments(chosen["text"], contexts)
 
 
-def document_texts(corpus: Corpus, numbers: Sequence[int]) -> list[str]:
-    """The texts of documents, in the order of their numbers, which may repeat.
-
-    Raises:
-        StoreError: the corpus was sampled without documents.
-    """
-    return _chosen(corpus, numbers)["text"].to_list()
-
-
 def document_evidence(corpus: Corpus, world: World, numbers: Sequence[int]) -> pl.DataFrame:
     """The evidence of the sentences in documents, as `Corpus.evidence`; numbers may repeat.
 
     Raises:
         StoreError: the corpus was sampled without documents.
     """
-    rows = _chosen(corpus, numbers)["sentences"].explode().to_frame("row")
+    chosen = pl.LazyFrame({"doc": numbers}, {"doc": pl.UInt32}).join(_documents(corpus), on="doc")
+    rows = chosen.select(row=pl.col("sentences").explode()).collect()
     sentences = corpus.sentences.with_row_index("row").join(
         rows.lazy(), on="row", how="inner").collect()
     key = ["fact", "object", "weight"]
     counted = _evidence(Sentences.from_frame(sentences)).sort(key)
     return _of_facts(counted, corpus.facts, world)
-
-
-def _chosen(corpus: Corpus, numbers: Sequence[int]) -> pl.DataFrame:
-    """Documents by number."""
-    chosen = pl.LazyFrame({"doc": numbers}, {"doc": pl.UInt32})
-    return chosen.join(_documents(corpus), on="doc", how="left", maintain_order="left").collect()
 
 
 def _contexts(corpus: Corpus, world: World, documents: pl.Series) -> Iterator[list]:
@@ -372,10 +358,19 @@ def has_no_downstream_fact(corpus: Corpus) -> np.ndarray:
 
 def _documents(corpus: Corpus) -> pl.LazyFrame:
     """The documents of a corpus, in order."""
+    return pl.scan_parquet(documents_folder(corpus) / "*.parquet")
+
+
+def documents_folder(corpus: Corpus) -> Path:
+    """`Corpus.documents`.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
     if corpus.documents is None:
         raise StoreError("the corpus was sampled without documents",
                          hint="give sample_corpus a folder for documents")
-    return pl.scan_parquet(corpus.documents / "*.parquet")
+    return corpus.documents
 
 
 def corpus_facts(corpus: Corpus, world: World) -> pl.DataFrame:

@@ -94,8 +94,7 @@ class RetrainEditor(Editor):
         for _ in range(config.n_epochs):
             order = torch.randperm(len(documents), generator=generator)
             for rows in order.split(config.batch_size):
-                loss = document_loss(edited, tokenizer,
-                                     [documents[row] for row in rows.tolist()])
+                loss = _loss(edited, tokenizer, [documents[row] for row in rows.tolist()])
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -103,13 +102,9 @@ class RetrainEditor(Editor):
         return edited.requires_grad_(False), float(loss.detach())
 
 
-def document_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-                  texts: Sequence[str], label_smoothing: float = 0.0) -> Tensor:
-    """Mean negative log-likelihood over all tokens of some documents and their end tokens, nats.
-
-    Args:
-        label_smoothing: share of each target spread over the vocabulary (arXiv 1512.00567).
-    """
+def _loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+          texts: Sequence[str]) -> Tensor:
+    """Mean negative log-likelihood over all tokens of some documents and their end tokens."""
     rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows],
@@ -117,5 +112,4 @@ def document_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     lengths = torch.tensor([[len(row)] for row in rows], device=model.device)
     is_token = (torch.arange(longest, device=model.device) < lengths)[:, 1:]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[is_token].float(), ids[:, 1:][is_token],
-                                             label_smoothing=label_smoothing)
+    return torch.nn.functional.cross_entropy(logits[is_token].float(), ids[:, 1:][is_token])

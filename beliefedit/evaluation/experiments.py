@@ -13,9 +13,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,20 +29,20 @@ from transformers import PreTrainedModel
 
 from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import Experiment
-from beliefedit.corpus.corpus import WEIGHTS, Corpus, document_evidence, document_texts
+from beliefedit.corpus.corpus import WEIGHTS, Corpus, document_evidence, documents_folder
 from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
 from beliefedit.corpus.world import World
 from beliefedit.editors.base import EditedModels, Editor, EditRequest, UnmodifiedModel, add_delta
 from beliefedit.editors.registry import editor_class
-from beliefedit.editors.retrain import document_loss
 from beliefedit.errors import DivergenceError, EditError
 from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.metrics import contains, credence, exact
 from beliefedit.evaluation.sequential import beliefs, probabilities
 from beliefedit.lm.scoring import forced_accuracy, generate, score
-from beliefedit.store import Stream, atomic_path
-from beliefedit.training.loss import precision
+from beliefedit.store import atomic_path
+from beliefedit.training.data import Batch, Batches, encode_documents
+from beliefedit.training.loss import TrainingLoss, precision
 from beliefedit.training.train import build_optimizers
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,10 @@ PROTOCOLS = ("free, exact", "free, contains", "forced, exact", "forced, tokens")
 """How an answer is compared with its target. Free: the greedy answer; forced: the most probable
 token at each position of the target, given the target's tokens before it. A forced answer always
 has the target's length, so its lenient form is the share of tokens."""
+
+
+_NEW_EPOCH = 2**31
+"""Number of the epoch that decay reads: its order is that of no epoch of pretraining."""
 
 
 class Sentence(NamedTuple):
@@ -285,15 +291,16 @@ class _Experiments:
         Editors that change no weights are left out, and so are edits that diverge.
         """
         cases = self.cases[:self.setting.config.experiments.n_decay_cases]
-        if not cases:
-            return []
         queries = [self._queries(case) for case in cases]
-        unedited = dict(self._after_steps(copy.deepcopy(self.setting.setup.model),
-                                          pl.concat(queries)))
+        unedited: dict[int, pl.DataFrame] = {}
         rows: Rows = []
         for case, asked, model in zip(cases, queries, self._edited_models(cases), strict=False):
+            if model is None:
+                continue
+            unedited = unedited or dict(self._after_steps(
+                copy.deepcopy(self.setting.setup.model), pl.concat(queries)))
             number, fact = case.number, case.request.fact
-            for steps, answers in self._after_steps(model, asked) if model is not None else ():
+            for steps, answers in self._after_steps(model, asked):
                 agent = self._agents_by_steps[steps].after(case.request)
                 values = answers.with_columns(agent=self._agent_answers(agent, answers)).join(
                     unedited[steps].select("case", "measure", unedited="lm"),
@@ -361,56 +368,56 @@ class _Experiments:
                                                                lm=finite.then("p"))])
 
     def _training_steps(self, model: PreTrainedModel) -> Iterator[int]:
-        """Train a model in place, and yield each number of steps to be measured."""
+        """Train a model in place as in pretraining, and yield each number of steps to measure."""
         training, config = self.setting.config.pretraining, self.setting.config.experiments
         model.requires_grad_(True)
+        # the backward pass of the fused kernel is slow on CPUs
+        model.set_attn_implementation("eager" if model.device.type == "cpu" else "sdpa")
         optimizers = build_optimizers(model, training)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak"] * config.decay_lr_fraction
-        dtype, measured = precision(training.dtype, model.device), set(config.decay_steps)
-        if 0 in measured:
-            yield 0
-        for step, texts in enumerate(self._texts, start=1):
-            with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-                loss = document_loss(model, self.setting.setup.tokenizer, texts,
-                                     training.label_smoothing)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            if step in measured:
+        dtype, loss_of = precision(training.dtype, model.device), TrainingLoss(
+            model, training.label_smoothing)
+        for step, batches in enumerate([[], *self._batches_of_steps]):
+            n_targets = sum(batch.n_targets for batch in batches)
+            for batch in batches:
+                inputs = {name: torch.from_numpy(array).to(model.device)
+                          for name, array in batch.inputs().items()}
+                with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+                    loss, _ = loss_of(**inputs)
+                (loss / n_targets).backward()
+            if batches:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            if step in config.decay_steps:
                 yield step
 
     @cached_property
-    def _documents(self) -> list[list[int]]:
-        """The documents of each step: as many as a batch of pretraining holds on average."""
+    def _batches_of_steps(self) -> list[list[Batch]]:
+        """The batches of each step: those of a new epoch of pretraining, over all documents."""
         setting, training = self.setting, self.setting.config.pretraining
-        rng = np.random.default_rng([setting.config.seed, Stream.EXPERIMENTS])
-        n = setting.corpus.statistics["documents"]
-        n_documents = training.batch_size
-        if training.packed:
-            sample = document_texts(setting.corpus, rng.integers(n, size=min(n, 200)).tolist())
-            tokens = setting.setup.tokenizer(sample)["input_ids"]
-            n_documents = max(1, round(training.batch_tokens / np.mean([*map(len, tokens)])))
-        n_documents *= training.gradient_accumulation_steps
-        n_steps = max(setting.config.experiments.decay_steps)
-        order = np.concatenate([rng.permutation(n)
-                                for _ in range(-(-n_steps * n_documents // n))] or [[]])
-        return [order[step * n_documents:(step + 1) * n_documents].tolist()
-                for step in range(n_steps)]
-
-    @cached_property
-    def _texts(self) -> list[list[str]]:
-        """The texts of each step."""
-        return [document_texts(self.setting.corpus, numbers) for numbers in self._documents]
+        with tempfile.TemporaryDirectory(prefix="beliefedit-decay-") as scratch:
+            documents = encode_documents(documents_folder(setting.corpus),
+                                         setting.setup.tokenizer, Path(scratch))
+            batches = Batches(
+                documents, np.arange(len(documents.lengths)),
+                training.model_copy(update={"n_short_epochs": 0, "curriculum": 0}),
+                packed=training.packed, seed=setting.config.seed)
+            reader = (batch for *_, batch in batches.read(epoch=_NEW_EPOCH))
+            return [list(islice(reader, training.gradient_accumulation_steps))
+                    for _ in range(max(setting.config.experiments.decay_steps))]
 
     @cached_property
     def _evidence_by_steps(self) -> dict[int, pl.DataFrame]:
         """The evidence of the documents that a model has read, by number of steps."""
-        return {steps: document_evidence(self.setting.corpus, self.setting.world, [
-            number for numbers in self._documents[:steps] for number in numbers])
-            for steps in self.setting.config.experiments.decay_steps}
+        setting, evidence = self.setting, {}
+        for steps in setting.config.experiments.decay_steps:
+            numbers = [number for batches in self._batches_of_steps[:steps]
+                       for batch in batches for number in batch.document_ids.tolist()]
+            evidence[steps] = document_evidence(setting.corpus, setting.world, numbers)
+        return evidence
 
     @cached_property
     def _agents_by_steps(self) -> dict[int, BayesAgent]:
