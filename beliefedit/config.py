@@ -966,8 +966,10 @@ class EditConfig(Config):
 class ExperimentsConfig(Config):
     """Experiments on negation, prior strength, decay and protocol (specification, section 8)."""
 
-    n_cases: NonNegative = Field(
-        60, description="cases of each experiment; 0: no experiments")
+    include: tuple[Literal["negation", "prior_strength", "decay", "protocol"], ...] = Field(
+        ("negation", "prior_strength", "decay", "protocol"),
+        description="experiments to run; []: none")
+    n_cases: NonNegative = Field(60, description="cases of each experiment, decay takes fewer")
     evidence_weight: Annotated[float, Field(ge=1)] = Field(
         100.0, description="prior strength: evidence of every request, in observations")
     n_decay_cases: NonNegative = Field(

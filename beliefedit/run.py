@@ -20,7 +20,7 @@ import polars as pl
 
 from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.analysis import verdict
+from beliefedit.analysis import experiments, verdict
 from beliefedit.analysis.populations import SPLIT
 from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
 from beliefedit.corpus import corpus as corpora
@@ -459,14 +459,16 @@ class Run:
             n_resamples=self.config.analysis.n_resamples, level=self.config.analysis.level)
 
     @cached_property
-    def experiments(self) -> dict[str, pl.DataFrame]:
-        """Values of the experiments on negation, prior strength, decay and protocol by name
-        (`evaluation.experiments.run_experiments`)."""
+    def experiments(self) -> experiments.Results:
+        """Results of the experiments on negation, prior strength, decay and protocol
+        (specification, section 8)."""
         from beliefedit.evaluation.experiments import SCHEMAS
 
-        return {name: pl.concat([pl.DataFrame(schema=schema), *(
+        values = {name: pl.concat([pl.DataFrame(schema=schema), *(
             pl.read_parquet(self.path(part) / f"{name}.parquet")
             for part in self._parts("experiments"))]) for name, schema in SCHEMAS.items()}
+        return experiments.results(values, self.config.analysis, np.random.default_rng(
+            [self.config.seed, Stream.EXPERIMENTS]))
 
     @cached_property
     def setup(self) -> EditSetup:

@@ -52,6 +52,7 @@ class Stream(IntEnum):
     UNSTATED_FACTS = 10
     DOCUMENT_ORDER = 11
     HELD_OUT_DOCUMENTS = 13
+    EXPERIMENTS = 14
 
 
 class Store:

@@ -27,7 +27,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from beliefedit.agent.agent import BayesAgent
+from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import Experiment
 from beliefedit.corpus.corpus import WEIGHTS, Corpus, document_evidence, documents_folder
 from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
@@ -151,7 +151,8 @@ def run_experiments(setting: Setting, name: str, folder: Path) -> dict[str, pl.D
     for experiment, path in tqdm(paths.items(), desc=f"{name}, experiments"):
         schema = SCHEMAS[experiment]
         if not path.exists():
-            rows = getattr(experiments, experiment)()
+            included = experiment in config.experiments.include
+            rows = getattr(experiments, experiment)() if included else []
             values = pl.DataFrame(rows, {key: dtype for key, dtype in schema.items()
                                          if key not in ("editor", "seed")}, orient="row")
             values = values.with_columns(pl.col(pl.Float64).fill_nan(None), editor=pl.lit(name),
@@ -443,9 +444,10 @@ class _Experiments:
         values = []
         for measure, *fact in queries.select("measure", "subject", "relation", "target"
                                              ).iter_rows():
-            view = "direct" if measure in ("success", "p_request") else "predictive"
-            belief = agent.distribution(*fact[:2], view)
-            target = agent.objects.index(fact[2])
+            view: View = "direct" if measure in ("success", "p_request") else "predictive"
+            subject, relation, object_ = fact
+            belief = agent.distribution(subject, relation, view)
+            target = agent.objects.index(object_)
             values.append(belief[target] if measure == "p_request"
                           else float(belief.argmax() == target))
         return pl.Series(values, dtype=pl.Float64)
