@@ -39,6 +39,11 @@ def _editors(means: pl.DataFrame) -> Iterator[tuple[str, str, dict[str, str]]]:
         yield editor, short(editor), {"color": SERIES[index % len(SERIES)], "dash": dash}
 
 
+def _n(means: pl.DataFrame) -> str:
+    """", n = 60": the largest number of values in a mean."""
+    return f", n = {means['n'].max():,}" if len(means) else ""
+
+
 def negation(found: Results) -> go.Figure:
     """Change of three beliefs in a claim by the sentence that editors are trained on.
 
@@ -49,7 +54,7 @@ def negation(found: Results) -> go.Figure:
     forms, claims = (means[name].unique(maintain_order=True).to_list()
                      for name in ("form", "claim"))
     cells = [(measure, claim) for measure in _BELIEFS for claim in claims]
-    chart = panels("Change of belief in P after training on a sentence",
+    chart = panels(f"Change of belief in P after training on a sentence{_n(means)}",
                    [f"{_BELIEFS[measure]}, {claim}" for measure, claim in cells] or [""],
                    panel_height=len(forms) * 22 + 60, gap=40)
     agent = means.filter(who="agent")
@@ -82,7 +87,7 @@ def prior_strength(found: Results) -> go.Figure:
     A point is one request. Dashed: as the agent; solid: the least-squares line.
     """
     values, editors = found.prior_strength, list(_editors(found.prior_strength))
-    chart = panels("Change of log-odds by the same evidence (nats)",
+    chart = panels(f"Change of log-odds by the same evidence, nats{_n(found.fits)}",
                    [name for _, name, _ in editors] or [""], panel_height=300, gap=40)
     ends = np.array([values[f"change_{who}"].drop_nulls().to_list() for who in ("agent", "lm")]
                     if values.height else [[0.0], [1.0]])
@@ -113,8 +118,8 @@ def decay(found: Results) -> go.Figure:
     """Edits by steps of further training: edited model, unedited model and agent."""
     means = found.decay
     steps = sorted(means["steps"].unique())
-    chart = panels("The edit after further training on the corpus", list(_DECAY.values()),
-                   panel_height=210)
+    chart = panels(f"The edit after further training on the corpus{_n(means)}",
+                   list(_DECAY.values()), panel_height=210)
     agent = means.filter(who="agent")
     for index, measure in enumerate(_DECAY):
         lines = [(name, line, means.filter(editor=editor, measure=measure, who="lm"))
@@ -140,8 +145,8 @@ def protocol(found: Results) -> go.Figure:
     """The score of the same edits by four protocols, a line per editor."""
     means = found.protocol
     protocols = means["protocol"].unique(maintain_order=True).to_list()
-    chart = panels("The same edits, scored in four ways", list(_PROTOCOLS.values()), columns=1,
-                   panel_height=260)
+    chart = panels(f"The same edits, scored in four ways{_n(means)}",
+                   list(_PROTOCOLS.values()), columns=1, panel_height=260)
     for index, measure in enumerate(_PROTOCOLS):
         for editor, name, line in _editors(means):
             points = means.filter(editor=editor, measure=measure)
