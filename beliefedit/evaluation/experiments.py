@@ -151,7 +151,7 @@ def run_experiments(setting: Setting, name: str, folder: Path) -> dict[str, pl.D
     for experiment, path in tqdm(paths.items(), desc=f"{name}, experiments"):
         schema = SCHEMAS[experiment]
         if not path.exists():
-            included = experiment in config.experiments.include
+            included = chosen and experiment in config.experiments.include
             rows = getattr(experiments, experiment)() if included else []
             values = pl.DataFrame(rows, {key: dtype for key, dtype in schema.items()
                                          if key not in ("editor", "seed")}, orient="row")

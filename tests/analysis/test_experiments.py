@@ -61,7 +61,7 @@ def test_fits_are_least_squares_of_log_odds() -> None:
     x, y = (log_odds[f"{who}_after"] - log_odds[f"{who}_before"] for who in ("agent", "lm"))
     constant = 2.0 - log_odds["lm_before"]  # every object gets the same probability
     expected = {"slope": np.polyfit(x, y, 1)[0], "correlation": np.corrcoef(x, y)[0, 1],
-                "reference": np.corrcoef(x, constant)[0, 1], "excess": np.mean(y - x)}
+                "reference": np.corrcoef(x, constant)[0, 1], "excess": (y - x).mean()}
     assert list(fits["statistic"]) == list(found.FITS) == list(expected)
     for row in fits.iter_rows(named=True):
         assert row["mean"] == pytest.approx(expected[row["statistic"]]) and row["n"] == 36
