@@ -242,8 +242,9 @@ def protocol_sentence(ranks: pl.DataFrame) -> str:
     parts = []
     for (measure,), group in ranks.filter(protocol=ranks["protocol"][0]).group_by(
             "measure", maintain_order=True):
-        taus = ", ".join(f"{_interval(row)} with {row['other']}"
-                         for row in group.iter_rows(named=True))
+        taus = ", ".join(
+            f"{'undefined' if row['mean'] is None else _interval(row)} with {row['other']}"
+            for row in group.iter_rows(named=True))
         parts.append(f"{measure}: {taus}")
     first = ranks.row(0, named=True)
     return _sentence(f"Kendall’s tau of the ranks of {first['n_editors']} editors by "

@@ -56,7 +56,7 @@ def negation(found: Results) -> go.Figure:
     cells = [(measure, claim) for measure in _BELIEFS for claim in claims]
     chart = panels(f"Change of belief in P after training on a sentence{_n(means)}",
                    [f"{_BELIEFS[measure]}, {claim}" for measure, claim in cells] or [""],
-                   panel_height=len(forms) * 22 + 60, gap=40)
+                   panel_height=len(forms) * 22 + 70)
     agent = means.filter(who="agent")
     for index, (measure, claim) in enumerate(cells):
         for editor, name, line in _editors(means):
@@ -68,7 +68,8 @@ def negation(found: Results) -> go.Figure:
         points = agent.filter(claim=claim).unique("form", keep="first", maintain_order=True)
         chart.add_scatter(
             x=points["mean"], y=_positions(points["form"], forms), mode="markers", name="agent",
-            marker={"size": 16, "symbol": "line-ns-open", "line": {"width": 3, "color": AGENT}},
+            marker={"size": 16, "symbol": "line-ns-open", "color": AGENT,
+                    "line": {"width": 3, "color": AGENT}},
             legendgroup="agent", showlegend=not index, **place(index),
             **intervals(points, "x") | {"error_x": None})
     chart.update_yaxes(tickvals=list(range(len(forms))), ticktext=[short(f) for f in forms],
@@ -88,10 +89,8 @@ def prior_strength(found: Results) -> go.Figure:
     """
     values, editors = found.prior_strength, list(_editors(found.prior_strength))
     chart = panels(f"Change of log-odds by the same evidence, nats{_n(found.fits)}",
-                   [name for _, name, _ in editors] or [""], panel_height=300, gap=40)
-    ends = np.array([values[f"change_{who}"].drop_nulls().to_list() for who in ("agent", "lm")]
-                    if values.height else [[0.0], [1.0]])
-    span = np.array([min(ends.min(), 0), ends.max()])
+                   [name for _, name, _ in editors] or [""], panel_height=300)
+    span = np.array([0.0, values["change_agent"].max() or 1.0])
     for index, (editor, _, _) in enumerate(editors):
         points = values.filter(editor=editor).drop_nulls("change_lm")
         for kind, (name, colour, symbol) in _OBJECTS.items():
@@ -146,7 +145,7 @@ def protocol(found: Results) -> go.Figure:
     means = found.protocol
     protocols = means["protocol"].unique(maintain_order=True).to_list()
     chart = panels(f"The same edits, scored in four ways{_n(means)}",
-                   list(_PROTOCOLS.values()), columns=1, panel_height=260)
+                   list(_PROTOCOLS.values()), columns=1, panel_height=260, gap=84)
     for index, measure in enumerate(_PROTOCOLS):
         for editor, name, line in _editors(means):
             points = means.filter(editor=editor, measure=measure)
