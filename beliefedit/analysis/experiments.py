@@ -87,7 +87,7 @@ def results(values: Mapping[str, pl.DataFrame], config: AnalysisConfig,
 
 
 def _by_seed(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with subjects of different seeds, which are of different worlds, told apart."""
+    """The frame with seed and subject as the cluster: each seed has its own world."""
     return frame.with_columns(cluster=pl.format("{} {}", "seed", "cluster"))
 
 
