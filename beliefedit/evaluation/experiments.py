@@ -169,8 +169,7 @@ def _choose_cases(setting: Setting, editor: Editor) -> list[EditCase]:
     valid = (case for case in chosen if case.request.target != case.request.fact.object
              and editor.validation_error(setting.setup.tokenizer, setting.setup.request(
                  case, editor), setting.max_new_tokens) is None)
-    return [case for case, _ in zip(valid, range(setting.config.experiments.n_cases),
-                                    strict=False)]
+    return list(islice(valid, setting.config.experiments.n_cases))
 
 
 Rows = list[tuple]
@@ -223,7 +222,7 @@ class _Experiments:
         """
         evidence = self.setting.corpus.evidence
         agents = {}
-        for claim, kind in ((claim, kind) for kind, claim in enumerate(CLAIMS)):
+        for kind, claim in enumerate(CLAIMS):
             for weight in (1.0, -1.0):
                 heard = pl.DataFrame(
                     [(*_labels(fact), weight, math.ceil(case.request.weight))
@@ -244,7 +243,8 @@ class _Experiments:
         p_true, p_false = (np.exp(score(
             model, self.setting.setup.tokenizer, prompts, [truth_word(label)] * len(facts),
             versions=versions or [0] * len(facts))) for label in (True, False))
-        columns = {"object": p_object, "stated": p_true, "credence": credence(p_true, p_false)}
+        with np.errstate(invalid="ignore"):  # both may underflow
+            columns = {"object": p_object, "stated": p_true, "credence": credence(p_true, p_false)}
         return [dict(zip(columns, map(float, values), strict=True))
                 for values in zip(*columns.values(), strict=True)]
 
