@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ class Results(NamedTuple):
             largest mean; ties have their mean rank).
         ranks: Kendall's tau-b between the ranks of editors by two protocols: measure, protocol,
             other, n_editors, n (cases), mean (tau of the means), low, high. Tau is null where all
-            editors have the same mean.
+            editors have the same mean; a single editor has no ranks.
     """
 
     negation: pl.DataFrame
@@ -155,9 +156,9 @@ def _ranks(values: pl.DataFrame, config: AnalysisConfig,
            generator: np.random.Generator) -> pl.DataFrame:
     """`Results.ranks`. Only cases with a value of every editor and protocol count."""
     rows: list[tuple] = []
-    for (measure,), group in values.group_by("measure", maintain_order=True):
-        columns = group.select(pl.struct("editor", "protocol").unique(maintain_order=True))
-        names = [tuple(row.values()) for row in columns.to_series().to_list()]
+    several = values.filter(pl.col("editor").n_unique() > 1)
+    for (measure,), group in several.group_by("measure", maintain_order=True):
+        names = group.select("editor", "protocol").unique(maintain_order=True).rows()
         wide = _by_seed(group).group_by("case", "cluster", maintain_order=True).agg(
             pl.col("value").filter(editor=editor, protocol=protocol).first().alias(
                 f"{editor} {protocol}") for editor, protocol in names).drop_nulls()
@@ -166,13 +167,12 @@ def _ranks(values: pl.DataFrame, config: AnalysisConfig,
         protocols = list(dict.fromkeys(protocol for _, protocol in names))
         of_protocol = {protocol: [i for i, name in enumerate(names) if name[1] == protocol]
                        for protocol in protocols}
-        for index, first in enumerate(protocols):
-            for second in protocols[index + 1:]:
-                pair = of_protocol[first], of_protocol[second]
-                tau = kendall_tau(*(shares.sum(axis=0)[None, index] for index in pair))
-                low, high = _ends(kendall_tau(*(resampled[:, index] for index in pair)), config)
-                rows.append((measure, first, second, len(pair[0]), len(wide), float(tau[0]),
-                             low, high))
+        for first, second in combinations(protocols, 2):
+            pair = of_protocol[first], of_protocol[second]
+            tau = kendall_tau(*(shares.sum(axis=0)[None, columns] for columns in pair))
+            low, high = _ends(kendall_tau(*(resampled[:, columns] for columns in pair)), config)
+            rows.append((measure, first, second, len(pair[0]), len(wide), float(tau[0]), low,
+                         high))
     return _frame(rows, {"measure": pl.String, "protocol": pl.String, "other": pl.String,
                          "n_editors": pl.UInt32})
 
@@ -237,7 +237,7 @@ def decay_sentence(means: pl.DataFrame) -> str:
 
 def protocol_sentence(ranks: pl.DataFrame) -> str:
     """How far the ranks of editors agree between the first protocol and the others."""
-    if not len(ranks) or ranks["n_editors"].max() == 1:
+    if ranks.is_empty():
         return "Ranks need at least two editors."
     parts = []
     for (measure,), group in ranks.filter(protocol=ranks["protocol"][0]).group_by(
