@@ -26,6 +26,7 @@ _HOMES = {
     "BayesAgent": "agent.agent", "build_cases": "evaluation.cases",
     "Editor": "editors.base", "EditRequest": "editors.request", "editor": "editors.registry",
     "register_editor": "editors.registry",
+    "edit": "requests.scoreboard", "read_requests": "requests.files",
     "Measure": "analysis.measures", "register_measure": "analysis.measures",
 }
 _PACKAGES = ("analysis", "plots", "report")

@@ -87,6 +87,16 @@ def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as text for a terminal; all but the first are aligned to the right."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(
+        text.ljust(width) if index == 0 else text.rjust(width)
+        for index, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines)
+
+
 _CELL = "border-bottom:1px solid rgba(128,128,128,.3);padding:.25em .5em;text-align:"
 
 

@@ -209,8 +209,11 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_commands_of_readme_and_running_work(checkout):
-    written = list(dict.fromkeys([*commands(README), *commands(DOCS / "running.md")]))
+def test_commands_of_readme_and_pages_work(checkout):
+    [(_, requests)] = [block for block in FENCE.findall((DOCS / "requests.md").read_text(encoding="utf-8")) if block[0] == "csv"]
+    (checkout / "family.csv").write_text(requests, encoding="utf-8")
+    pages = [README, *(DOCS / name for name in ("running.md", "requests.md", "editors.md"))]
+    written = list(dict.fromkeys(command for page in pages for command in commands(page)))
     todo = [command for command in written if not any(re.match(pattern, command) for pattern in NOT_RUN)]
     assert "python run_all.py" in todo
     for command in todo:
@@ -218,7 +221,7 @@ def test_commands_of_readme_and_running_work(checkout):
         assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("path", ["running.md", "playground.md"])
+@pytest.mark.parametrize("path", ["running.md", "playground.md", "requests.md"])
 def test_python_examples_of_a_finished_run_work(path, checkout):
     blocks = [block for language, block in FENCE.findall((DOCS / path).read_text(encoding="utf-8"))
               if language == "python" and set(re.findall(r'"runs/(\w+)', block)) == {"demo"}]

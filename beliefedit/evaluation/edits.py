@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -37,6 +38,8 @@ from beliefedit.lm.scoring import (
 from beliefedit.store import atomic_path
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _EDIT = {"case": pl.UInt32, "editor": pl.String, "seed": pl.UInt32}
 _DISTANCE = {"probe": pl.String, "tv": pl.Float64, "kl": pl.Float64, "outside": pl.Float64}
@@ -238,7 +241,9 @@ def run_editor(setup: EditSetup, name: str, parameters: Any, cases: Cases, confi
         while remaining:
             n_traced = sum(case.number in traced for case in remaining)
             batch = remaining[:min(size, n_traced or size)]
-            frames = _run_or_halve(run, batch, traced=n_traced > 0)
+            frames = unless_out_of_memory(
+                partial(_edit_batch, run, batch, traced=n_traced > 0), len(batch),
+                setup.model.device, f"case {batch[0].number}")
             if frames is None:
                 size = len(batch) // 2
                 continue
@@ -292,21 +297,24 @@ class _EditorRun:
     max_new_tokens: int
 
 
-def _run_or_halve(run: _EditorRun, batch: Sequence[EditCase], *,
-                  traced: bool) -> tuple[pl.DataFrame, ...] | None:
-    """The frames of a batch; None if it does not fit in memory and can be halved."""
+def unless_out_of_memory(compute: Callable[[], Result], n: int, device: torch.device,
+                         where: str) -> Result | None:
+    """The result of a computation over n edits; None if it does not fit in memory, to halve it.
+
+    Raises:
+        EditError: a single edit does not fit in memory.
+    """
     try:
-        return _edit_batch(run, batch, traced=traced)
+        return compute()
     except (RuntimeError, MemoryError) as error:
         if (not isinstance(error, torch.OutOfMemoryError | MemoryError)
                 and not any(text in str(error).lower() for text in _OUT_OF_MEMORY)):
             raise
-        if len(batch) == 1:
-            raise EditError("a single edit does not fit in memory", where=f"case {batch[0].number}",
+        if n == 1:
+            raise EditError("a single edit does not fit in memory", where=where,
                             hint="choose a smaller model or a larger machine") from error
-    n = len(batch)
     log.warning("%d edits at once do not fit in memory; continuing with %d", n, n // 2)
-    if run.setup.model.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 

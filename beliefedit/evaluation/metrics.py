@@ -32,6 +32,15 @@ def _normalize(text: pl.Expr) -> pl.Expr:
     return text.str.to_lowercase().str.strip_chars()
 
 
+def normalize(answer: str) -> str:
+    """The first line of an answer in lower case, without spaces around and punctuation behind.
+
+    For models that do not stop after an answer. `exact` compares the whole answer.
+    """
+    line, _, _ = answer.strip().partition("\n")
+    return line.lower().rstrip(" \t\r.,;:!?") or line.lower().strip()
+
+
 def probability_error(p_lm: Values, p_agent: Values) -> Values:
     """|p_LM(target) - p_agent(target)|, the probabilistic coherence error."""
     return abs(p_lm - p_agent)

@@ -111,15 +111,37 @@ def prepare_queries(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: S
     return replace(queries, batches=list(queries.batches))
 
 
-@torch.no_grad()
 def score_queries(model: Model, queries: PreparedQueries) -> np.ndarray:
     """`score` of queries prepared for this model or one of its size: float64 [n], nats."""
     log_p = np.zeros(queries.n_pairs)
+    for pair, of_tokens, _ in _target_tokens(model, queries):
+        np.add.at(log_p, pair, of_tokens)
+    return log_p
+
+
+def score_and_match(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
+                    targets: Sequence[str], *, versions: Sequence[int] | None = None
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    """`score`, and the share of each target's tokens that are most probable: both float64 [n].
+
+    A token is compared after the tokens of the target before it (teacher forcing).
+    """
+    queries = _encode_queries(model, tokenizer, prompts, targets, versions)
+    log_p, n_equal, n_tokens = np.zeros((3, queries.n_pairs))
+    for pair, of_tokens, is_most_probable in _target_tokens(model, queries):
+        for total, values in ((log_p, of_tokens), (n_equal, is_most_probable), (n_tokens, 1)):
+            np.add.at(total, pair, values)
+    return log_p, n_equal / n_tokens
+
+
+@torch.no_grad()
+def _target_tokens(model: Model, queries: PreparedQueries
+                   ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of target tokens: (pair, log-probability, whether it is the most probable one)."""
     for inputs, pair, (row, position, token) in queries.batches:
         logits = at_least_float32(model(**inputs).logits[row, position])
         of_tokens = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        np.add.at(log_p, pair, of_tokens.double().cpu().numpy())
-    return log_p
+        yield pair, of_tokens.double().cpu().numpy(), (logits.argmax(-1) == token).cpu().numpy()
 
 
 @torch.no_grad()
