@@ -39,7 +39,7 @@ from beliefedit.evaluation.cases import PROBES, Cases, EditCase
 from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.metrics import contains, credence, exact
 from beliefedit.evaluation.sequential import beliefs, probabilities
-from beliefedit.lm.scoring import forced_accuracy, generate, score
+from beliefedit.lm.scoring import generate, score, score_and_match
 from beliefedit.store import atomic_path
 from beliefedit.training.data import Batch, Batches, encode_documents
 from beliefedit.training.loss import TrainingLoss, precision
@@ -347,14 +347,16 @@ class _Experiments:
 
     def _answers(self, model: EditedModels, queries: pl.DataFrame,
                  versions: Sequence[int]) -> pl.DataFrame:
-        """The queries with decoded and p (NaN: not finite)."""
+        """The queries with decoded, p and forced, as for `by_protocol` (NaN: not finite)."""
         prompts, targets = queries["prompt"].to_list(), queries["target"].to_list()
         tokenizer = self.setting.setup.tokenizer
         decoded = generate(model, tokenizer, prompts, self.setting.max_new_tokens,
                            labels=set(targets), versions=versions)
-        log_p = score(model, tokenizer, prompts, targets, versions=versions)
-        p = np.where(np.isfinite(log_p), np.exp(log_p), np.nan)
-        return queries.with_columns(decoded=pl.Series(decoded, dtype=pl.String), p=p)
+        log_p, shares = score_and_match(model, tokenizer, prompts, targets, versions=versions)
+        p, forced = (np.where(np.isfinite(log_p), values, np.nan)
+                     for values in (np.exp(log_p), shares))
+        return queries.with_columns(decoded=pl.Series(decoded, dtype=pl.String), p=p,
+                                    forced=forced)
 
     def _after_steps(self, model: PreTrainedModel,
                      queries: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
@@ -460,11 +462,7 @@ class _Experiments:
                      for version, case in enumerate(self.cases[first:first + len(edited)])]
             queries = pl.concat(parts).filter(pl.col("measure") != "locality")
             versions = queries["version"].to_list()
-            shares = forced_accuracy(
-                edited, self.setting.setup.tokenizer, queries["prompt"].to_list(),
-                queries["target"].to_list(), versions=versions)
-            scored = by_protocol(self._answers(edited, queries, versions).with_columns(
-                forced=pl.Series(shares)))
+            scored = by_protocol(self._answers(edited, queries, versions))
             subjects = {case.number: case.request.subject for case in self.cases}
             rows += [(case, subjects[case], *row) for case, *row in scored.select(
                 "case", "measure", "protocol", "value").iter_rows()]

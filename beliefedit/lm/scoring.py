@@ -144,30 +144,6 @@ def _target_tokens(model: Model, queries: PreparedQueries
         yield pair, of_tokens.double().cpu().numpy(), (logits.argmax(-1) == token).cpu().numpy()
 
 
-@torch.no_grad()
-def forced_accuracy(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
-                    targets: Sequence[str], *,
-                    versions: Sequence[int] | None = None) -> np.ndarray:
-    """Share of each target's tokens that are the most probable one, given the tokens before it.
-
-    This is accuracy under teacher forcing: the model sees the target up to each token.
-
-    Args:
-        model, tokenizer, prompts, targets, versions: see `score`.
-
-    Returns:
-        float64 [n], 0 to 1; NaN where logits are not finite.
-    """
-    queries = _encode_queries(model, tokenizer, prompts, targets, versions)
-    n_right, n_tokens = np.zeros((2, queries.n_pairs))
-    for inputs, pair, (row, position, token) in queries.batches:
-        logits = model(**inputs).logits[row, position]
-        is_right = torch.where(logits.isfinite().all(-1), logits.argmax(-1) == token, torch.nan)
-        np.add.at(n_right, pair, is_right.double().cpu().numpy())
-        np.add.at(n_tokens, pair, 1)
-    return n_right / n_tokens
-
-
 def _encode_queries(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str],
                     targets: Sequence[str], versions: Sequence[int] | None) -> PreparedQueries:
     pairs = encode_pairs(tokenizer, with_prefix(model, prompts, versions), targets)

@@ -16,7 +16,6 @@ from beliefedit.lm.model import build_model, load_model, resolve_device, save_mo
 from beliefedit.lm.scoring import (
     CACHE,
     encode_pairs,
-    forced_accuracy,
     generate,
     prepare_queries,
     score,
@@ -125,34 +124,6 @@ def test_shared_prefixes_are_computed_once(model, tokenizer):
                                                         "ada true")]
     prefixes = {tuple(ids[:n]) for ids in inputs for n in range(1, len(ids))}
     assert seen == [(1, len(prefixes))]
-
-
-def slow_forced(model, tokenizer, prompt, target):
-    """The share of target tokens that are most probable after all tokens before them, one full forward each."""
-    encoded = tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
-    ids, right = encoded["input_ids"], []
-    for place, (begin, end) in enumerate(encoded["offset_mapping"]):
-        if begin >= len(prompt) and end > 0:
-            with torch.no_grad():
-                right.append(model(torch.tensor([ids[:place]]), use_cache=False).logits[0, -1].argmax().item() == ids[place])
-    return np.mean(right)
-
-
-def test_forced_accuracy_shows_the_model_the_target(model, tokenizer):
-    other = build_model(TINY, tokenizer, torch.Generator().manual_seed(2))
-    greedy = [(prompt, generate(model, tokenizer, [prompt], 4)[0] or "x") for prompt in PROMPTS]
-    prompts, targets = [*PROMPTS, *(p for p, _ in greedy)], [*TARGETS, *(t for _, t in greedy)]
-    expected = [slow_forced(model, tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
-    forced = forced_accuracy(model, tokenizer, prompts, targets)
-    np.testing.assert_allclose(forced, expected)
-    assert len(set(forced.tolist())) > 2  # some tokens are right
-    mixed = forced_accuracy(Versions([model, other]), tokenizer, np.repeat(prompts, 2).tolist(),
-                            np.repeat(targets, 2).tolist(), versions=[0, 1] * len(prompts))
-    np.testing.assert_allclose(mixed[::2], expected)
-    np.testing.assert_allclose(mixed[1::2], forced_accuracy(other, tokenizer, prompts, targets))
-    with torch.no_grad():
-        other.get_output_embeddings().weight[:] = torch.nan
-    assert np.isnan(forced_accuracy(other, tokenizer, PROMPTS, TARGETS)).all()
 
 
 def test_one_token_targets_have_the_probabilities_of_next_tokens(model, tokenizer):
