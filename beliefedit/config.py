@@ -1037,6 +1037,24 @@ class EditConfig(Config):
     rationality: RationalityConfig = RationalityConfig()
 
 
+class ExperimentsConfig(Config):
+    """Experiments on negation, prior strength, decay and protocol (specification, section 8)."""
+
+    include: tuple[Literal["negation", "prior_strength", "decay", "protocol"], ...] = Field(
+        ("negation", "prior_strength", "decay", "protocol"),
+        description="experiments to run; []: none")
+    n_cases: NonNegative = Field(60, description="cases of each experiment, decay takes fewer")
+    evidence_weight: Annotated[float, Field(ge=1)] = Field(
+        100.0, description="prior strength: evidence of every request, in observations")
+    n_decay_cases: NonNegative = Field(
+        12, description="decay: cases, each with a model that continues training")
+    decay_steps: tuple[NonNegative, ...] = Field(
+        (0, 1, 3, 10, 30), min_length=1,
+        description="decay: steps of further training after which the edit is measured")
+    decay_lr_fraction: PositiveFloat = Field(
+        0.1, description="decay: learning rate as a share of the peak of pretraining")
+
+
 class AnalysisConfig(Config):
     """Tables and intervals (docs/specification.md, section 8).
 
@@ -1081,6 +1099,7 @@ class Experiment(Config):
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
     edit: EditConfig = EditConfig()
+    experiments: ExperimentsConfig = ExperimentsConfig()
     analysis: AnalysisConfig = AnalysisConfig()
 
     @model_validator(mode="before")

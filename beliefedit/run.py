@@ -21,7 +21,7 @@ import polars as pl
 
 from beliefedit import analysis
 from beliefedit.agent.agent import BayesAgent
-from beliefedit.analysis import verdict
+from beliefedit.analysis import experiments, verdict
 from beliefedit.analysis.populations import SPLIT
 from beliefedit.cards import CARD, corpus_card, model_card
 from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = {
-    "graph": 2, "tokenizer": 1, "world": 1, "corpus": 3, "cases": 8, "model": 7, "beliefs": 3,
-    "edits": 8, "sequential": 3, "rationality": 3, "tables": 10
+    "graph": 3, "tokenizer": 1, "world": 2, "corpus": 3, "cases": 8, "model": 7, "beliefs": 3,
+    "edits": 8, "sequential": 3, "rationality": 3, "experiments": 1, "tables": 10
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
-EDITING_STAGES = ("edits", "sequential", "rationality")
+EDITING_STAGES = ("edits", "sequential", "rationality", "experiments")
 """Stages that have an artifact per editor."""
 
 
@@ -249,6 +249,8 @@ class Run:
             chosen = {"editor": editor, "parameters": edit["editors"][editor],
                       "editor_version": _editor_version(editor), **seed}
             chosen |= {key: edit[key] for key in _EDITING_KEYS[name]}
+            if name == "experiments":
+                chosen["experiments"] = config.experiments.model_dump(mode="json")
             inputs = ["cases", "model"]
         else:
             chosen, inputs = {
@@ -499,6 +501,18 @@ class Run:
             n_resamples=self.config.analysis.n_resamples, level=self.config.analysis.level)
 
     @cached_property
+    def experiments(self) -> experiments.Results:
+        """Results of the experiments on negation, prior strength, decay and protocol
+        (specification, section 8)."""
+        from beliefedit.evaluation.experiments import SCHEMAS
+
+        values = {name: pl.concat([pl.DataFrame(schema=schema), *(
+            pl.read_parquet(self.path(part) / f"{name}.parquet")
+            for part in self._parts("experiments"))]) for name, schema in SCHEMAS.items()}
+        return experiments.results(values, self.config.analysis, np.random.default_rng(
+            [self.config.seed, Stream.EXPERIMENTS]))
+
+    @cached_property
     def setup(self) -> EditSetup:
         """The model with the data that editors and scoring need."""
         from beliefedit.evaluation.edits import Comparison, EditSetup
@@ -553,6 +567,16 @@ class Run:
         from beliefedit.evaluation.rationality import run_tests
 
         self._build_values(folder, f"rationality/{editor}", run_tests)
+
+    def _build_experiments(self, folder: Path, editor: str) -> None:
+        from beliefedit.evaluation.experiments import Setting, run_experiments
+
+        setting = Setting(self.setup, self.agent, self.world, self.corpus, self.cases, self.config,
+                          self.max_answer_tokens)
+        part = f"experiments/{editor}"
+        working = self.store.working_folder(part, self.key(part))
+        for name, frame in run_experiments(setting, editor, working).items():
+            frame.write_parquet(folder / f"{name}.parquet")
 
     def _build_values(self, folder: Path, part: str, run: Callable[..., pl.DataFrame]) -> None:
         """Write the result of ``run``, which stores intermediate results in a working folder."""
@@ -663,7 +687,8 @@ _CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "min_downstream_b
               "p_reinforce", "as_published", "published_batch_size")
 _EDITING_KEYS = {
     "edits": ("n_edited", "n_trajectories", "trajectory_every", "n_distributions"),
-    "sequential": ("sequence",), "rationality": ("rationality", "target_probability")}
+    "sequential": ("sequence",), "rationality": ("rationality", "target_probability"),
+    "experiments": ()}
 
 
 def _editor_version(editor: str) -> int:

@@ -25,7 +25,7 @@ import beliefedit as be
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "params" / "smoke.yaml"
 HOLD_TIMES = ("manifest.json", "metrics.parquet", "log.parquet", "summary.json")
-ALL = ("graph", "tokenizer", "world", "corpus", "cases", "model", "beliefs", "edits", "sequential", "rationality", "tables")
+ALL = ("graph", "tokenizer", "world", "corpus", "cases", "model", "beliefs", "edits", "sequential", "rationality", "experiments", "tables")
 WORK = """
 import json, os, sys
 import beliefedit as be

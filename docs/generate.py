@@ -139,6 +139,7 @@ STATED = 0.92  # p of A's object after A's atomic prompt
 DOWNSTREAM = {"true_false": (0.70, 0.35), "negation": (0.20, 0.45), "conjunction": (0.60, 0.30),
               "disjunction": (0.65, 0.60)}
 """Form of the downstream fact -> credence in it with the old object and with the new one."""
+STATED_DOWNSTREAM = 0.30  # p("true") after the downstream fact with the new object, p("false") 0.55
 
 
 class Entry(NamedTuple):
@@ -169,6 +170,11 @@ FAMILIES = {
                         "the old object, and with the new one",
                         "mean of (credence > ½) = label",
                         "RippleEdits asks for similar compositions"),
+    "stated_downstream": Entry("probability that the model calls the downstream fact with the new "
+                               "object true", "p_LM(\"true\" given \"s r o\" is)", ""),
+    "credence_downstream": Entry("the same without what the model gives to neither word "
+                                 "([2406.03442](https://arxiv.org/abs/2406.03442))",
+                                 "p(\"true\") / (p(\"true\") + p(\"false\"))", ""),
     "coherence": Entry("distance from the agent's probability of the correct object",
                        "|p_LM(target) − p_agent(target)|",
                        "probabilistic coherence in the paper"),
@@ -226,7 +232,7 @@ def example_frame() -> pl.DataFrame:
         row |= {f"p.{name}.true": p_true, f"p.{name}.false": p_false,
                 f"credence.{name}": p_true / (p_true + p_false),
                 f"published_true.{name}": name != "logic_not_a"}
-    row["p.atomic_a.stated"] = STATED
+    row |= {"p.atomic_a.stated": STATED, "p.downstream_true_false.new": STATED_DOWNSTREAM}
     for form, credences in DOWNSTREAM.items():
         for kind, credence in zip(("old", "new"), credences, strict=True):
             truth = (kind == "new") != (form == "negation")

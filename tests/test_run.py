@@ -21,7 +21,8 @@ TINY = {
     "analysis": {"n_resamples": 100},
     "edit": {"n_cases": 12, "batch_size": 3, "n_trajectories": 2, "n_distributions": 4,
              "editors": {"lora": {"lr": 1e-2, "steps": 3}, "in_context": {}},
-             "sequence": {"lengths": [1, 2]}, "rationality": {"n_cases": 2, "strengths": [0.6, 0.9]}}}
+             "sequence": {"lengths": [1, 2]}, "rationality": {"n_cases": 2, "strengths": [0.6, 0.9]}},
+    "experiments": {"n_cases": 2, "n_decay_cases": 1, "decay_steps": [0, 2]}}
 
 
 def experiment(**changes):
@@ -33,7 +34,7 @@ def experiment(**changes):
 def finished(tmp_path_factory):
     """A tiny run with every stage computed."""
     run = be.Run(tmp_path_factory.mktemp("run"), experiment())
-    assert run.tables.height and run.sequential.height and run.rationality.height
+    assert run.tables.height and run.sequential.height and run.rationality.height and run.experiments.decay.height
     return run
 
 
@@ -45,7 +46,8 @@ def changed(run, **changes):
 
 
 CORPUS = ["corpus", "cases", "model", "beliefs", "edits/lora", "edits/in_context", "sequential/lora",
-          "sequential/in_context", "rationality/lora", "rationality/in_context", "tables"]
+          "sequential/in_context", "rationality/lora", "rationality/in_context", "experiments/lora",
+          "experiments/in_context", "tables"]
 EDITED = [stage for stage in CORPUS if stage not in ("corpus", "model")]
 
 
@@ -59,9 +61,11 @@ EDITED = [stage for stage in CORPUS if stage not in ("corpus", "model")]
     ({"seed": 1}, ["world", *CORPUS]), ({"corpus__n_facts": 41}, ["tokenizer", "world", *CORPUS]),
     ({"model__vocab_size": 401}, ["tokenizer", "world", *CORPUS]),
     ({"graph__demo_seed": 1}, ["graph", "tokenizer", "world", *CORPUS]),
-    ({"edit__editors.lora.lr": 0.1}, ["edits/lora", "sequential/lora", "rationality/lora", "tables"]),
+    ({"edit__editors.lora.lr": 0.1}, ["edits/lora", "sequential/lora", "rationality/lora", "experiments/lora",
+                                        "tables"]),
     ({"edit__sequence.lengths": [1]}, ["sequential/lora", "sequential/in_context"]),
     ({"edit__rationality.n_cases": 1}, ["rationality/lora", "rationality/in_context"]),
+    ({"experiments__n_cases": 1}, ["experiments/lora", "experiments/in_context"]),
 ], ids=str)
 def test_a_change_moves_the_keys_of_what_depends_on_it(finished, changes, stages):
     assert sorted(changed(finished, **changes)) == sorted(stages)
@@ -85,7 +89,8 @@ def test_each_artifact_is_read_once_per_process(finished, monkeypatch):
     run = be.Run(finished.folder, experiment())
     for _ in range(2):
         for name in ("graph", "world", "corpus", "agent", "cases", "tokenizer", "model", "training_metrics", "beliefs",
-                     "edits", "edit_log", "sequential", "rationality", "measures", "tables", "findings", "verdict"):
+                     "edits", "edit_log", "sequential", "rationality", "experiments", "measures", "tables", "findings",
+                     "verdict"):
             getattr(run, name)
     assert reads["world"] == 1 and len(reads) > 12 and set(reads.values()) == {1}
 
@@ -160,7 +165,8 @@ def test_a_damaged_artifact_is_named_by_every_property(finished, tmp_path):
             path.write_bytes(path.read_bytes()[::-1])
     for stage, name in [("graph", "graph"), ("tokenizer", "tokenizer"), ("world", "world"), ("corpus", "corpus"),
                         ("cases", "cases"), ("model", "model"), ("beliefs", "beliefs"), ("edits/lora", "edits"),
-                        ("sequential/lora", "sequential"), ("rationality/lora", "rationality"), ("tables", "tables")]:
+                        ("sequential/lora", "sequential"), ("rationality/lora", "rationality"),
+                        ("experiments/lora", "experiments"), ("tables", "tables")]:
         run = be.Run(folder, experiment(), read_only=True)
         with pytest.raises(StoreError, match=f"the {stage} of this run is damaged: .*\n.*\n.*--rebuild {stage}"):
             run.path(stage) and pytest.fail("accepted")

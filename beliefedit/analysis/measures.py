@@ -178,6 +178,7 @@ def wide_frame(cases: pl.DataFrame, queries: pl.DataFrame, scores: pl.DataFrame,
         - ``credence.<form>.<kind>``, ``true.<form>.<kind>``: credence in a statement about the old
           or the new object of the downstream fact (kinds old, new), and whether it is true in this
           state. Credence is p("true") / (p("true") + p("false")) (arXiv 2406.03442).
+          ``p.<form>.<kind>``, ``p.<form>.<kind>_false``: p("true") and p("false") alone.
         - ``p.logic_a.true``, ``p.logic_a.false``, ``credence.logic_a``, likewise for
           logic_b, logic_not_a, logic_a_and_b, logic_b_and_a and logic_a_or_b;
           ``published_true.logic_a`` …: whether the label in the published code is "true";
@@ -333,6 +334,10 @@ def _built_in() -> Iterable[Measure]:
                       "higher",
                       pl.mean_horizontal(*(is_correct.cast(pl.Float64) for is_correct in correct)),
                       PROBES[1])
+    for name, label, column in (("stated", "p(“true”)", "p"), ("credence", "credence", "credence")):
+        yield Measure(f"{name}_downstream", f"belief in the new downstream fact: {label}", label,
+                      "belief in the new downstream fact", "", None,
+                      pl.col(f"{column}.{FORMS[0]}.new"), PROBES[1])
     for name, group, unit in (("coherence", "coherence error", ""),
                               ("tv", "total variation, all objects", ""),
                               ("kl", "KL(agent ‖ LM), all objects", "nats")):

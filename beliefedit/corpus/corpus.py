@@ -106,7 +106,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     for block, first, last in tqdm(blocks, desc="corpus", unit="block", disable=len(blocks) < 3):
         rng = np.random.default_rng([seed, Stream.CORPUS, block])
         sentences = sampler.sentences(first, last, rng)
-        evidence.append(_evidence(sampler, sentences))
+        evidence.append(_evidence(sentences))
         groups.append(sentences)
         if writer:
             texts = render(world, sampler.facts, sentences, config.templates)
@@ -123,10 +123,7 @@ def sample_corpus(world: World, config: CorpusConfig, seed: int = 0,
     key = ["fact", "object", "weight"]
     counted = pl.concat(evidence).group_by(key).agg(pl.col("count").sum() * passes).sort(key)
     statistics = _statistics(sampler, all_sentences, counted, passes)
-    ids = counted.select(sampler.facts["subject"].gather(counted["fact"]),
-                         sampler.facts["relation"].gather(counted["fact"]),
-                         "object", "weight", pl.col("count").cast(pl.UInt32))
-    return Corpus(config, sampler.facts, with_labels(ids, world), statistics,
+    return Corpus(config, sampler.facts, _of_facts(counted, sampler.facts, world), statistics,
                   all_sentences.frame.lazy(), folder)
 
 
@@ -240,8 +237,8 @@ class _DocumentWriter:
         self.n_files += 1
 
 
-def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
-    """(fact, object, weight, count) of a block; a compound sentence counts for both facts."""
+def _evidence(sentences: Sentences) -> pl.DataFrame:
+    """(fact, object, weight, count) of sentences; a compound sentence counts for both facts."""
     weight = np.zeros(len(sentences.form))
     for (form, label), value in WEIGHTS.items():
         code = UNLABELLED if label is None else int(label)
@@ -252,6 +249,14 @@ def _evidence(sampler: Sampler, sentences: Sentences) -> pl.DataFrame:
         "object": np.r_[sentences.object, sentences.second_object[is_compound]].astype(np.uint32),
         "weight": np.r_[weight, weight[is_compound]]})
     return frame.group_by("fact", "object", "weight").len("count")
+
+
+def _of_facts(counted: pl.DataFrame, facts: pl.DataFrame, world: World) -> pl.DataFrame:
+    """`Corpus.evidence` from (fact: row of ``facts``, object, weight, count)."""
+    ids = counted.select(facts["subject"].gather(counted["fact"]),
+                         facts["relation"].gather(counted["fact"]),
+                         "object", "weight", pl.col("count").cast(pl.UInt32))
+    return with_labels(ids, world)
 
 
 def with_labels(ids: pl.DataFrame, world: World) -> pl.DataFrame:
@@ -316,6 +321,21 @@ def sample_documents(corpus: Corpus, world: World, n: int = 20_000) -> SampledDo
     return SampledDocuments(chosen["text"], contexts)
 
 
+def document_evidence(corpus: Corpus, world: World, numbers: Sequence[int]) -> pl.DataFrame:
+    """The evidence of the sentences in documents, as `Corpus.evidence`; numbers may repeat.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
+    chosen = pl.LazyFrame({"doc": numbers}, {"doc": pl.UInt32}).join(_documents(corpus), on="doc")
+    rows = chosen.select(row=pl.col("sentences").explode()).collect()
+    sentences = corpus.sentences.with_row_index("row").join(
+        rows.lazy(), on="row", how="inner").collect()
+    key = ["fact", "object", "weight"]
+    counted = _evidence(Sentences.from_frame(sentences)).sort(key)
+    return _of_facts(counted, corpus.facts, world)
+
+
 def _contexts(corpus: Corpus, world: World, documents: pl.Series) -> Iterator[list]:
     """`SampledDocuments.contexts` of documents, which are lists of rows of the sentences."""
     chosen = documents.explode().unique().sort()
@@ -372,10 +392,19 @@ def has_no_downstream_fact(corpus: Corpus) -> np.ndarray:
 
 def _documents(corpus: Corpus) -> pl.LazyFrame:
     """The documents of a corpus, in order."""
+    return pl.scan_parquet(documents_folder(corpus) / "*.parquet")
+
+
+def documents_folder(corpus: Corpus) -> Path:
+    """`Corpus.documents`.
+
+    Raises:
+        StoreError: the corpus was sampled without documents.
+    """
     if corpus.documents is None:
         raise StoreError("the corpus was sampled without documents",
                          hint="give sample_corpus a folder for documents")
-    return pl.scan_parquet(corpus.documents / "*.parquet")
+    return corpus.documents
 
 
 def corpus_facts(corpus: Corpus, world: World) -> pl.DataFrame:

@@ -254,7 +254,7 @@ def test_facts_that_editors_train_on_are_marked_with_the_share_of_edits():
     assert share["bayes", other] == pytest.approx(2 / 3) and share["bayes", "downstream_true_false"] == 1
     assert share["bayes", f"coherence_{PROBES[2]}"] == 0 and share["bayes", "negation"] is None
     page = tables.tables_html(result.filter(table="all", editor="bayes", state="after"))
-    assert page.count("trained on in 67%") == 4 and page.count("trained on</small>") == 3  # three forms, of one edit
+    assert page.count("trained on in 67%") == 4 and page.count("trained on</small>") == 5  # of one edit
     assert "trained on</small>" not in tables.tables_html(result.filter(table="all", editor="bayes", state="before"))
 
 

@@ -22,7 +22,7 @@ EDITING_TABLES = {"updating", "downstream", "fixing"}
 def test_they_are_in_order() -> None:
     names = [path.stem for path in find_notebooks(ROOT / "notebooks")]
     assert names == ["01_corpus", "02_pretraining", "03_editing", "04_analysis", "05_playground",
-                     "06_your_own_editor"]
+                     "06_your_own_editor", "07_experiments"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from beliefedit.config import CorpusConfig
 from beliefedit.corpus import sampler as corpus_module
 from beliefedit.corpus.corpus import (
     corpus_facts,
+    document_evidence,
     has_no_downstream_fact,
     is_stated,
     load,
@@ -95,6 +96,20 @@ def test_evidence_is_what_the_documents_say(name, min_truth, world, certain_worl
     alone = sample_corpus(sampled_world, config, seed=3, documents=False)
     assert alone.evidence.equals(corpus.evidence) and alone.statistics == corpus.statistics and alone.documents is None
     check_documents(documents, corpus, sampled_world)
+
+
+@pytest.mark.parametrize("name", ["three", "mixed", "paper"])
+def test_evidence_of_some_documents_is_what_they_say(name, world, tmp_path):
+    corpus = sample_corpus(world, CorpusConfig(n_facts=40, **CONFIGS[name]), seed=3, documents=tmp_path / "documents")
+    documents, lexicon = documents_of(corpus), lexicon_of(world)
+    for numbers in ([], [5], [5, 5, 0], range(0, len(documents), 7), range(len(documents))):
+        evidence = document_evidence(corpus, world, list(numbers))
+        assert evidence.schema == corpus.evidence.schema
+        said = [sentence for number in numbers for sentence in documents[number]]
+        assert {tuple(row[:4]): row[4] for row in evidence.with_columns(pl.col(pl.Enum).cast(str)).rows()} == (
+            evidence_in(said, lexicon))
+    with pytest.raises(StoreError, match="without documents"):
+        document_evidence(sample_corpus(world, CorpusConfig(n_facts=40), documents=False), world, [0])
 
 
 def check_documents(documents, corpus, world):

@@ -24,7 +24,8 @@ OVERLAPS = """figure => {
 }"""
 
 
-@pytest.mark.parametrize("name", ["01_corpus", "02_pretraining", "03_editing", "04_analysis", "06_your_own_editor"])
+@pytest.mark.parametrize("name", ["01_corpus", "02_pretraining", "03_editing", "04_analysis", "06_your_own_editor",
+                                  "07_experiments"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_text_of_a_figure_covers_another(visit, smoke_run, name, width):  # noqa: F811
     page = visit(smoke_run / "reports" / f"{name}.html", width)

@@ -20,7 +20,7 @@ from tests.worlds import write_record
 PROPERTIES = {
     "graph": "graph", "tokenizer": "tokenizer", "world": "world", "corpus": "corpus", "cases": "cases",
     "model": "training_metrics", "beliefs": "beliefs", "edits": "edits", "sequential": "sequential",
-    "rationality": "rationality", "tables": "tables"}
+    "rationality": "rationality", "experiments": "experiments", "tables": "tables"}
 
 damages = st.one_of(
     st.tuples(st.just("flip"), st.floats(0, 1, exclude_max=True), st.integers(1, 255)),
@@ -49,7 +49,7 @@ def damaged(content: bytes, kind: str, where: float | None, value) -> bytes | No
 def run(tmp_path_factory):
     """A tiny run with every stage computed."""
     run = be.Run(tmp_path_factory.mktemp("damaged"), experiment())
-    assert run.tables.height and run.sequential.height and run.rationality.height
+    assert run.tables.height and run.sequential.height and run.rationality.height and run.experiments.decay.height
     return run
 
 
