@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from beliefedit.agent.agent import BayesAgent, View
@@ -40,6 +39,7 @@ from beliefedit.evaluation.edits import EditSetup, read_intermediate
 from beliefedit.evaluation.metrics import contains, credence, exact
 from beliefedit.evaluation.sequential import beliefs, probabilities
 from beliefedit.lm.scoring import generate, score, score_and_match
+from beliefedit.progress import tqdm
 from beliefedit.store import atomic_path
 from beliefedit.training.data import Batch, Batches, encode_documents
 from beliefedit.training.loss import TrainingLoss, precision
