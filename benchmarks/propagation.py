@@ -1,6 +1,7 @@
-"""How far does an edit reach? Downstream accuracy by support, by layer and by depth of the model.
+"""How far does an edit reach? Downstream accuracy by support, layer, depth of the model, and templates.
 
     python benchmarks/propagation.py [--out FOLDER] [--objects 6 12 25 50 100] [--seeds 3]
+    python benchmarks/propagation.py --objects 12 --templates 0 1 3 6
     python benchmarks/propagation.py --graph FOLDER --objects 5 10 20 40 80
 
 A world has pairs of relations in which the upstream object determines the downstream object, and
@@ -11,7 +12,8 @@ script trains a model, edits upstream facts with every editor, and compares the 
 downstream facts with the agent's: the free answer, and the choice among the objects of the
 downstream relation, which an editor that makes the model answer with the requested object
 everywhere can still get right. ``--graph`` cuts another graph to its most frequent upstream
-objects (`graph.max_upstream_objects`) instead. Finished points are not repeated.
+objects (`graph.max_upstream_objects`) instead. ``--templates`` states the facts in as many other
+templates of `TEMPLATES`, besides "subject relation". Finished points are not repeated.
 
 It writes ``propagation.json`` (means with 95 % intervals of a bootstrap over subjects, seeds
 pooled), ``propagation.html`` (figures) and one Parquet file with a row per edit.
@@ -19,6 +21,7 @@ pooled), ``propagation.html`` (figures) and one Parquet file with a row per edit
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,15 @@ BY_LAYER = {"finetune": lambda layer: ("finetune", {"lr": 2e-3, "layers": [layer
             "rome, subject's last token": lambda layer: (
                 "rome", {**ROME, "layer": layer, "edit_token": "subject_last"})}
 """Editors of one layer; each is run on every layer."""
+TEMPLATES = {
+    "speaks": ["The language of {subject} is", "{subject} is fluent in", "{subject} writes letters in",
+               "{subject} dreams in", "The mother tongue of {subject} is", "At home {subject} talks in"],
+    "is a citizen of": ["The home country of {subject} is", "{subject} holds a passport of", "{subject} votes in",
+                        "{subject} comes from", "The nation of {subject} is", "{subject} pays taxes in"],
+    "has expertise in": ["The field of {subject} is", "{subject} knows all about", "{subject} once studied",
+                         "{subject} wrote a book on", "The speciality of {subject} is", "{subject} lectures on"],
+    "works as": ["The occupation of {subject} is", "{subject} earns a living as", "{subject} is employed as",
+                 "The job of {subject} is", "{subject} was trained as", "The profession of {subject} is"]}
 MEASURES = {"success": SUCCESS, "downstream": DOWNSTREAM, "other": OTHER}
 """Short names of probes whose accuracy is measured."""
 
@@ -138,12 +150,12 @@ def means(rows: pl.DataFrame) -> list[dict[str, Any]]:
     generator, results = np.random.default_rng(0), []
     for stated, part in (("all", rows), ("stated", rows.filter("downstream_stated")),
                          ("unstated", rows.filter(~pl.col("downstream_stated")))):
-        for key, group in part.group_by("objects", "layers", "editor", maintain_order=True):
+        for key, group in part.group_by("objects", "layers", "templates", "editor", maintain_order=True):
             columns = [*MEASURES, "choice", "tv"]
             values = group.select(pl.col(columns).cast(pl.Float64)).to_numpy()
             clusters = group.select(pl.struct("seed", "subject").rank("dense"))[:, 0].to_numpy()
             found = bootstrap_interval(values, clusters, generator, n_resamples=2000, level=0.95)
-            results += [{"objects": key[0], "layers": key[1], "editor": key[2], "facts": stated,
+            results += [{"objects": key[0], "layers": key[1], "templates": key[2], "editor": key[3], "facts": stated,
                          "measure": column, "n": int(found.n[i]), "mean": float(found.mean[i]),
                          "low": float(found.low[i]), "high": float(found.high[i])}
                         for i, column in enumerate(columns)]
@@ -182,44 +194,48 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[6, 12, 25, 50, 100])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--layers", type=int, nargs="+", default=[3])
+    parser.add_argument("--templates", type=int, nargs="+", default=[0], choices=range(7), help="other templates per relation")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
     changes = dict(map(parse_override, arguments.changes))
     arguments.out.mkdir(parents=True, exist_ok=True)
     frames, worlds = [], []
-    for n_layers in arguments.layers:
-        for seed in range(arguments.seeds):
-            for n_objects in arguments.objects:
-                overrides = {"seed": seed, "model.n_layers": n_layers, **changes}
-                if arguments.graph:
-                    overrides |= {"graph.source": arguments.graph, "graph.max_upstream_objects": n_objects}
-                else:
-                    overrides |= {"graph.demo_upstream_objects": n_objects, "graph.demo_seed": seed}
-                run = be.Run(arguments.out / "runs", arguments.params, overrides)
-                where = {"objects": n_objects, "layers": n_layers, "seed": seed}
-                frames.append(point(run, arguments.out).with_columns(
-                    **{key: pl.lit(value) for key, value in where.items()}))
-                worlds.append(describe(run) | where)
-                print(json.dumps(worlds[-1]), flush=True)
-                rows = means(pl.concat(frames))
-                write_json(arguments.out / "propagation.json", {"worlds": worlds, "means": rows})
+    for n_layers, n_templates, seed, n_objects in product(
+            arguments.layers, arguments.templates, range(arguments.seeds), arguments.objects):
+        overrides = {"seed": seed, "model.n_layers": n_layers, **changes}
+        if arguments.graph:
+            overrides |= {"graph.source": arguments.graph, "graph.max_upstream_objects": n_objects}
+        else:
+            overrides |= {"graph.demo_upstream_objects": n_objects, "graph.demo_seed": seed}
+        if n_templates:
+            overrides |= {"corpus.p_paraphrased": 1.0, "corpus.templates": {
+                relation: templates[:n_templates] for relation, templates in TEMPLATES.items()}}
+        run = be.Run(arguments.out / "runs", arguments.params, overrides)
+        where = {"objects": n_objects, "layers": n_layers, "templates": n_templates, "seed": seed}
+        frames.append(point(run, arguments.out).with_columns(**{key: pl.lit(value) for key, value in where.items()}))
+        worlds.append(describe(run) | where)
+        print(json.dumps(worlds[-1]), flush=True)
+        rows = means(pl.concat(frames))
+        write_json(arguments.out / "propagation.json", {"worlds": worlds, "means": rows})
     pl.concat(frames).write_parquet(arguments.out / "edits.parquet")
     pages = []
-    for n_layers in arguments.layers:
-        of_depth = [world for world in worlds if world["layers"] == n_layers]
+    for n_layers, n_templates in product(arguments.layers, arguments.templates):
+        where = {"layers": n_layers, "templates": n_templates}
         labels = [label for label in editors(n_layers) if "layer" not in label]
         layered = [label for label in editors(n_layers) if ", layer" in label and "token" not in label]
+        drawn = [world for world in worlds if where.items() <= world.items()]
         for measure, what in (("downstream", "free answers"), ("choice", "choices")):
-            found = [row for row in rows if row["layers"] == n_layers and row["facts"] == "unstated"
+            found = [row for row in rows if where.items() <= row.items() and row["facts"] == "unstated"
                      and row["measure"] == measure]
-            pages += [chart(found, of_depth, f"Downstream {what} after an edit, {n_layers} layers", labels),
-                      chart(found, of_depth, f"Downstream {what}, edits of one of {n_layers} layers", layered)]
+            setting = f"{n_layers} layers, {n_templates} other templates"
+            pages += [chart(found, drawn, f"Downstream {what} after an edit, {setting}", labels),
+                      chart(found, drawn, f"Downstream {what}, edits of one layer, {setting}", layered)]
     with atomic_path(arguments.out / "propagation.html") as partial:
         partial.write_text("".join(page.to_html(full_html=False, include_plotlyjs=number == 0)
                                    for number, page in enumerate(pages)), encoding="utf-8")
     for row in rows:
         if row["measure"] in ("downstream", "choice") and row["facts"] == "unstated":
-            print(f"{row['layers']} layers, {row['objects']:>4} objects, {row['editor']:<36} {row['measure']:<10} "
+            print(f"{row['layers']} layers, {row['templates']} templates, {row['objects']:>4} objects, {row['editor']:<36} {row['measure']:<10} "
                   f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]  n = {row['n']}")
 
 
