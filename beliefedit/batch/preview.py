@@ -41,8 +41,10 @@ def show(plans: Sequence[runner.RunPlan], rebuild: Sequence[str]) -> None:
             for path in plan.notebooks for name in [path.stem]]))
         click.echo("\n" + text_table([("stage", "", "estimate", "from"), *rows]))
         known = [value for value in seconds if value is not None]
-        more = f"; {len(seconds) - len(known)} unknown" if len(known) < len(seconds) else ""
-        click.echo(f"\n{len(seconds)} stages to compute, about {duration(sum(known))}{more}\n"
+        about = [f"about {duration(sum(known))}"] if known else []
+        if len(known) < len(seconds):
+            about.append(f"the time of {len(seconds) - len(known)} is unknown")
+        click.echo(f"\n{len(seconds)} stages to compute: {', '.join(about)}\n"
                    if seconds else "\nno stage to compute\n")
 
 

@@ -25,7 +25,7 @@ from beliefedit.store import file_digest, package_versions, remove_torn
 
 STAGES = {"01_corpus": ("corpus",), "02_pretraining": ("beliefs",),
           "03_editing": ("tables", "sequential"), "04_analysis": ("tables", "rationality"),
-          "05_playground": ("cases", "model")}
+          "05_playground": ("cases", "model"), "07_experiments": ("experiments",)}
 """The stages that a notebook reads, without those that these are computed from."""
 
 
