@@ -141,5 +141,6 @@ def _work(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[st
         n_cases = min(n_cases, config["n_edited"])
     amount = {"sequential": lambda: config["sequence"]["n_sequences"] * max(
                   config["sequence"]["lengths"], default=0),
-              "rationality": lambda: config["rationality"]["n_cases"]}.get(name, lambda: n_cases)
+              "rationality": lambda: config["rationality"]["n_cases"],
+              "experiments": lambda: config["experiments"]["n_cases"]}.get(name, lambda: n_cases)
     return inputs["model"]["model"], amount()
