@@ -107,7 +107,7 @@ class DocumentsEditor(Editor):
                  rows: Sequence[tuple[str, int]]) -> EncodedSentences:
         """(text, edit) rows; the loss of an edit is the mean over all tokens of its texts, nats."""
         texts, of = zip(*rows, strict=True)
-        ids, mask = encode_texts(tokenizer, texts, _MAX_TOKENS, model.device)
+        ids, mask = encode_texts(model, tokenizer, texts, _MAX_TOKENS)
         versions = torch.tensor(of, device=model.device)
         sentences = EncodedSentences(ids, mask, mask.sum(1), versions, ids.new_zeros(0))
         if self.config.append_end_token:

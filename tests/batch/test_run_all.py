@@ -81,7 +81,7 @@ def test_a_run_leaves_reports_index_summary_and_resumes(place):
     exp = load_params("tiny.yaml", {"edit.n_cases": 50})
     assert summary["config_hash"] == exp.hash and summary["device"] == "cpu" and summary["learned"] is True
     assert summary["pretraining"] == {"accuracy": {"atomic": 0.95, "true_false": 0.9, "not": None, "and": 0.7,
-                                                   "or": None, "inference": None}, "coherence": 0.05}
+                                                   "or": None, "inference": None, "paraphrase": None}, "coherence": 0.05}
     assert summary["tokens_per_second"] == 500 and set(summary["durations"]) == {"01_corpus", "02_pretraining"}
     assert "editing" not in summary and summary["versions"]["polars"]
     assert summary["model"] == "small: 2 layers × 8" and summary["store"] == "." and summary["point"] == {}

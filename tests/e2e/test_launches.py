@@ -95,7 +95,7 @@ def test_a_killed_launch_leaves_no_process_and_resumes(tmp_path):
     assert launch.wait() == 0, launch.output.read_text()[-3000:]
     [model] = out.glob("model/*")
     assert {path.name for path in model.iterdir()} == {
-        "config.json", "generation_config.json", "manifest.json", "metrics.parquet", "model.safetensors", "tokenizer.json",
+        "README.md", "config.json", "generation_config.json", "manifest.json", "metrics.parquet", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json"}
     assert {path.stat().st_mode for path in model.iterdir()} == {(model / "config.json").stat().st_mode}
     for name in ("model/*/model.safetensors", "edits/lora/*/scores.parquet", "edits/lora/*/distances.parquet"):

@@ -34,7 +34,7 @@ def test_a_notebook_of_other_parameters_computes_beside_a_run_and_spoils_nothing
     shutil.copytree(smoke_run, folder)
     again = [ROOT / "run_all.py", "--params", SMOKE, "--out", folder, "--set", f"graph.source={source}",
              "--set", "graph.max_object_tokens=0"]
-    assert command(*again, folder=tmp_path).count("is up to date\n") == 6
+    assert command(*again, folder=tmp_path).count("is up to date\n") == 7
     assert files(folder) == files(smoke_run)
 
     overrides = {"graph.source": source, "graph.max_object_tokens": 0, "edit.n_cases": 12}
