@@ -47,6 +47,7 @@ NOT_RUN = {
     r"export RAY_AUTH_MODE|ray (get-auth-token|start|stop)": "for several machines",
     r"torchrun ": "tests/batch/test_run_all.py starts two processes",
     r"beliefedit report .*--figures": "needs kaleido and a browser",
+    r"beliefedit tune ": "takes a minute; tests/batch/test_tune.py tunes",
 }
 """Beginnings of commands that are not run, and why."""
 

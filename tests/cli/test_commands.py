@@ -87,7 +87,7 @@ def test_a_dry_run_lists_what_would_run_and_writes_nothing(place):
     result = call("run", "--params", "tiny", "--dry-run", "--rebuild", "world")
     states = dict(re.findall(r"^(\w+) +(reuse|compute)", result.stdout, re.MULTILINE))
     assert states == {"graph": "reuse", "tokenizer": "reuse", "world": "compute", "corpus": "compute"}
-    assert re.search(r"corpus +compute +\d+ s +(tiny|seeds)", result.stdout) and "2 stages to compute, about" in result.stdout
+    assert re.search(r"corpus +compute +\d+ s +(tiny|seeds)", result.stdout) and "2 stages to compute: about" in result.stdout
 
     result = call("run", "--params", "tiny", "--out", "runs/other", "--dry-run", "corpus.n_facts=[20,30]")
     first, second = result.stdout.split("parameters")[1:]
@@ -100,7 +100,7 @@ def test_a_dry_run_lists_what_would_run_and_writes_nothing(place):
 
 def test_without_an_earlier_run_the_time_is_unknown(place, tmp_path):
     result = call("run", "--params", "tiny", "--out", tmp_path / "first", "--dry-run")
-    assert re.search(r"corpus +compute +unknown\n", result.stdout) and "4 unknown" in result.stdout
+    assert re.search(r"corpus +compute +unknown\n", result.stdout) and "the time of 4 is unknown" in result.stdout
 
 
 @pytest.mark.parametrize(("stage", "settings", "ratio"), [
