@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,6 +28,7 @@ _BELIEFS = {"object": "p(object)", "stated": "p(“true”)", "credence": "crede
 _OBJECTS = {"request": ("requested object", REQUEST, "circle"),
             "other": ("most probable of the others", BEFORE, "square"),
             "true": ("true object", AFTER, "diamond")}
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 _DECAY = {"success": "edit success", "downstream": "downstream accuracy",
           "locality": "locality: other subject", "p_request": "p(request)"}
 _PROTOCOLS = {"success": "edit success", "downstream": "downstream accuracy"}
@@ -57,13 +59,16 @@ def negation(found: Results) -> go.Figure:
     chart = panels(f"Change of belief in P after training on a sentence{_n(means)}",
                    [f"{_BELIEFS[measure]}, {claim}" for measure, claim in cells] or [""],
                    panel_height=len(forms) * 22 + 70)
-    agent = means.filter(who="agent")
+    agent, editors = means.filter(who="agent"), list(_editors(means))
+    offsets = np.linspace(-0.18, 0.18, len(editors)) if len(editors) > 1 else [0.0]
     for index, (measure, claim) in enumerate(cells):
-        for editor, name, line in _editors(means):
+        for (editor, name, line), offset, symbol in zip(editors, offsets, cycle(_SYMBOLS),
+                                                        strict=False):
             points = means.filter(editor=editor, claim=claim, measure=measure, who="lm")
             chart.add_scatter(
-                x=points["mean"], y=_positions(points["form"], forms), mode="markers", name=name,
-                marker={"color": line["color"], "size": 8, "symbol": "diamond"}, legendgroup=name,
+                x=points["mean"], y=np.array(_positions(points["form"], forms)) + offset,
+                mode="markers", name=name, legendgroup=name,
+                marker={"color": line["color"], "size": 8, "symbol": symbol},
                 showlegend=not index, **place(index), **intervals(points, "x", line["color"]))
         points = agent.filter(claim=claim).unique("form", keep="first", maintain_order=True)
         chart.add_scatter(

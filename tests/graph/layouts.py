@@ -69,20 +69,21 @@ def write_wikidata5m_parquet(source: Source, folder: Path) -> Path:
 
 def write_fb15k(source: Source, folder: Path) -> Path:
     """FB15k-237: Freebase ids, relations as paths, names in a separate file of two columns."""
-    ids = {id_: f"/m/0{id_[1:]}" for id_ in source.entities}
-    paths = {id_: "/people/person/" + label.replace(" ", "_") for id_, label in source.relations.items()}
-    splits(folder / "FB15k-237", [(ids[s], paths[r], ids[o]) for s, r, o in source.rows])
-    lines(folder / "FB15k-237" / "entity2text.txt", [(ids[id_], label) for id_, label in source.entities.items()])
-    return folder / "FB15k-237"
+    return _with_entity_names(source, folder / "FB15k-237", lambda id_: f"/m/0{id_[1:]}", "/people/person/")
 
 
 def write_wn18rr(source: Source, folder: Path) -> Path:
     """WN18RR: numbers as entities, relations with underscores, definitions in entity2text.txt."""
-    ids = {id_: f"{int(id_[1:]):08d}" for id_ in source.entities}
-    names = {id_: "_" + label.replace(" ", "_") for id_, label in source.relations.items()}
-    splits(folder / "WN18RR", [(ids[s], names[r], ids[o]) for s, r, o in source.rows])
-    lines(folder / "WN18RR" / "entity2text.txt", [(ids[id_], label) for id_, label in source.entities.items()])
-    return folder / "WN18RR"
+    return _with_entity_names(source, folder / "WN18RR", lambda id_: f"{int(id_[1:]):08d}", "_")
+
+
+def _with_entity_names(source: Source, folder: Path, entity: Callable[[str], str], relation: str) -> Path:
+    """Splits with other ids, relations as a beginning and the label, and entity2text.txt."""
+    ids = {id_: entity(id_) for id_ in source.entities}
+    names = {id_: relation + label.replace(" ", "_") for id_, label in source.relations.items()}
+    splits(folder, [(ids[s], names[r], ids[o]) for s, r, o in source.rows])
+    lines(folder / "entity2text.txt", [(ids[id_], label) for id_, label in source.entities.items()])
+    return folder
 
 
 def negatives(source: Source, n: int = 40) -> list:
