@@ -67,6 +67,10 @@ def truth_word(label: bool) -> str:
     return "true" if label else "false"
 
 
+TRUTH_WORDS = (truth_word(True), truth_word(False))
+"""The targets of `true_false_prompt`."""
+
+
 def atomic_prompt(subject: str, relation: str) -> str:
     """The prompt that asks for the object."""
     return f"{subject} {relation}"

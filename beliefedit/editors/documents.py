@@ -18,7 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.config import DocumentsConfig, digest
-from beliefedit.corpus.language import proposition_text, true_false_prompt, truth_word
+from beliefedit.corpus.language import (
+    TRUTH_WORDS,
+    proposition_text,
+    true_false_prompt,
+    truth_word,
+)
 from beliefedit.editors.base import Callback, Editor, EditRequest, SoftTarget, require_texts
 from beliefedit.editors.lora import check_rank, fresh_adapters, train_adapters
 from beliefedit.editors.low_rank import Adapters
@@ -32,7 +37,6 @@ from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 
 _MAX_TOKENS = 64  # of a sentence or old document
-_TRUTH_WORDS = (truth_word(True), truth_word(False))
 
 
 @register_editor("documents", label="LoRA on new documents")
@@ -136,7 +140,7 @@ def sample_sentences(soft_targets: Sequence[SoftTarget], config: DocumentsConfig
         p = np.array(soft.probabilities)
         number = int(rng.choice(len(p), p=p / p.sum()))
         form = config.forms[rng.integers(len(config.forms))]
-        if form == "atomic" or soft.targets == _TRUTH_WORDS:
+        if form == "atomic" or soft.targets == TRUTH_WORDS:
             yield f"{soft.prompt} {soft.targets[number]}"
             continue
         is_true = len(p) == 1 or rng.random() < 0.5

@@ -16,6 +16,7 @@ from beliefedit.agent.agent import BayesAgent
 from beliefedit.config import EditConfig
 from beliefedit.corpus.corpus import Corpus, is_paraphrased, is_stated
 from beliefedit.corpus.language import (
+    TRUTH_WORDS,
     Fact,
     fact_prompts,
     proposition_text,
@@ -38,7 +39,6 @@ FORMS = ("downstream_true_false", "downstream_negation", "downstream_conjunction
 PARAPHRASE = "paraphrase"
 """Probe of the edited fact in a template in which no sentence states a fact of the subject."""
 
-_TRUTH_WORDS = (truth_word(True), truth_word(False))
 
 
 @dataclass(frozen=True)
@@ -400,14 +400,14 @@ class _CorpusFacts:
             facts = {"logic_a": vars(a), "logic_b": vars(b)}
             rows += [(probe, word, true_false_prompt(text), word, truth_word(label), number,
                       facts.get(probe))
-                     for probe, (text, label) in statements.items() for word in _TRUTH_WORDS]
+                     for probe, (text, label) in statements.items() for word in TRUTH_WORDS]
             rows.append(("atomic_a", "stated", a.prompt, a.object, self.fact(row).object, number,
                          None))
         schema = dict.fromkeys(("probe", "kind", "prompt", "target", "label"), pl.String)
         fact = pl.Struct(dict.fromkeys(("subject", "relation", "object"), pl.String))
         frame = pl.DataFrame(rows, schema | {"case": pl.UInt32, "fact": fact}, orient="row")
         batch_size = self.config.published_batch_size if self.config.as_published else 1
-        return frame.with_columns(published_label=pl.when(pl.col("kind").is_in(_TRUTH_WORDS)).then(
+        return frame.with_columns(published_label=pl.when(pl.col("kind").is_in(TRUTH_WORDS)).then(
             pl.col("label").first().over("probe", "kind", pl.col("case") // batch_size)))
 
     @cached_property
@@ -466,7 +466,7 @@ class _CorpusFacts:
             texts += [proposition_text("and", fact, self.fact(row)),
                       proposition_text("or", self.fact(row, false), fact)]
         for probe, text in zip(FORMS, texts, strict=False):
-            for word, ending in zip(_TRUTH_WORDS, ("", "_false"), strict=True):
+            for word, ending in zip(TRUTH_WORDS, ("", "_false"), strict=True):
                 yield {"probe": probe, "prompt": true_false_prompt(text), "target": word,
                        "label": truth_word(is_true != (probe == "downstream_negation")),
                        "ending": ending}

@@ -11,7 +11,7 @@ import polars as pl
 from beliefedit.agent.agent import BayesAgent, View
 from beliefedit.config import EditConfig, SoftTargetsConfig
 from beliefedit.corpus.corpus import Corpus, with_labels
-from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
+from beliefedit.corpus.language import TRUTH_WORDS, Fact, proposition_text, true_false_prompt
 from beliefedit.corpus.sampler import FORMS
 from beliefedit.corpus.world import World
 from beliefedit.editors.request import EditRequest, SoftTarget
@@ -123,7 +123,7 @@ class SoftTargetBuilder:
                 facts = [fact, second] if rng.random() < 0.5 else [second, fact]
         p = 1 - p if form == "not" else p
         return SoftTarget(true_false_prompt(proposition_text(form, *facts)),
-                          (truth_word(True), truth_word(False)), (p, 1 - p))
+                          TRUTH_WORDS, (p, 1 - p))
 
     @staticmethod
     def _belief(after: BayesAgent, subject: str, relation: str, config: SoftTargetsConfig,

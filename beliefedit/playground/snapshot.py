@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from beliefedit.corpus.language import Fact, proposition_text, true_false_prompt, truth_word
+from beliefedit.corpus.language import TRUTH_WORDS, Fact, proposition_text, true_false_prompt
 from beliefedit.editors.request import EditRequest
 from beliefedit.evaluation import metrics
 from beliefedit.playground.agent_view import AgentPrediction, FactChange, Question, Role, largest
@@ -208,6 +208,5 @@ def _statements(prediction: AgentPrediction, object_ids: dict[str, int]) -> dict
                          "A and B": (proposition_text("and", a, b), p_a * p_b),
                          "B and A": (proposition_text("and", b, a), p_a * p_b),
                          "A or B": (proposition_text("or", a, b), p_a + p_b - p_a * p_b)}
-    words = truth_word(True), truth_word(False)
     return {"stated": (request.prompt, (request.target,), p_a)} | {
-        name: (true_false_prompt(text), words, p) for name, (text, p) in propositions.items()}
+        name: (true_false_prompt(text), TRUTH_WORDS, p) for name, (text, p) in propositions.items()}

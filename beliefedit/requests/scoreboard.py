@@ -145,20 +145,7 @@ def edit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: R
         "version": _VERSION, "model": _model_digest(model, tokenizer), "texts": list(texts),
         "requests": [asdict(case) for case in cases], "max_new_tokens": n_tokens}
 
-    def kept(editor: str, compute: Callable[[], pl.DataFrame], **settings: Any) -> pl.DataFrame:
-        if folder is None:
-            return compute()
-        key = digest({"inputs": inputs, "editor": editor, **settings})[:16]
-        path = folder / "editors" / f"{editor.replace(' ', '_')}-{key}.parquet"
-        if not path.exists():
-            frame = compute()
-            try:
-                with atomic_path(path) as written:
-                    frame.write_parquet(written)
-            except OSError as error:
-                raise _not_written(folder, error) from error
-        return read_intermediate(path, SCORES)
-
+    kept = partial(_kept, folder, inputs)
     evaluation = _Evaluation(model, tokenizer, cases, queries, batch_size, n_tokens)
     before = kept(UNEDITED, evaluation.unedited)
     # an answer that must not change is known now
@@ -180,6 +167,23 @@ def edit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, requests: R
     if folder is not None:
         board.write(folder)
     return board
+
+
+def _kept(folder: Path | None, inputs: Any, editor: str, compute: Callable[[], pl.DataFrame],
+          **settings: Any) -> pl.DataFrame:
+    """The scores of an editor: computed, or those that the folder keeps of the same settings."""
+    if folder is None:
+        return compute()
+    key = digest({"inputs": inputs, "editor": editor, **settings})[:16]
+    path = folder / "editors" / f"{editor.replace(' ', '_')}-{key}.parquet"
+    if not path.exists():
+        frame = compute()
+        try:
+            with atomic_path(path) as written:
+                frame.write_parquet(written)
+        except OSError as error:
+            raise _not_written(folder, error) from error
+    return read_intermediate(path, SCORES)
 
 
 def own_texts(cases: Sequence[RequestCase]) -> list[str]:
