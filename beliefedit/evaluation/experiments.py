@@ -214,9 +214,9 @@ class _Experiments:
 
     def _agents_after(self, claims: Sequence[tuple[EditCase, Fact]]
                       ) -> dict[tuple[str, float], BayesAgent]:
-        """Agents that have heard all claims of a kind confirmed, or denied, by kind and weight.
+        """Agents with evidence for all claims of a kind, or against them, by kind and weight.
 
-        Each claim is heard as often as the evidence weight of its case's request, rounded up. A
+        Each claim is as many observations as the evidence weight of its case's request, rounded up. A
         direct belief depends on the evidence about its own fact alone, so one agent serves all
         claims, as no two cases are about the same fact.
         """
@@ -224,13 +224,13 @@ class _Experiments:
         agents = {}
         for kind, claim in enumerate(CLAIMS):
             for weight in (1.0, -1.0):
-                heard = pl.DataFrame(
+                added = pl.DataFrame(
                     [(*_labels(fact), weight, math.ceil(case.request.weight))
                      for case, fact in claims[kind::len(CLAIMS)]],
                     evidence.schema, orient="row")
-                about = evidence.join(heard, on=["subject", "relation"], how="semi")
+                about = evidence.join(added, on=["subject", "relation"], how="semi")
                 agents[claim, weight] = BayesAgent.fit(
-                    pl.concat([about, heard]), pairs={}, objects=self.setting.world.objects)
+                    pl.concat([about, added]), pairs={}, objects=self.setting.world.objects)
         return agents
 
     def _beliefs_in(self, facts: Sequence[Fact], edited: EditedModels | None = None
