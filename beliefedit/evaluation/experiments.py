@@ -216,9 +216,9 @@ class _Experiments:
                       ) -> dict[tuple[str, float], BayesAgent]:
         """Agents with evidence for all claims of a kind, or against them, by kind and weight.
 
-        Each claim is as many observations as the evidence weight of its case's request, rounded up. A
-        direct belief depends on the evidence about its own fact alone, so one agent serves all
-        claims, as no two cases are about the same fact.
+        Each claim is as many observations as the evidence weight of its case's request, rounded
+        up. A direct belief depends on the evidence about its own fact alone, so one agent serves
+        all claims, as no two cases are about the same fact.
         """
         evidence = self.setting.corpus.evidence
         agents = {}
