@@ -269,7 +269,7 @@ def generate(model: Model, tokenizer: PreTrainedTokenizerFast, prompts: Sequence
         labels: possible answers; only these may contain the separator ("st. louis").
     """
     texts, version_of, row_of = distinct(model, prompts, versions)
-    encoded = [tokenizer(text)["input_ids"] for text in texts]
+    encoded = tokenizer(texts)["input_ids"] if texts else []
     check_length(model, max(map(len, encoded), default=0) + max_new_tokens + _N_EXTRA - 1)
     special = sorted((label for label in labels if SEPARATOR in label), key=len, reverse=True)
     answers = [""] * len(texts)
