@@ -207,6 +207,10 @@ class FinetuneConfig(Config):
         True, description="loss on the tokens of the target only; false: on all tokens")
     max_weight_change: PositiveFloat | None = Field(
         None, description="largest absolute change of a weight; null: no limit")
+    joint_batch_size: Positive | None = Field(
+        None, description="sequential edits: train on all requests so far together, epoch by "
+                          "epoch, with this many per step (arXiv 2509.22072); null: train on one "
+                          "request after the other")
 
 
 class InContextConfig(Config):

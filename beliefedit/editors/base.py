@@ -215,25 +215,34 @@ class Editor(ABC):
                 fit the model (see `check_model`), or the editor needs `prepare` first.
             DivergenceError: a system of linear equations has no solution.
         """
-        self.check_model(model)
-        valid = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
+        given = [request if isinstance(request, EditRequest) else EditRequest.from_pair(*request)
                  for request in requests]
-        if not valid:
+        if not given:
             raise EditError("no request was given", hint="give at least one request")
-        for request in valid:
+        self.check(model, tokenizer, given)
+        try:
+            return self._edit(model, tokenizer, given, callback)
+        except torch.linalg.LinAlgError as error:
+            raise DivergenceError(f"the edit diverged: {shorten(str(error))}",
+                                  hint="change the editor's hyperparameters") from error
+
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+              requests: Sequence[EditRequest]) -> None:
+        """Check that the hyperparameters fit the model and that all requests, one or more, are valid.
+
+        Raises:
+            EditError: they do not, or a request is invalid.
+        """
+        self.check_model(model)
+        for request in requests:
             if error := self.validation_error(tokenizer, request):
                 raise EditError(error, where=f"{request.prompt!r} -> {request.target!r}",
                                 hint="change the request, or leave it out")
         if limit := position_limit(model):
-            n = max(map(len, tokenizer([request.sentence for request in valid])["input_ids"]))
+            n = max(map(len, tokenizer([request.sentence for request in requests])["input_ids"]))
             if n > limit:
                 raise EditError(f"a request has {n:,} tokens, the model reads {limit:,}",
                                 hint="shorten the request, or leave it out")
-        try:
-            return self._edit(model, tokenizer, valid, callback)
-        except torch.linalg.LinAlgError as error:
-            raise DivergenceError(f"the edit diverged: {shorten(str(error))}",
-                                  hint="change the editor's hyperparameters") from error
 
     def validation_error(self, tokenizer: PreTrainedTokenizerFast, request: EditRequest,
                          max_target_tokens: int | None = None) -> str | None:
