@@ -24,7 +24,13 @@ from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import experiments, verdict
 from beliefedit.analysis.populations import SPLIT
 from beliefedit.cards import CARD, corpus_card, model_card
-from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
+from beliefedit.config import (
+    BUILT_IN_EDITORS,
+    Experiment,
+    load_params,
+    needs_training,
+    with_overrides,
+)
 from beliefedit.corpus import corpus as corpora
 from beliefedit.corpus import world as worlds
 from beliefedit.errors import GraphError, StoreError
@@ -58,12 +64,13 @@ log = logging.getLogger(__name__)
 
 VERSIONS = {
     "graph": 3, "tokenizer": 1, "world": 2, "corpus": 3, "cases": 8, "model": 7, "beliefs": 3,
-    "edits": 8, "sequential": 3, "rationality": 3, "experiments": 1, "tables": 10
+    "trained_editors": 1, "edits": 8, "sequential": 3, "rationality": 3, "experiments": 1, "tables": 10
 }
 """Increase the number of a stage when the same configuration gives another artifact."""
 
-EDITING_STAGES = ("edits", "sequential", "rationality", "experiments")
-"""Stages that have an artifact per editor."""
+EDITING_STAGES = ("trained_editors", "edits", "sequential", "rationality", "experiments")
+"""Stages that have an artifact per editor; 'trained_editors' of editors that are trained themselves
+before the first edit."""
 
 
 class Run:
@@ -232,7 +239,8 @@ class Run:
 
     def _parts(self, stage: str) -> list[str]:
         if stage in EDITING_STAGES:
-            return [f"{stage}/{editor}" for editor in self.config.edit.editors]
+            return [f"{stage}/{editor}" for editor, parameters in self.config.edit.editors.items()
+                    if stage != "trained_editors" or needs_training(parameters)]
         return [stage]
 
     def _record(self, stage: str) -> dict[str, Any]:
@@ -251,7 +259,9 @@ class Run:
             chosen |= {key: edit[key] for key in _EDITING_KEYS[name]}
             if name == "experiments":
                 chosen["experiments"] = config.experiments.model_dump(mode="json")
-            inputs = ["cases", "model"]
+            training = f"trained_editors/{editor}"
+            inputs = ["cases", "model", *[training] * (
+                name != "trained_editors" and training in self._parts("trained_editors"))]
         else:
             chosen, inputs = {
                 "tokenizer": (self._tokenizer_settings(), ["graph"]),
@@ -521,7 +531,13 @@ class Run:
         return EditSetup(
             self.model, self.tokenizer, corpora.sample_documents(self.corpus, self.world),
             SoftTargetBuilder(self.world, self.corpus, self.agent, self.cases, self.config.seed),
-            Comparison(self.agent, self.tokenizer, self.cases, self.config.edit))
+            Comparison(self.agent, self.tokenizer, self.cases, self.config.edit),
+            self._trained_editor)
+
+    def _trained_editor(self, parameters: Any) -> Path | None:
+        """The folder of the editor with these parameters; None if it is not one of this run."""
+        return next((self.path(part) for part in self._parts("trained_editors")
+                     if self.config.edit.editors[part.partition("/")[2]] == parameters), None)
 
     def _edited(self, frame: str) -> pl.DataFrame:
         from beliefedit.evaluation.edits import SCHEMAS
@@ -549,6 +565,13 @@ class Run:
             self.setup, editor, self.config.edit.editors[editor], self.cases, self.config.edit,
             seed=self.config.seed, shard=shard, folder=working,
             max_new_tokens=self.max_answer_tokens)
+
+    def _build_trained_editors(self, folder: Path, editor: str) -> dict[str, Any]:
+        from beliefedit.editors.registry import editor_class
+
+        self.setup.train(editor_class(editor)(self.config.edit.editors[editor]),
+                         self.config.edit, folder)
+        return {"device": str(self.model.device)}
 
     def _build_edits(self, folder: Path, editor: str) -> dict[str, Any]:
         from beliefedit.evaluation.edits import gather
@@ -688,7 +711,7 @@ _CASE_KEYS = ("n_cases", "target_probability", "p_downstream", "min_downstream_b
 _EDITING_KEYS = {
     "edits": ("n_edited", "n_trajectories", "trajectory_every", "n_distributions"),
     "sequential": ("sequence",), "rationality": ("rationality", "target_probability"),
-    "experiments": ()}
+    "experiments": (), "trained_editors": ()}
 
 
 def _editor_version(editor: str) -> int:

@@ -76,6 +76,35 @@ def test_another_editor_edits_alone(finished):
     assert other.has("edits/lora") and not other.has("edits/grace") and other.has("model")
 
 
+LEARNING = {"lora": {"lr": 1e-2, "steps": 3}, "propagate": {"n_requests": 8, "n_steps": 2, "width": 8}}
+
+
+def test_an_editor_that_learns_is_trained_once_for_all_stages_and_processes(finished, tmp_path, monkeypatch):
+    from beliefedit.editors.propagate import PropagateEditor
+
+    shutil.copytree(finished.folder, tmp_path / "run")
+    run = be.Run(tmp_path / "run", experiment(edit__editors=LEARNING))
+    assert [stage for stage in run.keys() if stage.startswith("trained_editors")] == ["trained_editors/propagate"]
+    edits = run.edits.filter(editor="propagate")
+    monkeypatch.setattr(PropagateEditor, "learn", lambda *_: pytest.fail("trained again"))
+    later = be.Run(tmp_path / "run", experiment(edit__editors=LEARNING))
+    later.discard(["edits/propagate"])
+    assert later.edits.filter(editor="propagate").equals(edits)
+    assert later.sequential.height and later.rationality.height and later.experiments.decay.height
+    other = be.Run(tmp_path / "run", experiment(edit__editors=LEARNING, edit__n_trajectories=1))
+    assert other.has("trained_editors/propagate") and not other.has("edits/propagate")
+
+
+def test_what_changes_the_training_of_an_editor_moves_its_keys(tmp_path):
+    before = be.Run(tmp_path, experiment(edit__editors=LEARNING)).keys()
+    of_editor = {stage for stage in before if stage.endswith("/propagate")} | {"tables"}
+    for changes in ({"edit__editors.propagate.n_steps": 3}, {"edit__editors.propagate.seed": 1}):
+        after = be.Run(tmp_path, experiment(**{"edit__editors": LEARNING} | changes)).keys()
+        assert {stage for stage in before if after[stage] != before[stage]} == of_editor
+    after = be.Run(tmp_path, experiment(edit__editors=LEARNING, edit__n_cases=6)).keys()
+    assert after["trained_editors/propagate"] != before["trained_editors/propagate"]
+
+
 def test_each_artifact_is_read_once_per_process(finished, monkeypatch):
     reads = Counter()
     read, load = pl.read_parquet, be.run.worlds.load

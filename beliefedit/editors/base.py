@@ -155,7 +155,8 @@ class Editor(ABC):
             are recomputed.
         needs_subject: whether requests must name the subject within their prompt.
         uses_soft_targets: whether the editor trains on `EditRequest.soft_targets`.
-        learns: whether the editor itself is trained, by `learn`, before the first edit.
+        learns: whether the editor itself is trained, by `learn`, before the first edit; then it
+            also implements `learned` and `load_learned`.
     """
 
     label: ClassVar[str] = ""
@@ -188,6 +189,14 @@ class Editor(ABC):
         Raises:
             EditError: there is no request.
         """
+
+    def learned(self) -> dict[str, Tensor]:
+        """The tensors that `learn` has trained, to be stored, by name."""
+        raise NotImplementedError(f"{type(self).__name__} learns, but does not say what: learned()")
+
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `learned` returned, instead of `learn` and after `prepare`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement load_learned(tensors)")
 
     def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - as `prepare`
         """Check that the hyperparameters fit a model, such as the layers it has.

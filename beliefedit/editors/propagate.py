@@ -7,7 +7,7 @@ request, in the edited fact and in facts around it. Editors of this family are M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -198,6 +198,20 @@ class PropagateEditor(Editor):
                 optimizer.step()
                 schedule.step()
                 bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+        self.is_trained = True
+
+    def learned(self) -> dict[str, Tensor]:
+        """The weights of the network and the statistics it normalises with."""
+        if self.network is None or not self.is_trained:
+            raise EditError("the network of this editor is not trained", hint="call learn first")
+        return {name: value.detach() for name, value in self.network.state_dict().items()}
+
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Editor.load_learned`."""
+        if self.network is None:
+            raise EditError("the statistics of the corpus are missing",
+                            hint="call prepare(model, tokenizer, texts) first")
+        self.network.load_state_dict(tensors)
         self.is_trained = True
 
     def _locality_loss(self, adapters: Adapters, tokenizer: PreTrainedTokenizerFast,

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from beliefedit.agent.agent import BayesAgent
@@ -130,6 +131,9 @@ class Comparison:
             kl=pl.Series(kl), outside=pl.Series(outside)).cast(DISTANCES)
 
 
+LEARNED = "learned.safetensors"
+
+
 @dataclass(frozen=True)
 class EditSetup:
     """The model to edit, and the inputs of editors and of the evaluation."""
@@ -139,12 +143,14 @@ class EditSetup:
     texts: Sequence[str] = ()  # documents of the corpus
     soft_targets: SoftTargetBuilder | None = None  # for editors that train on them
     comparison: Comparison | None = None  # None: no distances of distributions
+    trained_editor: Callable[[Any], Path | None] | None = None  # folder of `train`, by parameters
     _trained: dict[str, Editor] = field(default_factory=dict, init=False, repr=False)
 
     def prepared(self, editor: Editor, config: EditConfig) -> Editor:
         """The editor, prepared for edits of the model, and trained if it learns.
 
         An editor that learns is trained once: later calls return the first one with its parameters.
+        With ``trained_editor`` it is read from the folder of its training.
 
         Args:
             config: its training requests are like the requests of these cases.
@@ -157,11 +163,29 @@ class EditSetup:
             editor.prepare(self.model, self.tokenizer, self.texts)
             if not editor.learns:
                 return editor
-            requests = () if self.soft_targets is None else self.soft_targets.training_requests(
-                editor.config, config, editor.config.n_requests, editor.config.seed)
-            editor.learn(self.model, self.tokenizer, requests)
+            folder = None if self.trained_editor is None else self.trained_editor(editor.config)
+            if folder is None:
+                self._train(editor, config)
+            else:
+                editor.load_learned(load_file(folder / LEARNED, device=str(self.model.device)))
             self._trained[key] = editor
         return self._trained[key]
+
+    def train(self, editor: Editor, config: EditConfig, folder: Path) -> None:
+        """Prepare and train an editor that learns, and write what it has learned to a folder.
+
+        Raises:
+            EditError: the editor has nothing to learn from.
+        """
+        editor.prepare(self.model, self.tokenizer, self.texts)
+        self._train(editor, config)
+        learned = {name: value.contiguous() for name, value in editor.learned().items()}
+        save_file(learned, folder / LEARNED)
+
+    def _train(self, editor: Editor, config: EditConfig) -> None:
+        requests = () if self.soft_targets is None else self.soft_targets.training_requests(
+            editor.config, config, editor.config.n_requests, editor.config.seed)
+        editor.learn(self.model, self.tokenizer, requests)
 
     def request(self, case: EditCase, editor: Editor,
                 agent: BayesAgent | None = None) -> EditRequest:

@@ -93,6 +93,18 @@ def test_an_untrained_edit_is_a_step_along_the_normalized_gradient(model) -> Non
             torch.testing.assert_close(change, expected, rtol=2e-3, atol=1e-5 * expected.abs().max().item())
 
 
+def test_what_it_has_learned_can_be_stored(model) -> None:
+    taught, other = trained(model), trained(model, n_steps=0)
+    other.load_learned({name: value.clone() for name, value in taught.learned().items()})
+    for name, change in taught.apply(model, TOKENIZER, REQUESTS[:1]).delta(0).items():
+        assert torch.equal(other.apply(model, TOKENIZER, REQUESTS[:1]).delta(0)[name], change)
+    fresh = be.editor("propagate")
+    with pytest.raises(EditError, match="not trained"):
+        fresh.learned()
+    with pytest.raises(EditError, match="statistics of the corpus are missing"):
+        fresh.load_learned(taught.learned())
+
+
 def test_training_moves_the_edited_model_to_the_soft_targets(model) -> None:
     taught, untrained = trained(model, locality_weight=0), trained(model, n_steps=0)
 
