@@ -305,6 +305,34 @@ class GraceConfig(Config):
         200, description="documents for measuring the typical distance")
 
 
+class WiseConfig(Config):
+    """WISE (arXiv 2405.14768): a side memory of one output projection, used where it differs."""
+
+    layer: int = Field(
+        -2, description="layer of the side memory, negative numbers count from the last")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of Adam")
+    steps: Positive = Field(70, description="largest number of steps per edit")
+    early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
+    trained_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="fraction of the weights that is trained, drawn at random")
+    max_weight_change: PositiveFloat | None = Field(
+        1.0, description="largest absolute change of a weight; null: no limit")
+    max_outside: NonNegativeFloat = Field(
+        0.25, description="largest change of the output at tokens of documents without loss, "
+                          "relative to the typical output; published: 5, absolute")
+    min_inside: NonNegativeFloat = Field(
+        1.0, description="smallest change of the output at the edited tokens without loss, "
+                         "relative to the typical output; published: 20, absolute")
+    min_gap: NonNegativeFloat = Field(
+        0.5, description="smallest difference of the two without loss; published: 10, absolute")
+    threshold_ratio: PositiveFloat = Field(
+        0.88, description="the side memory is used where the output changes by more than this "
+                          "times the smallest change at the edited tokens")
+    n_documents: Positive = Field(
+        100, description="documents of the corpus whose tokens should keep their outputs")
+    seed: Seed = Field(0, description="seed of the choice of weights")
+
+
 class UltraEditConfig(Config):
     """UltraEdit (arXiv 2505.14679): one ridge solution from normalised inputs and gradients."""
 
@@ -458,7 +486,7 @@ class RationalityConfig(Config):
 EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
-    "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
+    "wise": WiseConfig, "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
     "bayes_heldout": BayesHeldoutConfig, "documents": DocumentsConfig,
     "propagate": PropagateConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""

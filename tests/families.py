@@ -78,7 +78,7 @@ EDITORS = {"lora": {"lr": 3e-2, "steps": 4, "rank": 2}, "finetune": {"lr": 1e-2,
            "memit": {"layers": [0], "lr": 0.5, "steps": 4, "edit_token": "subject_last", "n_context_templates": 2},
            "alphaedit": {"layers": [0], "lr": 0.5, "steps": 4, "l2": 1.0, "edit_token": "subject_last", "n_context_templates": 2,
                          "relative_threshold": True, "nullspace_threshold": 0.5},
-           "grace": {"steps": 4, "layer": 0, "epsilon": 2.0}, "ultraedit": {"lr": 1e-3},
+           "grace": {"steps": 4, "layer": 0, "epsilon": 2.0}, "wise": {"steps": 4, "lr": 1e-2, "threshold_ratio": 0.05}, "ultraedit": {"lr": 1e-3},
            "retrain": {"n_documents": 8, "n_epochs": 1, "lr": 3e-3}, "bayes": {"steps": 4},
            "documents": {"steps": 4, "n_tokens": 60}, "propagate": {"n_steps": 0}}
 

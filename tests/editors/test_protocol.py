@@ -40,10 +40,10 @@ SETTINGS = {"lora": {"lr": 3e-2, "steps": 10, "rank": 2}, "finetune": {"lr": 1e-
             "memit": {"steps": 5, "edit_token": "subject_last", "n_context_templates": 4, "lr": 0.5,
                       "value_weight_decay": 0.5},
             "alphaedit": {"steps": 5, "l2": 1.0, "edit_token": "subject_last", "relative_threshold": False, "lr": 0.5},
-            "grace": {"steps": 5, "layer": 0, "epsilon": 2.0}, "ultraedit": {"lr": 1e-3},
+            "grace": {"steps": 5, "layer": 0, "epsilon": 2.0}, "wise": {"steps": 5, "lr": 1e-2, "threshold_ratio": 0.05}, "ultraedit": {"lr": 1e-3},
             "retrain": {"n_documents": 8, "lr": 3e-3}, "bayes": {"steps": 5},
             "documents": {"steps": 8, "n_tokens": 60}, "propagate": {"n_steps": 0}}
-WITHOUT_WEIGHTS = ("in_context", "grace")
+WITHOUT_WEIGHTS = ("in_context", "grace", "wise")
 
 
 def prepared(name, settings, model, tokenizer):
