@@ -309,8 +309,8 @@ class WiseConfig(Config):
     """WISE (arXiv 2405.14768): a side memory of one output projection, used where it differs."""
 
     layer: int = Field(
-        -2, description="layer of the side memory, negative numbers count from the last")
-    lr: PositiveFloat = Field(1e-3, description="learning rate of Adam")
+        0, description="layer of the side memory, negative numbers count from the last")
+    lr: PositiveFloat = Field(3e-3, description="learning rate of Adam")
     steps: Positive = Field(70, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
     trained_fraction: Annotated[float, Field(gt=0, le=1)] = Field(

@@ -122,17 +122,16 @@ def choices(run: be.Run, chosen: Cases, name: str, settings: Any) -> pl.DataFram
     numbers = pl.DataFrame({"case": [case.number for case in cases]}, schema={"case": pl.UInt32})
     asked = numbers.join(chosen.queries.filter(probe=DOWNSTREAM, kind="agent_mode"), on="case",
                          maintain_order="left")
-    objects = run.world.objects
-    trie = Trie(run.tokenizer, objects, asked["prompt"][0])
-    log_p = log_probabilities(edited, trie, asked["prompt"].to_list(),
-                              versions=list(range(len(cases))))
     of_relation = dict(run.graph.facts.group_by("relation").agg(pl.col("object").unique()).iter_rows())
-    right = []
-    for row, (relation, target) in zip(log_p, asked.select("relation", "target").iter_rows(),
-                                       strict=True):
-        allowed = np.isin(objects, of_relation[relation])
-        right.append(objects[int(np.where(allowed, row, -np.inf).argmax())] == target)
-    return pl.DataFrame({"case": asked["case"], "choice": pl.Series(right).cast(pl.Float64)})
+    frames = []
+    for (relation,), part in asked.with_row_index("version").group_by("relation", maintain_order=True):
+        allowed = set(of_relation[relation])
+        objects = [label for label in run.world.objects if label in allowed]
+        trie = Trie(run.tokenizer, objects, part["prompt"][0])
+        log_p = log_probabilities(edited, trie, part["prompt"].to_list(), versions=part["version"].to_list())
+        right = [objects[best] == target for best, target in zip(log_p.argmax(1), part["target"], strict=True)]
+        frames.append(pl.DataFrame({"case": part["case"], "choice": pl.Series(right).cast(pl.Float64)}))
+    return pl.concat(frames)
 
 
 def describe(run: be.Run) -> dict[str, Any]:

@@ -293,7 +293,7 @@ def pretraining_section(record: Mapping[str, Any]) -> str:
 
 {source(record)}
 
-Three trainings of the demo's model on the same documents. Two are this package's: one to the end of its budget, one until it reaches 0.9. The third is the published loop, for 5 minutes: AdamW (arXiv 1711.05101) at 5e-5, one padded document per sequence. Seconds include evaluations.
+Three trainings of the demo's model on the same documents. Two are this package's: one to the end of its budget, one until it reaches 0.9. The third is the published loop until it reaches 0.9, within a time limit: AdamW (arXiv 1711.05101) at 5e-5, one padded document per sequence. Seconds include evaluations.
 
 At the end of its budget, this package's model has, after {number(learned["tokens"], 0)} tokens and {duration(learned["seconds"])}, in {number(record["peak_gigabytes"])} GB of memory:
 
