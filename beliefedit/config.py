@@ -269,7 +269,7 @@ class MultiLayerConfig(ValueConfig):
     layers: tuple[int, ...] = Field(
         (0, 1), min_length=1, description="layers to edit, negative numbers count from the last")
     max_norm_ratio: PositiveFloat = Field(
-        0.75, description="largest norm of the change, relative to the hidden state")
+        2.0, description="largest norm of the change, relative to the hidden state")
 
 
 class MemitConfig(MultiLayerConfig):

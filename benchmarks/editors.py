@@ -4,7 +4,7 @@
     python benchmarks/editors.py runs/inference --learned --out benchmarks/results/editors-inference.json
 
 Reads world, corpus and model of the run and writes nothing there. Samples its own cases; half of the requests change the
-agent's downstream answer. Editors have the settings of the run, or those of EDITORS. Writes means with 95 % intervals of
+agent's downstream answer. Editors have the settings of the run, or the defaults, with the changes in EDITORS. Writes means with 95 % intervals of
 a bootstrap over subjects (Efron & Tibshirani 1993), and the paired difference of every editor from the reference editor
 (--against). Editors that are in the file already are not repeated.
 """
@@ -33,10 +33,9 @@ from beliefedit.store import write_json
 
 N_RETRAIN = 24  # takes seconds per edit
 EDITORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lora": ("lora", {"lr": 2e-3}), "lora, end token": ("lora", {"lr": 2e-3, "append_end_token": True}),
-    "finetune": ("finetune", {"lr": 1e-3}), "rome": ("rome", {}), "memit": ("memit", {}), "alphaedit": ("alphaedit", {}),
-    "memit, wider bound": ("memit", {"max_norm_ratio": 2.0, "steps": 50}), "grace": ("grace", {}),
-    "ultraedit": ("ultraedit", {}), "in_context": ("in_context", {}), "bayes": ("bayes", {}),
+    "lora": ("lora", {}), "lora, end token": ("lora", {"append_end_token": True}), "finetune": ("finetune", {}),
+    "rome": ("rome", {}), "memit": ("memit", {}), "alphaedit": ("alphaedit", {}),
+    "grace": ("grace", {}), "wise": ("wise", {}), "ultraedit": ("ultraedit", {}), "in_context": ("in_context", {}), "bayes": ("bayes", {}),
     "bayes, with statements": ("bayes", {"n_statements": 4}), "bayes_heldout": ("bayes_heldout", {}),
     "documents, request": ("documents", {"target_kinds": []}),
     "documents, all forms": ("documents", {"target_kinds": [], "forms": ["atomic", "true_false", "not"]}),
@@ -119,8 +118,8 @@ def main() -> None:
     before = editing.query_model(setup.model, setup.tokenizer, cases.queries, max_new_tokens=run.max_answer_tokens)
     for label in sorted(chosen, key=lambda label: label != arguments.against):
         name, settings = EDITORS[label]
-        if label == name and name in run.config.edit.editors:
-            settings = run.config.edit.editors[name].model_dump()
+        if name in run.config.edit.editors:
+            settings = run.config.edit.editors[name].model_dump() | settings
         if label in rows:
             continue
         values, numbers = measured(run, setup, cases, before, name, settings)

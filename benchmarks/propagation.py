@@ -49,7 +49,7 @@ EDITORS = {
     "lora": ("lora", {"lr": 3e-3, "append_end_token": True}),
     "lora, lower rate": ("lora", {"lr": 1e-3, "append_end_token": True}),
     "finetune": ("finetune", {"lr": 1e-3}),
-    "memit": ("memit", {"max_norm_ratio": 2.0, "steps": 50}),
+    "memit": ("memit", {"steps": 50}),
     "grace": ("grace", {}),
     "in_context": ("in_context", {}),
 }
