@@ -486,8 +486,8 @@ class RationalityConfig(Config):
 EDITOR_PARAMETERS: dict[str, type] = {
     "lora": LoraConfig, "finetune": FinetuneConfig, "in_context": InContextConfig,
     "rome": RomeConfig, "memit": MemitConfig, "alphaedit": AlphaEditConfig, "grace": GraceConfig,
-    "wise": WiseConfig, "ultraedit": UltraEditConfig, "retrain": RetrainConfig, "bayes": BayesConfig,
-    "bayes_heldout": BayesHeldoutConfig, "documents": DocumentsConfig,
+    "wise": WiseConfig, "ultraedit": UltraEditConfig, "retrain": RetrainConfig,
+    "bayes": BayesConfig, "bayes_heldout": BayesHeldoutConfig, "documents": DocumentsConfig,
     "propagate": PropagateConfig}
 """Parameters of every editor by name; `beliefedit.editors.register_editor` adds entries."""
 

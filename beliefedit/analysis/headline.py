@@ -14,14 +14,17 @@ from beliefedit.formatting import whole_percent
 QUESTION = ("When one fact in a language model is edited, does the model revise its other beliefs "
             "as an exact Bayesian agent does?")
 NO_EDITS = "No edits were made, so nothing can be said of editors."
-_SUCCESS, _DOWNSTREAM, _STATED, _UNSTATED, _SUBJECT, _OTHERS = (
+_SUCCESS, _DOWNSTREAM, _STATED, _UNSTATED, _OTHER_OBJECT, _SAME_OBJECT, _SUBJECT, _OTHERS = (
     "Edit success", "Downstream facts that should change", "… stated in the corpus",
-    "… not stated in the corpus", "The subject’s other facts", "Other subjects’ facts")
+    "… not stated in the corpus", "… to another object than the requested one",
+    "… to the requested object", "The subject’s other facts", "Other subjects’ facts")
 OUTCOMES = (
     (_SUCCESS, "updating", "updating", SAME),
     (_DOWNSTREAM, "downstream", "downstream", PROBES[1]),
     (_STATED, "downstream_stated", "downstream_stated", PROBES[1]),
     (_UNSTATED, "downstream_unstated", "downstream_unstated", PROBES[1]),
+    (_OTHER_OBJECT, "downstream_other_object", "downstream_other_object", PROBES[1]),
+    (_SAME_OBJECT, "downstream_same_object", "downstream_same_object", PROBES[1]),
     (_SUBJECT, "generalisation", "downstream answer stays", PROBES[1]),
     (_OTHERS, "updating", "updating", PROBES[2]))
 """Outcome: label, table and group that it counts, probe whose accuracy it is.
@@ -68,8 +71,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: of `outcomes`.
     """
-    success, downstream, stated, unstated = (
-        _shares(rows, label) for label in (_SUCCESS, _DOWNSTREAM, _STATED, _UNSTATED))
+    success, downstream, stated, unstated, other, same = (_shares(rows, label) for label in (
+        _SUCCESS, _DOWNSTREAM, _STATED, _UNSTATED, _OTHER_OBJECT, _SAME_OBJECT))
     if not success:
         return NO_EDITS
     text = f"Edited models give the requested answer in {_range(success)} of the edits"
@@ -79,6 +82,9 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     but = "but" if only and min(success) > 0.5 else "and"
     split = (f" ({_range(stated)} of those that the corpus states, {_range(unstated)} of those "
              "that it does not state)" if stated and unstated else "")
+    if same:
+        of_others = (f" and {_range(other)} where it is another one" if other else "")
+        split += f" ({_range(same)} where the new object is the requested one{of_others})"
     return (f"{text}, {but} revise {only}{_range(downstream)} of the downstream facts that "
             f"should change{split}.")
 

@@ -231,9 +231,10 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
 
     Returns:
         One row per (editor, seed, case) in the order of ``after``: subject, relation, object,
-        request, the flags, downstream_stated, answer_before, answer_after, ``<measure>_before``,
-        ``<measure>_after`` (f64, null where not scored), and trained_on_<probe>: whether the editor
-        was trained on the fact of the probe.
+        request, the flags, downstream_stated, downstream_is_request (whether the agent's answer
+        on the downstream probe after the edit is the requested object), answer_before,
+        answer_after, ``<measure>_before``, ``<measure>_after`` (f64, null where not scored), and
+        trained_on_<probe>: whether the editor was trained on the fact of the probe.
 
     Raises:
         StoreError: a frame lacks a column.
@@ -259,11 +260,15 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
         parts.append(wide.select(
             *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"answer_{state}"),
             *(measure.values(wide).alias(f"{name}_{state}") for name, measure in MEASURES.items())))
+    asked = queries.filter(pl.col("probe") == PROBES[1], pl.col("kind") == "agent_mode")
+    parts.append(asked.select(_CASE, new_object="target").unique("case", maintain_order=True))
     frame = after.select(EDIT_KEYS).unique(maintain_order=True)
     for part in parts:
         frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
     return frame.select(
-        *EDIT_KEYS, *_CASE_COLUMNS, "answer_before", "answer_after",
+        *EDIT_KEYS, *_CASE_COLUMNS,
+        metrics.exact(pl.col("new_object"), pl.col("request")).alias("downstream_is_request"),
+        "answer_before", "answer_after",
         *(f"{name}_{state}" for state in STATES[:2] for name in MEASURES),
         *(pl.col(f"trained_on.{probe}").alias(f"trained_on_{probe}") for probe in PROBES))
 

@@ -28,7 +28,7 @@ class Population:
 _CONTRADICTS = ~exact(pl.col("answer_before"), pl.col("request"))
 _WRONG = ~exact(pl.col("answer_before"), pl.col("object"))
 _CHANGES, _TRUE = pl.col("downstream_changes"), pl.col("confirms_truth")
-_STATED = pl.col("downstream_stated")
+_STATED, _SAME_OBJECT = pl.col("downstream_stated"), pl.col("downstream_is_request")
 
 POPULATIONS = {population.name: population for population in (
     Population("all", "all requests", pl.lit(True)),
@@ -45,7 +45,11 @@ POPULATIONS = {population.name: population for population in (
     Population("downstream_stated", "requests that change the agent's answer on a downstream fact "
                "that the corpus states", _CHANGES & _STATED),
     Population("downstream_unstated", "requests that change the agent's answer on a downstream "
-               "fact that the corpus does not state", _CHANGES & ~_STATED))}
+               "fact that the corpus does not state", _CHANGES & ~_STATED),
+    Population("downstream_other_object", "requests that change the agent's downstream answer to "
+               "another object than the requested one", _CHANGES & ~_SAME_OBJECT),
+    Population("downstream_same_object", "requests that change the agent's downstream answer to "
+               "the requested object", _CHANGES & _SAME_OBJECT))}
 """Name -> population (specification, section 8).
 
 The model's answer is the one before the edit. The agent's downstream answer is its most probable
@@ -57,17 +61,25 @@ TABLES = {
     "fixing": ("fixing",), "breaking_or_fixing": ("breaking", "fixing"),
     "generalisation": ("downstream answer stays", "downstream answer changes"),
     "implications": ("no downstream implications", "downstream"),
-    "downstream_stated": ("downstream_stated",), "downstream_unstated": ("downstream_unstated",)}
+    "downstream_stated": ("downstream_stated",), "downstream_unstated": ("downstream_unstated",),
+    "downstream_other_object": ("downstream_other_object",),
+    "downstream_same_object": ("downstream_same_object",)}
 """Table -> its groups, names of `POPULATIONS`."""
 
-SPLIT = ("downstream_stated", "downstream_unstated")
-"""The tables that split `downstream`; they exist where the corpus leaves a downstream fact out."""
+SPLIT = ("downstream_stated", "downstream_unstated", "downstream_other_object",
+         "downstream_same_object")
+"""The tables that split `downstream`. The first two exist where the corpus leaves a downstream fact
+out; the last two where the agent's new downstream answer is the requested object in some edit. A
+model that answers every question about the subject with the requested object gets these right."""
 
 
 def tables_of(measured: pl.DataFrame) -> list[str]:
     """The names of the tables for a frame of `compute_measures`."""
     all_stated = measured["downstream_stated"].fill_null(True).all()
-    return [table for table in TABLES if not (all_stated and table in SPLIT)]
+    left_out: tuple[str, ...] = SPLIT[:2] if all_stated else ()
+    if not measured.select((_CHANGES & _SAME_OBJECT).any()).item():
+        left_out += SPLIT[2:]
+    return [table for table in TABLES if table not in left_out]
 
 
 def population(table: str, group: str | None = None) -> Population:

@@ -29,7 +29,9 @@ COMPARED = (
     ("distance from the agent on the downstream fact", "downstream", f"coherence_{_DOWNSTREAM}"),
     ("true/false error", "updating", "true_false"),
     ("accuracy on stated downstream facts", SPLIT[0], f"accuracy_{_DOWNSTREAM}"),
-    ("accuracy on unstated downstream facts", SPLIT[1], f"accuracy_{_DOWNSTREAM}"))
+    ("accuracy on unstated downstream facts", SPLIT[1], f"accuracy_{_DOWNSTREAM}"),
+    ("accuracy on downstream facts with another object than the request", SPLIT[2],
+     f"accuracy_{_DOWNSTREAM}"))
 """Comparisons between editors and between runs, where there is the table: label, table, measure."""
 
 MAIN = ("answers", "downstream", *SPLIT, "subject", "others", "logic true/false")
@@ -63,8 +65,10 @@ def _criteria(least: float, split: Sequence[str] = ()) -> Iterator[_Criterion]:
     yield _Criterion("answers", "answers with the request", "does not answer with the request",
                      (*updating, edited), "after", 0.5)
     facts = {"downstream": "the downstream fact"} | {
-        table: f"the downstream fact {text} the corpus" for table, text in zip(
-            SPLIT, ("stated in", "not stated in"), strict=True) if table in split}
+        table: f"the downstream fact {text}" for table, text in zip(
+            SPLIT, ("stated in the corpus", "not stated in the corpus",
+                    "with another object than the request", "with the requested object"),
+            strict=True) if table in split}
     for table, fact in facts.items():
         yield _Criterion(table, f"revises {fact}", f"does not revise {fact}",
                          (table, table, downstream), "after", 0.5)

@@ -237,7 +237,7 @@ class Editor(ABC):
 
     def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
               requests: Sequence[EditRequest]) -> None:
-        """Check that the hyperparameters fit the model and that all requests, one or more, are valid.
+        """Check that the hyperparameters fit the model, and that all requests are valid.
 
         Raises:
             EditError: they do not, or a request is invalid.

@@ -7,6 +7,7 @@ edits together, epoch by epoch, instead of one after the other ("breadth first",
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -144,9 +145,10 @@ class FinetuneEditor(Editor):
         optimizer = torch.optim.Adam([change.requires_grad_() for change in changes], lr=config.lr)
         n, order = len(sentences.ids), torch.Generator().manual_seed(0)
         only_version = torch.zeros_like(sentences.versions)
+        epoch, mean_loss = 0, math.inf
         with frozen(model):
-            for epoch in range(1, config.steps + 1):
-                total = 0.0
+            while epoch < config.steps and mean_loss >= config.early_stop_loss:
+                epoch, total = epoch + 1, 0.0
                 for rows in torch.randperm(n, generator=order).split(config.joint_batch_size or n):
                     batch = replace(sentences.of(rows.sort().values.to(model.device)),
                                     versions=only_version[:len(rows)])
@@ -155,12 +157,10 @@ class FinetuneEditor(Editor):
                     losses.mean().backward()
                     optimizer.step()
                     total += float(losses.detach().sum())
-                    with torch.no_grad():
-                        self._clamp(changes, only_version[:1])
-                if total / n < config.early_stop_loss:
-                    break
+                    self._clamp([change.detach() for change in changes], only_version[:1])
+                mean_loss = total / n
         values = {name: change.detach() for name, change in edited.changes.items()}
-        return WeightChanges(model, values, steps=epoch, losses=(total / n,))
+        return WeightChanges(model, values, steps=epoch, losses=(mean_loss,))
 
     def _sentences(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                    requests: Sequence[EditRequest]) -> EncodedSentences:

@@ -520,6 +520,31 @@ def test_downstream_facts_are_split_by_whether_they_are_stated():
     assert "accuracy on stated downstream facts" in sentences[-1] and "on unstated" not in sentences[-1]
 
 
+def test_downstream_facts_are_split_by_whether_the_new_object_is_the_requested_one():
+    """An editor that answers everything with the requested object infers nothing where that is right."""
+    frame = split_frame().with_columns(downstream_stated=True).with_columns(
+        downstream_is_request=pl.Series([False, True, True] * 8), **{f"accuracy_{PROBES[1]}_after": pl.Series([0.0, 1.0, 1.0] * 8)})
+    result = analysis.build_tables(frame, CONFIG, np.random.default_rng(0))
+    means = {table: result.filter(table=table, measure=f"accuracy_{PROBES[1]}", state="after", editor="lora").select("n", "mean").row(0)
+             for table in ("downstream", "downstream_other_object", "downstream_same_object")}
+    assert means == {"downstream": (8, 0.5), "downstream_other_object": (4, 0.0), "downstream_same_object": (4, 1.0)}
+    assert "downstream_stated" not in result["table"]
+    holds = dict(verdict.findings_frame(result, CONFIG).filter(editor="lora").select("name", "holds").iter_rows())
+    assert (holds["downstream_other_object"], holds["downstream_same_object"]) == (False, True)
+    said = verdict.sentences(analysis_outcomes(result))[0].replace("\xa0", " ")
+    assert "(100 % where the new object is the requested one and 0 % where it is another one)" in said
+
+
+def test_the_flag_says_whether_the_agents_new_object_is_the_requested_one():
+    edits = compute_measures(CASES, QUERIES, BEFORE, AFTER)
+    new = QUERIES.filter(probe=PROBES[1], kind="agent_mode").select("case", "target").unique("case")
+    expected = edits.join(new.with_columns(pl.col("case").cast(pl.UInt32)), on="case", how="left", maintain_order="left")
+    assert edits["downstream_is_request"].to_list() == (expected["target"] == expected["request"]).to_list()
+    same = QUERIES.with_columns(target=pl.when((pl.col("probe") == PROBES[1]) & (pl.col("kind") == "agent_mode")).then(
+        pl.lit(edits["request"][0])).otherwise("target"))
+    assert compute_measures(CASES, same, BEFORE, AFTER)["downstream_is_request"][0] is True
+
+
 def test_nothing_is_split_where_all_facts_are_stated(frame, result):
     assert not {"downstream_stated", "downstream_unstated"} & set(result["table"])
     names = set(verdict.findings_frame(result, CONFIG)["name"])

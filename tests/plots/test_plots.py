@@ -44,7 +44,7 @@ def make_measures():
         "editor": [EDITORS[i % 2] for i in range(n)], "seed": [0] * n, "case": range(n),
         "subject": [f"s{i // 4}" for i in range(n)], "answer_before": ["a"] * n, "request": ["b"] * n,
         "object": ["a"] * n, **{flag: [bool(i // 2 % 2) for i in range(n)] for flag in FLAGS},
-        "downstream_stated": [True] * n,
+        "downstream_stated": [True] * n, "downstream_is_request": [False] * n,
         **{f"{m}_{s}": generator.random(n) for m in MEASURES for s in ("before", "after")},
     })
 

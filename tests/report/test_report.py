@@ -282,7 +282,7 @@ class BuiltRun:
         self.training_metrics = pl.DataFrame({"atomic": [0.1, 0.95], "not": [0.0, float("nan")], "coherence": [1.0, 0.25]})
         self.findings = pl.DataFrame({"editor": ["lora"], "n": [3]})
         self.verdict, self.editing_summary = ["lora holds."], {"lora": {"edits_per_second": 5.0}}
-        self.tables = build_tables(pl.DataFrame(schema=dict.fromkeys(("editor", "seed"), pl.String) | {"downstream_stated": pl.Boolean}), AnalysisConfig(),
+        self.tables = build_tables(pl.DataFrame(schema=dict.fromkeys(("editor", "seed"), pl.String) | dict.fromkeys(("downstream_stated", "downstream_changes", "downstream_is_request"), pl.Boolean)), AnalysisConfig(),
                                    np.random.default_rng(0))
 
     def has(self, stage):
