@@ -80,11 +80,14 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{text}; no request has a downstream fact that should change."
     only = "only " if max(downstream) < 0.5 else ""
     but = "but" if only and min(success) > 0.5 else "and"
-    split = (f" ({_range(stated)} of those that the corpus states, {_range(unstated)} of those "
-             "that it does not state)" if stated and unstated else "")
+    parts = []
+    if stated and unstated:
+        parts.append(f"{_range(stated)} of those that the corpus states, {_range(unstated)} of "
+                     "those that it does not state")
     if same:
-        of_others = (f" and {_range(other)} where it is another one" if other else "")
-        split += f" ({_range(same)} where the new object is the requested one{of_others})"
+        others = f" and {_range(other)} where it is another one" if other else ""
+        parts.append(f"{_range(same)} where the new object is the requested one{others}")
+    split = f" ({'; '.join(parts)})" if parts else ""
     return (f"{text}, {but} revise {only}{_range(downstream)} of the downstream facts that "
             f"should change{split}.")
 
