@@ -69,15 +69,20 @@ TABLES = {
 SPLIT = ("downstream_stated", "downstream_unstated", "downstream_other_object",
          "downstream_same_object")
 """The tables that split `downstream`. The first two exist where the corpus leaves a downstream fact
-out; the last two where the agent's new downstream answer is the requested object in some edit. A
-model that answers every question about the subject with the requested object gets these right."""
+out; the last two where the agent's new downstream answer is the requested object in at least
+`MIN_SAME_OBJECT` of these edits. A model that answers every question about the subject with the
+requested object gets these right."""
+
+MIN_SAME_OBJECT = 0.1
+"""Share of the downstream answers that become the requested object from which they are split."""
 
 
 def tables_of(measured: pl.DataFrame) -> list[str]:
     """The names of the tables for a frame of `compute_measures`."""
     all_stated = measured["downstream_stated"].fill_null(True).all()
     left_out: tuple[str, ...] = SPLIT[:2] if all_stated else ()
-    if not measured.select((_CHANGES & _SAME_OBJECT).any()).item():
+    share = measured.filter(_CHANGES)["downstream_is_request"].mean()
+    if share is None or float(share) < MIN_SAME_OBJECT:  # type: ignore[arg-type]
         left_out += SPLIT[2:]
     return [table for table in TABLES if table not in left_out]
 

@@ -535,6 +535,12 @@ def test_downstream_facts_are_split_by_whether_the_new_object_is_the_requested_o
     assert "(100 % where the new object is the requested one and 0 % where it is another one)" in said
 
 
+def test_few_edits_whose_new_object_is_the_requested_one_are_no_table_of_their_own():
+    frame = split_frame().with_columns(downstream_stated=True, downstream_is_request=pl.int_range(24) == 0)
+    assert frame.filter("downstream_changes")["downstream_is_request"].mean() == 1 / 16
+    assert "downstream_same_object" not in analysis.build_tables(frame, CONFIG, np.random.default_rng(0))["table"]
+
+
 def test_the_flag_says_whether_the_agents_new_object_is_the_requested_one():
     edits = compute_measures(CASES, QUERIES, BEFORE, AFTER)
     new = QUERIES.filter(probe=PROBES[1], kind="agent_mode").select("case", "target").unique("case")
