@@ -605,12 +605,6 @@ class Editors(RootModel[dict[str, Any]], Mapping[str, Any]):
         return len(self.root)
 
 
-def needs_training(parameters: Any) -> bool:
-    """Whether an editor with these parameters is itself trained before the first edit: those of
-    such an editor say on how many requests, ``n_requests``."""
-    return hasattr(parameters, "n_requests")
-
-
 def editor_parameters(name: str, hyperparameters: Mapping[str, Any]) -> Any:
     """The parameters of an editor; those not given have their defaults.
 

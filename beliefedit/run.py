@@ -24,13 +24,7 @@ from beliefedit.agent.agent import BayesAgent
 from beliefedit.analysis import experiments, verdict
 from beliefedit.analysis.populations import SPLIT
 from beliefedit.cards import CARD, corpus_card, model_card
-from beliefedit.config import (
-    BUILT_IN_EDITORS,
-    Experiment,
-    load_params,
-    needs_training,
-    with_overrides,
-)
+from beliefedit.config import BUILT_IN_EDITORS, Experiment, load_params, with_overrides
 from beliefedit.corpus import corpus as corpora
 from beliefedit.corpus import world as worlds
 from beliefedit.errors import GraphError, StoreError
@@ -56,6 +50,7 @@ if TYPE_CHECKING:
 
     from beliefedit.corpus.corpus import Corpus
     from beliefedit.corpus.world import World
+    from beliefedit.editors.base import Editor
     from beliefedit.evaluation.cases import Cases
     from beliefedit.evaluation.edits import EditSetup
     from beliefedit.graph.graph import Graph
@@ -240,8 +235,8 @@ class Run:
 
     def _parts(self, stage: str) -> list[str]:
         if stage in EDITING_STAGES:
-            return [f"{stage}/{editor}" for editor, parameters in self.config.edit.editors.items()
-                    if stage != "trained_editors" or needs_training(parameters)]
+            return [f"{stage}/{editor}" for editor in self.config.edit.editors
+                    if stage != "trained_editors" or _learns(editor)]
         return [stage]
 
     def _record(self, stage: str) -> dict[str, Any]:
@@ -535,10 +530,16 @@ class Run:
             Comparison(self.agent, self.tokenizer, self.cases, self.config.edit),
             self._trained_editor)
 
-    def _trained_editor(self, parameters: Any) -> Path | None:
-        """The folder of the editor with these parameters; None if it is not one of this run."""
-        return next((self.path(part) for part in self._parts("trained_editors")
-                     if self.config.edit.editors[part.partition("/")[2]] == parameters), None)
+    def _trained_editor(self, editor: Editor) -> Path | None:
+        """The folder of the training of an editor; None if this run does not have the editor."""
+        from beliefedit.editors.registry import editor_class
+
+        for part in self._parts("trained_editors"):
+            name = part.partition("/")[2]
+            if (type(editor) is editor_class(name)
+                    and editor.config == self.config.edit.editors[name]):
+                return self.path(part)
+        return None
 
     def _edited(self, frame: str) -> pl.DataFrame:
         from beliefedit.evaluation.edits import SCHEMAS
@@ -722,6 +723,15 @@ def _editor_version(editor: str) -> int:
     from beliefedit.editors.registry import editor_class
 
     return editor_class(editor).version
+
+
+def _learns(editor: str) -> bool:
+    """`Editor.learns` of a class; known without an import of torch for built-in editors."""
+    if editor in BUILT_IN_EDITORS:
+        return editor == "propagate"
+    from beliefedit.editors.registry import editor_class
+
+    return editor_class(editor).learns
 
 
 def clean(folder: str | Path) -> list[Path]:

@@ -4,9 +4,9 @@
     python benchmarks/editors.py runs/inference --learned --out benchmarks/results/editors-inference.json
 
 Reads world, corpus and model of the run and writes nothing there. Samples its own cases; half of the requests change the
-agent's downstream answer. Editors have the settings of the run, or the defaults, with the changes in EDITORS. Writes means with 95 % intervals of
-a bootstrap over subjects (Efron & Tibshirani 1993), and the paired difference of every editor from the reference editor
-(--against). Editors that are in the file already are not repeated.
+agent's downstream answer. Editors have the settings of the run, or the defaults, with the changes in EDITORS. Writes
+means with 95 % intervals of a bootstrap over subjects (Efron & Tibshirani 1993), and the paired difference of every editor
+from the reference editor (--against). Editors that are in the file already are not repeated.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from polars.testing import assert_frame_equal
 
 import beliefedit as be
 from beliefedit.config import Experiment
+from beliefedit.editors.registry import editor_class
 from beliefedit.errors import ConfigError, GraphError, StoreError
 from beliefedit.lock import LOCK, locked
 from beliefedit.run import clean
@@ -93,6 +94,36 @@ def test_an_editor_that_learns_is_trained_once_for_all_stages_and_processes(fini
     assert later.sequential.height and later.rationality.height and later.experiments.decay.height
     other = be.Run(tmp_path / "run", experiment(edit__editors=LEARNING, edit__n_trajectories=1))
     assert other.has("trained_editors/propagate") and not other.has("edits/propagate")
+
+
+def test_editors_that_learn_are_those_of_the_trained_stage():
+    assert {name for name in be.config.BUILT_IN_EDITORS if be.run._learns(name)} == {
+        name for name in be.config.BUILT_IN_EDITORS if editor_class(name).learns}
+
+
+def test_another_class_with_equal_parameters_gets_no_stored_training(finished, tmp_path):
+    from beliefedit.editors.propagate import PropagateEditor
+
+    class Other(PropagateEditor):
+        pass
+
+    run = be.Run(tmp_path, experiment(edit__editors=LEARNING))
+    assert run._trained_editor(Other(run.config.edit.editors["propagate"])) is None
+
+
+def test_an_editor_that_does_not_say_what_it_learned_is_refused_before_it_is_trained(tmp_path):
+    from beliefedit.editors.base import Editor
+    from beliefedit.errors import EditError
+    from beliefedit.evaluation.edits import EditSetup
+
+    class Silent(Editor):
+        learns = True
+
+        def _edit(self, *_):
+            pytest.fail("edited")
+
+    with pytest.raises(EditError, match="Silent learns, but has no method learned"):
+        EditSetup(None, None).train(Silent(None), None, tmp_path)
 
 
 def test_what_changes_the_training_of_an_editor_moves_its_keys(tmp_path):

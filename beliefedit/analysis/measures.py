@@ -257,18 +257,16 @@ def compute_measures(cases: pl.DataFrame, queries: pl.DataFrame, before: pl.Data
     for state, scores, of_state in zip(STATES[:2], (before, last), distances or (None, None),
                                        strict=True):
         wide = wide_frame(cases, queries, scores, state, of_state)
+        flag = [metrics.exact(pl.col(f"target.{PROBES[1]}"), pl.col("request")).alias(
+            "downstream_is_request")] if state == "after" else []
         parts.append(wide.select(
-            *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"answer_{state}"),
+            *_keys(wide), pl.col(f"decoded.{SAME}").alias(f"answer_{state}"), *flag,
             *(measure.values(wide).alias(f"{name}_{state}") for name, measure in MEASURES.items())))
-    asked = queries.filter(pl.col("probe") == PROBES[1], pl.col("kind") == "agent_mode")
-    parts.append(asked.select(_CASE, new_object="target").unique("case", maintain_order=True))
     frame = after.select(EDIT_KEYS).unique(maintain_order=True)
     for part in parts:
         frame = frame.join(part, on=_keys(part), how="left", maintain_order="left")
     return frame.select(
-        *EDIT_KEYS, *_CASE_COLUMNS,
-        metrics.exact(pl.col("new_object"), pl.col("request")).alias("downstream_is_request"),
-        "answer_before", "answer_after",
+        *EDIT_KEYS, *_CASE_COLUMNS, "downstream_is_request", "answer_before", "answer_after",
         *(f"{name}_{state}" for state in STATES[:2] for name in MEASURES),
         *(pl.col(f"trained_on.{probe}").alias(f"trained_on_{probe}") for probe in PROBES))
 

@@ -81,8 +81,8 @@ def tables_of(measured: pl.DataFrame) -> list[str]:
     """The names of the tables for a frame of `compute_measures`."""
     all_stated = measured["downstream_stated"].fill_null(True).all()
     left_out: tuple[str, ...] = SPLIT[:2] if all_stated else ()
-    share = measured.filter(_CHANGES)["downstream_is_request"].mean()
-    if share is None or float(share) < MIN_SAME_OBJECT:  # type: ignore[arg-type]
+    share = measured.filter(_CHANGES).select(_SAME_OBJECT.mean()).item()
+    if share is None or share < MIN_SAME_OBJECT:
         left_out += SPLIT[2:]
     return [table for table in TABLES if table not in left_out]
 

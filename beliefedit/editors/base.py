@@ -192,11 +192,11 @@ class Editor(ABC):
 
     def learned(self) -> dict[str, Tensor]:
         """The tensors that `learn` has trained, to be stored, by name."""
-        raise NotImplementedError(f"{type(self).__name__} learns, but does not say what: learned()")
+        raise NotImplementedError
 
     def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `learned` returned, instead of `learn` and after `prepare`."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement load_learned(tensors)")
+        raise NotImplementedError
 
     def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - as `prepare`
         """Check that the hyperparameters fit a model, such as the layers it has.

@@ -143,7 +143,7 @@ class EditSetup:
     texts: Sequence[str] = ()  # documents of the corpus
     soft_targets: SoftTargetBuilder | None = None  # for editors that train on them
     comparison: Comparison | None = None  # None: no distances of distributions
-    trained_editor: Callable[[Any], Path | None] | None = None  # folder of `train`, by parameters
+    trained_editor: Callable[[Editor], Path | None] | None = None  # the folder of its `train`
     _trained: dict[str, Editor] = field(default_factory=dict, init=False, repr=False)
 
     def prepared(self, editor: Editor, config: EditConfig) -> Editor:
@@ -163,7 +163,7 @@ class EditSetup:
             editor.prepare(self.model, self.tokenizer, self.texts)
             if not editor.learns:
                 return editor
-            folder = None if self.trained_editor is None else self.trained_editor(editor.config)
+            folder = None if self.trained_editor is None else self.trained_editor(editor)
             if folder is None:
                 self._train(editor, config)
             else:
@@ -175,8 +175,11 @@ class EditSetup:
         """Prepare and train an editor that learns, and write what it has learned to a folder.
 
         Raises:
-            EditError: the editor has nothing to learn from.
+            EditError: the editor has nothing to learn from, or does not say what it has learned.
         """
+        if type(editor).learned is Editor.learned:  # known before minutes of training
+            raise EditError(f"{type(editor).__name__} learns, but has no method learned()",
+                            hint="implement learned() and load_learned(tensors)")
         editor.prepare(self.model, self.tokenizer, self.texts)
         self._train(editor, config)
         learned = {name: value.contiguous() for name, value in editor.learned().items()}
