@@ -40,6 +40,7 @@ from beliefedit.config import (
     with_overrides,
 )
 from beliefedit.corpus.corpus import sample_corpus
+from beliefedit.errors import EditError
 from beliefedit.evaluation.edits import gather, run_editor
 from beliefedit.lm.model import build_model
 from beliefedit.lm.scoring import score
@@ -168,6 +169,45 @@ def equality(benchmark: Benchmark) -> dict[str, float]:
                             for key, value in plain.items()),
             "log_p": float(np.abs(scores[1] - scores[0]).max()),
             "log_p_after_edit": float(np.abs(edits[1] - edits[0]).max())}
+
+
+def families(benchmark: Benchmark) -> dict[str, Any]:
+    """Largest difference, in nats, between scores after an edit on this device and on the CPU.
+
+    By family and editor; float32, the tiny random models of tests/families.py.
+    """
+    sys.path.insert(0, str(ROOT))
+    from tests.families import EDITORS, FAMILIES, family_model
+    from tests.sample_models import (
+        ASKED,
+        DOCUMENTS,
+        REQUESTS_WITH_SOFT_TARGETS,
+        sample_tokenizer,
+    )
+
+    tokenizer, results = sample_tokenizer(), {}
+    prompts, targets = map(list, zip(*ASKED, strict=True))
+    for family in list(FAMILIES)[:2] if benchmark.quick else FAMILIES:
+        results[family] = {}
+        for name, parameters in EDITORS.items():
+            scores = []
+            try:
+                for device in (torch.device("cpu"), DEVICE):
+                    model, editor = family_model(family).to(device), be.editor(name, **parameters)
+                    editor.prepare(model, tokenizer, DOCUMENTS)
+                    edited = editor.apply(model, tokenizer, REQUESTS_WITH_SOFT_TARGETS[:2])
+                    scores.append([score(edited, tokenizer, prompts, targets,
+                                         versions=[version] * len(prompts)) for version in (0, 1)])
+                results[family][name] = float(np.abs(np.subtract(*scores)).max())
+            except EditError:
+                results[family][name] = "refused"
+            except TimeoutError:
+                raise
+            except Exception as error:
+                results[family][name] = _text(error)
+        print(f"  {family}: {json.dumps(results[family])[:3000]}", flush=True)
+        write_json(benchmark.folder / "families.json", results)
+    return results
 
 
 def _trainer(benchmark: Benchmark, run: be.Run, documents: Any, changes: dict) -> Trainer:
@@ -400,6 +440,7 @@ def profile(benchmark: Benchmark) -> dict[str, Any]:
 
 STEPS: dict[str, tuple[Callable[[Benchmark], Any], float]] = {
     "versions": (versions, 20), "ceiling": (ceiling, 20), "equality": (equality, 60),
+    "families": (families, 240),
     "throughput": (throughput, 180), "learning": (learning, 120), "corpus": (corpus, 120),
     "pretraining": (pretraining, 400), "edits": (edits, 90), "tables": (tables, 300),
     "profile": (profile, 60)}
