@@ -82,6 +82,7 @@ TESTS = (
 EDITOR_COLUMNS = {
     "success": "edit success",
     "downstream": "downstream accuracy",
+    "downstream, other object": "downstream accuracy where the new answer is not the requested object",
     "downstream, unstated": "downstream facts that the corpus does not state",
     "stays": "downstream accuracy where the answer stays",
     "other subject": "accuracy, same relation of another subject",

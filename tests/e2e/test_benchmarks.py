@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
+
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = {"versions", "ceiling", "equality", "throughput", "learning", "corpus", "pretraining", "edits", "tables", "profile"}
+STEPS = {"versions", "ceiling", "equality", "families", "throughput", "learning", "corpus", "pretraining", "edits", "tables", "profile"}
 
 
 def test_every_step_of_the_gpu_benchmark_ends_with_a_result(tmp_path):
@@ -19,6 +21,7 @@ def test_every_step_of_the_gpu_benchmark_ends_with_a_result(tmp_path):
     assert not [name for name, result in results.items() if "error" in result]
     assert all("error" not in row and row["tokens_per_second"] > 0 for row in results["throughput"].values())
     assert max(results["equality"].values()) < 1e-5
+    assert all(difference < 1e-5 for row in results["families"].values() for difference in row.values())
     metrics = results["pretraining"]["metrics"]
     assert len(metrics) == 3 and metrics[-1]["train_loss"] < metrics[0]["train_loss"]
     assert results["tables"]["n_edits"] == 24 and json.loads((tmp_path / "summary.json").read_text())["lora"]
@@ -33,9 +36,9 @@ def test_a_step_that_fails_writes_its_error_and_the_next_one_runs(tmp_path):
     assert json.loads((tmp_path / "corpus.json").read_text())["statistics"]["facts"] >= 60
 
 
-def test_the_scoreboard_of_editors_resumes_and_pairs_them(tmp_path, smoke_run):
+def test_the_scoreboard_of_editors_resumes_pools_runs_and_pairs_editors(tmp_path, smoke_run):
     out = tmp_path / "editors.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "editors.py"), str(smoke_run), "--out", str(out), "--n", "8", "--editors"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "editors.py"), str(smoke_run), str(smoke_run), "--out", str(out), "--n", "8", "--editors"]
     for editors in (["finetune", "lora"], ["lora", "grace"]):
         finished = subprocess.run([*command, *editors], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
         assert finished.returncode == 0, finished.stderr
@@ -43,7 +46,11 @@ def test_the_scoreboard_of_editors_resumes_and_pairs_them(tmp_path, smoke_run):
     record = json.loads(out.read_text())
     rows = {row["editor"]: row for row in record["rows"]}
     assert list(rows) == ["lora", "finetune", "grace"] and record["reference"] == "lora"
+    frame = pl.read_parquet(out.with_suffix(".parquet"))
+    first, second = (frame.filter(run=run).drop("run", "seconds", strict=False) for run in (0, 1))
+    assert first.equals(second) and record["n_runs"] == 2  # the same run twice
     for row in rows.values():
+        assert row["n"] == record["n"] == 2 * first["case"].n_unique()
         for name in ("success", "other subject"):
             paired = row["minus_reference"][name][0]
             assert abs(paired - (row[name][0] - rows["lora"][name][0])) < 2e-4
