@@ -63,6 +63,8 @@ def _in_float32(value: float) -> float:
 
 Seed = Annotated[int, Field(ge=0), AfterValidator(_in_int64)]
 PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
+AppendEndToken = Annotated[bool, Field(
+    description="also train on the end token after the target; published: no")]
 NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_in_float32)]
 
 
@@ -184,8 +186,7 @@ class LoraConfig(Config):
     steps: Positive = Field(40, description="steps per edit")
     max_grad_norm: PositiveFloat = Field(
         1.0, description="gradients of an edit are clipped to this norm")
-    append_end_token: bool = Field(
-        False, description="also train on the end token after the target; published: no")
+    append_end_token: AppendEndToken = False
     seed: Seed = Field(
         0, description="seed of the initial adapter weights, the same for all edits")
 
@@ -207,6 +208,7 @@ class FinetuneConfig(Config):
         True, description="loss on the tokens of the target only; false: on all tokens")
     max_weight_change: PositiveFloat | None = Field(
         None, description="largest absolute change of a weight; null: no limit")
+    append_end_token: AppendEndToken = False
     joint_batch_size: Positive | None = Field(
         None, description="sequential edits: train on all requests so far together, epoch by "
                           "epoch, with this many per step (arXiv 2509.22072); null: train on one "
@@ -248,6 +250,7 @@ class ValueConfig(Config):
     n_context_templates: Positive = Field(
         1, le=1000,
         description="beginnings of sentences before the prompt; the key is their average")
+    append_end_token: AppendEndToken = False
     n_tokens: Positive = Field(20_000, description="corpus tokens for the covariance of the keys")
     seed: Seed = Field(0, description="seed of the choice of context templates")
 
@@ -298,6 +301,7 @@ class GraceConfig(Config):
     lr: PositiveFloat = Field(1.0, description="learning rate of the value")
     steps: Positive = Field(100, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
+    append_end_token: AppendEndToken = False
     epsilon: PositiveFloat = Field(0.5, description="initial radius of an edit around its key")
     relative_epsilon: bool = Field(
         True, description="epsilon is a share of the typical distance of keys; false: a distance")
@@ -313,6 +317,7 @@ class WiseConfig(Config):
     lr: PositiveFloat = Field(3e-3, description="learning rate of Adam")
     steps: Positive = Field(70, description="largest number of steps per edit")
     early_stop_loss: NonNegativeFloat = Field(0.01, description="an edit stops below this loss")
+    append_end_token: AppendEndToken = False
     trained_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.2, description="fraction of the weights that is trained, drawn at random")
     max_weight_change: PositiveFloat | None = Field(
@@ -341,6 +346,7 @@ class UltraEditConfig(Config):
         description="layers to edit, negative numbers count from the last; null: all")
     lr: PositiveFloat = Field(6e-4, description="scale of the change of a projection's output")
     l2: PositiveFloat = Field(1.0, description="L2 penalty of the update")
+    append_end_token: AppendEndToken = False
     n_tokens: Positive = Field(
         20_000, description="corpus tokens for the statistics before the first edit")
 

@@ -265,15 +265,16 @@ def editors_section(record: Mapping[str, Any], head: str = SCOREBOARDS["demo"]) 
     lines = []
     for row in record["rows"]:
         name = f"`{row['editor']}`" if row["editor"].isidentifier() else row["editor"]
-        lines.append([name, *(interval(*row[column]) for column in columns), "yes" if row["trained_on"] == 1 else "no"])
+        lines.append([name, number(row["n"], 0), *(interval(*row[column]) for column in columns),
+                      "yes" if row["trained_on"] == 1 else "no"])
     note = f"\n{record['note']}\n" if "note" in record else ""
     explained = """ Means with 95 % intervals clustered by subject. [Editors](editors.md) describes each method.
 The last column says whether the editor is trained on the downstream fact itself. If it is, a right answer is not an inference.""" if head.startswith("#") else ""
     return f"""{head}. {source(record)}
 
-{record["n"]} requests; half of them change the downstream answer.{explained}
+{number(record["n"], 0)} requests{f" to {record['n_runs']} models of different seeds" * (record["n_runs"] > 1)}; half of them change the downstream answer.{explained}
 {note}
-{table(["editor", *columns.values(), "trained on it"], lines)}
+{table(["editor", "edits", *columns.values(), "trained on it"], lines)}
 """
 
 
@@ -305,6 +306,19 @@ At the end of its budget, this package's model has, after {number(learned["token
 
 The package computes {number(record["computed_ratio"], 1)} times as many tokens per second as the published loop. As documents share prefixes, that is {number(record["throughput_ratio"], 1)} times as many tokens of documents.
 """
+
+
+def families_line(found: Mapping[str, Mapping[str, float | str]]) -> str:
+    """The differences of edits between a card and the CPU, in a sentence."""
+    values = {(family, editor): value for family, row in found.items() for editor, value in row.items()
+              if not isinstance(value, str)}
+    far = {key: value for key, value in values.items() if value > 1e-3}
+    rest = max(value for key, value in values.items() if key not in far)
+    named = ", ".join(f"`{editor}` on {family} {value:.0e}" for (family, editor), value in far.items())
+    return (f"Log-probabilities after an edit of a tiny random model of each decoder family ({len(found)} families, "
+            f"{len({editor for _, editor in values})} editors, {len(values)} combinations) differ by at most {rest:.0e} nats between "
+            f"card and CPU{', but for ' + named if far else ''}; "
+            f"{sum(value <= 2e-5 for value in values.values())} of them by at most 2e-05.")
 
 
 def gpu_section(record: Mapping[str, Any]) -> str:
@@ -343,6 +357,7 @@ The paper's graph, Wikidata5m, was not available. The published recipe, `params/
 
 With torch's Muon, which orthogonalizes one matrix after the other, batches of 32k tokens reach {number(record["throughput_torch_muon"]["short: trees, 32k, muon"]["tokens_per_second"] / 1e3, 0)}k.
 Against the plain path on the CPU in float32, the loss of a batch differs by {record["equality"]["loss"]:.0e} (relative), its gradient by {record["equality"]["gradient"]:.0e}, log-probabilities by {record["equality"]["log_p"]:.0e} nats, and those after an edit by {record["equality"]["log_p_after_edit"]:.0e}.
+{families_line(record["families"])}
 """
 
 

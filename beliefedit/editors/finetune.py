@@ -29,6 +29,7 @@ from beliefedit.editors.base import (
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import (
     EncodedSentences,
+    append_end_token,
     encode_requests,
     frozen,
     losses_per_edit,
@@ -166,6 +167,8 @@ class FinetuneEditor(Editor):
                    requests: Sequence[EditRequest]) -> EncodedSentences:
         """The sentences of the requests; the weight of each makes its loss a mean over tokens."""
         sentences = encode_requests(tokenizer, requests, model.device)
+        if self.config.append_end_token:
+            sentences = append_end_token(model, tokenizer, sentences)
         is_target = sentences.is_target
         if not self.config.target_tokens_only:  # all tokens of a row but the start token
             is_target = is_target.int().flip(1).cummax(1).values.flip(1).bool()

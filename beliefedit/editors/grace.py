@@ -25,6 +25,7 @@ from beliefedit.editors.base import (
 )
 from beliefedit.editors.low_rank import hooked
 from beliefedit.editors.optimization import (
+    append_end_token,
     encode_requests,
     encode_texts,
     losses_per_edit,
@@ -115,6 +116,8 @@ class GraceEditor(Editor):
                             hint="call prepare(model, tokenizer, texts) first")
         config, name = self.config, self._name(model)
         sentences = encode_requests(tokenizer, requests, model.device)
+        if config.append_end_token:
+            sentences = append_end_token(model, tokenizer, sentences)
         sentences = replace(sentences, weights=1 / sentences.is_target.sum(1))
         positions = sentences.is_target.int().argmax(1) - 1  # the prompt's last token
         inputs = _inputs(model, name, sentences.ids)

@@ -24,6 +24,7 @@ from beliefedit.editors.base import EditedModels, Editor, chosen_projections, re
 from beliefedit.editors.low_rank import Hook, hooked
 from beliefedit.editors.optimization import (
     EncodedSentences,
+    append_end_token,
     encode_sentences,
     encode_texts,
     losses_per_edit,
@@ -264,6 +265,8 @@ def optimize_value(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     rows = [(context, request) for request in requests for context in context_templates]
     prompts, targets = [context + r.prompt for context, r in rows], [r.target for _, r in rows]
     sentences = encode_sentences(tokenizer, prompts, targets, model.device)
+    if config.append_end_token:
+        sentences = append_end_token(model, tokenizer, sentences)
     positions = subject_ends(tokenizer, [context + r.sentence for context, r in rows], rows)
     edits = torch.arange(len(requests)).repeat_interleave(len(context_templates))
     sentences = replace(sentences,

@@ -27,7 +27,12 @@ from beliefedit.editors.base import (
 )
 from beliefedit.editors.locate_and_edit import evenly_spread_order, weights_key
 from beliefedit.editors.low_rank import Adapters
-from beliefedit.editors.optimization import encode_requests, encode_texts, projection_gradients
+from beliefedit.editors.optimization import (
+    append_end_token,
+    encode_requests,
+    encode_texts,
+    projection_gradients,
+)
 from beliefedit.editors.registry import register_editor
 from beliefedit.errors import EditError
 from beliefedit.lm.decoder import n_inputs
@@ -154,6 +159,8 @@ class UltraEditEditor(Editor):
             raise EditError("this editor has no statistics of this model on its corpus",
                             hint="call prepare(model, tokenizer, texts) first")
         sentences = encode_requests(tokenizer, requests, model.device)
+        if self.config.append_end_token:
+            sentences = append_end_token(model, tokenizer, sentences)
         n_targets = sentences.is_target.sum(1)
         mask = torch.arange(int(n_targets.max()), device=model.device) < n_targets[:, None]
         dtype, down, up, moments = torch.promote_types(model.dtype, torch.float32), {}, {}, {}

@@ -28,6 +28,7 @@ from beliefedit.editors.base import (
 from beliefedit.editors.low_rank import hooked
 from beliefedit.editors.optimization import (
     EncodedSentences,
+    append_end_token,
     encode_requests,
     encode_texts,
     losses_per_edit,
@@ -144,6 +145,8 @@ class WiseEditor(Editor):
         config, outside = self.config, self.outside
         name, _ = self._projection(model)
         sentences = encode_requests(tokenizer, requests, model.device)
+        if config.append_end_token:
+            sentences = append_end_token(model, tokenizer, sentences)
         sentences = replace(sentences, weights=1 / sentences.is_target.sum(1))
         generator = torch.Generator().manual_seed(config.seed)
         is_trained = torch.rand(start.shape[1:], generator=generator) < config.trained_fraction

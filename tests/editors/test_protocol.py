@@ -21,6 +21,7 @@ from beliefedit.editors.lora import fresh_adapters
 from beliefedit.editors.optimization import optimize_per_edit
 from beliefedit.errors import ConfigError, DivergenceError, EditError, StoreError
 from beliefedit.lm.scoring import encode_pairs, generate, score
+from beliefedit.lm.tokenizer import separator_token
 from tests.sample_models import ASKED, DOCUMENTS, sample_model, sample_tokenizer
 from tests.sample_models import REQUESTS_WITH_SOFT_TARGETS as REQUESTS
 
@@ -132,12 +133,31 @@ def test_the_edit_is_learned_step_by_step(model, tokenizer) -> None:
     assert all(answer.startswith(target[:3]) for answer, target in zip(answers, targets, strict=True))
 
 
-def test_with_an_end_token_the_answer_stops_after_the_target(model, tokenizer) -> None:
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("lora", {"lr": 3e-2, "steps": 100}), ("finetune", {"lr": 1e-2, "steps": 60}), ("wise", {"lr": 1e-2})])
+def test_with_an_end_token_the_answer_stops_after_the_target(name, parameters, model, tokenizer) -> None:
     prompts, targets = [request.prompt for request in REQUESTS], [request.target for request in REQUESTS]
     for append in (False, True):
-        edited = be.editor("lora", lr=3e-2, steps=100, append_end_token=append).apply(model, tokenizer, REQUESTS)
+        editor = be.editor(name, **parameters, append_end_token=append)
+        editor.prepare(model, tokenizer, DOCUMENTS)
+        edited = editor.apply(model, tokenizer, REQUESTS)
         answers = generate(edited, tokenizer, prompts, 12, versions=range(len(REQUESTS)))
         assert ([answer.split(".")[0] for answer in answers] == targets) == append  # an end is "</s>" or "."
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "alphaedit", "grace", "ultraedit"])
+def test_with_an_end_token_an_edit_makes_the_end_likelier(name, model, tokenizer) -> None:
+    """One value, or one step, cannot always make it the likeliest token of this random model."""
+    ids, ends, p = tokenizer(REQUESTS[3].sentence)["input_ids"], [tokenizer.eos_token_id, separator_token(tokenizer)], []
+    ids = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+    for append in (False, True):
+        editor = be.editor(name, append_end_token=append)
+        editor.prepare(model, tokenizer, DOCUMENTS)
+        edited = editor.apply(model, tokenizer, REQUESTS[3:])
+        with torch.no_grad():
+            logits = edited(versions=torch.tensor([0]), input_ids=torch.tensor([ids])).logits[0, -1]
+        p.append(float(logits.softmax(0)[ends].sum()))
+    assert p[1] > 1.5 * p[0]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
