@@ -42,7 +42,8 @@ EDITORS: dict[str, tuple[str, dict[str, Any]]] = {
     "documents, all forms": ("documents", {"target_kinds": [], "forms": ["atomic", "true_false", "not"]}),
     "documents, with a label": ("documents", {"target_kinds": [], "forms": ["true_false"]}),
     "documents": ("documents", {}), f"retrain, first {N_RETRAIN}": ("retrain", {}),
-    "propagate": ("propagate", {}), "propagate, with statements": ("propagate", {"n_statements": 4})}
+    "propagate": ("propagate", {}), "propagate, with statements": ("propagate", {"n_statements": 4}),
+    "propagate, 8 statements": ("propagate", {"n_statements": 8, "n_steps": 2000})}
 CHANGES, STAYS, OTHER_OBJECT = (POPULATIONS[name].members for name in (
     "downstream", "downstream answer stays", "downstream_other_object"))
 DOWNSTREAM = pl.col(f"accuracy_{PROBES[1]}_after")

@@ -261,7 +261,9 @@ SCOREBOARDS = {
 def editors_section(record: Mapping[str, Any], head: str = SCOREBOARDS["demo"]) -> str:
     """All editors on the same requests."""
     columns = {name: text for name, text in EDITOR_COLUMNS.items()
-               if any(row.get(name, [None])[0] is not None for row in record["rows"])}
+               if any(row[name][0] is not None for row in record["rows"])}
+    if all(abs(row["downstream"][0] - row["downstream, other object"][0]) < 0.02 for row in record["rows"]):
+        del columns["downstream, other object"]
     lines = []
     for row in record["rows"]:
         name = f"`{row['editor']}`" if row["editor"].isidentifier() else row["editor"]
