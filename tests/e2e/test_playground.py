@@ -227,11 +227,20 @@ def test_an_example_fills_the_fields(voila):
 OFF = re.compile("be-off")
 
 
+TOPS = """() => {
+    const edit = [...document.querySelectorAll("button")].find(each => each.textContent.trim() === "Edit");
+    const parts = [".be-status", ".be-ripple", ".be-panels", ".be-history"].map(each => document.querySelector(each));
+    const boxes = [edit, ...parts].map(each => each?.getBoundingClientRect());
+    return boxes.every(box => box?.width) && boxes.map(box => box.top + window.scrollY);
+}"""
+
+
 def tops(page: Page) -> list[float]:
-    """Where the controls and the parts of the page begin, in pixels."""
-    parts = [page.get_by_role("button", name="Edit", exact=True), *map(page.locator, (
-        ".be-status", ".be-ripple", ".be-panels", ".be-history"))]
-    return [part.bounding_box()["y"] for part in parts]
+    """Where the controls and the parts of the page begin, in pixels.
+
+    They are read together, once all are drawn: a drawing that arrives meanwhile replaces elements.
+    """
+    return page.wait_for_function(TOPS).json_value()
 
 
 def focused(page: Page) -> str:
@@ -304,7 +313,7 @@ def test_the_ripple_leads_with_the_largest_change(voila):
     first, *_ = voila.locator(".be-ripple .be-lead p").all_inner_texts()
     assert re.fullmatch(r"The Bayesian agent moves \d+ beliefs?. The edit moves \d+ of them at least half as far, "
                         r"and \d+ beliefs? that the agent leaves alone.", first)
-    assert voila.locator(".be-ripple").bounding_box()["y"] < voila.locator(".be-panels").bounding_box()["y"]
+    assert tops(voila)[2] < tops(voila)[3]
     labels = voila.locator(".be-move").evaluate_all("rows => rows.map(row => row.getAttribute('aria-label'))")
     sizes, n_agent = [], 0
     for text in labels:
