@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 MAX_CHARACTERS = 1000
 """Longer labels are not used: a sentence with one would not fit into a training row."""
 
+_ALIASES = ("aliases", "alternatives")
+"""Keys of JSON files that hold other labels."""
 _SPACE = re.compile(r"\s")
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -35,7 +37,7 @@ def clean(table: pl.DataFrame) -> pl.DataFrame:
 
     Control characters and line separators become spaces, spaces around a label are dropped, and
     characters are composed (Unicode form NFC), so that texts that look the same are the same.
-    A label of more than `MAX_CHARACTERS` is left out, with a warning.
+    A label of more than `MAX_CHARACTERS` is left out, with a warning. Other columns stay.
     """
     label = pl.col("label").str.replace_all(r"[\p{Cc}\x{2028}\x{2029}]+", " ").str.strip_chars()
     label = label.str.normalize("NFC")
@@ -51,7 +53,10 @@ def clean(table: pl.DataFrame) -> pl.DataFrame:
 
 def label_table(ids: pl.Series, given: pl.DataFrame | None,
                 derive: Callable[[list[str]], list[str]]) -> pl.DataFrame:
-    """Frame (id, label) of distinct ids, with the given labels and derived ones for the others."""
+    """Frame (id, label) of distinct ids, with the given labels and derived ones for the others.
+
+    The column ``others`` is kept if the given table has it.
+    """
     table = pl.DataFrame({"id": ids})
     if given is None:
         table = table.with_columns(pl.lit(None, dtype=pl.String).alias("label"))
@@ -61,7 +66,8 @@ def label_table(ids: pl.Series, given: pl.DataFrame | None,
     derived = pl.DataFrame({"id": missing, "derived": derive(missing.to_list())},
                            schema_overrides={"derived": pl.String})
     table = table.join(derived, on="id", how="left", maintain_order="left")
-    return clean(table.select("id", pl.coalesce("label", "derived").alias("label")))
+    return clean(table.select("id", pl.coalesce("label", "derived").alias("label"),
+                              pl.col("^others$")))
 
 
 def entity_names(ids: list[str]) -> list[str]:
@@ -132,10 +138,11 @@ def _distinct(names: list[str], ids: list[str]) -> list[str]:
 
 
 def read_label_files(paths: Sequence[str | Path]) -> pl.DataFrame | None:
-    """Frame (id, label) of files; of several labels of one id the first. None: no files.
+    """Frame (id, label, others) of files; of several lines with one id the first. None: no files.
 
-    A file is JSON ({id: label} or {id: {"label": label}}), CSV, Parquet, or text with an id, a tab
-    and a label in each line.
+    A file is JSON ({id: label} or {id: {"label": label, "aliases": [other labels]}}), CSV, Parquet,
+    or text with an id, a label and other labels in each line, separated by tabs. ``others`` has
+    the other labels, separated by tabs; null: none.
 
     Raises:
         GraphError: a file that is missing, damaged or has no labels.
@@ -143,7 +150,9 @@ def read_label_files(paths: Sequence[str | Path]) -> pl.DataFrame | None:
     tables = [_read_label_file(Path(path)) for path in paths]
     if not tables:
         return None
-    return clean(pl.concat(tables).unique("id", keep="first", maintain_order=True))
+    merged = pl.concat(tables, how="diagonal").unique("id", keep="first", maintain_order=True)
+    return clean(merged if "others" in merged.columns else merged.with_columns(
+        others=pl.lit(None, dtype=pl.String)))
 
 
 def _read_label_file(path: Path) -> pl.DataFrame:
@@ -171,25 +180,30 @@ def _read_json(path: Path) -> pl.DataFrame:
     if not isinstance(values, dict):
         raise problem("the labels are no object of ids")
     labels: list[Any] = []
+    others: list[str | None] = []
     for id_, value in values.items():
         label = value.get("label") if isinstance(value, dict) else value
         if not isinstance(label, str | None):
             raise problem(f"the label of {id_[:100]!r} is no text: {str(label)[:100]}")
         labels.append(label)
+        aliases = [alias for key in _ALIASES for alias in value.get(key) or ()
+                   ] if isinstance(value, dict) else []
+        others.append("\t".join(alias for alias in aliases if isinstance(alias, str)) or None)
     try:
-        return pl.DataFrame({"id": list(values), "label": labels},
-                            schema={"id": pl.String, "label": pl.String})
+        return pl.DataFrame({"id": list(values), "label": labels, "others": others},
+                            schema=dict.fromkeys(("id", "label", "others"), pl.String))
     except UnicodeEncodeError as error:
         raise problem(f"half a surrogate pair in a label: {error}") from None
 
 
 def read_aliases(source: SourceFile) -> pl.DataFrame:
-    """Frame (id, label) of an alias file; label is the first alias, null when there is none.
+    """Frame (id, label, others) of an alias file; label is the first alias, null if there is none.
 
-    Of several lines with one id the first is used.
+    ``others`` has the other aliases, separated by tabs; null: none. Of several lines with one id
+    the first is used.
     """
     fields = pl.col("line").str.splitn("\t", 3).struct.rename_fields(["id", "label", "others"])
-    table = read_lines(source).select(fields).unnest("line").select("id", "label")
+    table = read_lines(source).select(fields).unnest("line")
     raise_for_first(source, table["id"].is_null() | (table["id"] == ""),
                     "expected an id, then aliases, separated by tabs")
     return clean(table.unique("id", keep="first", maintain_order=True))

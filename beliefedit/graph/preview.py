@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 
 from beliefedit.config import GraphConfig
 from beliefedit.errors import GraphError
@@ -21,8 +23,8 @@ from beliefedit.graph.source import (
 )
 from beliefedit.graph.triples import Triples
 
-N_FACTS, N_RELATIONS = 3, 10
-"""Facts, and relations that are not chosen, in a preview."""
+N_FACTS, N_RELATIONS, N_TEMPLATES = 3, 10, 3
+"""Facts, relations that are not chosen, and templates per relation, in a preview."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,33 @@ class GraphPreview:
             parts += [_section("Relations in pairs: downstream <- upstream", _pairs(self.graph)),
                       _section("Kept", [_sizes(self.graph)]),
                       _section("Left out", self._left_out(self.graph))]
+            if templates := self.templates():
+                text = yaml.safe_dump({"corpus": {"templates": templates}}, allow_unicode=True,
+                                      sort_keys=False, width=1000)
+                parts.append(_section("Other labels of the relations, as templates for the "
+                                      "parameter file (keep those that read well)",
+                                      text.splitlines()))
         return "\n\n".join(parts)
 
     __repr__ = __str__
+
+    def templates(self) -> dict[str, list[str]]:
+        """Other labels of the chosen relations as `CorpusConfig.templates`, up to `N_TEMPLATES`.
+
+        A label that two of these relations share is left out, as is one with a brace.
+        """
+        if self.graph is None or isinstance(self.found, Graph) or (
+                "others" not in self.found.relations.columns):
+            return {}
+        rows = self.found.relations.filter(pl.col("label").is_in(self.graph.relations)).unique(
+            "label", keep="first", maintain_order=True)
+        others = {label: _unique(label, (text or "").split("\t"))
+                  for label, text in rows.select("label", "others").iter_rows()}
+        counts = Counter(name.casefold() for label, names in others.items()
+                         for name in (label, *names))
+        found = {label: [f"{{subject}} {name}" for name in names if counts[name.casefold()] == 1]
+                 for label, names in others.items()}
+        return {label: texts[:N_TEMPLATES] for label, texts in found.items() if texts}
 
     def _source(self) -> str:
         name = f"{self.config.source}: {format_of(self.config)}"
@@ -84,7 +110,7 @@ class GraphPreview:
             return []
         counts = self.found.rows.group_by("relation", maintain_order=True).len().sort(
             "len", descending=True, maintain_order=True)
-        labels = dict(self.found.relations.iter_rows())
+        labels = dict(self.found.relations.select("id", "label").iter_rows())
         named = [(labels.get(id_) or id_, n) for id_, n in counts.iter_rows()]
         named = [(label, n) for label, n in named if label not in without]
         more = [f"and {len(named) - N_RELATIONS:,} more"] if len(named) > N_RELATIONS else []
@@ -96,6 +122,14 @@ class GraphPreview:
         if others := self._relations(without=graph.relations):
             lines.append(f"relations that are not chosen: {', '.join(others)}")
         return lines or ["nothing"]
+
+
+def _unique(label: str, names: list[str]) -> list[str]:
+    """The names without the label, repeated ones in another case, and those with a brace."""
+    kept = {name.casefold(): name for name in reversed(names)
+            if " ".join(name.split()) == name != "" and not {"{", "}"} & set(name)}
+    kept.pop(label.casefold(), None)
+    return list(reversed(kept.values()))
 
 
 def _pairs(graph: Graph) -> list[str]:

@@ -24,7 +24,8 @@ from beliefedit.graph.table import WEIGHT, Table, read_triple_table
 SPLITS = ("train", "valid", "dev", "test")
 NEGATIVES = ("valid_negatives", "test_negatives")
 ENDINGS = (".txt", ".tsv")
-LABEL_FILES = ("entities.json", "relations.json", "entity2text.txt", "relation2text.txt",
+LABEL_FILES = ("entities.json", "relations.json", "entity2wikidata.json", "entity2text.txt",
+               "relation2text.txt",
                "../../entities/en/entities.json", "../../relations/en/relations.json")
 """Label files of a folder that are read without being named; the last two: CoDEx's repository."""
 
@@ -39,7 +40,8 @@ class Triples:
             (float64), a positive one is the strength of the evidence for the fact, a negative one
             that against it.
         entities, relations: frames (id, label) of distinct ids. Triples with an id that is not in
-            them, or whose label is null, are left out.
+            them, or whose label is null, are left out. That of the relations may have a column
+            ``others``: other labels, separated by tabs.
         columns: where subjects, relations and objects were read from, such as "column 1".
         notes: what the reader decided, for the preview.
     """
@@ -56,10 +58,11 @@ def with_labels(name: str, rows: pl.DataFrame, labels: pl.DataFrame | None, *,
                 columns: Iterable[str] = KEYS, notes: Iterable[str] = ()) -> Triples:
     """Triples with the given labels (id, label), and labels derived from the ids without one."""
     entity_ids = pl.concat([rows["subject"], rows["object"].alias("subject")])
-    entities = label_table(entity_ids.unique(maintain_order=True), labels, entity_names)
+    entities = label_table(entity_ids.unique(maintain_order=True), labels, entity_names
+                           ).select("id", "label")
     relations = label_table(rows["relation"].unique(maintain_order=True), labels, relation_names)
     if labels is not None:
-        n_entities, n_relations = (len(table.join(labels.drop_nulls(), on="id", how="anti"))
+        n_entities, n_relations = (len(table.join(labels.drop_nulls("label"), on="id", how="anti"))
                                    for table in (entities, relations))
         if n_entities or n_relations:
             notes = [*notes, f"named by id, as they have no label: {n_entities:,} entities, "

@@ -79,14 +79,15 @@ def read_triples(folder: str | Path, limit: int | None = None,
         GraphError: missing, damaged or malformed files.
     """
     with open_files(folder) as files:
-        entities, relations = (_read_labels(files[name]) for name in (ENTITIES, RELATIONS))
+        entities = _read_labels(files[ENTITIES]).select("id", "label")
+        relations = _read_labels(files[RELATIONS])
         rows = _read_rows(files[TRIPLES], limit)
     given = read_label_files(labels)
     if given is not None:
+        label = pl.coalesce("label_right", "label").alias("label")
         entities, relations = (
-            table.join(given, on="id", how="left", maintain_order="left").select(
-                "id", label=pl.coalesce("label_right", "label"))
-            for table in (entities, relations))
+            table.join(given.select("id", "label"), on="id", how="left", maintain_order="left")
+            .select("id", label, pl.col("^others$")) for table in (entities, relations))
     return Triples(TRIPLES, rows, entities, relations)
 
 

@@ -25,7 +25,7 @@ class Source:
         self.folder = folder
         self.rows = [tuple(row) for row in read.rows.select(KEYS).iter_rows()]
         self.entities = dict(read.entities.iter_rows())
-        self.relations = dict(read.relations.iter_rows())
+        self.relations = dict(read.relations.select("id", "label").iter_rows())
         self.labelled = [(self.entities[s], self.relations[r], self.entities[o]) for s, r, o in self.rows]
 
 

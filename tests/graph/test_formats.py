@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import beliefedit as be
@@ -114,7 +115,7 @@ def test_a_folder_may_have_the_name_of_a_format(source, tmp_path, monkeypatch):
 def as_triples(folder, target):
     """The triples of a folder in Wikidata5m's layout as (labels, ids with a file of labels)."""
     read = kg.read_triples(folder)
-    entities, relations = dict(read.entities.iter_rows()), dict(read.relations.iter_rows())
+    entities, relations = dict(read.entities.iter_rows()), dict(read.relations.select("id", "label").iter_rows())
     labelled = write(target, *((entities[s], relations[r], entities[o]) for s, r, o in read.rows.iter_rows()))
     ids = write(target, *read.rows.iter_rows(), name="ids.tsv")
     labels = write(target, *entities.items(), *relations.items(), name="labels.tsv")
@@ -474,6 +475,36 @@ def test_the_preview_accounts_for_every_triple(source):
         assert " ".join(preview.graph.facts.row(row)) in text
     assert all(f"{down} <- {up} (" in text for down, up in build_world(preview.graph).pairs.items())
     assert repr(preview) == text
+
+
+ALIASES = {"P1": ["speaks", "is fluent in", "SPEAKS", "is Fluent  in", "Is fluent in", "uses", "lives at {x}", "parle", "habla"],
+           "P2": ["is from", "uses", "is: from"]}
+
+
+@pytest.mark.parametrize("layout", ["wikidata5m", "relations.json", "entity2wikidata.json", "labels.tsv"])
+def test_other_labels_of_relations_become_templates(layout, tmp_path):
+    rows = [(f"e{i}", relation, f"o{i % 3}") for i in range(30) for relation in ALIASES]
+    entities = [(id_, f"name of {id_}", "another") for id_ in {id_ for s, _, o in rows for id_ in (s, o)}]
+    options = {"n_relations": 2, "min_cooccurrence": 5}
+    folder = tmp_path / "graph"
+    folder.mkdir()
+    if layout == "wikidata5m":
+        for name, lines in (("entity", entities), ("relation", [(id_, *names) for id_, names in ALIASES.items()]),
+                            ("transductive_train", rows)):
+            write(folder, *lines, name=f"wikidata5m_{name}.txt")
+    else:
+        write(folder, *rows, name="train.txt")
+        if layout.endswith(".json"):
+            key = {"relations.json": "aliases", "entity2wikidata.json": "alternatives"}[layout]
+            (folder / layout).write_text(json.dumps({id_: {"label": first, key: others} for id_, (first, *others) in ALIASES.items()}))
+        else:
+            options["labels"] = write(tmp_path, *((id_, *names) for id_, names in ALIASES.items()), name=layout)
+    preview = be.preview_graph(folder, **options)
+    assert preview.templates() == {"speaks": ["{subject} is fluent in", "{subject} parle", "{subject} habla"],
+                                   "is from": ["{subject} is: from"]}
+    lines = str(preview).partition("(keep those that read well)")[2]
+    assert CorpusConfig(**yaml.safe_load(lines)["corpus"]) == CorpusConfig(templates=preview.templates())
+    assert be.preview_graph("demo").templates() == {}
 
 
 def test_the_command_shows_a_graph(tmp_path):
