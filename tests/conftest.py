@@ -16,6 +16,7 @@ from beliefedit.graph.demo import write_demo_graph
 from beliefedit.graph.wikidata5m import ENTITIES, RELATIONS
 from beliefedit.lock import locked
 
+from .graph.layouts import Source, write_codex
 from .hostile import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,7 @@ def run_all(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of all notebooks with the smoke parameters, on a graph of hostile names.
+    """The run folder of all notebooks with the smoke parameters, on a graph of hostile names in CoDEx's layout.
 
     It is made once for all processes of pytest-xdist.
     """
@@ -44,7 +45,8 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
     with locked(folder.with_name(".smoke.lock"), "the smoke run", wait=True):
         if not (folder / "run").exists():
-            graph = write_hostile_graph(folder / "graph")
+            shutil.rmtree(folder / "graph", ignore_errors=True)
+            graph = write_codex(Source(write_hostile_graph(folder / "wikidata5m")), folder / "graph")
             shutil.rmtree(folder / "new", ignore_errors=True)
             run_all(folder / "new", "--params", str(ROOT / "params" / "smoke.yaml"), "--set",
                     f"graph.source={graph}", "--set", "graph.max_object_tokens=0").rename(folder / "run")

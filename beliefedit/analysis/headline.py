@@ -9,7 +9,7 @@ import polars as pl
 
 from beliefedit.analysis.measures import SAME
 from beliefedit.evaluation.cases import PROBES
-from beliefedit.formatting import whole_percent
+from beliefedit.formatting import percent, whole_percent
 
 QUESTION = ("When one fact in a language model is edited, does the model revise its other beliefs "
             "as an exact Bayesian agent does?")
@@ -105,6 +105,13 @@ def _shares(rows: Sequence[Mapping[str, Any]], outcome: str) -> list[float]:
 
 
 def _range(shares: Sequence[float]) -> str:
-    """'98 %', or '98 to 100 %' where editors differ."""
-    low, high = whole_percent(min(shares)), whole_percent(max(shares))
+    """'98 %', or '98 to 100 %' where editors differ.
+
+    With one decimal for both, '99.0 to 99.6 %', where one of them needs it; 0 and 100 % have none.
+    """
+    ends = min(shares), max(shares)
+    low, high = map(whole_percent, ends)
+    if "." in low + high:
+        low, high = (whole_percent(end) if end in (0, 1) else percent(end).replace(" ", low[-2])
+                     for end in ends)
     return high if low == high else f"{low[:-2]} to {high}"

@@ -195,11 +195,10 @@ def _differences(frames: Mapping[str, pl.DataFrame]) -> str:
         labels = [label for label, table, measure in COMPARED if table in frames and len(
             frames[table].filter(pl.col("seed").is_null(), pl.col("differs"), editor=editor,
                                  measure=measure, state="after"))]
-        parts += [f"{editor} in {_listed(labels)}"] * bool(labels)
-    if not parts:
-        return ""
-    return (f"On the same requests, differences from {editors[0]} are at least the smallest effect "
-            f"of interest for {'; '.join(parts)}.")
+        differs = "" if parts else (f" differs from {editors[0]} by at least the smallest effect "
+                                    "of interest")
+        parts += [f"{editor}{differs} in {_listed(labels)}"] * bool(labels)
+    return f"On the same requests, {'; '.join(parts)}." if parts else ""
 
 
 def _listed(parts: Sequence[str]) -> str:

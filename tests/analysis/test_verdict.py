@@ -114,8 +114,10 @@ def test_editors_are_compared_with_the_smallest_effect_of_interest():
         paired("none", "p_request", None, None, None, None)], infer_schema_length=None)
     rows = outcome_rows([0.98])
     assert verdict.sentences(rows, [("updating", frame)])[1] == (
-        "On the same requests, differences from lora are at least the smallest effect of interest for rome in "
+        "On the same requests, rome differs from lora by at least the smallest effect of interest in "
         "probability of the request and true/false error.")
+    both = pl.concat([frame, frame.filter(editor="rome", measure="true_false").with_columns(editor=pl.lit("memit"))])
+    assert verdict.sentences(rows, [("updating", both)])[1].endswith("and true/false error; memit in true/false error.")
     open_only = frame.filter(pl.col("editor") != "rome")
     assert len(verdict.sentences(rows, [("updating", open_only)])) == 1  # nothing to say
 
@@ -141,3 +143,10 @@ def test_a_finding_does_not_depend_on_the_seed_of_the_bootstrap():
     assert sides == {True, False} and results == {None}
     clear = 0.004  # further away, all seeds agree
     assert {exceeds(low + shift + clear * 5, high, -0.05, CONFIG) for low, high in zip(lows, highs, strict=True)} == {True}
+
+
+@pytest.mark.parametrize(("shares", "text"), [
+    ([0.98], "98 %"), ([0.98, 1.0], "98 to 100 %"), ([0.99, 0.9953], "99.0 to 99.5 %"), ([0.996, 0.9961], "99.6 %"),
+    ([0.003, 0.5], "0.3 to 50.0 %"), ([0.0, 0.997], "0 to 99.7 %"), ([0.501, 0.509], "50 to 51 %")])
+def test_ranges_over_editors_have_equal_decimals(shares, text):
+    assert text.replace(" %", "\xa0%") in verdict.sentences(outcome_rows(shares))[0]

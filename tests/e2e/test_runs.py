@@ -30,7 +30,7 @@ def command(*arguments: object, folder: Path) -> str:
 
 
 def test_a_notebook_of_other_parameters_computes_beside_a_run_and_spoils_nothing(smoke_run, tmp_path):
-    folder, source = tmp_path / "runs" / "smoke", str(smoke_run.parent / "graph")
+    folder, source = tmp_path / "runs" / "smoke", be.Run.open(smoke_run).config.graph.source
     shutil.copytree(smoke_run, folder)
     again = [ROOT / "run_all.py", "--params", SMOKE, "--out", folder, "--set", f"graph.source={source}",
              "--set", "graph.max_object_tokens=0"]

@@ -17,10 +17,11 @@ OPTIONS = {"n_relations": 10, "min_cooccurrence": 30}
 
 
 class Source:
-    """The demo graph of some people: triples as labels, and ids in the style of each layout."""
+    """A graph in Wikidata5m's layout, by default the demo graph of some people: triples of labels, and of ids."""
 
-    def __init__(self, folder: Path, n_subjects: int = 150) -> None:
-        write_demo_graph(folder, n_subjects=n_subjects)
+    def __init__(self, folder: Path, *, n_subjects: int = 150) -> None:
+        if not folder.exists() or not kg.has_files(folder):
+            write_demo_graph(folder, n_subjects=n_subjects)
         read = kg.read_triples(folder)
         self.folder = folder
         self.rows = [tuple(row) for row in read.rows.select(KEYS).iter_rows()]
