@@ -71,7 +71,7 @@ def outcome_rows(success, downstream=None, subject=None, others=None):
 
 
 @pytest.mark.parametrize(("means", "sentence"), [
-    (([0.98, 0.996], [0.01, 0.03]), "give the requested answer in 98 to 99.6 % of the edits, but revise only 1 to 3 % of "
+    (([0.98, 0.996], [0.01, 0.03]), "give the requested answer in 98.0 to 99.6 % of the edits, but revise only 1 to 3 % of "
                                     "the downstream facts that should change."),
     (([0.2], [0.01]), "give the requested answer in 20 % of the edits, and revise only 1 % of the downstream facts that "
                       "should change."),
