@@ -384,10 +384,6 @@ class SoftTargetsConfig(Config):
         0, description="true/false statements about the edited and the downstream fact to train on "
                        "besides, drawn at random: atomic, not, and, or; with the object that is "
                        "most probable before or after the request")
-    p_decisive: Probability = Field(
-        0.5, description="share of the compound statements whose other fact is true in a "
-                         "conjunction and any in a disjunction, mostly false, so that this fact "
-                         "decides; of the rest it is the reverse")
     request_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="weight of the request among the soft targets")
 

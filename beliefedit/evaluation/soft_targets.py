@@ -76,7 +76,7 @@ class SoftTargetBuilder:
             fact = Fact(subject, stated, str(agent.map_object(subject, stated)))
             p = after.probability(subject, stated, fact.object,
                                   "direct" if stated == relation else "predictive")
-            chosen.append(self._statement(after, fact, p, excluded, config.p_decisive, rng))
+            chosen.append(self._statement(after, fact, p, excluded, rng))
         return tuple({soft.prompt: soft for soft in chosen}.values())
 
     def training_requests(self, config: SoftTargetsConfig, edit: EditConfig, n: int,
@@ -97,16 +97,15 @@ class SoftTargetBuilder:
                      for case in cases)
 
     def _statement(self, after: BayesAgent, fact: Fact, p: float, excluded: Collection[str],
-                   p_decisive: float, rng: np.random.Generator) -> SoftTarget:
+                   rng: np.random.Generator) -> SoftTarget:
         """The agent's belief that a statement of a random form about a fact is true.
 
         The second part of a compound is a fact of another subject, independent of the first, with
-        its most probable object or any object.
+        its most probable object or, half of the time, any object.
 
         Args:
             p: the agent's belief in the fact.
             excluded: prompts of facts that the second part may not be about.
-            p_decisive: see `SoftTargetsConfig.p_decisive`.
         """
         form, facts = FORMS[rng.integers(len(FORMS))], [fact]
         if form in ("or", "and"):
@@ -116,8 +115,7 @@ class SoftTargetBuilder:
             if (other := next(others, None)) is None:
                 form = "atomic"
             else:
-                is_true = rng.random() < (p_decisive if form == "and" else 1 - p_decisive)
-                drawn = (after.map_object(*other) if is_true
+                drawn = (after.map_object(*other) if rng.random() < 0.5
                          else after.objects[rng.integers(len(after.objects))])
                 second = Fact(str(other[0]), str(other[1]), str(drawn))
                 q = after.probability(second.subject, second.relation, second.object)

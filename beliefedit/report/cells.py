@@ -30,18 +30,37 @@ HIDDEN_TAGS = {"papermill-error-cell-tag", "remove-cell"}
 FOLDED = "fold"  # tag of cells whose output is folded in a report
 IN_HEAD = "remove-output"  # tag of cells whose output repeats the head of a report
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(/\d+)?\s?\w* \[\d+:\d+(:\d+)?(<|,|&lt;)")
-OUTSIDE = re.compile(
-    r"<script\b.*?</script\s*>|<(?:script|link|iframe|object|embed|base)\b[^>]*>"
-    r"|(?<=\s)(?:src|srcset|poster)\s*=\s*(?!['\"]?data:)"
-    r"(?:\"[^\"]*\"|'[^']*'|[^\s>]+)(?=[^<>]*>)",
-    re.IGNORECASE | re.DOTALL)
-"""HTML that loads something from another address; the page's policy forbids it."""
+_VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>][^\s<>]*)"
+_TAG = re.compile(rf"<script\b.*?(?:</script\s*>|\Z)|<([a-z][^\s/>]*)(?:=\s*{_VALUE}|[^<>])*+>",
+                  re.IGNORECASE | re.DOTALL)
+_ATTRIBUTE = re.compile(rf"[\s/]+([^\s=>/]+)(?:\s*=\s*({_VALUE}))?", re.IGNORECASE)
+_OUTSIDE_TAGS = {"script", "link", "iframe", "object", "embed", "base"}
+_OUTSIDE_ATTRIBUTES = {"src", "srcset", "poster"}
 PLAYGROUND = Markup("<code>beliefedit playground --run .</code> in the folder of the run, which "
                     "holds <code>index.html</code>")
 """The command that opens the playground; a page does not know the path of its run."""
 INTERACTIVE_NOTE = Markup(
     '<p class="note">Interactive part: to use it, {}open the notebook in JupyterLab. '
     "This page shows its state at the end of the run.</p>")
+
+
+def without_outside(text: str) -> str:
+    """HTML without tags and attributes that load something from another address.
+
+    The policy of a page forbids to load it. Text and the values of other attributes stay as they
+    are, also where they look like a tag.
+    """
+    def attribute(match: re.Match[str]) -> str:
+        name, value = match[1].lower(), (match[2] or "").strip("\"'").lower()
+        drop = name in _OUTSIDE_ATTRIBUTES and not value.startswith("data:")
+        return "" if drop else match[0]
+
+    def tag(match: re.Match[str]) -> str:
+        if match[1] is None or match[1].lower() in _OUTSIDE_TAGS:
+            return ""
+        return f"<{match[1]}{_ATTRIBUTE.sub(attribute, match[0][1 + len(match[1]):])}"
+
+    return _TAG.sub(tag, text)
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,7 @@ def _markdown(source: str, page: ReportPage, attachments: Mapping | None = None,
               from_data: bool = False) -> Markup:
     """Markdown as HTML; raw HTML is kept in Markdown cells and escaped in outputs."""
     renderer = _Renderer(page, from_data=from_data, attachments=attachments)
-    return Markup(OUTSIDE.sub("", MarkdownWithMath(renderer=renderer).render(source)))
+    return Markup(without_outside(MarkdownWithMath(renderer=renderer).render(source)))
 
 
 def _outputs(outputs: Iterable[Mapping[str, Any]], page: ReportPage) -> list[dict[str, Any]]:
@@ -223,7 +242,7 @@ def _output(output: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
 def _still(data: Mapping[str, Any], page: ReportPage) -> dict[str, Any]:
     """The richest representation that needs no script."""
     if "text/html" in data:
-        return {"kind": "html", "html": Markup(OUTSIDE.sub("", data["text/html"]))}
+        return {"kind": "html", "html": Markup(without_outside(data["text/html"]))}
     if "text/markdown" in data:
         return {"kind": "prose", "html": _markdown(data["text/markdown"], page, from_data=True)}
     sources = [f"data:{kind};base64,{data[kind].strip()}".replace("\n", "")

@@ -1,8 +1,10 @@
 """Reports: self-contained, escaped, tidy; the index and the comparison."""
 
 import hashlib
+import html
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import nbformat
@@ -11,6 +13,8 @@ import plotly.graph_objects as go
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from beliefedit.analysis.tables import build_tables
@@ -20,7 +24,8 @@ from beliefedit.errors import ReportError
 from beliefedit.plots import style
 from beliefedit.record import write_record
 from beliefedit.report import pages as report
-from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, render_cells
+from beliefedit.report.cells import PLOTLY, WIDGET_STATE, WIDGET_VIEW, render_cells, without_outside
+from tests.hostile import NAMES
 from tests.sample_notebooks import HOSTILE
 
 OUTSIDE = re.compile(r"""(?:src|href|action|poster)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""")
@@ -91,6 +96,37 @@ def test_nothing_is_loaded_from_outside(tmp_path):
     assert not OUTSIDE.search(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
     assert "kept" in page and "picture not included: far" in page
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ('<img src="http://x/a.png" alt="b">', '<img alt="b">'), ("<img alt='b' SRC='http://x/a.png'/>", "<img alt='b'/>"),
+    ("<img src=http://x alt=b>", "<img alt=b>"), ("<img\nsrc\n=\n'http://x'\n>", "<img\n>"), ('<img/src="http://x">', "<img>"),
+    ("<video poster=http://x><source srcset='a 1x, b 2x' src=a></video>", "<video><source></video>"),
+    ('<script src="http://x">1</script>a<script>2</script >b<SCRIPT>c', "ab"), ("<iframe src=x>a", "a"),
+    ("<base href=//x><link rel=a href=b><object data=a><embed src=b>", ""), ("<a b=\"<img src=x>", "<a b=\"<img>")])
+def test_what_loads_from_outside_is_removed(text, expected):
+    assert without_outside(text) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "<bdi>Milan &lt;iframe src=javascript:alert(16)&gt;&lt;/iframe&gt;</bdi>", '<p>src="</p><p class="x">', "a < b > c", "1 <2",
+    '<div aria-label="it\'s <iframe src=x> y" data-a=\'" src=a\'>t</div>', '<img src="data:image/png;base64,AA==" alt="x src=y">',
+    '<svg viewBox="0 0 1 1"><image href="#a"/></svg>', "<p title=' src=\"a\" '>b</p>", "<b data-src=x>a</b>"])
+def test_text_and_other_attributes_that_look_like_it_stay(text):
+    assert without_outside(text) == text
+
+
+@given(names=st.lists(st.sampled_from([*HOSTILE, *NAMES.values()]), min_size=1, max_size=4))
+def test_names_in_text_and_in_attributes_are_never_changed(names):
+    text = "".join(f'<bdi title="{html.escape(name)}">{html.escape(name, quote=False)}</bdi>' for name in names)
+    assert without_outside(text) == text
+
+
+@pytest.mark.parametrize("part", ['<a b="', "<a ", "<a '", "<a =", "<a b='x' ", "<script "])
+def test_removing_takes_linear_time(part):
+    started = time.process_time()
+    without_outside(part * 20_000)
+    assert time.process_time() - started < 5  # 20 ms; minutes if it were quadratic
 
 
 def test_text_from_data_stays_text(tmp_path):
