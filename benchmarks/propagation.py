@@ -79,7 +79,7 @@ def editors(n_layers: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def point(run: be.Run, folder: Path) -> pl.DataFrame:
-    """A row per edit: editor, case, subject, downstream_stated, the measures, choice, tv."""
+    """A row per edit: editor, case, subject, flags of the downstream fact, the measures, choice, tv."""
     path = folder / f"{run.key('model')}.parquet"
     if path.exists():
         return pl.read_parquet(path)
@@ -101,7 +101,7 @@ def point(run: be.Run, folder: Path) -> pl.DataFrame:
             chosen.cases, chosen.queries, before, found["scores"],
             distances=(distances, found["distances"]))
         frames.append(measured.select(
-            pl.lit(label).alias("editor"), "case", "subject", "downstream_stated",
+            pl.lit(label).alias("editor"), "case", "subject", "downstream_stated", "downstream_is_request",
             **{short: pl.col(f"accuracy_{probe}_after").cast(pl.Float64)
                for short, probe in MEASURES.items()},
             tv=pl.col(f"tv_{DOWNSTREAM}_after")).join(
@@ -145,10 +145,14 @@ def describe(run: be.Run) -> dict[str, Any]:
 
 
 def means(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """Means with intervals, by world, depth, editor and whether the downstream fact is stated."""
+    """Means with intervals, by world, depth, editor and kind of downstream fact.
+
+    A downstream fact is stated in the corpus or not, and its new object is the requested one or another.
+    """
     generator, results = np.random.default_rng(0), []
     for stated, part in (("all", rows), ("stated", rows.filter("downstream_stated")),
-                         ("unstated", rows.filter(~pl.col("downstream_stated")))):
+                         ("unstated", rows.filter(~pl.col("downstream_stated"))),
+                         ("another object", rows.filter(~pl.col("downstream_is_request")))):
         for key, group in part.group_by("objects", "layers", "templates", "editor", maintain_order=True):
             columns = [*MEASURES, "choice", "tv"]
             values = group.select(pl.col(columns).cast(pl.Float64)).to_numpy()
