@@ -190,7 +190,7 @@ def _differences(frames: Mapping[str, pl.DataFrame]) -> str:
     editors = list(dict.fromkeys(name for frame in frames.values() for name in frame["editor"]))
     if len(editors) < 2:
         return ""
-    parts = []
+    parts: list[str] = []
     for editor in editors[1:]:
         labels = [label for label, table, measure in COMPARED if table in frames and len(
             frames[table].filter(pl.col("seed").is_null(), pl.col("differs"), editor=editor,

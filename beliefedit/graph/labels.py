@@ -186,9 +186,9 @@ def _read_json(path: Path) -> pl.DataFrame:
         if not isinstance(label, str | None):
             raise problem(f"the label of {id_[:100]!r} is no text: {str(label)[:100]}")
         labels.append(label)
-        aliases = [alias for key in _ALIASES for alias in value.get(key) or ()
-                   ] if isinstance(value, dict) else []
-        others.append("\t".join(alias for alias in aliases if isinstance(alias, str)) or None)
+        lists = [value.get(key) for key in _ALIASES] if isinstance(value, dict) else []
+        others.append("\t".join(alias for names in lists if isinstance(names, list)
+                                for alias in names if isinstance(alias, str)) or None)
     try:
         return pl.DataFrame({"id": list(values), "label": labels, "others": others},
                             schema=dict.fromkeys(("id", "label", "others"), pl.String))
@@ -196,14 +196,17 @@ def _read_json(path: Path) -> pl.DataFrame:
         raise problem(f"half a surrogate pair in a label: {error}") from None
 
 
-def read_aliases(source: SourceFile) -> pl.DataFrame:
+def read_aliases(source: SourceFile, *, others: bool = True) -> pl.DataFrame:
     """Frame (id, label, others) of an alias file; label is the first alias, null if there is none.
 
-    ``others`` has the other aliases, separated by tabs; null: none. Of several lines with one id
-    the first is used.
+    The column ``others`` has the other aliases, separated by tabs; null: none. Of several lines
+    with one id the first is used.
+
+    Args:
+        others: whether to read the column of this name, the bulk of Wikidata5m's aliases.
     """
     fields = pl.col("line").str.splitn("\t", 3).struct.rename_fields(["id", "label", "others"])
-    table = read_lines(source).select(fields).unnest("line")
+    table = read_lines(source).select(fields).unnest("line").drop([] if others else "others")
     raise_for_first(source, table["id"].is_null() | (table["id"] == ""),
                     "expected an id, then aliases, separated by tabs")
     return clean(table.unique("id", keep="first", maintain_order=True))

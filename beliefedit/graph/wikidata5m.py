@@ -79,8 +79,8 @@ def read_triples(folder: str | Path, limit: int | None = None,
         GraphError: missing, damaged or malformed files.
     """
     with open_files(folder) as files:
-        entities = _read_labels(files[ENTITIES]).select("id", "label")
-        relations = _read_labels(files[RELATIONS])
+        entities = _read_labels(files[ENTITIES], others=False)
+        relations = _read_labels(files[RELATIONS], others=True)
         rows = _read_rows(files[TRIPLES], limit)
     given = read_label_files(labels)
     if given is not None:
@@ -91,9 +91,9 @@ def read_triples(folder: str | Path, limit: int | None = None,
     return Triples(TRIPLES, rows, entities, relations)
 
 
-def _read_labels(source: SourceFile) -> pl.DataFrame:
+def _read_labels(source: SourceFile, *, others: bool) -> pl.DataFrame:
     if source.path.suffix != ".parquet":
-        return read_aliases(source)
+        return read_aliases(source, others=others)
     table = read_label_table(source.path, "parquet")
     return clean(table.unique("id", keep="first", maintain_order=True))
 

@@ -496,7 +496,8 @@ def test_other_labels_of_relations_become_templates(layout, tmp_path):
         write(folder, *rows, name="train.txt")
         if layout.endswith(".json"):
             key = {"relations.json": "aliases", "entity2wikidata.json": "alternatives"}[layout]
-            (folder / layout).write_text(json.dumps({id_: {"label": first, key: others} for id_, (first, *others) in ALIASES.items()}))
+            (folder / layout).write_text(json.dumps({id_: {"label": first, key: [*others, 5]} for id_, (first, *others) in ALIASES.items()}
+                                                  | {"e0": {"label": "name of e0", key: "no list"}}))
         else:
             options["labels"] = write(tmp_path, *((id_, *names) for id_, names in ALIASES.items()), name=layout)
     preview = be.preview_graph(folder, **options)
