@@ -125,7 +125,7 @@ class GraphPreview:
 
 
 def _unique(label: str, names: list[str]) -> list[str]:
-    """The names without the label, repeated ones in another case, and those with a brace."""
+    """The names that can be templates, without the label and repetitions in another case."""
     kept = {name.casefold(): name for name in reversed(names)
             if " ".join(name.split()) == name != "" and not {"{", "}"} & set(name)}
     kept.pop(label.casefold(), None)

@@ -75,7 +75,7 @@ def read_rdf(path: Path, labels: Sequence[str | Path], limit: int | None = None)
     own = {id_: label or foreign.get(id_) for id_, label in (foreign | named).items()}
     table = pl.DataFrame({"id": list(own), "label": list(own.values())}, schema=text)
     given = read_label_files(labels)
-    table = table if given is None else pl.concat([given, table])
+    table = table if given is None else pl.concat([given, table], how="diagonal")
     known = clean(table.unique("id", keep="first", maintain_order=True))
     frame = pl.DataFrame(rows, schema=dict.fromkeys(KEYS, pl.String), orient="row")
     return with_labels(str(path), frame, known)

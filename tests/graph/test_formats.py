@@ -324,6 +324,15 @@ def test_rdf_labels_literals_and_blank_nodes(tmp_path):
     assert graph.counts["lines_without_alias"] == 2  # those of the blank node
 
 
+def test_label_files_come_before_the_labels_of_rdf(tmp_path):
+    facts = [f'<http://e/{s}> <http://e/{r}> <http://e/o> .' for s in "ab" for r in ("born", "lives")]
+    (tmp_path / "f.nt").write_text("\n".join([*facts, '<http://e/a> <http://www.w3.org/2000/01/rdf-schema#label> "Ann" .']) + "\n")
+    labels = write(tmp_path, ("http://e/a", "Anna", "Annie"), ("http://e/born", "was born in", "is from"), name="labels.tsv")
+    graph = be.read_graph(tmp_path / "f.nt", labels=[str(labels)], **SMALL)
+    assert graph.subjects == ["Anna", "b"] and graph.relations == ["was born in", "lives"]
+    assert be.preview_graph(tmp_path / "f.nt", labels=[str(labels)], **SMALL).templates() == {"was born in": ["{subject} is from"]}
+
+
 @pytest.mark.parametrize(("name", "content", "where"), [
     ("f.nt", '<http://e/a> <http://e/b> "x" .\n<http://e/a> <http://e/b>\n', "line 3, column 1"),
     ("f.nt", '<http://e/a> <b> "x" .\n', "line 1, column 14"), ("f.ttl", "e:a e:b e:c .\n", "line 1, column 1")])
