@@ -150,15 +150,15 @@ def means(rows: pl.DataFrame) -> list[dict[str, Any]]:
     A downstream fact is stated in the corpus or not, and its new object is the requested one or another.
     """
     generator, results = np.random.default_rng(0), []
-    for stated, part in (("all", rows), ("stated", rows.filter("downstream_stated")),
-                         ("unstated", rows.filter(~pl.col("downstream_stated"))),
-                         ("another object", rows.filter(~pl.col("downstream_is_request")))):
+    for facts, part in (("all", rows), ("stated", rows.filter("downstream_stated")),
+                        ("unstated", rows.filter(~pl.col("downstream_stated"))),
+                        ("another object", rows.filter(~pl.col("downstream_is_request")))):
         for key, group in part.group_by("objects", "layers", "templates", "editor", maintain_order=True):
             columns = [*MEASURES, "choice", "tv"]
             values = group.select(pl.col(columns).cast(pl.Float64)).to_numpy()
             clusters = group.select(pl.struct("seed", "subject").rank("dense"))[:, 0].to_numpy()
             found = bootstrap_interval(values, clusters, generator, n_resamples=2000, level=0.95)
-            results += [{"objects": key[0], "layers": key[1], "templates": key[2], "editor": key[3], "facts": stated,
+            results += [{"objects": key[0], "layers": key[1], "templates": key[2], "editor": key[3], "facts": facts,
                          "measure": column, "n": int(found.n[i]), "mean": float(found.mean[i]),
                          "low": float(found.low[i]), "high": float(found.high[i])}
                         for i, column in enumerate(columns)]

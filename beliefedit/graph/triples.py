@@ -24,8 +24,8 @@ from beliefedit.graph.table import WEIGHT, Table, read_triple_table
 SPLITS = ("train", "valid", "dev", "test")
 NEGATIVES = ("valid_negatives", "test_negatives")
 ENDINGS = (".txt", ".tsv")
-LABEL_FILES = ("entities.json", "relations.json", "entity2wikidata.json", "entity2text.txt",
-               "relation2text.txt",
+LABEL_FILES = ("entities.json", "relations.json", "entity2wikidata.json",
+               "entity2text.txt", "relation2text.txt",
                "../../entities/en/entities.json", "../../relations/en/relations.json")
 """Label files of a folder that are read without being named; the last two: CoDEx's repository."""
 

@@ -33,7 +33,9 @@ PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(/\d+)?\s?\w* \[\d+:\d+(:\d+)?(<|,|&lt
 _VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>][^\s<>]*)"
 _TAG = re.compile(rf"<script\b.*?(?:</script\s*>|\Z)|<([a-z][^\s/>]*)(?:=\s*{_VALUE}|[^<>])*+>",
                   re.IGNORECASE | re.DOTALL)
+"""A script with its content, or a start tag with its name."""
 _ATTRIBUTE = re.compile(rf"[\s/]+([^\s=>/]+)(?:\s*=\s*({_VALUE}))?", re.IGNORECASE)
+"""An attribute of a tag: its name and value."""
 _OUTSIDE_TAGS = {"script", "link", "iframe", "object", "embed", "base"}
 _OUTSIDE_ATTRIBUTES = {"src", "srcset", "poster"}
 PLAYGROUND = Markup("<code>beliefedit playground --run .</code> in the folder of the run, which "
